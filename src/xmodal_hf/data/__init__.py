@@ -1,0 +1,1 @@
+"""Datasets in canonical columns, sampling, decoding and collators."""

@@ -1,0 +1,51 @@
+"""The bytes of one picture or sound, wherever they lie: in the row, in a file, in a zip archive."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .errors import BadItemError
+
+# "zip://member::/path/archive.zip", the way fsspec and datasets write a member of an archive.
+_ZIP_SCHEME, _ZIP_SEPARATOR = "zip://", "::"
+
+
+def zip_member(archive: str | os.PathLike, member: str) -> str:
+    """The address of a member of a zip archive, for `read_media`."""
+    return f"{_ZIP_SCHEME}{member}{_ZIP_SEPARATOR}{archive}"
+
+
+def read_media(cell: dict[str, Any] | None) -> bytes:
+    """The encoded bytes of an image or audio cell.
+
+    Args:
+        cell: {"bytes": bytes | None, "path": str | None} as in an undecoded `datasets.Image` column; the path is that
+            of a file or made by `zip_member`.
+
+    Raises:
+        BadItemError: there is nothing in the cell, or the file is missing.
+    """
+    if cell is None or (cell["bytes"] is None and not cell["path"]):
+        raise BadItemError("no media", "the cell is null")
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    path: str = cell["path"]
+    try:
+        if path.startswith(_ZIP_SCHEME):
+            member, archive = path.removeprefix(_ZIP_SCHEME).split(_ZIP_SEPARATOR)
+            return _archive(archive, os.getpid()).read(member)
+        return Path(path).read_bytes()
+    except (FileNotFoundError, KeyError) as error:
+        raise BadItemError("missing file", path) from error
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BadItemError("unreadable file", f"{path}: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _archive(path: str, process_id: int) -> zipfile.ZipFile:
+    """An open archive; one a process, because forked workers would share the position in the file."""
+    return zipfile.ZipFile(path)

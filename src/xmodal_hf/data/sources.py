@@ -1,0 +1,177 @@
+"""Any paired dataset -> the canonical columns `id`, `text` (str or list of str) and `image` or `audio`.
+
+Loading reads tables and lists files; pictures and sounds are opened when a row is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from datasets import Audio, Dataset, Image, Value
+
+from .files import zip_member
+from .openmoji import load_openmoji
+from .tables import find_column, load_table
+
+# Usual names, the most specific first.
+_PATH_COLUMNS = ("file_name", "filename", "filepath", "file_path", "file", "path")
+IMAGE_COLUMNS = ("image", "images", "img", "jpg", "jpeg", "png", "webp", "image_path", "image_file", *_PATH_COLUMNS)
+AUDIO_COLUMNS = ("audio", "sound", "wav", "flac", "mp3", "ogg", "audio_path", "audio_file", *_PATH_COLUMNS)
+TEXT_COLUMNS = ("text", "texts", "caption", "captions", "sentence", "sentences", "txt", "description", "title")
+ID_COLUMNS = ("id", "image_id", "audio_id", "img_id", "youtube_id", "key", "__key__")
+# What makes a folder an image or audio folder: a table of its files, or one folder a class.
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
+# The undecoded form of an audio column; the `Audio` feature would want torchcodec.
+AUDIO_CELL = {"bytes": Value("binary"), "path": Value("string")}
+
+
+def load_pairs(
+    source: str | os.PathLike,
+    *,
+    modality: Literal["image", "audio"] = "image",
+    split: str = "train",
+    image_column: str | None = None,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    max_samples: int | None = None,
+) -> Dataset:
+    """A paired dataset in canonical columns.
+
+    Args:
+        source: `openmoji` or `soundfont` (built in); a csv, tsv, jsonl or parquet file whose image or audio column has
+            bytes or paths relative to the file, or names of members of zip archives beside the file; a folder with
+            metadata.jsonl, .csv or .parquet, or with one folder a class (its name is the text), either within
+            `<split>/` or not; a folder of parquet files or from `save_to_disk`; a Hub id ("owner/name:configuration").
+        modality: `image` or `audio`.
+        split: of the source; a file with a column `split` is filtered by it, any other file is taken whole.
+        image_column, audio_column, text_column, id_column: columns of the source; found by their usual names if None.
+            Without an id, the path of the item is its id, and else the number of its row.
+        max_samples: keep the first rows only.
+
+    Returns:
+        A `Dataset` with `id` (str), `text` (str or list of str) and `image` (`datasets.Image`) or `audio`
+        ({"bytes", "path"}).
+
+    Raises:
+        ValueError: unknown modality, or a column cannot be found (the message lists those that are there).
+        FileNotFoundError: no such file, or neither a file nor an archive member for the first path.
+    """
+    if modality not in ("image", "audio"):
+        raise ValueError(f"modality is 'image' or 'audio', not {modality!r}.")
+    if str(source) == "openmoji":
+        pairs = _built_in(load_openmoji(split), modality)
+    else:
+        given = image_column if modality == "image" else audio_column
+        table, folder = _load(Path(source), source, modality, split)
+        pairs = _canonical(table, folder, modality, given, text_column, id_column)
+    return pairs if max_samples is None else pairs.select(range(min(max_samples, len(pairs))))
+
+
+def _built_in(pairs: Dataset, modality: str) -> Dataset:
+    if modality not in pairs.column_names:
+        columns = ", ".join(pairs.column_names)
+        raise ValueError(f"This built-in dataset has no {modality}, only {columns}.")
+    return pairs
+
+
+def _load(
+    path: Path, source: str | os.PathLike, modality: Literal["image", "audio"], split: str
+) -> tuple[Dataset, Path]:
+    """The rows of a source, and the folder to which its paths are relative."""
+    if not path.is_dir():
+        return load_table(source, split=split), path.parent
+    folder = path / split if (path / split).is_dir() else path
+    metadata = next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
+    if metadata is not None:
+        return load_table(metadata, split=split), folder
+    files = _class_folder_files(folder, modality)
+    if files:
+        names = [file.parent.name.replace("_", " ") for file in files]
+        paths = [str(file.relative_to(folder)) for file in files]
+        return Dataset.from_dict({"file_name": paths, "text": names}), folder
+    return load_table(path, split=split), path
+
+
+def _class_folder_files(folder: Path, modality: Literal["image", "audio"]) -> list[Path]:
+    """Files of a folder of classes, <class>/<file>."""
+    suffixes = IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES
+    return sorted(file for file in folder.glob("*/*") if file.suffix.lower() in suffixes)
+
+
+def _canonical(
+    table: Dataset,
+    folder: Path,
+    modality: Literal["image", "audio"],
+    media_column: str | None,
+    text_column: str | None,
+    id_column: str | None,
+) -> Dataset:
+    columns = table.column_names
+    usual = IMAGE_COLUMNS if modality == "image" else AUDIO_COLUMNS
+    media = find_column(columns, usual, kind=modality, option=f"--{modality}_column", given=media_column)
+    text = find_column(columns, TEXT_COLUMNS, kind="text", option="--text_column", given=text_column)
+    ids = _ids(table, media, id_column)
+    has_paths = isinstance(table.features[media], Value) and table.features[media].dtype in ("string", "large_string")
+    pairs = table.select_columns([media, text])
+    if has_paths:
+        cells = _resolve_paths(table[media][:], folder)
+        pairs = pairs.remove_columns(media).add_column(modality, cells, feature=_media_feature(modality))
+    else:
+        pairs = pairs.rename_column(media, modality) if media != modality else pairs
+        pairs = _undecoded_audio(pairs) if modality == "audio" else pairs.cast_column("image", Image())
+    pairs = pairs.rename_column(text, "text") if text != "text" else pairs
+    return pairs.add_column("id", ids).select_columns(["id", modality, "text"])
+
+
+def _media_feature(modality: str) -> Image | dict[str, Value]:
+    return Image() if modality == "image" else AUDIO_CELL
+
+
+def _undecoded_audio(pairs: Dataset) -> Dataset:
+    if isinstance(pairs.features["audio"], Audio):
+        pairs = pairs.cast_column("audio", Audio(decode=False))
+    return pairs
+
+
+def _ids(table: Dataset, media: str, id_column: str | None) -> list[str]:
+    columns = table.column_names
+    named = next((name for name in ID_COLUMNS if name in columns), None)
+    if id_column is not None or named is not None:
+        column = find_column(columns, ID_COLUMNS, kind="id", option="--id_column", given=id_column)
+        return [str(value) for value in table[column][:]]
+    if isinstance(table.features[media], Value):
+        return [str(path) for path in table[media][:]]
+    return [str(number) for number in range(len(table))]
+
+
+def _resolve_paths(paths: list[str | None], folder: Path) -> list[dict | None]:
+    """Cells for paths relative to `folder`, or, when the first is no file there, for members of the zips in it."""
+    first = next((path for path in paths if path), None)
+    if first is None:
+        raise ValueError(f"All paths of the media column in {folder} are empty.")
+    if (folder / first).is_file():
+        return [_cell(str(folder / path)) if path else None for path in paths]
+    members = _archive_members(folder)
+    if first not in members:
+        raise FileNotFoundError(f"{folder / first} does not exist, nor is {first!r} in a zip archive in {folder}.")
+    # A path that is in no archive stays: reading it reports the missing file by its name.
+    return [_cell(members.get(path, str(folder / path))) if path else None for path in paths]
+
+
+def _cell(path: str) -> dict:
+    return {"bytes": None, "path": path}
+
+
+def _archive_members(folder: Path) -> dict[str, str]:
+    """Member name -> address of all zip archives in a folder (reads their directories, not their contents)."""
+    return {
+        member: zip_member(archive.resolve(), member)
+        for archive in sorted(folder.glob("*.zip"))
+        for member in zipfile.ZipFile(archive).namelist()
+    }

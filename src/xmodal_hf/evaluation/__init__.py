@@ -1,0 +1,38 @@
+"""Language quality, cross-modal quality and geometry, by the field's exact protocols.
+
+Each task function takes the least that it needs:
+
+- `evaluate_sts`, `evaluate_transfer` and `evaluate_zero_shot` take an embedder, because their sets bring sentences,
+  prompts and items;
+- `evaluate_retrieval` and `evaluate_representation` are functions of embeddings; `embed_pairs` makes these from an
+  embedder and a dataset of canonical columns.
+
+All return a flat dictionary of numbers that goes into `results.json` as it is. Recalls, accuracies, mean average
+precisions and correlations are in percent (0-100), ranks count from 1, geometry is in its own units. A headline
+metric `m` comes with its bootstrap interval, `m_ci95_low` and `m_ci95_high`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "retrieval": ("evaluate_retrieval", "retrieval_ranks"),
+    "representation": ("evaluate_representation", "alignment", "uniformity", "modality_gap", "effective_rank"),
+    "embed": ("Embedder", "PairEmbeddings", "as_embedder", "embed_pairs"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module that defines `name` on first use, so that importing this package costs nothing."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

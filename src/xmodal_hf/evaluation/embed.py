@@ -1,0 +1,390 @@
+"""Embedding texts, images and audio with our models and with their peers, behind one small interface.
+
+Legend: n items, B batch, T tokens, D embedding size. Every `encode_*` gives (n, D) float32 rows of length one, in the
+order of its input.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import ClapFeatureExtractor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from xmodal_hf.data.images import decode_image
+from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder
+from xmodal_hf.models.pooling import pool
+
+from .checks import as_embeds
+
+_SECONDS_BEFORE_BAR = 2.0
+_TOKENIZED_AT_ONCE = 10_000
+# Text models that were trained with every text padded to one length, and read the last position.
+_FIXED_LENGTH_MODELS = ("siglip", "siglip2")
+_NO_LIMIT = 100_000  # tokenizers without a limit of their own report a huge number
+_FUSION_SEED = 0
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How an embedder runs its model.
+
+    Attributes:
+        max_tokens_per_batch: of a text batch, padding included; texts are sorted by length first.
+        batch_size: images or clips a batch.
+        max_length: tokens after which texts are cut; None is the model's own limit.
+        dtype: run under autocast in this type; None keeps the weights' own. bfloat16 moves cosines by about 1e-3.
+        show_progress: a bar for what takes longer than two seconds.
+    """
+
+    max_tokens_per_batch: int = 4096
+    batch_size: int = 32
+    max_length: int | None = None
+    dtype: torch.dtype | None = None
+    show_progress: bool = True
+
+
+class Embedder:
+    """What the task functions need of a model. Subclasses implement what their model can."""
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, D) unit-norm float32 embeddings of `texts`."""
+        raise ValueError(f"{type(self).__name__} has no text encoder: this task needs one")
+
+    def encode_image(self, images: Iterable[Any]) -> np.ndarray:
+        """(n, D) unit-norm float32 embeddings of pictures (Pillow images, paths or encoded bytes)."""
+        raise ValueError(f"{type(self).__name__} has no image encoder: this task needs one")
+
+    def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
+        """(n, D) unit-norm float32 embeddings of clips: (samples,) arrays at the model's sampling rate."""
+        raise ValueError(f"{type(self).__name__} has no audio encoder: this task needs one")
+
+    def encode(self, modality: str, items: Iterable[Any]) -> np.ndarray:
+        """`encode_<modality>(items)` for "text", "image" or "audio"."""
+        encoders = {"text": self.encode_text, "image": self.encode_image, "audio": self.encode_audio}
+        if modality not in encoders:
+            raise ValueError(f"unknown modality {modality!r}: one of {', '.join(encoders)}")
+        return encoders[modality](items)  # type: ignore[arg-type]
+
+
+class FunctionEmbedder(Embedder):
+    """Any function from a list of sentences to (n, D) embeddings, such as the `encode` of another library's model."""
+
+    def __init__(self, encode_sentences: Callable[[list[str]], Any]):
+        self._encode_sentences = encode_sentences
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        return _unit_float32(self._encode_sentences(_checked_texts(texts)))
+
+
+class TextModelEmbedder(Embedder):
+    """A text model: a `SentenceEncoder`, or any Auto text model with a pooling over its last hidden state."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pooling: str = "mean",
+        options: EmbedOptions | None = None,
+    ):
+        self.model, self.tokenizer, self.pooling = model, tokenizer, pooling
+        self.options = options or EmbedOptions()
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        return _encode_texts(_checked_texts(texts), self.model, self.tokenizer, self._forward, self.options)
+
+    def _forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if isinstance(self.model, SentenceEncoder):
+            return self.model(**inputs).text_embeds  # (B, D)
+        hidden = self.model(**inputs).last_hidden_state  # (B, T, D)
+        eos_token_id = self.model.config.eos_token_id if self.pooling == "eos" else None
+        return pool(hidden, self.pooling, inputs["attention_mask"], inputs["input_ids"], eos_token_id)  # (B, D)
+
+
+class DualEncoderEmbedder(Embedder):
+    """A model with `get_text_features` and `get_image_features` or `get_audio_features` in transformers' convention.
+
+    Covers our dual encoders, CLIPModel, SiglipModel and ClapModel. Nothing is cropped or fused at random: clips that
+    the processor would crop at random are cut to their beginning, and fused CLAP draws its crops from a fixed seed.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, options: EmbedOptions | None = None):
+        self.model, self.processor = model, processor
+        self.options = options or EmbedOptions()
+
+    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
+        return _encode_texts(
+            _checked_texts(texts),
+            self.model,
+            self._part("tokenizer"),
+            lambda inputs: self.model.get_text_features(**inputs).pooler_output,
+            self.options,
+        )
+
+    def encode_image(self, images: Iterable[Any]) -> np.ndarray:
+        image_processor = self._part("image_processor")
+
+        def forward(batch: list[Any]) -> torch.Tensor:
+            pixels = image_processor(images=[decode_image(image) for image in batch], return_tensors="pt")
+            return self.model.get_image_features(**pixels.to(self.model.device)).pooler_output  # (B, D)
+
+        return _encode_items(images, self.model, forward, "image", self.options)
+
+    def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
+        extractor = self._part("feature_extractor")
+
+        def forward(batch: list[Any]) -> torch.Tensor:
+            features = _audio_features(extractor, [np.asarray(clip, dtype=np.float32) for clip in batch])
+            return self.model.get_audio_features(**features.to(self.model.device)).pooler_output  # (B, D)
+
+        return _encode_items(clips, self.model, forward, "clip", self.options)
+
+    def _part(self, name: str) -> Any:
+        if name not in self.processor.get_attributes():
+            raise ValueError(f"{type(self.processor).__name__} has no {name}: this model does not take such input")
+        return getattr(self.processor, name)
+
+
+def as_embedder(
+    model: Any, processor: Any = None, *, pooling: str = "mean", options: EmbedOptions | None = None
+) -> Embedder:
+    """Give any supported model the `Embedder` interface.
+
+    Args:
+        model: an `Embedder`; a two-tower model (ours, CLIPModel, SiglipModel, ClapModel) with its `processor`; a
+            `SentenceEncoder` or an Auto text model with its tokenizer as `processor`; a SentenceTransformer; or a
+            function from a list of sentences to (n, D) embeddings.
+        processor: as above.
+        pooling: of an Auto text model: cls, mean, max or eos.
+        options: batch sizes, precision, progress bar.
+
+    Raises:
+        ValueError: a model without its processor, or an object that is none of the above.
+    """
+    if isinstance(model, Embedder):
+        return model
+    if isinstance(model, PreTrainedModel) and isinstance(processor, ProcessorMixin):
+        return DualEncoderEmbedder(model, processor, options)
+    if isinstance(model, PreTrainedModel) and isinstance(processor, PreTrainedTokenizerBase):
+        return TextModelEmbedder(model, processor, pooling, options)
+    if _is_sentence_transformer(model):
+        return _sentence_transformer_embedder(model, options or EmbedOptions())
+    if isinstance(model, nn.Module):
+        raise ValueError(
+            f"as_embedder({type(model).__name__}, {type(processor).__name__}) lacks a processor that fits: pass a "
+            "two-tower model with its processor, or a text model with its tokenizer"
+        )
+    if callable(model):
+        return FunctionEmbedder(model)
+    raise ValueError(f"cannot embed with {type(model).__name__}: pass a model, an Embedder or a function")
+
+
+@dataclass(frozen=True)
+class PairEmbeddings:
+    """A dataset's pairs in the joint space: what retrieval and representation are computed from.
+
+    Attributes:
+        modality: "image" or "audio".
+        modality_embeds: (N, D), one row an item.
+        text_embeds: (M, D), one row a caption.
+        text_to_item: (M,), the item of each caption.
+    """
+
+    modality: str
+    modality_embeds: np.ndarray
+    text_embeds: np.ndarray
+    text_to_item: np.ndarray
+
+
+def embed_pairs(embedder: Embedder, dataset: Iterable[Mapping[str, Any]], modality: str = "image") -> PairEmbeddings:
+    """Embed rows of canonical columns, `text` (a string or a list of them) and `image` or `audio`, in one pass.
+
+    Raises:
+        ValueError: no rows, or a row without a caption.
+    """
+    captions: list[str] = []
+    owners: list[int] = []
+
+    def items() -> Iterator[Any]:
+        for index, row in enumerate(dataset):
+            texts = [row["text"]] if isinstance(row["text"], str) else list(row["text"])
+            if not texts:
+                raise ValueError(f"row {index} has no caption: leave it out or give it one")
+            captions.extend(texts)
+            owners.extend([index] * len(texts))
+            yield row[modality]
+
+    modality_embeds = embedder.encode(modality, items())
+    return PairEmbeddings(modality, modality_embeds, embedder.encode_text(captions), np.array(owners))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Run without dropout and gradients, and give every module its old mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Split texts into batches of similar length, the longest first.
+
+    A batch of B texts with at most T tokens has B * T <= max_tokens, or one text.
+
+    Example:
+        >>> token_batches([2, 9, 3, 2], max_tokens=6)
+        [[1], [2, 0], [3]]
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _encode_texts(
+    texts: list[str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    forward: Callable[[Mapping[str, torch.Tensor]], torch.Tensor],
+    options: EmbedOptions,
+) -> np.ndarray:
+    """Tokenize, batch by tokens, run `forward`, restore the order."""
+    rows = _tokenize(texts, tokenizer, options.max_length or _text_limit(model, tokenizer))
+    padding: dict[str, Any] = {}
+    if model.config.model_type in _FIXED_LENGTH_MODELS:
+        padding = {"padding": "max_length", "max_length": _text_limit(model, tokenizer)}
+    batches = token_batches([len(row["input_ids"]) for row in rows], options.max_tokens_per_batch)
+    embeds: np.ndarray | None = None
+    bar = _bar(len(texts), "text", options)
+    with bar, evaluation_mode(model):
+        for batch in batches:
+            inputs = tokenizer.pad([rows[index] for index in batch], return_tensors="pt", **padding)
+            with _autocast(model, options.dtype):
+                batch_embeds = _unit_float32(forward(inputs.to(model.device)))
+            if embeds is None:
+                embeds = np.empty((len(texts), batch_embeds.shape[1]), dtype=np.float32)
+            embeds[batch] = batch_embeds
+            bar.update(len(batch))
+    assert embeds is not None  # _checked_texts refuses an empty list
+    return embeds
+
+
+def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[dict[str, list[int]]]:
+    """One dictionary of unpadded lists a text."""
+    rows = []
+    for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+        chunk = texts[start : start + _TOKENIZED_AT_ONCE]
+        columns = tokenizer(chunk, truncation=True, max_length=limit, return_attention_mask=True)
+        rows += [{name: column[i] for name, column in columns.items()} for i in range(len(chunk))]
+    return rows
+
+
+def _text_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The most tokens that both the tokenizer and the text tower take."""
+    text_config = model.config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
+    return min(tokenizer.model_max_length, positions)
+
+
+def _encode_items(
+    items: Iterable[Any],
+    model: PreTrainedModel,
+    forward: Callable[[list[Any]], torch.Tensor],
+    unit: str,
+    options: EmbedOptions,
+) -> np.ndarray:
+    """Run `forward` on batches of `items`, which may be a generator: only one batch is in memory."""
+    embeds: list[np.ndarray] = []
+    batch: list[Any] = []
+    bar = _bar(len(items) if isinstance(items, Sequence) else None, unit, options)
+
+    def run() -> None:
+        with _autocast(model, options.dtype):
+            embeds.append(_unit_float32(forward(batch)))
+        bar.update(len(batch))
+        batch.clear()
+
+    with bar, evaluation_mode(model):
+        for item in items:
+            batch.append(item)
+            if len(batch) == options.batch_size:
+                run()
+        if batch:
+            run()
+    if not embeds:
+        raise ValueError(f"there are no {unit}s to embed")
+    return np.concatenate(embeds)
+
+
+def _bar(total: int | None, unit: str, options: EmbedOptions) -> tqdm:
+    disable = not options.show_progress
+    return tqdm(total=total, desc=f"embedding {unit}s", unit=unit, delay=_SECONDS_BEFORE_BAR, disable=disable)
+
+
+def _audio_features(extractor: Any, clips: list[np.ndarray]) -> Any:
+    """Features of a batch, each clip's independent of its neighbours and of global random state."""
+    rate_hz = extractor.sampling_rate
+    if not isinstance(extractor, ClapFeatureExtractor):
+        return extractor(clips, sampling_rate=rate_hz, return_tensors="pt")
+    limit = extractor.nb_max_samples
+    is_longer = [[len(clip) > limit] for clip in clips]
+    if extractor.truncation == "rand_trunc":
+        clips = [clip[:limit] for clip in clips]
+    state = np.random.get_state()  # the extractor draws from NumPy's global generator
+    features = []
+    for clip in clips:
+        np.random.seed(_FUSION_SEED)
+        features.append(extractor(clip, sampling_rate=rate_hz, return_tensors="pt"))
+    np.random.set_state(state)
+    merged = features[0]
+    merged["input_features"] = torch.cat([feature["input_features"] for feature in features])
+    # With no long clip in a batch the extractor marks a random one as long: restore the truth.
+    merged["is_longer"] = torch.tensor(is_longer)
+    return merged
+
+
+def _is_sentence_transformer(model: Any) -> bool:
+    """Whether `model` is a SentenceTransformer, without importing that package for those who do not use it."""
+    library = sys.modules.get("sentence_transformers")
+    return library is not None and isinstance(model, library.SentenceTransformer)
+
+
+def _sentence_transformer_embedder(model: Any, options: EmbedOptions) -> FunctionEmbedder:
+    def encode(texts: list[str]) -> np.ndarray:
+        with _autocast(model, options.dtype):
+            return model.encode(texts, batch_size=options.batch_size, show_progress_bar=options.show_progress)
+
+    return FunctionEmbedder(encode)
+
+
+def _autocast(model: Any, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _checked_texts(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise ValueError("encode_text takes a list of strings: pass [text]")
+    if len(texts) == 0:
+        raise ValueError("there are no texts to embed")
+    return list(texts)
+
+
+def _unit_float32(embeds: Any) -> np.ndarray:
+    """(n, D) float32 rows of length one on the CPU."""
+    tensor = as_embeds(embeds, "the model's embeddings").float()
+    return nn.functional.normalize(tensor, dim=-1).cpu().numpy()

@@ -1,0 +1,306 @@
+"""Cross-modal retrieval: exact ranks in tiles, many captions an item, both directions.
+
+Legend: Q queries, G gallery rows, P (query, gold) pairs, D embedding size.
+
+Ranks count from 1. A gold is ranked behind every non-gold row whose cosine equals its own, so a model that maps
+everything to one point scores zero, not one hundred. Cosines are compared in float64 with a tolerance far above its
+rounding and far below the distance of two different float32 embeddings: the ranks do not depend on the tile size,
+on the order of the rows or on the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .bootstrap import DEFAULT_RESAMPLES, mean_interval, with_interval
+from .checks import as_embeds, as_indices, check_same_width
+
+DEFAULT_KS = (1, 5, 10)
+# float64 dot products of unit vectors are wrong by at most D * 2^-53 (6e-14 at D = 512); cosines of two float32
+# embeddings that differ in their last bits differ by about 1e-10.
+TIE_TOLERANCE = 1e-12
+_TILE = 2048  # a tile of 2048 x 2048 float64 cosines is 32 MiB
+_PAIRS_AT_ONCE = 512  # rows of the tile that are compared with their golds at once
+_SECONDS_BEFORE_BAR = 2.0
+
+
+@dataclass(frozen=True)
+class GoldRanks:
+    """The rank of every gold of every query, sorted by query and, within a query, from the best.
+
+    Attributes:
+        ranks: (P,) int64, from 1.
+        query_index: (P,) int64, the query of each rank.
+    """
+
+    ranks: np.ndarray
+    query_index: np.ndarray
+
+    @property
+    def best(self) -> np.ndarray:
+        """(Q,) the rank of each query's best gold."""
+        return self.ranks[self._first_of_query()]
+
+    @property
+    def num_golds(self) -> np.ndarray:
+        """(Q,) how many golds each query has."""
+        return np.diff(self._first_of_query(), append=len(self.ranks))
+
+    def position(self) -> np.ndarray:
+        """(P,) 1 for a query's best gold, 2 for its second, and so on."""
+        return np.arange(len(self.ranks)) - np.repeat(self._first_of_query(), self.num_golds) + 1
+
+    def _first_of_query(self) -> np.ndarray:
+        return np.flatnonzero(np.diff(self.query_index, prepend=-1))
+
+
+def retrieval_ranks(query_embeds: Any, gallery_embeds: Any, gold: Any = None) -> GoldRanks:
+    """Rank every gold in the gallery by cosine, without ever holding the Q x G matrix.
+
+    Args:
+        query_embeds: (Q, D) array or tensor; rows are normalised here.
+        gallery_embeds: (G, D), likewise, each item once.
+        gold: (Q,) gallery index of each query's gold, or Q sequences of indices where a query has several.
+            None pairs row i with row i.
+
+    Raises:
+        ValueError: an empty or non-finite matrix, different widths, or a query whose gold is missing, out of range or
+            named twice.
+
+    Example:
+        >>> retrieval_ranks([[1.0, 0.0]], [[1.0, 0.1], [1.0, 0.0], [0.0, 1.0]], gold=[[0, 2]]).ranks
+        array([2, 3])
+    """
+    queries, gallery = as_embeds(query_embeds, "query_embeds"), as_embeds(gallery_embeds, "gallery_embeds")
+    pair_query, pair_gallery = gold_pairs(gold, len(queries), len(gallery))
+    return _rank_directions(queries, gallery, pair_query, pair_gallery, backward=False)[0]
+
+
+def both_directions(modality_embeds: Any, text_embeds: Any, text_to_item: Any = None) -> tuple[GoldRanks, GoldRanks]:
+    """Ranks of text to item and of item to text from one product of the matrices; arguments as `evaluate_retrieval`."""
+    items, texts = as_embeds(modality_embeds, "modality_embeds"), as_embeds(text_embeds, "text_embeds")
+    pair_text, pair_item = gold_pairs(text_to_item, len(texts), len(items))
+    captions_of_item = np.bincount(pair_item, minlength=len(items))
+    if captions_of_item.min() == 0:
+        raise ValueError(f"item {int(captions_of_item.argmin())} has no caption, so item to text has no gold for it")
+    to_item, to_text = _rank_directions(texts, items, pair_text, pair_item, backward=True)
+    return to_item, to_text
+
+
+def score_ranks(scores: Any, gold: Any = None) -> GoldRanks:
+    """Rank every gold by given scores (Q, G), higher is better; exact equality is a tie, counted against the gold.
+
+    Raises:
+        ValueError: as `retrieval_ranks`.
+
+    Example:
+        >>> score_ranks([[0.9, 0.9, 0.1]], gold=[0]).ranks
+        array([2])
+    """
+    matrix = as_embeds(scores, "scores").double()
+    rows, columns = gold_pairs(gold, *matrix.shape)
+    golds = _Golds(rows, columns, matrix[rows.tolist(), columns.tolist()], tolerance=0.0)
+    golds.count_tile(matrix.clone(), 0, 0)
+    return golds.rank()
+
+
+def gold_pairs(gold: Any, num_queries: int, num_gallery: int) -> tuple[np.ndarray, np.ndarray]:
+    """Turn any accepted form of `gold` into the (P,) query and gallery index of each pair, sorted by query."""
+    if gold is None:
+        if num_queries != num_gallery:
+            raise ValueError(
+                f"{num_queries} queries and {num_gallery} gallery rows cannot be paired row by row: say which gallery "
+                "row is each query's gold"
+            )
+        return np.arange(num_queries), np.arange(num_gallery)
+    if isinstance(gold, torch.Tensor):
+        gold = gold.cpu().numpy()
+    if isinstance(gold, np.ndarray) and gold.shape == (num_queries,) and gold.dtype != object:
+        return np.arange(num_queries), as_indices(gold, "gold", num_gallery)  # one gold a query: no loop over queries
+    golds = [np.atleast_1d(np.asarray(of_query)) for of_query in gold]
+    if len(golds) != num_queries:
+        raise ValueError(f"{num_queries} queries need as many golds, not {len(golds)}")
+    for query, of_query in enumerate(golds):
+        if len(of_query) == 0 or len(np.unique(of_query)) != len(of_query):
+            raise ValueError(f"query {query} needs at least one gold and each once; it has {of_query.tolist()}")
+    pair_query = np.repeat(np.arange(num_queries), [len(of_query) for of_query in golds])
+    return pair_query, as_indices(np.concatenate(golds), "gold", num_gallery)
+
+
+def recall_at_k(ranks: GoldRanks, k: int) -> float:
+    """Share of the queries with a gold among the first k, in [0, 1]. With k at or above the gallery's size it is 1."""
+    return float((ranks.best <= _checked_k(k)).mean())
+
+
+def median_rank(ranks: GoldRanks) -> float:
+    """Median over the queries of the best gold's rank (from 1)."""
+    return float(np.median(ranks.best))
+
+
+def mean_average_precision(ranks: GoldRanks, k: int = 10) -> float:
+    """mAP@k in [0, 1]: mean over the queries of the sum over golds ranked within k of (i / rank_i), divided by the
+    number of golds, where rank_i is the i-th smallest."""
+    return float(average_precisions(ranks, k).mean())
+
+
+def average_precisions(ranks: GoldRanks, k: int = 10) -> np.ndarray:
+    """(Q,) the summands of `mean_average_precision`."""
+    precisions = np.where(ranks.ranks <= _checked_k(k), ranks.position() / ranks.ranks, 0.0)
+    return np.bincount(ranks.query_index, weights=precisions) / ranks.num_golds
+
+
+def evaluate_retrieval(
+    modality_embeds: Any,
+    text_embeds: Any,
+    text_to_item: Any = None,
+    *,
+    modality: str = "image",
+    ks: Sequence[int] = DEFAULT_KS,
+    num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Retrieval in both directions, each item once.
+
+    Text to item: one gold a caption. Item to text: a hit if any caption of the item is among the first k.
+
+    Args:
+        modality_embeds: (N, D) image or audio embeddings, one row an item.
+        text_embeds: (M, D) caption embeddings.
+        text_to_item: (M,) the item of each caption; None means one caption an item, row i for row i.
+        modality: names the direction in the result's keys.
+        ks: cut-offs of the recall.
+        num_resamples: of the bootstrap over items; 0 leaves the intervals out.
+        seed: of the bootstrap.
+
+    Returns:
+        For both directions, `text_to_image_...` and `image_to_text_...`: `recall@k` and `map@10` in percent, each with
+        `_ci95_low` and `_ci95_high`, and `median_rank` (from 1); then `num_items` and `num_texts`.
+
+    Raises:
+        ValueError: as `retrieval_ranks`; an item without a caption counts as a missing gold.
+
+    Example:
+        >>> images, texts = np.eye(2), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.2]])
+        >>> results = evaluate_retrieval(images, texts, text_to_item=[0, 1, 1], num_resamples=0)
+        >>> round(results["text_to_image_recall@1"], 2), results["image_to_text_recall@1"]
+        (66.67, 100.0)
+    """
+    to_item, to_text = both_directions(modality_embeds, text_embeds, text_to_item)
+    num_texts, num_items = len(to_item.best), len(to_text.best)
+    text_item = gold_pairs(text_to_item, num_texts, num_items)[1]
+    bootstrap = {"num_resamples": num_resamples, "seed": seed}
+    results = _direction_metrics(f"text_to_{modality}", to_item, text_item, ks, **bootstrap)
+    results |= _direction_metrics(f"{modality}_to_text", to_text, np.arange(num_items), ks, **bootstrap)
+    return results | {"num_items": num_items, "num_texts": num_texts}
+
+
+def group_pairs(item_ids: Any) -> tuple[np.ndarray, np.ndarray]:
+    """From one row a (caption, item) pair to each item once.
+
+    Args:
+        item_ids: (M,) integers or strings, equal for the captions of one item.
+
+    Returns:
+        The row at which each item comes first, (N,), and `text_to_item`, (M,).
+
+    Example:
+        >>> group_pairs(["b", "a", "b"])
+        (array([1, 0]), array([1, 0, 1]))
+    """
+    _, first_rows, text_to_item = np.unique(np.asarray(item_ids), return_index=True, return_inverse=True)
+    return first_rows, text_to_item
+
+
+def _direction_metrics(
+    direction: str, ranks: GoldRanks, query_items: np.ndarray, ks: Sequence[int], *, num_resamples: int, seed: int
+) -> dict[str, float]:
+    """One direction's metrics; `query_items` (Q,) says which item each query belongs to, for the bootstrap."""
+    per_query = {f"recall@{k}": (ranks.best <= _checked_k(k)).astype(np.float64) for k in ks}
+    per_query["map@10"] = average_precisions(ranks, 10)
+    results: dict[str, float] = {}
+    for name, values in per_query.items():
+        percent, key = 100 * values, f"{direction}_{name}"
+        if num_resamples:
+            interval = mean_interval(percent, query_items, num_resamples=num_resamples, seed=seed)
+            results |= with_interval(key, float(percent.mean()), interval)
+        else:
+            results[key] = float(percent.mean())
+    return results | {f"{direction}_median_rank": median_rank(ranks)}
+
+
+class _Golds:
+    """The (row, gold column) pairs of one direction, sorted by row, and how many non-golds stand ahead of each."""
+
+    def __init__(self, rows: np.ndarray, columns: np.ndarray, scores: torch.Tensor, tolerance: float):
+        self.rows, self.columns, self.scores, self.tolerance = rows, columns, scores, tolerance
+        self.ahead = torch.zeros(len(rows), dtype=torch.int64, device=scores.device)  # (P,)
+
+    def transposed(self) -> _Golds:
+        """The same pairs seen from the columns."""
+        order = np.argsort(self.columns, kind="stable")
+        return _Golds(self.columns[order], self.rows[order], self.scores[order.tolist()], self.tolerance)
+
+    def count_tile(self, scores: torch.Tensor, first_row: int, first_column: int) -> None:
+        """Add what the tile (r, c) of the score matrix that starts there says. Overwrites its golds."""
+        first, last = np.searchsorted(self.rows, [first_row, first_row + len(scores)])
+        rows = torch.from_numpy(self.rows[first:last] - first_row).to(scores.device)
+        columns = torch.from_numpy(self.columns[first:last] - first_column).to(scores.device)
+        inside = (columns >= 0) & (columns < scores.shape[1])
+        scores[rows[inside], columns[inside]] = -torch.inf  # no gold is ahead of a gold
+        for start in range(0, last - first, _PAIRS_AT_ONCE):
+            chunk = slice(start, min(start + _PAIRS_AT_ONCE, last - first))
+            pairs = slice(first + chunk.start, first + chunk.stop)
+            at_least = scores[rows[chunk]] >= (self.scores[pairs] - self.tolerance).unsqueeze(1)  # (p, c)
+            self.ahead[pairs] += at_least.sum(dim=1, dtype=torch.int32)
+
+    def rank(self) -> GoldRanks:
+        """Within a row the golds come in the order of their scores, each behind the non-golds ahead of it."""
+        order = np.lexsort((-self.scores.cpu().numpy(), self.rows))
+        ordered = GoldRanks(self.ahead.cpu().numpy()[order], self.rows[order])
+        return GoldRanks(ordered.ranks + ordered.position(), ordered.query_index)
+
+
+def _rank_directions(
+    queries: torch.Tensor, gallery: torch.Tensor, pair_query: np.ndarray, pair_gallery: np.ndarray, *, backward: bool
+) -> list[GoldRanks]:
+    """Ranks of each query's golds and, with `backward`, of each gallery row's golds among the queries."""
+    check_same_width(queries, gallery, "queries and gallery")
+    gallery = gallery.to(queries.device)
+    forward = _Golds(pair_query, pair_gallery, _pair_cosines(queries, gallery, pair_query, pair_gallery), TIE_TOLERANCE)
+    directions = [forward, forward.transposed()] if backward else [forward]
+    starts = [(row, column) for row in range(0, len(queries), _TILE) for column in range(0, len(gallery), _TILE)]
+    for row, column in tqdm(starts, desc="ranking", unit="tile", delay=_SECONDS_BEFORE_BAR):
+        cosines = _unit_rows(queries[row : row + _TILE]) @ _unit_rows(gallery[column : column + _TILE]).T  # (q, g)
+        forward.count_tile(cosines, row, column)
+        if backward:
+            directions[1].count_tile(cosines.T, column, row)
+    return [direction.rank() for direction in directions]
+
+
+def _unit_rows(embeds: torch.Tensor) -> torch.Tensor:
+    """(n, D) float64 rows of length one; a row of zeros stays so and ties with everything."""
+    return torch.nn.functional.normalize(embeds.double(), dim=1)
+
+
+def _pair_cosines(
+    queries: torch.Tensor, gallery: torch.Tensor, pair_query: np.ndarray, pair_gallery: np.ndarray
+) -> torch.Tensor:
+    """(P,) float64 cosine of each query with its gold."""
+    parts = []
+    for start in range(0, len(pair_query), _TILE):
+        chunk = slice(start, start + _TILE)
+        rows, columns = torch.from_numpy(pair_query[chunk]), torch.from_numpy(pair_gallery[chunk])
+        parts.append((_unit_rows(queries[rows]) * _unit_rows(gallery[columns])).sum(dim=1))
+    return torch.cat(parts)
+
+
+def _checked_k(k: int) -> int:
+    if k < 1:
+        raise ValueError(f"k counts results and starts at 1, not {k}")
+    return k

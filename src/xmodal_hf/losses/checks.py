@@ -1,0 +1,89 @@
+"""What every loss demands of its arguments, each error naming the argument, its shape and the fix."""
+
+import torch
+from torch import Tensor
+
+from ..distributed import RowShards, exchange_sizes
+
+
+def check_embeddings(**embeddings: Tensor) -> None:
+    """All (rows, D) floating point with one D, dtype and device; the first one is the measure."""
+    (reference_name, reference), *others = embeddings.items()
+    for name, tensor in embeddings.items():
+        if tensor.ndim != 2 or not tensor.is_floating_point():
+            raise ValueError(
+                f"{name} must be a floating point tensor (rows, D), got {describe(tensor)}. "
+                "Pass one embedding a row, as the model's *_embeds are."
+            )
+    for name, tensor in others:
+        if tensor.shape[1] != reference.shape[1]:
+            raise ValueError(
+                f"{name} {describe(tensor)} and {reference_name} {describe(reference)} differ in embedding size D. "
+                "Project both to the same size."
+            )
+        if tensor.dtype != reference.dtype or tensor.device != reference.device:
+            raise ValueError(
+                f"{name} is {tensor.dtype} on {tensor.device}, {reference_name} {reference.dtype} on "
+                f"{reference.device}. Convert one with {name}.to({reference_name})."
+            )
+
+
+def check_same_rows(name: str, tensor: Tensor, reference_name: str, reference: Tensor, reason: str = "") -> None:
+    """`reason` says when this is demanded, and with it the way out."""
+    if len(tensor) != len(reference):
+        raise ValueError(
+            f"{name} {describe(tensor)} must have one row for each of the {len(reference)} rows of {reference_name}"
+            f"{reason}."
+        )
+
+
+def check_group_ids(name: str, group_ids: Tensor, rows: int, device: torch.device) -> None:
+    integer = not group_ids.is_floating_point() and not group_ids.is_complex() and group_ids.dtype != torch.bool
+    if not integer or group_ids.shape != (rows,) or group_ids.device != device:
+        raise ValueError(
+            f"{name} must be a 1-D integer tensor with one id for each of the {rows} local pairs on {device}, "
+            f"got {describe(group_ids)} on {group_ids.device}."
+        )
+
+
+def check_pairs(
+    modality_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None = None, chunk_size: int | None = None
+) -> None:
+    """The arguments of a loss on pairs: row i of both sides belongs together."""
+    check_embeddings(modality_embeds=modality_embeds, text_embeds=text_embeds)
+    check_same_rows("text_embeds", text_embeds, "modality_embeds", modality_embeds)
+    check_chunk_size(chunk_size)
+    if group_ids is not None:
+        check_group_ids("group_ids", group_ids, len(modality_embeds), modality_embeds.device)
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 or None for the default, got {chunk_size}.")
+
+
+def as_scalar(name: str, value: float | Tensor, reference: Tensor) -> Tensor:
+    """A multiplier or bias as a 0-dim floating point tensor beside `reference`, keeping its gradient."""
+    if not isinstance(value, Tensor):
+        # fp64 on the host: exact for a Python float, and the loss rounds it once
+        return torch.tensor(value, dtype=torch.float64)
+    if value.ndim != 0 or not value.is_floating_point():
+        raise ValueError(
+            f"{name} must be a float or a 0-dim floating point tensor, got {describe(value)}. Use {name}.squeeze()."
+        )
+    return value.to(reference.device)
+
+
+def exchange_batch(embeds: Tensor, *row_counts: int) -> list[RowShards]:
+    """Tells all processes the local row counts, and refuses embedding sizes or batches no loss can be taken of."""
+    *shards, dimensions = exchange_sizes([*row_counts, embeds.shape[1]], embeds.device)
+    if len(set(dimensions.sizes)) > 1:
+        raise ValueError(f"the embedding size D differs between processes: {list(dimensions.sizes)} by rank.")
+    if shards[0].total == 0:
+        raise ValueError("the global batch is empty: no process has a row. Skip such steps.")
+    return shards
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape and dtype, for messages."""
+    return f"of shape {tuple(tensor.shape)} and dtype {str(tensor.dtype).removeprefix('torch.')}"

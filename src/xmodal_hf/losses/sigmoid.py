@@ -1,0 +1,143 @@
+"""The pairwise sigmoid loss of SigLIP (Zhai et al. 2023, eq. 1), streamed and distributed.
+
+    loss = -(1/N) sum_ij log sigmoid(z_ij (t <x_i, y_j> + b)),   z_ij = 1 for positives, -1 otherwise
+
+Legend: B local batch, N global batch, D embedding, r x c one tile.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
+
+from ..distributed import gather_with_grad, global_sum
+from .checks import as_scalar, check_pairs, exchange_batch
+from .positives import Entries, Positives, pair_positives
+from .streaming import BestLogits, LogitGradient, LogitTiles, Tile, TileGrid, tile_edge, without_autocast
+
+# Above it softplus(x) is x: exp(-50) is beyond fp64 beside 50, and exp(50) is finite in fp32.
+SOFTPLUS_THRESHOLD = 50
+
+
+def sigmoid_loss(
+    modality_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    *,
+    group_ids: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Every pair of the global batch judged on its own: positive or negative.
+
+    Args:
+        modality_embeds: (B, D) image or audio embeddings of this process, of unit norm; B may differ between processes.
+        text_embeds: (B, D), row i describes item i.
+        logit_scale: t, what multiplies the cosines (already exp'ed): a float or a 0-dim tensor, which gets its
+            gradient. SigLIP starts from 10.
+        logit_bias: b, added to all logits, likewise. SigLIP starts from -10.
+        group_ids: (B,) integers, equal for pairs of one item in all processes, which are then all positives. None:
+            every pair is its own item.
+        chunk_size: rows and columns of a tile; None is the measured default of the device. No effect on the value.
+
+    Returns:
+        The loss of the global batch, 0-dim, the same on every process, fp32 (fp64 for fp64 embeddings). The mean over
+        processes of the gradients, as DistributedDataParallel takes it, is the gradient of this loss.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or the global batch is empty.
+    """
+    return sigmoid_loss_with_accuracy(
+        modality_embeds, text_embeds, logit_scale, logit_bias, group_ids=group_ids, chunk_size=chunk_size
+    )[0]
+
+
+def sigmoid_loss_with_accuracy(
+    modality_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    *,
+    group_ids: Tensor | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`sigmoid_loss` and both accuracies within the global batch, from the same tiles.
+
+    Returns:
+        (loss, item-to-text accuracy, text-to-item accuracy), as `clip_loss_with_accuracy` has them.
+    """
+    check_pairs(modality_embeds, text_embeds, group_ids, chunk_size)
+    (shards,) = exchange_batch(modality_embeds, len(modality_embeds))
+    edge = tile_edge(chunk_size, modality_embeds.device)
+    grid = TileGrid(len(modality_embeds), shards.total, edge, boundary=shards.total)
+    plan = _Plan(pair_positives(group_ids, modality_embeds, shards), grid)
+    all_texts = gather_with_grad(text_embeds, shards)  # (N, D)
+    scale = as_scalar("logit_scale", logit_scale, modality_embeds)
+    bias = as_scalar("logit_bias", logit_bias, modality_embeds)
+    loss, row_hits, column_hits = _SigmoidSum.apply(modality_embeds, all_texts, scale, bias, plan)
+    return loss / shards.total, row_hits / shards.total, column_hits / shards.total
+
+
+@dataclass(frozen=True)
+class _Plan:
+    positives: Positives
+    grid: TileGrid
+
+
+class _SigmoidSum(torch.autograd.Function):
+    """Sum over the pairs of all processes and the hits of their rows and columns, 0-dim each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, logit_scale: Tensor, logit_bias: Tensor, plan: _Plan
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(queries, keys, logit_scale, logit_bias)
+        ctx.plan = plan
+        with without_autocast(queries.device):
+            tiles = LogitTiles(queries, keys, logit_scale, plan.grid)
+            best_of_rows, best_of_columns = BestLogits(len(queries), tiles), BestLogits(len(keys), tiles)
+            local_loss = torch.zeros((), dtype=tiles.dtype, device=queries.device)
+            for tile in tiles:
+                positives = plan.positives.tile(tile.rows, tile.columns)
+                best_of_rows.update(tile.rows, tile.logits, positives)
+                best_of_columns.update(tile.columns, tile.logits.T, positives and positives.transposed)
+                local_loss += softplus(_violations(tile, logit_bias, positives), threshold=SOFTPLUS_THRESHOLD).sum()
+            best_of_columns.merge_processes()
+            loss, row_hits = global_sum(torch.stack([local_loss, best_of_rows.hits()]))
+            column_hits = best_of_columns.hits()
+        ctx.mark_non_differentiable(row_hits, column_hits)
+        return loss, row_hits, column_hits
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, logit_scale, logit_bias = ctx.saved_tensors
+        with without_autocast(queries.device):
+            tiles = LogitTiles(queries, keys, logit_scale, ctx.plan.grid)
+            gradient = LogitGradient(tiles, *ctx.needs_input_grad[:3])
+            grad_bias = torch.zeros((), dtype=tiles.dtype, device=queries.device)
+            for tile in tiles:
+                positives = ctx.plan.positives.tile(tile.rows, tile.columns)
+                # d softplus(-z l) / d l = -z sigmoid(-z l)
+                grad = _flip_sign(_violations(tile, logit_bias, positives).sigmoid_(), positives)
+                grad_bias += grad.sum()
+                gradient.add(tile, grad)
+            upstream = global_sum(grad_loss)
+            grads = (*gradient.finish(upstream), grad_bias * upstream if ctx.needs_input_grad[3] else None)
+        cast_back = zip(grads, ctx.saved_tensors, strict=True)
+        return *(None if grad is None else grad.to(source) for grad, source in cast_back), None
+
+
+def _violations(tile: Tile, logit_bias: Tensor, positives: Entries | None) -> Tensor:
+    """-z l of a tile, (r, c), l = t <x, y> + b; overwrites the tile. The loss is its softplus: -log sigmoid(z l)."""
+    return _flip_sign(tile.logits.add_(logit_bias.to(tile.logits.dtype)), positives)
+
+
+def _flip_sign(values: Tensor, positives: Entries | None) -> Tensor:
+    """Changes the sign where `positives`, in place."""
+    if positives is not None:
+        values[positives] = -values[positives]
+    return values

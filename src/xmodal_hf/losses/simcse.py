@@ -1,0 +1,68 @@
+"""The losses of SimCSE (Gao et al. 2021): eq. 4 without and eq. 5 with hard negatives."""
+
+from torch import Tensor
+
+from .info_nce import info_nce_with_accuracy
+
+
+def simcse_loss(
+    anchor: Tensor,
+    positive: Tensor,
+    hard_negative: Tensor | None = None,
+    *,
+    temperature: float = 0.05,
+    hard_negative_weight: float = 0.0,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Cross-entropy of each anchor over the positives, and the hard negatives, of all processes; one direction only.
+
+    Args:
+        anchor: (B, D) sentence embeddings of this process, of unit norm; B may differ between processes.
+        positive: (B, D), the same sentences under another dropout mask (unsupervised) or entailed ones (supervised).
+        hard_negative: (B, D), contradictions; every anchor sees all of them as negatives.
+        temperature: divides the cosines; fixed, 0.05 in the paper.
+        hard_negative_weight: a logit, added after the temperature to each anchor's own hard negative only; 0 by
+            default, as in the authors' code.
+        chunk_size: rows and columns of a tile; None is the measured default of the device. No effect on the value.
+
+    Returns:
+        The loss of the global batch, 0-dim, as `info_nce` returns it, gradients included.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, the temperature is not positive, or a hard_negative_weight
+            comes without hard negatives.
+    """
+    return simcse_loss_with_accuracy(
+        anchor,
+        positive,
+        hard_negative,
+        temperature=temperature,
+        hard_negative_weight=hard_negative_weight,
+        chunk_size=chunk_size,
+    )[0]
+
+
+def simcse_loss_with_accuracy(
+    anchor: Tensor,
+    positive: Tensor,
+    hard_negative: Tensor | None = None,
+    *,
+    temperature: float = 0.05,
+    hard_negative_weight: float = 0.0,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`simcse_loss` and the accuracy within the global batch, as `info_nce_with_accuracy` has it."""
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}. SimCSE uses 0.05.")
+    if hard_negative is None and hard_negative_weight != 0:
+        raise ValueError(
+            f"hard_negative_weight is {hard_negative_weight} but there is no hard_negative. Pass one, or weight 0."
+        )
+    return info_nce_with_accuracy(
+        anchor,
+        positive,
+        1 / temperature,
+        extra_keys=hard_negative,
+        extra_logit_bias=hard_negative_weight or None,
+        chunk_size=chunk_size,
+    )

@@ -1,0 +1,159 @@
+"""Configurations of the image-text and audio-text dual encoders."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import fields
+from difflib import get_close_matches
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .pooling import MODALITY_POOLINGS, TEXT_POOLINGS, check_pooling
+
+PROJECTION_TYPES = ("linear", "mlp", "none")
+# ln(1/0.07), the initial temperature of CLIP (Radford et al. 2021, section 2.5).
+CLIP_LOGIT_SCALE = math.log(1 / 0.07)
+
+
+def tower_hidden_size(config: PreTrainedConfig, field: str) -> int:
+    """Return the width of a tower's output from its config.
+
+    Raises:
+        ValueError: when the config has neither `hidden_size` nor `hidden_sizes`; `field` names it.
+    """
+    hidden_size = getattr(config, "hidden_size", None)
+    if hidden_size is None:
+        hidden_sizes = getattr(config, "hidden_sizes", None)  # convolutional towers list one width a stage
+        hidden_size = hidden_sizes[-1] if hidden_sizes else None
+    if not isinstance(hidden_size, int) or hidden_size < 1:
+        raise ValueError(
+            f"{field} (model type {config.model_type!r}) has no usable hidden_size: pass a tower whose config has "
+            "hidden_size or hidden_sizes, or set hidden_size on that config"
+        )
+    return hidden_size
+
+
+def reject_unknown_fields(config_class: type[PreTrainedConfig], names: Iterable[str]) -> None:
+    """Raise a TypeError for names that are no field of the config, which would keep them without a word."""
+    known = [field.name for field in fields(config_class)]
+    for name in names:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            hint = f": did you mean {nearest[0]}?" if nearest else ""
+            raise TypeError(f"{config_class.__name__} has no field {name}{hint}")
+
+
+@strict
+class DualEncoderConfig(PreTrainedConfig):
+    r"""What both dual encoders have: a text tower, projections into one space, a learned scale.
+
+    Args:
+        text_config: config, or dict with `model_type`, of the text tower (any `AutoModel` encoder).
+        text_pooling: `cls`, `mean`, `max`, `eos` or `pooler` (the tower's own pooled output).
+        projection_dim: width of the shared space.
+        projection_type: `linear` (no bias, as CLIP), `mlp` (Linear, activation, Linear, as CLAP) or `none`
+            (both towers already have width `projection_dim`, as SigLIP).
+        projection_hidden_act: activation of the `mlp` projection.
+        logit_scale_init_value: initial **logarithm** of the factor on cosines.
+        logit_bias_init_value: initial bias on logits (SigLIP); None: the model has no bias.
+    """
+
+    text_config: PreTrainedConfig | dict | None = None
+    text_pooling: str = "mean"
+    projection_dim: int = 512
+    projection_type: str = "linear"
+    projection_hidden_act: str = "relu"
+    logit_scale_init_value: int | float = CLIP_LOGIT_SCALE
+    logit_bias_init_value: int | float | None = None
+
+    modality = ""
+
+    @property
+    def modality_config(self) -> PreTrainedConfig:
+        """The config of the image or audio tower."""
+        return getattr(self, f"{self.modality}_config")
+
+    @property
+    def modality_pooling(self) -> str:
+        """The pooling of the image or audio tower."""
+        return getattr(self, f"{self.modality}_pooling")
+
+    def validate_poolings(self) -> None:
+        """Reject unknown pooling names, and `eos` without an end-of-text id."""
+        check_pooling("text_pooling", self.text_pooling, TEXT_POOLINGS)
+        check_pooling(f"{self.modality}_pooling", self.modality_pooling, MODALITY_POOLINGS)
+        if self.text_pooling == "eos" and not isinstance(getattr(self.text_config, "eos_token_id", None), int):
+            raise ValueError("text_pooling 'eos' needs text_config.eos_token_id: set it to the tokenizer's")
+
+    def validate_projection(self) -> None:
+        """Reject an unknown projection, a non-positive width, and `none` between towers of unequal width."""
+        if self.projection_type not in PROJECTION_TYPES:
+            raise ValueError(
+                f"unknown projection_type {self.projection_type!r}: pass one of {', '.join(PROJECTION_TYPES)}"
+            )
+        if self.projection_dim < 1:
+            raise ValueError(f"projection_dim must be positive, got {self.projection_dim}")
+        sizes = {
+            "text_config": tower_hidden_size(self.text_config, "text_config"),
+            f"{self.modality}_config": tower_hidden_size(self.modality_config, f"{self.modality}_config"),
+        }
+        if self.projection_type == "none" and set(sizes.values()) != {self.projection_dim}:
+            widths = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+            raise ValueError(
+                f"projection_type 'none' needs towers of width projection_dim={self.projection_dim}, but {widths}: "
+                "pass projection_type='linear' or towers of equal width"
+            )
+
+
+@strict
+class ImageTextConfig(DualEncoderConfig):
+    r"""Configuration of [`ImageTextDualEncoder`]; the fields of `DualEncoderConfig` and:
+
+    Args:
+        image_config: config, or dict with `model_type`, of the image tower (any `AutoModel` image encoder).
+        image_pooling: `cls`, `mean`, `max` (over patches or positions) or `pooler` (the tower's own).
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, ViTConfig
+    >>> from xmodal_hf import ImageTextConfig, ImageTextDualEncoder
+
+    >>> config = ImageTextConfig(text_config=BertConfig(), image_config=ViTConfig(), projection_dim=256)
+    >>> model = ImageTextDualEncoder(config)
+    ```"""
+
+    model_type = "xmodal_image_text"
+    modality = "image"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
+        "image_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
+    }
+
+    image_config: PreTrainedConfig | dict | None = None
+    image_pooling: str = "mean"
+
+
+@strict
+class AudioTextConfig(DualEncoderConfig):
+    r"""Configuration of [`AudioTextDualEncoder`]; the fields of `DualEncoderConfig` and:
+
+    Args:
+        audio_config: config, or dict with `model_type`, of the audio tower (any `AutoModel` encoder of log-mel
+            spectrograms or of waveforms, and CLAP's HTSAT).
+        audio_pooling: `cls`, `mean`, `max` or `pooler` (the tower's own).
+    """
+
+    model_type = "xmodal_audio_text"
+    modality = "audio"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
+        "audio_config": SubConfigSpec(config_class=AutoConfig, model_type="clap_audio_model"),
+    }
+
+    audio_config: PreTrainedConfig | dict | None = None
+    audio_pooling: str = "pooler"
+
+
+__all__ = ["AudioTextConfig", "ImageTextConfig"]

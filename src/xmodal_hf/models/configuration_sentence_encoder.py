@@ -1,0 +1,47 @@
+"""Configuration of the sentence encoder: the language encoder alone."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .pooling import TEXT_POOLINGS, check_pooling
+
+HEADS = ("none", "linear", "mlp")
+
+
+@strict
+class SentenceEncoderConfig(PreTrainedConfig):
+    r"""Configuration of [`SentenceEncoder`].
+
+    Args:
+        text_config: config, or dict with `model_type`, of the text tower (any `AutoModel` encoder).
+        pooling: `cls`, `mean`, `max`, `eos` or `pooler` (the tower's own pooled output).
+        head: `none`, `linear`, or `mlp` (Linear and tanh, SimCSE's; Gao et al. 2021, section 6.3).
+        head_dim: width of the head's output; None: the tower's width.
+        head_at_inference: False drops the head outside training (unsupervised SimCSE), True keeps it (supervised).
+    """
+
+    model_type = "xmodal_sentence_encoder"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+
+    text_config: PreTrainedConfig | dict | None = None
+    pooling: str = "mean"
+    head: str = "none"
+    head_dim: int | None = None
+    head_at_inference: bool = True
+
+    def validate_pooling(self) -> None:
+        """Reject an unknown pooling, and `eos` without an end-of-text id."""
+        check_pooling("pooling", self.pooling, TEXT_POOLINGS)
+        if self.pooling == "eos" and not isinstance(getattr(self.text_config, "eos_token_id", None), int):
+            raise ValueError("pooling 'eos' needs text_config.eos_token_id: set it to the tokenizer's")
+
+    def validate_head(self) -> None:
+        """Reject an unknown head or a non-positive width."""
+        if self.head not in HEADS:
+            raise ValueError(f"unknown head {self.head!r}: pass one of {', '.join(HEADS)}")
+        if self.head_dim is not None and self.head_dim < 1:
+            raise ValueError(f"head_dim must be positive, got {self.head_dim}")
+
+
+__all__ = ["SentenceEncoderConfig"]

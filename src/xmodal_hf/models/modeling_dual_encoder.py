@@ -1,0 +1,510 @@
+"""Dual encoders: a text tower and an image or audio tower projected into one space (CLIP, CLAP, SigLIP).
+
+Shapes: B batch, T tokens, H hidden, D embedding.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_dual_encoder import (
+    AudioTextConfig,
+    DualEncoderConfig,
+    ImageTextConfig,
+    reject_unknown_fields,
+    tower_hidden_size,
+)
+from .configuration_sentence_encoder import SentenceEncoderConfig
+from .pooling import pool
+from .text_tower import (
+    TextTowerMixin,
+    accepts,
+    check_width,
+    describe,
+    find_tower,
+    load_model,
+    make_tower,
+    output_flags,
+    own_pooled_output,
+    text_inputs_of,
+)
+
+# Towers whose own pooled output was trained, by the beginning of their model type.
+_POOLER_TOWERS = ("clip", "metaclip_2", "chinese_clip_vision", "siglip", "clap", "convnext")
+
+
+@dataclass
+class DualEncoderOutput(ModelOutput):
+    """Output of a dual encoder. Fields of a modality that was not passed are None.
+
+    Args:
+        loss: symmetric cross-entropy of this process's batch, with `return_loss=True`. Training scripts use
+            `xmodal_hf.losses.clip_loss`, which sees the batch of all processes.
+        logits_per_image, logits_per_audio: (B_modality, B_text), scaled cosines (plus bias where the model has one).
+        logits_per_text: (B_text, B_modality).
+        text_embeds, image_embeds, audio_embeds: (B, D), unit norm.
+        logit_scale: the factor on cosines (already exponentiated), a scalar.
+        logit_bias: the bias on logits, a scalar, where the model has one.
+        text_model_output, image_model_output, audio_model_output: tower outputs; `pooler_output` is the pooled
+            vector (B, H) before projection.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_audio: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    audio_embeds: torch.Tensor | None = None
+    logit_scale: torch.Tensor | None = None
+    logit_bias: torch.Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    image_model_output: BaseModelOutputWithPooling | None = None
+    audio_model_output: BaseModelOutputWithPooling | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return the fields that are set, nested outputs as tuples."""
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+class ProjectionMLP(nn.Module):
+    """Linear, activation, Linear: CLAP's projection (Wu et al. 2023, section 3.1)."""
+
+    def __init__(self, hidden_size: int, projection_dim: int, activation: str):
+        super().__init__()
+        self.linear1 = nn.Linear(hidden_size, projection_dim)
+        self.activation = ACT2FN[activation]
+        self.linear2 = nn.Linear(projection_dim, projection_dim)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(B, H) -> (B, D)."""
+        return self.linear2(self.activation(self.linear1(pooled)))
+
+
+def build_projection(config: DualEncoderConfig, hidden_size: int) -> nn.Module:
+    """Return the projection from `hidden_size` that the config names."""
+    if config.projection_type == "none":
+        return nn.Identity()
+    if config.projection_type == "mlp":
+        return ProjectionMLP(hidden_size, config.projection_dim, config.projection_hidden_act)
+    return nn.Linear(hidden_size, config.projection_dim, bias=False)
+
+
+def unit_norm(embeds: torch.Tensor) -> torch.Tensor:
+    """Scale rows to length one: (B, D) -> (B, D)."""
+    return nn.functional.normalize(embeds, dim=-1)
+
+
+def symmetric_cross_entropy(logits_per_text: torch.Tensor) -> torch.Tensor:
+    """CLIP's loss of one process's square logits (Radford et al. 2021, figure 3): (B, B) -> scalar."""
+    if logits_per_text.shape[0] != logits_per_text.shape[1]:
+        raise ValueError(f"return_loss needs one text an item, got logits of shape {tuple(logits_per_text.shape)}")
+    labels = torch.arange(len(logits_per_text), device=logits_per_text.device)
+    cross_entropy = nn.functional.cross_entropy
+    return (cross_entropy(logits_per_text, labels) + cross_entropy(logits_per_text.t(), labels)) / 2
+
+
+class DualEncoder(TextTowerMixin, PreTrainedModel):
+    """What the image-text and the audio-text model share. Subclasses name their modality through their config."""
+
+    base_model_prefix = "dual_encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    # What the image or audio tower may call its main input, and how many dimensions that may have.
+    _tower_inputs: tuple[str, ...] = ()
+    _input_ndims: tuple[int, ...] = ()
+    # The scale is a logarithm up to ln 100: 8 bits of mantissa would move every logit.
+    _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]
+
+    def __init__(
+        self,
+        config: DualEncoderConfig,
+        text_model: PreTrainedModel | None = None,
+        modality_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        modality = config.modality
+        self.text_model = make_tower(config.text_config, text_model, config.text_pooling, ("input_ids",), "text_model")
+        modality_model = make_tower(
+            config.modality_config, modality_model, config.modality_pooling, self._tower_inputs, f"{modality}_model"
+        )
+        setattr(self, f"{modality}_model", modality_model)
+        # One config object a tower, so that a change of the attention implementation or vocabulary is seen by both.
+        config.text_config = self.text_model.config
+        setattr(config, f"{modality}_config", modality_model.config)
+
+        text_size = tower_hidden_size(config.text_config, "text_config")
+        modality_size = tower_hidden_size(config.modality_config, f"{modality}_config")
+        self.text_projection = build_projection(config, text_size)
+        setattr(self, f"{modality}_projection", build_projection(config, modality_size))
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value, dtype=torch.float32))
+        if config.logit_bias_init_value is not None:
+            self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias_init_value, dtype=torch.float32))
+        self.post_init()
+
+    @property
+    def modality_model(self) -> PreTrainedModel:
+        """The image or audio tower."""
+        return getattr(self, f"{self.config.modality}_model")
+
+    @property
+    def modality_projection(self) -> nn.Module:
+        """The projection of the image or audio tower."""
+        return getattr(self, f"{self.config.modality}_projection")
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if not isinstance(module, DualEncoder):
+            return
+        init.constant_(module.logit_scale, float(self.config.logit_scale_init_value))
+        if self.config.logit_bias_init_value is not None:
+            init.constant_(module.logit_bias, float(self.config.logit_bias_init_value))
+        for projection in (module.text_projection, module.modality_projection):
+            for layer in projection.modules():
+                if isinstance(layer, nn.Linear):
+                    # 1/sqrt(width), as CLIP initialises its projections.
+                    init.normal_(layer.weight, mean=0.0, std=layer.in_features**-0.5)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings of the text tower."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the text tower."""
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Return the text tower's output with the projected vector (B, D), not normalised, as `pooler_output`."""
+        inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
+        flags = output_flags(output_attentions, output_hidden_states)
+        outputs = self.encode_text(self.config.text_pooling, inputs, **flags)
+        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        return outputs
+
+    def _modality_features(
+        self, inputs: dict[str, torch.Tensor | None], output_attentions: bool | None, output_hidden_states: bool | None
+    ) -> BaseModelOutputWithPooling:
+        outputs = self._encode_modality(inputs, **output_flags(output_attentions, output_hidden_states))
+        outputs.pooler_output = self.modality_projection(outputs.pooler_output)
+        return outputs
+
+    def _encode_modality(self, inputs: dict[str, torch.Tensor | None], **flags: bool) -> BaseModelOutputWithPooling:
+        """Run the image or audio tower and pool: `pooler_output` (B, H)."""
+        tower, pooling = self.modality_model, self.config.modality_pooling
+        self._check_modality_input(inputs[self.main_input_name])
+        present = {name: value for name, value in inputs.items() if value is not None and accepts(tower, name)}
+        outputs = tower(**present, return_dict=True, **flags)
+        hidden = outputs.last_hidden_state  # (B, T, H), or (B, H, height, width) from convolutional towers
+        if pooling == "pooler":
+            pooled = own_pooled_output(outputs, tower, f"{self.config.modality}_pooling")
+        else:
+            pooled = pool(hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden, pooling)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=hidden,
+            pooler_output=check_width(pooled, tower, f"{self.config.modality}_config"),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+    def _check_modality_input(self, values: torch.Tensor | None) -> None:
+        """Raise a ValueError unless the main input is a batch."""
+        if not isinstance(values, torch.Tensor) or values.ndim not in self._input_ndims:
+            ndims = " or ".join(str(ndim) for ndim in self._input_ndims)
+            raise ValueError(
+                f"{self.main_input_name} must be a batch of {ndims} dimensions, as the processor returns it with "
+                f"return_tensors='pt', got {describe(values)}"
+            )
+
+    def _dual_forward(
+        self,
+        text_inputs: dict[str, torch.Tensor | None],
+        modality_inputs: dict[str, torch.Tensor | None],
+        text_sub_batches: int,
+        return_loss: bool,
+        return_logits: bool,
+        flags: dict[str, bool],
+    ) -> DualEncoderOutput:
+        """Run the towers that have inputs; logits and loss where both have."""
+        modality, main_input = self.config.modality, self.main_input_name
+        has_text, has_modality = text_inputs["input_ids"] is not None, modality_inputs[main_input] is not None
+        if not (has_text or has_modality):
+            raise ValueError(f"nothing to encode: pass input_ids, {main_input} or both")
+        if return_loss and not (has_text and has_modality):
+            raise ValueError(f"return_loss needs both input_ids and {main_input}")
+
+        fields: dict[str, Any] = {"logit_scale": self.logit_scale.exp()}
+        if self.config.logit_bias_init_value is not None:
+            fields["logit_bias"] = self.logit_bias
+        if has_text:
+            text_output = self.encode_text(self.config.text_pooling, text_inputs, text_sub_batches, **flags)
+            fields["text_model_output"] = text_output
+            fields["text_embeds"] = unit_norm(self.text_projection(text_output.pooler_output))  # (B, D)
+        if has_modality:
+            modality_output = self._encode_modality(modality_inputs, **flags)
+            fields[f"{modality}_model_output"] = modality_output
+            fields[f"{modality}_embeds"] = unit_norm(self.modality_projection(modality_output.pooler_output))  # (B, D)
+        if has_text and has_modality and (return_logits or return_loss):
+            logits_per_text = fields["text_embeds"] @ fields[f"{modality}_embeds"].t() * fields["logit_scale"]
+            logits_per_text = logits_per_text + fields.get("logit_bias", 0.0)
+            fields["logits_per_text"] = logits_per_text  # (B_text, B_modality)
+            fields[f"logits_per_{modality}"] = logits_per_text.t()
+            if return_loss:
+                fields["loss"] = symmetric_cross_entropy(logits_per_text)
+        # Built once, from all fields: an output orders its items as they were declared only when it is made.
+        return DualEncoderOutput(**fields)
+
+    @classmethod
+    def _from_pretrained_towers(
+        cls,
+        text_model: PreTrainedModel | str,
+        modality_model: PreTrainedModel | str,
+        modality_names: tuple[str, ...],
+        text_pooling: str | None,
+        modality_pooling: str | None,
+        config_kwargs: dict[str, Any],
+    ) -> "DualEncoder":
+        reject_unknown_fields(cls.config_class, config_kwargs)
+        modality = cls.config_class.modality
+        text_source = load_model(text_model, "text_model")
+        text_tower = find_tower(text_source, ("text_model",))
+        modality_tower = find_tower(load_model(modality_model, f"{modality}_model"), modality_names)
+        # Copies: making a composite config resets the attention implementation of the parts it is given.
+        config = cls.config_class(
+            text_config=text_tower.config.to_dict(),
+            text_pooling=text_pooling or _trained_text_pooling(text_source, text_tower),
+            **{
+                f"{modality}_config": modality_tower.config.to_dict(),
+                f"{modality}_pooling": modality_pooling or _trained_pooling(modality_tower),
+            },
+            **config_kwargs,
+        )
+        return cls(config, text_model=text_tower, modality_model=modality_tower)
+
+
+def _trained_text_pooling(source: PreTrainedModel, tower: PreTrainedModel) -> str:
+    """Return the pooling that a text tower was trained with, as far as its source says."""
+    if isinstance(source.config, SentenceEncoderConfig):
+        return source.config.pooling
+    if isinstance(source.config, DualEncoderConfig):
+        return source.config.text_pooling
+    return _trained_pooling(tower)
+
+
+def _trained_pooling(tower: PreTrainedModel) -> str:
+    """Return the pooling that a bare tower was trained with, as far as is known."""
+    return "pooler" if tower.config.model_type.startswith(_POOLER_TOWERS) else "mean"
+
+
+class ImageTextDualEncoder(DualEncoder):
+    """Image-text dual encoder (CLIP, Radford et al. 2021) over any two `AutoModel` towers.
+
+    Build it from a config (random weights) or with [`~ImageTextDualEncoder.from_text_image_pretrained`].
+    """
+
+    config_class = ImageTextConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    _tower_inputs = ("pixel_values",)
+    _input_ndims = (4,)
+
+    @classmethod
+    def from_text_image_pretrained(
+        cls,
+        text_model: PreTrainedModel | str,
+        image_model: PreTrainedModel | str,
+        *,
+        projection_dim: int = 512,
+        pooling: str | None = None,
+        image_pooling: str | None = None,
+        **config_kwargs: Any,
+    ) -> "ImageTextDualEncoder":
+        """Join two pretrained towers; the projections and the scale are new.
+
+        Args:
+            text_model: a model, local folder or Hub id. A `SentenceEncoder`, a dual encoder or a CLIPModel-like
+                model yields its text tower. A model's weights are shared, not copied.
+            image_model: likewise; a CLIPModel-like model yields its image tower.
+            projection_dim: width of the shared space.
+            pooling: of the text tower; None: the pooling that it was trained with, else `mean`.
+            image_pooling: of the image tower; None: the pooling that it was trained with, else `mean`.
+            config_kwargs: further fields of [`ImageTextConfig`].
+
+        A tower loses its own pooling layer where it has one that the pooling does not read.
+
+        Raises:
+            ValueError: for a source that is no tower of this kind.
+            TypeError: for a name that is no field of the config.
+            huggingface_hub.errors.StrictDataclassError: for an unknown pooling, a tower without a usable hidden size
+                or towers of unequal width without a projection.
+        """
+        names = ("image_model", "vision_model")
+        return cls._from_pretrained_towers(
+            text_model, image_model, names, pooling, image_pooling, {"projection_dim": projection_dim, **config_kwargs}
+        )
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Return the image tower's output with the projected vector (B, D), not normalised, as `pooler_output`."""
+        return self._modality_features({"pixel_values": pixel_values}, output_attentions, output_hidden_states)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        text_sub_batches: int = 1,
+        return_loss: bool = False,
+        return_logits: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> DualEncoderOutput:
+        """Encode texts, images or both.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B_text, T).
+            pixel_values: (B_image, C, height, width).
+            text_sub_batches: run the text tower in that many parts of similar length; the result is the same.
+            return_loss: also return the symmetric cross-entropy of this batch.
+            return_logits: False skips the (B_image, B_text) logits, which large batches have no memory for.
+
+        Raises:
+            ValueError: when there is nothing to encode, or `return_loss` lacks one side.
+        """
+        text_inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
+        flags = output_flags(output_attentions, output_hidden_states)
+        modality_inputs = {"pixel_values": pixel_values}
+        return self._dual_forward(text_inputs, modality_inputs, text_sub_batches, return_loss, return_logits, flags)
+
+
+class AudioTextDualEncoder(DualEncoder):
+    """Audio-text dual encoder (CLAP, Wu et al. 2023) over any two `AutoModel` towers.
+
+    Build it from a config (random weights) or with [`~AudioTextDualEncoder.from_text_audio_pretrained`].
+    """
+
+    config_class = AudioTextConfig
+    main_input_name = "input_features"
+    input_modalities = ("audio", "text")
+    # The spectrogram transformer (AST) and encoders of waveforms name their input input_values.
+    _tower_inputs = ("input_features", "input_values")
+    # Waveforms, spectrograms, spectrograms with channels.
+    _input_ndims = (2, 3, 4)
+
+    @classmethod
+    def from_text_audio_pretrained(
+        cls,
+        text_model: PreTrainedModel | str,
+        audio_model: PreTrainedModel | str,
+        *,
+        projection_dim: int = 512,
+        pooling: str | None = None,
+        audio_pooling: str | None = None,
+        **config_kwargs: Any,
+    ) -> "AudioTextDualEncoder":
+        """Join two pretrained towers; the projections and the scale are new.
+
+        Args:
+            text_model: a model, local folder or Hub id. A `SentenceEncoder`, a dual encoder or a ClapModel yields
+                its text tower. A model's weights are shared, not copied.
+            audio_model: likewise; a ClapModel yields its audio tower.
+            projection_dim: width of the shared space.
+            pooling: of the text tower; None: the pooling that it was trained with, else `mean`.
+            audio_pooling: of the audio tower; None: the pooling that it was trained with, else `mean`.
+            config_kwargs: further fields of [`AudioTextConfig`].
+
+        A tower loses its own pooling layer where it has one that the pooling does not read.
+
+        Raises:
+            ValueError: for a source that is no tower of this kind.
+            TypeError: for a name that is no field of the config.
+            huggingface_hub.errors.StrictDataclassError: for an unknown pooling, a tower without a usable hidden size
+                or towers of unequal width without a projection.
+        """
+        return cls._from_pretrained_towers(
+            text_model,
+            audio_model,
+            ("audio_model",),
+            pooling,
+            audio_pooling,
+            {"projection_dim": projection_dim, **config_kwargs},
+        )
+
+    @can_return_tuple
+    def get_audio_features(
+        self,
+        input_features: torch.Tensor,
+        is_longer: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Return the audio tower's output with the projected vector (B, D), not normalised, as `pooler_output`."""
+        inputs = {"input_features": input_features, "is_longer": is_longer}
+        return self._modality_features(inputs, output_attentions, output_hidden_states)
+
+    def _encode_modality(self, inputs: dict[str, torch.Tensor | None], **flags: bool) -> BaseModelOutputWithPooling:
+        own_name = self.audio_model.main_input_name
+        return super()._encode_modality({**inputs, own_name: inputs["input_features"]}, **flags)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        is_longer: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        text_sub_batches: int = 1,
+        return_loss: bool = False,
+        return_logits: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> DualEncoderOutput:
+        """Encode texts, audio clips or both.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B_text, T).
+            input_features: (B_audio, ...), as the feature extractor returns them.
+            is_longer: (B_audio, 1), from CLAP's feature extractor.
+            text_sub_batches: run the text tower in that many parts of similar length; the result is the same.
+            return_loss: also return the symmetric cross-entropy of this batch.
+            return_logits: False skips the (B_audio, B_text) logits, which large batches have no memory for.
+
+        Raises:
+            ValueError: when there is nothing to encode, or `return_loss` lacks one side.
+        """
+        text_inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
+        flags = output_flags(output_attentions, output_hidden_states)
+        modality_inputs = {"input_features": input_features, "is_longer": is_longer}
+        return self._dual_forward(text_inputs, modality_inputs, text_sub_batches, return_loss, return_logits, flags)
+
+
+__all__ = ["AudioTextDualEncoder", "DualEncoderOutput", "ImageTextDualEncoder"]

@@ -1,0 +1,223 @@
+"""The sentence encoder: a text tower, a pooling and an optional head.
+
+Shapes: B batch, T tokens, H hidden, D embedding, n sentences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_dual_encoder import reject_unknown_fields, tower_hidden_size
+from .configuration_sentence_encoder import SentenceEncoderConfig
+from .text_tower import (
+    TextTowerMixin,
+    find_tower,
+    load_model,
+    make_tower,
+    output_flags,
+    text_inputs_of,
+)
+
+# Tokenizers without a limit of their own report a huge number.
+_NO_LIMIT = 100_000
+
+
+@dataclass
+class SentenceEncoderOutput(ModelOutput):
+    """Output of a sentence encoder.
+
+    Args:
+        last_hidden_state: (B, T, H), the tower's token states; None when run in sub-batches.
+        pooler_output: (B, D), pooled and through the head where it applies, not normalised.
+        text_embeds: (B, D), `pooler_output` at unit norm.
+        hidden_states, attentions: of the tower, when asked for.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def build_head(config: SentenceEncoderConfig, hidden_size: int) -> nn.Module:
+    """Return the head that the config names, from `hidden_size` to `head_dim`."""
+    if config.head == "none":
+        return nn.Identity()
+    linear = nn.Linear(hidden_size, config.head_dim or hidden_size)
+    return nn.Sequential(linear, nn.Tanh()) if config.head == "mlp" else linear
+
+
+class SentenceEncoder(TextTowerMixin, PreTrainedModel):
+    """A language encoder whose pooled output is a sentence embedding (SimCSE, Gao et al. 2021).
+
+    Build it from a config (random weights), from any text model with
+    [`~SentenceEncoder.from_text_pretrained`], or load one with `from_pretrained`.
+    """
+
+    config_class = SentenceEncoderConfig
+    base_model_prefix = "sentence_encoder"
+    main_input_name = "input_ids"
+    input_modalities = ("text",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: SentenceEncoderConfig, text_model: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.text_model = make_tower(config.text_config, text_model, config.pooling, ("input_ids",), "text_model")
+        config.text_config = self.text_model.config
+        hidden_size = tower_hidden_size(config.text_config, "text_config")
+        self.head = build_head(config, hidden_size)
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.post_init()
+
+    @classmethod
+    def from_text_pretrained(
+        cls, text_model: PreTrainedModel | str, *, pooling: str = "mean", **config_kwargs: Any
+    ) -> "SentenceEncoder":
+        """Make a sentence encoder of a text model (or of the text tower of a two-tower model).
+
+        Args:
+            text_model: a model, local folder or Hub id; a model's weights are shared, not copied.
+            pooling: `cls`, `mean`, `max`, `eos` or `pooler`.
+            config_kwargs: further fields of [`SentenceEncoderConfig`].
+
+        The tower loses its own pooling layer where it has one that the pooling does not read.
+
+        Raises:
+            ValueError: for a source that is no text tower.
+            TypeError: for a name that is no field of the config.
+            huggingface_hub.errors.StrictDataclassError: for an unknown pooling or head.
+        """
+        reject_unknown_fields(cls.config_class, config_kwargs)
+        tower = find_tower(load_model(text_model, "text_model"), ("text_model",))
+        # A copy: making a composite config resets the attention implementation of the parts it is given.
+        config = cls.config_class(text_config=tower.config.to_dict(), pooling=pooling, **config_kwargs)
+        return cls(config, text_model=tower)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embeddings of the tower."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings of the tower."""
+        self.text_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        text_sub_batches: int = 1,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> SentenceEncoderOutput:
+        """Encode texts: (B, T) ids -> (B, D) embeddings.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B, T).
+            text_sub_batches: run the tower in that many parts of similar length; the embeddings are the same.
+
+        Raises:
+            ValueError: for missing or unbatched ids.
+        """
+        inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
+        flags = output_flags(output_attentions, output_hidden_states)
+        outputs = self.encode_text(self.config.pooling, inputs, text_sub_batches, **flags)
+        pooled = outputs.pooler_output  # (B, H)
+        if self.training or self.config.head_at_inference:
+            pooled = self.head(pooled)  # (B, D)
+        return SentenceEncoderOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=pooled,
+            text_embeds=nn.functional.normalize(pooled, dim=-1),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def encode(
+        self,
+        sentences: Sequence[str],
+        batch_size: int = 64,
+        normalize: bool = True,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_length: int | None = None,
+        show_progress: bool = False,
+    ) -> torch.Tensor:
+        """Embed sentences in evaluation mode, the longest first so that batches hold little padding.
+
+        Args:
+            sentences: n strings.
+            batch_size: sentences a batch.
+            normalize: return unit-norm rows.
+            tokenizer: None: the one saved beside the model.
+            max_length: tokens a sentence; None: the tokenizer's or the tower's limit.
+            show_progress: show a bar with rate and remaining time.
+
+        Returns:
+            (n, D) fp32 tensor on the CPU, in the order of `sentences`.
+
+        Raises:
+            TypeError: for a single string.
+            ValueError: for no sentences, or no tokenizer beside the model.
+        """
+        if isinstance(sentences, str):
+            raise TypeError("encode takes a list of sentences: pass [sentence]")
+        if len(sentences) == 0:
+            raise ValueError("encode got no sentences")
+        tokenizer = tokenizer or self._own_tokenizer()
+        limit = max_length or self._max_tokens(tokenizer)
+        token_ids = tokenizer(list(sentences), truncation=True, max_length=limit)["input_ids"]
+        order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
+        was_training = self.training
+        self.eval()
+        batches = []
+        starts = tqdm(range(0, len(order), batch_size), desc="encode", unit="batch", disable=not show_progress)
+        for start in starts:
+            rows = [token_ids[row] for row in order[start : start + batch_size]]
+            batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device)
+            outputs = self(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            batches.append(outputs.pooler_output.float().cpu())
+        self.train(was_training)
+        embeds = torch.cat(batches)  # (n, D), in the order of `order`
+        if normalize:
+            embeds = nn.functional.normalize(embeds, dim=-1)
+        restored = torch.empty_like(embeds)
+        restored[order] = embeds
+        return restored
+
+    def _own_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer saved beside the model, once."""
+        if self._tokenizer is None:
+            folder = self.config._name_or_path
+            if not folder:
+                raise ValueError("this model was not loaded from a folder: pass encode(..., tokenizer=...)")
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        return self._tokenizer
+
+    def _max_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Return the longest input that both the tokenizer and the tower take."""
+        positions = getattr(self.config.text_config, "max_position_embeddings", None) or _NO_LIMIT
+        for name, module in self.text_model.named_modules():
+            is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+            if is_table and module.padding_idx is not None:
+                positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
+        return min(tokenizer.model_max_length, positions)
+
+
+__all__ = ["SentenceEncoder", "SentenceEncoderOutput"]

@@ -1,0 +1,42 @@
+"""Processors: one object that turns texts with images, or texts with audio, into model inputs."""
+
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase, SequenceFeatureExtractor
+from transformers.processing_utils import ProcessorMixin
+
+
+class ImageTextProcessor(ProcessorMixin):
+    r"""Image processor and tokenizer of an [`ImageTextDualEncoder`] in one.
+
+    `processor(text=[...], images=[...], return_tensors="pt")` gives `input_ids`, `attention_mask` and
+    `pixel_values` (B, C, height, width). Either may be left out. Texts are padded to the longest of the call and
+    truncated to the tokenizer's `model_max_length` unless the call says otherwise.
+
+    Args:
+        image_processor: any transformers image processor.
+        tokenizer: any transformers tokenizer.
+    """
+
+    text_kwargs = {"padding": True, "truncation": True}
+
+    def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(image_processor, tokenizer)
+
+
+class AudioTextProcessor(ProcessorMixin):
+    r"""Feature extractor and tokenizer of an [`AudioTextDualEncoder`] in one.
+
+    `processor(text=[...], audio=[...], sampling_rate=48000, return_tensors="pt")` gives `input_ids`,
+    `attention_mask` and the extractor's features (`input_features`). Either may be left out.
+
+    Args:
+        feature_extractor: any transformers audio feature extractor.
+        tokenizer: any transformers tokenizer.
+    """
+
+    text_kwargs = {"padding": True, "truncation": True}
+
+    def __init__(self, feature_extractor: SequenceFeatureExtractor, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(feature_extractor, tokenizer)
+
+
+__all__ = ["AudioTextProcessor", "ImageTextProcessor"]

@@ -1,0 +1,297 @@
+"""Building towers, and running the text tower: what the sentence encoder and the dual encoders share.
+
+Shapes: B batch, T tokens, H hidden.
+"""
+
+import copy
+import inspect
+import os
+
+import torch
+import transformers
+from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .configuration_dual_encoder import tower_hidden_size
+from .pooling import pool
+
+# Layers that only a tower's own pooled output passes through, by model type. Found by a backward pass through the
+# towers of transformers 5.23.
+_POOLER_LAYERS = {
+    "clip_vision_model": "post_layernorm",
+    "metaclip_2_vision_model": "post_layernorm",
+    "chinese_clip_vision_model": "post_layernorm",
+    "altclip_vision_model": "post_layernorm",
+    "siglip_text_model": "head",
+    "siglip_vision_model": "head",
+    "siglip2_text_model": "head",
+    "convnext": "layernorm",
+    "convnextv2": "layernorm",
+}
+# The input of masked pre-training (DINOv2 and others).
+_MASK_TOKEN = "mask_token"
+
+
+def tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the class of the tower that a config describes: an encoder-decoder's is its encoder.
+
+    Raises:
+        ValueError: when transformers has none.
+    """
+    for mapping in (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING):
+        if type(config) in mapping and not (mapping is MODEL_MAPPING and config.is_encoder_decoder):
+            found = mapping[type(config)]
+            return found[0] if isinstance(found, tuple) else found
+    # Towers without an AutoModel entry, such as SiglipTextModel, are named after their config.
+    named = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
+    if named is None or config.is_encoder_decoder:
+        raise ValueError(
+            f"transformers has no encoder class for model type {config.model_type!r}: pass an encoder that AutoModel "
+            "can load, or make yours known with AutoModel.register"
+        )
+    return named
+
+
+def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a tower with random weights from its config, in torch's default dtype."""
+    # Not in config.dtype, which may differ between the towers of one model.
+    return tower_class(config)._from_config(config, dtype=torch.get_default_dtype())
+
+
+def make_tower(
+    config: PreTrainedConfig, tower: PreTrainedModel | None, pooling: str, inputs: tuple[str, ...], field: str
+) -> PreTrainedModel:
+    """Return `tower`, or a new one from `config`, ready to be part of a model.
+
+    Args:
+        config: of the tower.
+        tower: with weights to keep, or None.
+        pooling: name of the pooling that reads its output.
+        inputs: names of the main input, of which it must take one.
+        field: the tower's name in messages.
+
+    Raises:
+        ValueError: for a tower that takes none of `inputs`, or that its config does not build.
+    """
+    is_new = tower is None
+    tower = build_tower(config) if tower is None else tower
+    if not any(accepts(tower, name) for name in inputs):
+        raise ValueError(
+            f"{field} {type(tower).__name__} does not take {' or '.join(inputs)}: pass an encoder that does"
+        )
+    _drop_unused_pooler(tower, pooling)
+    if not is_new:
+        _check_rebuilds(tower, pooling, field)
+        # post_init() of the model would draw the weights of a replaced layer anew.
+        for module in tower.modules():
+            module._is_hf_initialized = True
+    return tower
+
+
+def _drop_unused_pooler(tower: PreTrainedModel, pooling: str) -> None:
+    """Remove the tower's own pooling layer unless `pooling` reads it, and freeze what else has no effect.
+
+    A layer that gets no gradient stops distributed training, and its random weights would be published.
+    """
+    for name, parameter in tower.named_parameters():
+        if name.endswith(_MASK_TOKEN):
+            parameter.requires_grad_(False)
+    if pooling == "pooler":
+        return
+    if "add_pooling_layer" in inspect.signature(type(tower).__init__).parameters:
+        tower.pooler = None
+    pooler_layer = _POOLER_LAYERS.get(tower.config.model_type)
+    if pooler_layer is not None:
+        tower.get_submodule(pooler_layer).requires_grad_(False)
+
+
+def _check_rebuilds(tower: PreTrainedModel, pooling: str, field: str) -> None:
+    """Raise a ValueError unless the tower's config builds the same layers: else the saved model could not be loaded."""
+    with torch.device("meta"):
+        rebuilt = build_tower(copy.deepcopy(tower.config))
+    _drop_unused_pooler(rebuilt, pooling)
+    if type(rebuilt) is not type(tower):
+        raise ValueError(
+            f"{field} is a {type(tower).__name__}, but its config builds a {type(rebuilt).__name__}, as which the "
+            "saved model would be loaded: pass one of those"
+        )
+    difference = sorted(tower.state_dict().keys() ^ rebuilt.state_dict().keys())
+    if difference:
+        raise ValueError(
+            f"{field} {type(tower).__name__} and its config disagree on {len(difference)} weights, first "
+            f"{difference[0]!r}: merge adapters into the model, or load it again with the layers that its config names"
+        )
+
+
+def accepts(tower: PreTrainedModel, argument: str) -> bool:
+    """Tell whether the tower's forward names `argument`: not every tower knows token types."""
+    return argument in inspect.signature(tower.forward).parameters
+
+
+def load_model(source: PreTrainedModel | str, argument: str) -> PreTrainedModel:
+    """Return `source` itself (weights shared, not copied) or load it from a local folder or the Hub, in fp32.
+
+    Raises:
+        ValueError: when `source` is neither; `argument` names it.
+    """
+    # fp32 whatever the weights were: towers of one model share a precision, and training needs this one.
+    if isinstance(source, PreTrainedModel):
+        return source.float()
+    if isinstance(source, str | os.PathLike):
+        return tower_class(AutoConfig.from_pretrained(source)).from_pretrained(source, dtype=torch.float32)
+    raise ValueError(f"{argument} must be a PreTrainedModel, a local folder or a Hub id, got {type(source).__name__}")
+
+
+def find_tower(model: PreTrainedModel, names: tuple[str, ...]) -> PreTrainedModel:
+    """Return the part that a composite model (CLIPModel, ClapModel, ours) keeps under one of `names`.
+
+    Of other models, return the encoder below their head, or the model itself where it has none.
+    """
+    children = dict(model.named_children())
+    for name in names:
+        if isinstance(children.get(name), PreTrainedModel):
+            return children[name]
+    return model.base_model
+
+
+def check_width(pooled: torch.Tensor, tower: PreTrainedModel, field: str) -> torch.Tensor:
+    """Return `pooled` (B, H).
+
+    Raises:
+        ValueError: when the tower's config names another width; `field` names the config.
+    """
+    expected, width = tower_hidden_size(tower.config, field), pooled.shape[-1]
+    if width != expected:
+        raise ValueError(
+            f"{field} names a hidden size of {expected}, but {type(tower).__name__} returns vectors of {width}: "
+            f"set hidden_size={width} on that config"
+        )
+    return pooled
+
+
+def own_pooled_output(outputs: BaseModelOutputWithPooling, tower: PreTrainedModel, field: str) -> torch.Tensor:
+    """Return the tower's own pooled output, flat: (B, H).
+
+    Raises:
+        ValueError: when the tower has none.
+    """
+    pooled = outputs.get("pooler_output")
+    if pooled is None:
+        raise ValueError(
+            f"{field} 'pooler' reads pooler_output, which {type(tower).__name__} does not return: use 'mean' or 'cls'"
+        )
+    return pooled.flatten(1)  # (B, H, 1, 1) from convolutional towers
+
+
+def text_inputs_of(
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    token_type_ids: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+) -> dict[str, torch.Tensor | None]:
+    """Gather the text arguments of a forward, each (B, T) or None, under their names."""
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "token_type_ids": token_type_ids,
+        "position_ids": position_ids,
+    }
+
+
+def output_flags(output_attentions: bool | None, output_hidden_states: bool | None) -> dict[str, bool]:
+    """Return the flags that were set: towers keep their own defaults for the others."""
+    flags = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def describe(value: object) -> str:
+    """Return what an error message says of a wrong input: a tensor's shape, else the type."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+
+
+def _checked_text_inputs(inputs: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
+    """Return the text inputs that are there, all (B, T)."""
+    input_ids = inputs["input_ids"]
+    if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
+        raise ValueError(f"input_ids must be a tensor (batch, tokens) of token ids, got {describe(input_ids)}")
+    present = {name: value for name, value in inputs.items() if value is not None}
+    for name, value in present.items():
+        if not isinstance(value, torch.Tensor) or value.shape != input_ids.shape:
+            raise ValueError(
+                f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got {describe(value)}"
+            )
+    return present
+
+
+class TextTowerMixin:
+    """For models with `self.text_model`: runs it and pools, in sub-batches of similar length if asked."""
+
+    text_model: PreTrainedModel
+
+    def encode_text(
+        self, pooling: str, inputs: dict[str, torch.Tensor | None], text_sub_batches: int = 1, **kwargs: bool
+    ) -> BaseModelOutputWithPooling:
+        """Run the text tower: (B, T) ids -> `last_hidden_state` (B, T, H) and `pooler_output` (B, H).
+
+        Args:
+            pooling: name of the pooling.
+            inputs: `input_ids` and, or None, `attention_mask`, `token_type_ids`, `position_ids`, each (B, T).
+            text_sub_batches: above 1, rows are sorted by length and run in that many parts, each cut to its own
+                longest row; `pooler_output` is the same, `last_hidden_state` is None.
+            kwargs: output flags of the tower.
+
+        Raises:
+            ValueError: for ids that are not (B, T), or other inputs that have not their shape.
+        """
+        present = _checked_text_inputs(inputs)
+        input_ids = present["input_ids"]
+        if not accepts(self.text_model, "token_type_ids"):
+            present.pop("token_type_ids", None)
+        # Parts of one row cost more in launches than they save in padding.
+        if text_sub_batches <= 1 or "attention_mask" not in present or len(input_ids) < 2 * text_sub_batches:
+            return self._run_text_tower(pooling, present, **kwargs)
+        return self._run_in_sub_batches(pooling, present, text_sub_batches)
+
+    def _run_text_tower(
+        self, pooling: str, inputs: dict[str, torch.Tensor], **kwargs: bool
+    ) -> BaseModelOutputWithPooling:
+        outputs = self.text_model(**inputs, return_dict=True, **kwargs)
+        if pooling == "pooler":
+            pooled = own_pooled_output(outputs, self.text_model, "pooling")
+        else:
+            pooled = pool(
+                outputs.last_hidden_state,  # (B, T, H)
+                pooling,
+                inputs.get("attention_mask"),
+                inputs["input_ids"],
+                self.text_model.config.eos_token_id if pooling == "eos" else None,
+            )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=check_width(pooled, self.text_model, "text_config"),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+    def _run_in_sub_batches(
+        self, pooling: str, inputs: dict[str, torch.Tensor], parts: int
+    ) -> BaseModelOutputWithPooling:
+        mask = inputs["attention_mask"]
+        positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+        # The end of the last real token, not the count of real ones: left-padded rows keep their width.
+        ends, order = (mask * positions).amax(dim=1).sort()  # (B,)
+        index_parts = order.tensor_split(parts)
+        widths = torch.stack([part[-1] for part in ends.tensor_split(parts)]).tolist()
+        pooled = []
+        for index, width in zip(index_parts, widths, strict=True):
+            part = {name: value[index, : max(int(width), 1)] for name, value in inputs.items()}
+            pooled.append(self._run_text_tower(pooling, part).pooler_output)
+        inverse = torch.empty_like(order)
+        inverse[order] = torch.arange(len(order), device=order.device)
+        return BaseModelOutputWithPooling(last_hidden_state=None, pooler_output=torch.cat(pooled)[inverse])

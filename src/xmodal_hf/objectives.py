@@ -1,0 +1,260 @@
+"""What a training step minimises: (model, batch) -> loss and logs.
+
+An objective does three things, so that gradient caching (`training/grad_cache.py`) can come between them:
+`split` a batch into micro-batches, `encode` one with the model, take the `loss` of embeddings. Calling the objective is
+`loss(encode(model, batch))`. The losses see the batch of all processes; the logs describe this process's shard, but for
+the losses and the accuracy.
+
+Shapes: B batch, T tokens, D embedding, V views of a sentence batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .losses import cyclic_losses, sigmoid_loss
+from .losses.clip import clip_loss_with_accuracy
+from .losses.simcse import simcse_loss_with_accuracy
+
+Batch = dict[str, Any]
+# Row-wise tensors (their rows concatenate over micro-batches) and the scalars `logit_scale` and `logit_bias`.
+Embeddings = dict[str, Tensor]
+
+# What collators add for bookkeeping: no model takes it.
+_NOT_MODEL_INPUTS = ("group_ids", "ids")
+# Rows that the uniformity of the logs is taken over: its cost is quadratic.
+_UNIFORMITY_ROWS = 256
+
+
+@dataclass
+class ObjectiveOutput:
+    """The loss of the global batch (0-dim, with gradient) and named detached scalars to log."""
+
+    loss: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """The parts of a training objective."""
+
+    def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
+        """Cut a batch into parts of at most `micro_batch_size` items each."""
+
+    def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
+        """Run the model on a batch or micro-batch."""
+
+    def loss(self, embeds: Embeddings) -> ObjectiveOutput:
+        """Return the loss of a whole local batch's embeddings."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        """Return the loss of a batch."""
+
+
+@dataclass
+class CrossModalObjective:
+    """Contrastive loss of image-text or audio-text pairs.
+
+    Args:
+        loss_type: `clip` (Radford et al. 2021; CLAP's is the same), `cyclip` (Goel et al. 2022) or `siglip` (Zhai et
+            al. 2023; the model needs a `logit_bias`).
+        in_modal_weight, cross_modal_weight: of CyCLIP's consistency terms (0.25 each in its section 3).
+        text_sub_batches: parts of similar length that the text tower runs in; the result is the same.
+    """
+
+    loss_type: Literal["clip", "cyclip", "siglip"] = "clip"
+    in_modal_weight: float = 0.25
+    cross_modal_weight: float = 0.25
+    text_sub_batches: int = 1
+
+    def __post_init__(self) -> None:
+        if self.loss_type not in ("clip", "cyclip", "siglip"):
+            raise ValueError(f"unknown loss_type {self.loss_type!r}: pass clip, cyclip or siglip")
+
+    def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
+        return _split_rows(batch, _count_parts(len(batch["input_ids"]), micro_batch_size))
+
+    def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
+        output = model(**_model_inputs(batch), text_sub_batches=self.text_sub_batches, return_logits=False)
+        modality_embeds = output.get("image_embeds", output.get("audio_embeds"))  # (B, D)
+        if output.get("text_embeds") is None or modality_embeds is None:
+            raise ValueError(f"pairs need inputs of both modalities, the batch has {', '.join(batch)}")
+        embeds = {
+            "text_embeds": output.text_embeds,
+            "modality_embeds": modality_embeds,
+            "logit_scale": output.logit_scale,
+        }
+        if self.loss_type == "siglip":
+            if output.get("logit_bias") is None:
+                raise ValueError("loss_type 'siglip' needs a logit_bias: build the model with logit_bias_init_value=-10")
+            embeds["logit_bias"] = output.logit_bias
+        if "group_ids" in batch:
+            embeds["group_ids"] = batch["group_ids"]
+        return embeds
+
+    def loss(self, embeds: Embeddings) -> ObjectiveOutput:
+        modality_embeds, text_embeds = embeds["modality_embeds"], embeds["text_embeds"]
+        logit_scale, group_ids = embeds["logit_scale"], embeds.get("group_ids")
+        logs = {"logit_scale": logit_scale.detach(), **_geometry_logs(modality=modality_embeds, text=text_embeds)}
+        if self.loss_type == "siglip":
+            bias = embeds["logit_bias"]
+            loss = sigmoid_loss(modality_embeds, text_embeds, logit_scale, bias, group_ids=group_ids)
+            return ObjectiveOutput(loss, {"loss": loss.detach(), "logit_bias": bias.detach(), **logs})
+        loss, to_text, to_modality = clip_loss_with_accuracy(
+            modality_embeds, text_embeds, logit_scale, group_ids=group_ids
+        )
+        logs |= {"contrastive_loss": loss.detach(), "accuracy": (to_text + to_modality) / 2}
+        if self.loss_type == "cyclip":
+            in_modal, cross_modal = cyclic_losses(modality_embeds, text_embeds)
+            loss = loss + self.in_modal_weight * in_modal + self.cross_modal_weight * cross_modal
+            logs |= {"in_modal_loss": in_modal.detach(), "cross_modal_loss": cross_modal.detach()}
+        return ObjectiveOutput(loss, {"loss": loss.detach(), **logs})
+
+    def __call__(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        return self.loss(self.encode(model, batch))
+
+
+@dataclass
+class SentenceObjective:
+    """SimCSE (Gao et al. 2021) on the text tower of a `SentenceEncoder` or a dual encoder.
+
+    Args:
+        num_views: 1: unsupervised, each sentence twice under two dropout masks (eq. 1); 2: anchors with positives;
+            3: with hard negatives too (eq. 5). Batches are view-major: V*B rows, all anchors first.
+        temperature: of the softmax over cosines.
+        hard_negative_weight: added to the logit of each anchor's own hard negative, after the temperature.
+        text_sub_batches: parts of similar length that the text tower runs in; the result is the same.
+    """
+
+    num_views: Literal[1, 2, 3] = 1
+    temperature: float = 0.05
+    hard_negative_weight: float = 0.0
+    text_sub_batches: int = 1
+
+    def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
+        items = len(batch["input_ids"]) // self.num_views
+        return _split_rows(batch, _count_parts(items, micro_batch_size), self.num_views)
+
+    def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
+        inputs = _model_inputs(batch)
+        rows = len(inputs["input_ids"])
+        if rows % self.num_views:
+            raise ValueError(f"a batch of {self.num_views} views has {rows} rows, which is no multiple of it")
+        if self.num_views == 1:
+            inputs = {name: torch.cat([tensor, tensor]) for name, tensor in inputs.items()}  # (2B, T)
+        text_embeds = model(**inputs, text_sub_batches=self.text_sub_batches).text_embeds
+        names = ("anchor_embeds", "positive_embeds", "negative_embeds")
+        views = text_embeds.chunk(max(self.num_views, 2))  # each (B, D)
+        return dict(zip(names, views, strict=False))
+
+    def loss(self, embeds: Embeddings) -> ObjectiveOutput:
+        loss, accuracy = simcse_loss_with_accuracy(
+            embeds["anchor_embeds"],
+            embeds["positive_embeds"],
+            embeds.get("negative_embeds"),
+            temperature=self.temperature,
+            hard_negative_weight=self.hard_negative_weight,
+        )
+        logs = {"loss": loss.detach(), "accuracy": accuracy}
+        return ObjectiveOutput(loss, logs | _geometry_logs(anchor=embeds["anchor_embeds"], positive=embeds["positive_embeds"]))
+
+    def __call__(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        return self.loss(self.encode(model, batch))
+
+
+@dataclass
+class JointObjective:
+    """Weighted sum of a contrastive and a sentence objective that share the language encoder.
+
+    Batches are {"pairs": ..., "sentences": ...}, one of each objective.
+
+    Args:
+        cross_modal, sentence: the two objectives.
+        sentence_weight: of the sentence loss; the contrastive loss has weight 1.
+    """
+
+    cross_modal: CrossModalObjective
+    sentence: SentenceObjective
+    sentence_weight: float = 1.0
+
+    def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
+        # As many parts of both: each then uses every parameter, which distributed training needs of the last one.
+        sentences = len(batch["sentences"]["input_ids"]) // self.sentence.num_views
+        parts = _count_parts(max(len(batch["pairs"]["input_ids"]), sentences), micro_batch_size)
+        pair_parts = _split_rows(batch["pairs"], parts)
+        sentence_parts = _split_rows(batch["sentences"], parts, self.sentence.num_views)
+        return [
+            {"pairs": pairs, "sentences": texts} for pairs, texts in zip(pair_parts, sentence_parts, strict=True)
+        ]
+
+    def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
+        return {
+            **self.cross_modal.encode(model, batch["pairs"]),
+            **self.sentence.encode(model, batch["sentences"]),
+        }
+
+    def loss(self, embeds: Embeddings) -> ObjectiveOutput:
+        pairs, sentences = self.cross_modal.loss(embeds), self.sentence.loss(embeds)
+        loss = pairs.loss + self.sentence_weight * sentences.loss
+        logs = {"loss": loss.detach(), "logit_scale": pairs.logs.pop("logit_scale")}
+        logs |= {f"pairs/{name}": value for name, value in pairs.logs.items()}
+        logs |= {f"sentences/{name}": value for name, value in sentences.logs.items()}
+        return ObjectiveOutput(loss, logs)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        return self.loss(self.encode(model, batch))
+
+
+def _model_inputs(batch: Batch) -> dict[str, Tensor]:
+    return {name: value for name, value in batch.items() if name not in _NOT_MODEL_INPUTS}
+
+
+def _count_parts(items: int, micro_batch_size: int) -> int:
+    """Return into how many parts of at most `micro_batch_size` to cut `items`."""
+    if micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size must be positive, got {micro_batch_size}")
+    return max(1, -(-items // micro_batch_size))
+
+
+def _split_rows(batch: Mapping[str, Any], parts: int, num_views: int = 1) -> list[Batch]:
+    """Cut the items of a view-major batch into `parts`, each view-major again, padding cut to each part's longest."""
+    items = len(batch["input_ids"]) // num_views
+    if items < parts:
+        raise ValueError(f"{items} items cannot be cut into {parts} parts: raise micro_batch_size or the batch size")
+    rows_of = torch.arange(items * num_views).view(num_views, items)
+    split = []
+    for columns in rows_of.tensor_split(parts, dim=1):
+        rows = columns.flatten()
+        part = {name: _take(value, rows) for name, value in batch.items()}
+        split.append(_trim_padding(part))
+    return split
+
+
+def _take(value: Any, rows: Tensor) -> Any:
+    return value[rows.to(value.device)] if isinstance(value, Tensor) else [value[row] for row in rows.tolist()]
+
+
+def _trim_padding(batch: Batch) -> Batch:
+    """Drop the columns of right padding that no row of the batch needs."""
+    mask = batch.get("attention_mask")
+    if mask is None:
+        return batch
+    width = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 1
+    text = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+    return {name: value[:, :width] if name in text else value for name, value in batch.items()}
+
+
+@torch.no_grad()
+def _geometry_logs(**sides: Tensor) -> dict[str, Tensor]:
+    """Alignment of pairs and uniformity of each side (Wang and Isola 2020, alpha = t = 2), on this process's rows."""
+    first, second = (embeds.detach().float() for embeds in sides.values())  # (B, D)
+    logs = {"alignment": (first - second).square().sum(dim=1).mean()}
+    for name, embeds in zip(sides, (first, second), strict=True):
+        if len(embeds) > 1:
+            squared = torch.pdist(embeds[:_UNIFORMITY_ROWS]).square()
+            logs[f"uniformity_{name}"] = squared.mul(-2).exp().mean().log()
+    return logs

@@ -1,0 +1,1 @@
+"""Training: arguments, optimisation, the one loop of all phases, gradient caching."""

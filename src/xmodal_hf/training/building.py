@@ -1,0 +1,179 @@
+"""From options to models, tokenizers and processors."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    SequenceFeatureExtractor,
+    ViTImageProcessor,
+)
+
+from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
+from ..models.modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder
+from ..models.modeling_sentence_encoder import SentenceEncoder
+from ..models.processing_dual_encoder import AudioTextProcessor, ImageTextProcessor
+from ..models.text_tower import build_tower
+from .arguments import ContrastiveArguments, SentenceArguments, TextModelArguments
+from .tokenizer import train_tokenizer
+
+# Towers from scratch when no config is given: small enough for two cores (the demo's are in its recipes).
+_DEFAULT_CONFIGS: dict[str, dict[str, Any]] = {
+    "text": {
+        "model_type": "bert",
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 1024,
+    },
+    "image": {
+        "model_type": "resnet",
+        "embedding_size": 32,
+        "hidden_sizes": [32, 64, 128, 256],
+        "depths": [2, 2, 2, 2],
+        "layer_type": "basic",
+    },
+    "audio": {
+        "model_type": "audio-spectrogram-transformer",
+        "hidden_size": 192,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+    },
+}
+_AST_FRAMES_PER_SECOND = 100  # a hop of 10 ms (Gong et al. 2021, section 2.1)
+# SigLIP's initial temperature and bias (Zhai et al. 2023, section 3.2).
+_SIGLIP_INIT = {"logit_scale_init_value": math.log(10), "logit_bias_init_value": -10.0}
+
+
+def config_from_json(kind: Literal["text", "image", "audio"], config: str | None, **known: Any) -> PreTrainedConfig:
+    """Return a tower config from JSON, or the small default; `known` fills fields that it leaves open.
+
+    Raises:
+        ValueError: for JSON that is no object with a `model_type` that transformers knows.
+    """
+    try:
+        fields = _DEFAULT_CONFIGS[kind] if config is None else json.loads(config)
+        return AutoConfig.for_model(**{**known, **fields})
+    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        raise ValueError(f"--{kind}_config {config!r} is no JSON object with a known model_type: {error}") from error
+
+
+def build_tokenizer(text: TextModelArguments, corpus: Callable[[], Iterable[str]]) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that is named, or the text model's; train one on `corpus()` for a tower from scratch."""
+    source = text.tokenizer or text.text_model
+    if source is not None:
+        return AutoTokenizer.from_pretrained(source)
+    return train_tokenizer(corpus(), vocab_size=text.vocab_size, max_length=text.max_length)
+
+
+def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Load or initialise the text tower (or the model that has one), and check it against the tokenizer.
+
+    Raises:
+        ValueError: when the tokenizer has ids beyond the tower's embeddings.
+    """
+    if text.text_model is not None:
+        model = AutoModel.from_pretrained(text.text_model, dtype="float32")
+    else:
+        eos_token_id = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        known = {
+            "vocab_size": len(tokenizer),
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": eos_token_id,
+            # RoBERTa-like towers number positions from pad_token_id + 1 on.
+            "max_position_embeddings": text.max_length + tokenizer.pad_token_id + 2,
+        }
+        model = build_tower(config_from_json("text", text.text_config, **known))
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens, the text tower embeds {rows}: pass the --tokenizer that "
+            "belongs to the --text_model"
+        )
+    return model
+
+
+def build_sentence_encoder(
+    text: TextModelArguments, sentence: SentenceArguments, tokenizer: PreTrainedTokenizerBase
+) -> SentenceEncoder:
+    """Return the model of phase 1; a SentenceEncoder that is loaded goes on as it was, head included."""
+    model = build_text_model(text, tokenizer)
+    if isinstance(model, SentenceEncoder) and text.pooling in (None, model.config.pooling) and sentence.head == "none":
+        return model
+    supervised = sentence.triplets is not None
+    return SentenceEncoder.from_text_pretrained(
+        model,
+        pooling=text.pooling or "mean",
+        head=sentence.head,
+        head_at_inference=supervised if sentence.head_at_inference is None else sentence.head_at_inference,
+    )
+
+
+def build_dual_encoder(
+    text: TextModelArguments,
+    contrastive: ContrastiveArguments,
+    processor: ProcessorMixin,
+) -> DualEncoder:
+    """Return the model of phase 2 for a processor: two towers, loaded or from scratch, and new projections."""
+    text_model = build_text_model(text, processor.tokenizer)
+    modality: Literal["image", "audio"] = "image" if isinstance(processor, ImageTextProcessor) else "audio"
+    source = getattr(contrastive, f"{modality}_model")
+    if source is None:
+        config_text = getattr(contrastive, f"{modality}_config")
+        known = _input_sizes(contrastive, processor)
+        source = build_tower(config_from_json(modality, config_text, **known))
+    options: dict[str, Any] = {
+        "projection_dim": contrastive.projection_dim,
+        "projection_type": contrastive.projection_type,
+        "pooling": text.pooling,
+        f"{modality}_pooling": contrastive.modality_pooling,
+    }
+    if contrastive.objective == "siglip":
+        options |= _SIGLIP_INIT
+    if modality == "image":
+        return ImageTextDualEncoder.from_text_image_pretrained(text_model, source, **options)
+    return AudioTextDualEncoder.from_text_audio_pretrained(text_model, source, **options)
+
+
+def build_processor(
+    contrastive: ContrastiveArguments, modality: Literal["image", "audio"], tokenizer: PreTrainedTokenizerBase
+) -> ProcessorMixin:
+    """Return the processor: the pretrained tower's own, or one for a tower from scratch."""
+    if modality == "audio":
+        return AudioTextProcessor(_build_feature_extractor(contrastive), tokenizer)
+    if contrastive.image_model is not None:
+        return ImageTextProcessor(AutoImageProcessor.from_pretrained(contrastive.image_model), tokenizer)
+    size = {"height": contrastive.image_size, "width": contrastive.image_size}
+    return ImageTextProcessor(ViTImageProcessor(size=size), tokenizer)
+
+
+def _input_sizes(contrastive: ContrastiveArguments, processor: ProcessorMixin) -> dict[str, int]:
+    """Return the config fields of a tower from scratch that its inputs settle."""
+    if isinstance(processor, ImageTextProcessor):
+        return {"image_size": contrastive.image_size}
+    extractor = processor.feature_extractor
+    frames = extractor.num_frames or round(extractor.max_length_s * extractor.sampling_rate / extractor.hop_length)
+    return {"num_mel_bins": extractor.feature_size, "max_length": frames}
+
+
+def _build_feature_extractor(contrastive: ContrastiveArguments) -> SequenceFeatureExtractor:
+    if contrastive.audio_model is not None:
+        return AutoFeatureExtractor.from_pretrained(contrastive.audio_model)
+    preset = contrastive.audio_preset
+    if preset == "ast":
+        num_frames = round(contrastive.max_seconds * _AST_FRAMES_PER_SECOND)
+        return LogMelFeatureExtractor.from_preset(preset, num_frames=num_frames)
+    return LogMelFeatureExtractor.from_preset(preset, max_length_s=contrastive.max_seconds)

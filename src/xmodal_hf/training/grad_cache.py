@@ -1,0 +1,95 @@
+"""Gradient caching: the loss of a large batch at the memory of a micro-batch (Gao et al. 2021, "Scaling Deep
+Contrastive Learning Batch Size under Memory Limited Setup", section 3.2).
+
+Every micro-batch is encoded without graph; the loss of all embeddings gives the gradient of each embedding; every
+micro-batch is encoded again, with the same dropout, and its cached gradients are pushed through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..objectives import Batch, Embeddings, Objective, ObjectiveOutput
+
+
+def cached_backward(
+    accelerator: Accelerator, objective: Objective, model: nn.Module, batch: Batch, micro_batch_size: int
+) -> ObjectiveOutput:
+    """Accumulate the gradients of the whole batch's loss, holding the graph of one micro-batch at a time.
+
+    Equal to `accelerator.backward(objective(model, batch).loss)` under the same dropout masks, but for batch
+    normalisation, whose statistics are those of a micro-batch. Under DistributedDataParallel only the last micro-batch
+    synchronises.
+
+    Returns:
+        The objective's output, its loss detached.
+    """
+    parts = objective.split(batch, micro_batch_size)
+    states, encoded = [], []
+    for part in parts:
+        states.append(_RandomState(accelerator.device))
+        with torch.no_grad():
+            encoded.append(objective.encode(model, part))
+    cache = {name: _join([embeds[name] for embeds in encoded]) for name in encoded[0]}
+    output = objective.loss(cache)
+    accelerator.backward(output.loss)
+
+    offsets = dict.fromkeys(cache, 0)
+    for index, (part, state) in enumerate(zip(parts, states, strict=True)):
+        is_last = index == len(parts) - 1
+        with nullcontext() if is_last else accelerator.no_sync(model), state.replayed():
+            embeds = objective.encode(model, part)
+            _push_through(embeds, cache, offsets, is_last)
+    return ObjectiveOutput(output.loss.detach(), output.logs)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Return the leaf of a cached output: rows of all micro-batches, or a scalar, which all have in common."""
+    joined = torch.cat(parts) if parts[0].ndim else parts[0].clone()
+    return joined.requires_grad_() if joined.is_floating_point() else joined
+
+
+def _push_through(embeds: Embeddings, cache: Embeddings, offsets: dict[str, int], is_last: bool) -> None:
+    """Run backward of a micro-batch's embeddings from its slice of the cached gradients; advances `offsets`."""
+    outputs, gradients = [], []
+    for name, tensor in embeds.items():
+        gradient = cache[name].grad
+        if tensor.ndim:
+            start = offsets[name]
+            offsets[name] += len(tensor)
+            gradient = None if gradient is None else gradient[start : offsets[name]]
+        elif not is_last:
+            continue  # a scalar's gradient is that of the whole batch: it goes through once
+        if gradient is not None and tensor.requires_grad:
+            outputs.append(tensor)
+            gradients.append(gradient.to(tensor.dtype))
+    torch.autograd.backward(outputs, gradients)
+
+
+class _RandomState:
+    """The random state of the CPU and of one accelerator, so that dropout can be replayed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cpu = torch.get_rng_state()
+        self.device = device if device.type != "cpu" else None
+        self.accelerator = torch.get_device_module(device).get_rng_state(device) if self.device else None
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Run the body under this state, and restore the present one after it."""
+        present = _RandomState(self.device or torch.device("cpu"))
+        self._restore()
+        try:
+            yield
+        finally:
+            present._restore()
+
+    def _restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.device is not None:
+            torch.get_device_module(self.device).set_rng_state(self.accelerator, self.device)

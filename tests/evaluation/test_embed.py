@@ -1,0 +1,148 @@
+"""The embedding loop: equal to the model called plainly, whatever the batches; deterministic; clear about bad input."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from xmodal_hf.evaluation import Embedder, as_embedder, embed_pairs, evaluate_retrieval
+from xmodal_hf.evaluation.embed import EmbedOptions, evaluation_mode, token_batches
+
+
+def unit(embeds):
+    return nn.functional.normalize(embeds, dim=-1).detach().numpy()
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 200))
+def test_token_batches_cover_every_text_once_within_the_budget(lengths, max_tokens):
+    batches = token_batches(lengths, max_tokens)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= max_tokens
+
+
+@pytest.mark.parametrize("max_tokens", [1, 40, 100_000])
+def test_clip_texts_equal_one_by_one(clip, sentences, max_tokens):
+    model, processor = clip
+    embeds = as_embedder(model, processor, options=EmbedOptions(max_tokens_per_batch=max_tokens)).encode_text(sentences)
+    for index in (0, 17, 59):
+        inputs = processor(text=[sentences[index]], return_tensors="pt")
+        assert np.allclose(embeds[index], unit(model.get_text_features(**inputs).pooler_output)[0], atol=1e-6)
+    assert embeds.dtype == np.float32 and np.allclose(np.linalg.norm(embeds, axis=1), 1, atol=1e-6)
+
+
+def test_siglip_pads_to_its_fixed_length(siglip, sentences):
+    model, processor = siglip
+    embeds = as_embedder(model, processor).encode_text(sentences)
+    inputs = processor(text=sentences, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] == 16
+    assert np.allclose(embeds, unit(model.get_text_features(**inputs).pooler_output), atol=1e-6)
+    shorter = processor(text=["dog"], return_tensors="pt")
+    unpadded = unit(model.get_text_features(**shorter).pooler_output)[0]
+    assert not np.allclose(as_embedder(model, processor).encode_text(["dog"])[0], unpadded, atol=1e-3)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos"])
+def test_text_model_pooling(bert, tokenizer, sentences, pooling):
+    if pooling == "eos":
+        bert.config.eos_token_id = tokenizer.eos_token_id
+    embeds = as_embedder(bert, tokenizer, pooling=pooling).encode_text(sentences)
+    ids = tokenizer([sentences[3]], return_tensors="pt")
+    hidden = bert(**ids).last_hidden_state[0]
+    expected = {"cls": hidden[0], "mean": hidden.mean(0), "max": hidden.amax(0), "eos": hidden[-1]}[pooling]
+    assert np.allclose(embeds[3], unit(expected[None])[0], atol=1e-6)
+
+
+def test_images_equal_one_by_one(clip, pictures):
+    model, processor = clip
+    embeds = as_embedder(model, processor, options=EmbedOptions(batch_size=3)).encode_image(iter(pictures))
+    inputs = processor(images=pictures, return_tensors="pt")
+    assert np.allclose(embeds, unit(model.get_image_features(**inputs).pooler_output), atol=1e-6)
+
+
+def test_fused_clap_depends_on_neither_random_state_nor_neighbours(fused_clap):
+    model, processor = fused_clap
+    rng = np.random.default_rng(0)
+    clips = [rng.normal(size=length).astype(np.float32) for length in (4000, 8000, 20000, 26000)]
+    embedder = as_embedder(model, processor)
+    together = embedder.encode_audio(clips)
+    np.random.seed(123)
+    before = np.random.get_state()[1].copy()
+    alone = np.concatenate([embedder.encode_audio([clip]) for clip in clips])
+    assert np.allclose(together, alone, atol=1e-5)
+    assert np.array_equal(np.random.get_state()[1], before)
+    assert np.abs(together[2] - together[3]).max() > 1e-3
+
+
+def test_random_truncation_is_replaced_by_the_beginning(clap):
+    model, processor = clap
+    long = np.random.default_rng(0).normal(size=20000).astype(np.float32)
+    embeds = as_embedder(model, processor).encode_audio([long, long[:8000]])
+    assert np.allclose(embeds[0], embeds[1], atol=1e-6)
+
+
+def test_embed_pairs_keeps_owners_and_order(clip, pictures, sentences):
+    rows = [{"text": sentences[3 * i : 3 * i + 1 + i % 3], "image": picture} for i, picture in enumerate(pictures)]
+    rows[0]["text"] = sentences[0]  # a plain string is one caption
+    embedder = as_embedder(*clip)
+    pairs = embed_pairs(embedder, iter(rows))
+    assert pairs.text_to_item.tolist() == [0, 1, 1, 2, 2, 2, 3, 4, 4, 5, 5, 5, 6]
+    assert np.allclose(pairs.text_embeds[2], embedder.encode_text([sentences[4]])[0], atol=1e-6)
+    assert np.allclose(pairs.modality_embeds, embedder.encode_image(pictures), atol=1e-6)
+    results = evaluate_retrieval(pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item, num_resamples=0)
+    assert results["num_texts"] == 13
+
+
+def test_functions(sentences):
+    vectors = {sentence: np.random.default_rng(len(sentence)).normal(size=5) for sentence in sentences}
+    embeds = as_embedder(lambda texts: np.stack([vectors[text] for text in texts])).encode_text(sentences)
+    assert np.allclose(np.linalg.norm(embeds, axis=1), 1)
+
+
+def test_evaluation_mode_restores_each_module():
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2))
+    model.train()
+    model[1].eval()
+    with evaluation_mode(model):
+        assert not model[0].training and torch.is_inference_mode_enabled()
+    assert model[0].training and not model[1].training
+
+
+def test_dropout_is_off_while_embedding(clip, sentences):
+    model, processor = clip
+    model.train()
+    try:
+        first = as_embedder(model, processor).encode_text(sentences)
+        assert model.training
+    finally:
+        model.eval()
+    assert np.array_equal(first, as_embedder(model, processor).encode_text(sentences))
+
+
+def test_bad_input_is_named(clip, clap, bert, tokenizer):
+    embedder = as_embedder(*clip)
+    with pytest.raises(ValueError, match=r"pass \[text\]"):
+        embedder.encode_text("a dog")
+    with pytest.raises(ValueError, match="no texts"):
+        embedder.encode_text([])
+    with pytest.raises(ValueError, match="no images"):
+        embedder.encode_image([])
+    with pytest.raises(ValueError, match="CLIPProcessor has no feature_extractor"):
+        embedder.encode_audio([np.zeros(10)])
+    with pytest.raises(ValueError, match="FunctionEmbedder has no image encoder"):
+        as_embedder(lambda texts: np.ones((1, 2))).encode_image([None])
+    with pytest.raises(ValueError, match="lacks a processor"):
+        as_embedder(clip[0])
+    with pytest.raises(ValueError, match="cannot embed with int"):
+        as_embedder(3)
+    with pytest.raises(ValueError, match="row 0 has no caption"):
+        embed_pairs(embedder, [{"text": [], "image": None}])
+    with pytest.raises(ValueError, match="unknown modality 'video'"):
+        Embedder().encode("video", [])
+
+
+def test_nan_embeddings_are_an_error():
+    with pytest.raises(ValueError, match="NaN or infinite values in 1 of 2 rows"):
+        as_embedder(lambda texts: np.array([[1.0, 0.0], [np.nan, 0.0]])).encode_text(["a", "b"])

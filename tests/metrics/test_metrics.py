@@ -1,0 +1,147 @@
+"""The `evaluate` modules: loaded by folder, whole, in batches, in several processes, alone in another folder."""
+
+import ast
+import multiprocessing
+import re
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import yaml
+
+import xmodal_hf.metrics
+from xmodal_hf.evaluation import evaluate_retrieval
+from xmodal_hf.metrics import metric_path
+
+NAMES = ["alignment_uniformity", "retrieval_map", "retrieval_recall", "sts_correlation", "zero_shot_accuracy"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(tmp_path / "cache"))
+
+
+def sample_inputs(name: str, num_rows: int = 12) -> dict:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(num_rows, 6))
+    vectors = rng.normal(size=(num_rows, 4)).astype(np.float32)
+    return {
+        "alignment_uniformity": {"predictions": vectors, "references": vectors[::-1].copy()},
+        "retrieval_map": {"predictions": scores, "references": [[i % 6, (i + 2) % 6] for i in range(num_rows)]},
+        "retrieval_recall": {"predictions": scores, "references": np.arange(num_rows) % 6},
+        "sts_correlation": {"predictions": scores[:, 0], "references": scores[:, 0] + scores[:, 1]},
+        "zero_shot_accuracy": {"predictions": scores, "references": np.arange(num_rows) % 6},
+    }[name]
+
+
+def test_every_metric_is_covered():
+    assert sorted(path.parent.name for path in Path(xmodal_hf.metrics.__file__).parent.glob("*/*.py")) == NAMES
+    with pytest.raises(ValueError, match="no metric 'bleu': one of alignment_uniformity"):
+        metric_path("bleu")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_documented_example_gives_the_documented_result(name):
+    metric = evaluate.load(metric_path(name))
+    example = re.search(r">>> \w+\.compute\((.*?)\)(\[\"\w+\"\])?\n\s+(.+)\n", metric.inputs_description)
+    arguments = eval(f"dict({example[1]})")
+    result = metric.compute(**arguments)
+    expected = ast.literal_eval(example[3])
+    assert (result[ast.literal_eval(example[2])[0]] if example[2] else result) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_and_single_rows_give_the_whole(name):
+    inputs = sample_inputs(name)
+    whole = evaluate.load(metric_path(name)).compute(**inputs)
+    assert all(np.isfinite(value) for value in whole.values())
+    batched = evaluate.load(metric_path(name))
+    for rows in (slice(0, 5), slice(5, 6), slice(6, 12)):
+        batched.add_batch(**{key: column[rows] for key, column in inputs.items()})
+    assert batched.compute() == whole
+    one_by_one = evaluate.load(metric_path(name))
+    for prediction, reference in zip(inputs["predictions"], inputs["references"], strict=True):
+        one_by_one.add(prediction=prediction, reference=reference)
+    assert one_by_one.compute() == whole
+
+
+def compute_shard(name: str, process: int, cache: str, results) -> None:
+    """One of two processes: even rows or odd rows."""
+    metric = evaluate.load(
+        metric_path(name), num_process=2, process_id=process, experiment_id="shards", cache_dir=cache
+    )
+    metric.add_batch(**{key: column[process::2] for key, column in sample_inputs(name).items()})
+    results.put((process, metric.compute()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["retrieval_recall", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "retrieval_recall")],
+)
+def test_two_processes_give_the_whole(name, tmp_path):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=compute_shard, args=(name, i, str(tmp_path), results)) for i in range(2)]
+    for worker in workers:
+        worker.start()
+    by_process = dict(results.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join()
+    whole = evaluate.load(metric_path(name)).compute(**sample_inputs(name))
+    assert by_process[1] is None and by_process[0] == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("ids", [[3, 3, 1, 0, 1, 2], ["d", "d", "b", "a", "b", "c"]])
+def test_embeddings_configuration_equals_evaluate_retrieval(ids):
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(4, 5)).astype(np.float32)
+    text_to_item = np.array([3, 3, 1, 0, 1, 2])
+    texts = (items[text_to_item] + rng.normal(size=(6, 5))).astype(np.float32)
+    inputs = {"text_embeds": texts, "modality_embeds": items[text_to_item], "item_ids": ids}
+    recall = evaluate.load(metric_path("retrieval_recall"), "embeddings").compute(**inputs, k=[1, 2], modality="audio")
+    precision = evaluate.load(metric_path("retrieval_map"), "embeddings").compute(**inputs, modality="audio")
+    expected = evaluate_retrieval(items, texts, text_to_item, modality="audio", ks=(1, 2), num_resamples=0)
+    for key, value in (recall | precision).items():
+        assert expected[key] == pytest.approx(value if key.endswith("rank") else 100 * value), key
+    assert len(recall | precision) == 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_empty_input_is_an_error(name):
+    with pytest.raises(ValueError, match="empty|at least|must be"):
+        evaluate.load(metric_path(name)).compute(predictions=[], references=[])
+
+
+def test_ties_count_against_the_gold():
+    metric = evaluate.load(metric_path("retrieval_recall"))
+    assert metric.compute(predictions=[[0.5, 0.5]], references=[0], k=[1])["recall@1"] == 0
+    metric = evaluate.load(metric_path("zero_shot_accuracy"))
+    assert metric.compute(predictions=[[0.5, 0.5]], references=[0], k=[1])["top1_accuracy"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_module_stands_alone_and_its_card_is_complete(name, tmp_path):
+    """`evaluate` copies the one file away from its folder, and imports what it lists."""
+    folder = Path(metric_path(name))
+    lines = (folder / f"{name}.py").read_text().splitlines()
+    assert not [line for line in lines if re.match(r"\s*(from \.|import \w+,)", line)]
+    assert (folder / "requirements.txt").read_text().split() == ["xmodal_hf"]
+    _, front, body = (folder / "README.md").read_text().split("---", 2)
+    assert yaml.safe_load(front)["tags"] == ["evaluate", "metric"]
+    metric = evaluate.load(str(folder))
+    features = metric.features[0] if isinstance(metric.features, list) else metric.features
+    for key in features:
+        assert f"`{key}`" in body, key
+    for heading in ("## Inputs", "## Outputs", "## Example", "## Limits", "## Citation"):
+        assert heading in body, heading
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cards_example_runs_as_printed(name):
+    body = (Path(metric_path(name)) / "README.md").read_text()
+    code, printed = re.search(r"```python\n(.*?)```\n+```\n(.*?)\n```", body, re.DOTALL).groups()
+    lines = code.strip().splitlines()
+    scope: dict = {}
+    exec("\n".join(lines[:-1]), scope)
+    assert eval(lines[-1].removeprefix("print(").removesuffix(")"), scope) == ast.literal_eval(printed)

@@ -85,7 +85,7 @@ def dataset_and_collator(table: Any, processor: Any, seed: int, max_length: int,
     if not isinstance(processor, ImageTextProcessor):
         dataset = PairDataset(table, seed=seed, sampling_rate=processor.feature_extractor.sampling_rate)
         return dataset, PairCollator(processor, max_length=max_length)
-    size = min(processor.image_processor.size.values())
+    size = min(dict(processor.image_processor.size).values())  # height and width, or the shortest edge
     image_augment = ImageAugment(size, seed=seed) if augment else None
     dataset = PairDataset(table, seed=seed, min_image_size=size)
     return dataset, PairCollator(processor, max_length=max_length, image_augment=image_augment)

@@ -1,11 +1,40 @@
-"""Semantic textual similarity: STS12-16, STS-B and SICK-R."""
+"""Semantic textual similarity: STS12-16, STS-B and SICK-R.
+
+The protocol is SimCSE's (Gao et al. 2021, appendix B): cosines of frozen embeddings without a regressor, all pairs of a
+set in one Spearman correlation ("all" aggregation), times 100.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import stats
+from tqdm import tqdm
+
+from xmodal_hf.data.tables import load_table
+
+from .bootstrap import DEFAULT_RESAMPLES, percentile_interval, statistic_resamples, with_interval
+from .embed import Embedder, as_embedder
+from .held_data import local_table
+
+# Set -> table in a local folder, and mteb's copy on the Hub.
+STS_SETS = {
+    "sts12": ("sts12", "mteb/sts12-sts"),
+    "sts13": ("sts13", "mteb/sts13-sts"),
+    "sts14": ("sts14", "mteb/sts14-sts"),
+    "sts15": ("sts15", "mteb/sts15-sts"),
+    "sts16": ("sts16", "mteb/sts16-sts"),
+    "stsb": ("stsb-test", "mteb/stsbenchmark-sts"),
+    "sickr": ("sickr", "mteb/sickr-sts"),
+}
+PROTOCOLS = ("simcse", "mteb")
+_SECONDS_BEFORE_BAR = 2.0
+
+Rows = Iterable[Mapping[str, Any]]
 
 
 def spearman(predictions: Any, references: Any) -> float:
@@ -27,6 +56,100 @@ def pearson(predictions: Any, references: Any) -> float:
     """Pearson's linear correlation in [-1, 1]; raises as `spearman`."""
     first, second = _checked_pairs(predictions, references)
     return float(stats.pearsonr(first, second).statistic)
+
+
+def load_sts(source: str | os.PathLike | None = None, *, protocol: str = "simcse") -> dict[str, Rows]:
+    """The seven sets, each as rows of `sentence1`, `sentence2` and `score`.
+
+    Args:
+        source: a folder of tables `sts12`, ..., `sts16`, `stsb-test`, `sickr` (.jsonl, .csv, .parquet, compressed or
+            not); None loads mteb's copies from the Hub.
+        protocol: "simcse" takes the test part of SICK-R (rows whose `subset` is "test"); "mteb" takes SICK-R whole.
+
+    Raises:
+        ValueError: unknown protocol; or SICK-R without a column `subset` (mteb's copy has none) under "simcse".
+        FileNotFoundError: a set is not in the folder.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
+    sets: dict[str, Rows] = {}
+    for name, (stem, hub_id) in STS_SETS.items():
+        table = load_table(hub_id, split="test") if source is None else local_table(Path(source), stem)
+        if name == "sickr" and protocol == "simcse":
+            if "subset" not in table.column_names:
+                raise ValueError("this SICK-R does not say which rows are its test part: pass protocol='mteb'")
+            table = table.filter(lambda subset: subset == "test", input_columns="subset")
+        sets[name] = table
+    return sets
+
+
+def evaluate_sts(
+    embedder: Embedder | Any,
+    data: Mapping[str, Rows] | str | os.PathLike | None = None,
+    *,
+    protocol: str = "simcse",
+    num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Spearman correlation of cosines with human scores, times 100, per set and averaged over the sets.
+
+    Args:
+        embedder: an `Embedder`, or what `as_embedder` takes without a processor, such as a function from a list of
+            sentences to (n, D) embeddings.
+        data: set name to rows of `sentence1`, `sentence2`, `score`; or a source for `load_sts`.
+        protocol: for `load_sts`.
+        num_resamples: of the bootstrap over pairs; 0 leaves the intervals out.
+        seed: of the bootstrap.
+
+    Returns:
+        `<set>` and `average`, each with `_ci95_low` and `_ci95_high`.
+
+    Raises:
+        ValueError: an empty set, constant scores or similarities, non-finite embeddings.
+    """
+    embedder = as_embedder(embedder)
+    sets = data if isinstance(data, Mapping) else load_sts(data, protocol=protocol)
+    pairs = {name: _columns(name, rows) for name, rows in sets.items()}
+    vectors = _embed_once(embedder, [text for first, second, _ in pairs.values() for text in (*first, *second)])
+    results: dict[str, float] = {}
+    resamples = []
+    for name, (first, second, scores) in tqdm(pairs.items(), desc="STS", unit="set", delay=_SECONDS_BEFORE_BAR):
+        cosines = np.array([vectors[a] @ vectors[b] for a, b in zip(first, second, strict=True)])
+        value = 100 * spearman(cosines, scores)
+        if not num_resamples:
+            results[name] = value
+            continue
+        resamples.append(_resampled_spearman(cosines, scores, num_resamples, seed))
+        results |= with_interval(name, value, percentile_interval(resamples[-1]))
+    average = float(np.mean([results[name] for name in pairs]))
+    if num_resamples:
+        return results | with_interval("average", average, percentile_interval(np.mean(resamples, axis=0)))
+    return results | {"average": average}
+
+
+def _columns(name: str, rows: Rows) -> tuple[list[str], list[str], np.ndarray]:
+    """The sentences and scores of a set, in one pass."""
+    triples = [(row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]
+    if not triples:
+        raise ValueError(f"the STS set {name!r} is empty")
+    first, second, scores = zip(*triples, strict=True)
+    return list(first), list(second), np.array(scores)
+
+
+def _embed_once(embedder: Embedder, texts: list[str]) -> dict[str, np.ndarray]:
+    """Text to its (D,) embedding; a sentence that occurs twice is encoded once."""
+    unique = list(dict.fromkeys(texts))
+    return dict(zip(unique, embedder.encode_text(unique), strict=True))
+
+
+def _resampled_spearman(cosines: np.ndarray, scores: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+    """100 times the correlation of each bootstrap resample, (num_resamples,)."""
+
+    def correlation(index: np.ndarray) -> float:
+        ranks = [stats.rankdata(values[index]) for values in (cosines, scores)]
+        return 100 * float(np.corrcoef(ranks)[0, 1])
+
+    return statistic_resamples(correlation, len(scores), num_resamples=num_resamples, seed=seed)
 
 
 def _checked_pairs(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -8,14 +8,11 @@ import inspect
 import os
 
 import torch
+
+# The Auto classes are read from here when a function runs. Importing them with this module would import and register
+# our models while this module, which they need, is half imported.
 import transformers
-from transformers import (
-    MODEL_FOR_TEXT_ENCODING_MAPPING,
-    MODEL_MAPPING,
-    AutoConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_dual_encoder import tower_hidden_size
@@ -44,13 +41,17 @@ def tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Raises:
         ValueError: when transformers has none.
     """
-    for mapping in (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING):
-        if type(config) in mapping and not (mapping is MODEL_MAPPING and config.is_encoder_decoder):
+    mappings = [transformers.MODEL_FOR_TEXT_ENCODING_MAPPING]
+    named = None
+    if not config.is_encoder_decoder:
+        mappings.append(transformers.MODEL_MAPPING)
+        # Towers without an AutoModel entry, such as SiglipTextModel, are named after their config.
+        named = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
+    for mapping in mappings:
+        if type(config) in mapping:
             found = mapping[type(config)]
             return found[0] if isinstance(found, tuple) else found
-    # Towers without an AutoModel entry, such as SiglipTextModel, are named after their config.
-    named = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
-    if named is None or config.is_encoder_decoder:
+    if named is None:
         raise ValueError(
             f"transformers has no encoder class for model type {config.model_type!r}: pass an encoder that AutoModel "
             "can load, or make yours known with AutoModel.register"
@@ -144,7 +145,7 @@ def load_model(source: PreTrainedModel | str, argument: str) -> PreTrainedModel:
     if isinstance(source, PreTrainedModel):
         return source.float()
     if isinstance(source, str | os.PathLike):
-        return tower_class(AutoConfig.from_pretrained(source)).from_pretrained(source, dtype=torch.float32)
+        return tower_class(transformers.AutoConfig.from_pretrained(source)).from_pretrained(source, dtype=torch.float32)
     raise ValueError(f"{argument} must be a PreTrainedModel, a local folder or a Hub id, got {type(source).__name__}")
 
 

@@ -199,6 +199,16 @@ def recipe_to_args(path: Path, classes: Sequence[type]) -> list[str]:
     return args
 
 
+def read_recipe(path: Path, classes: Sequence[type]) -> tuple[Any, ...]:
+    """Return the instances of some dataclasses from a resolved recipe, which may hold fields of others too."""
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    fields_of = [{item.name for item in dataclasses.fields(class_)} for class_ in classes]
+    return tuple(
+        class_(**{name: value for name, value in recipe.items() if name in names})
+        for class_, names in zip(classes, fields_of, strict=True)
+    )
+
+
 def save_recipe(path: Path, *arguments: Any) -> None:
     """Write the resolved options as a recipe that gives the same run."""
     resolved: dict[str, Any] = {}

@@ -50,7 +50,7 @@ def cached_backward(
 
 def _join(parts: list[Tensor]) -> Tensor:
     """Return the leaf of a cached output: rows of all micro-batches, or a scalar, which all have in common."""
-    joined = torch.cat(parts) if parts[0].ndim else parts[0].clone()
+    joined = torch.cat(parts).detach() if parts[0].ndim else parts[0].detach().clone()
     return joined.requires_grad_() if joined.is_floating_point() else joined
 
 

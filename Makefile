@@ -1,0 +1,42 @@
+# `make help` lists the targets. The virtual environment is made when missing and reused while it is current.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## Install the package with its demo and development extras into .venv
+
+# Installed again when the packaging or the tested set changes; sources are linked, not copied.
+$(STAMP): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
+	touch $@
+
+demo: install  ## Train, evaluate, save and load back on the built-in emoji pictures (outputs/demo)
+	$(BIN)/python training_scripts/run_demo.py
+
+test: check  ## Lint, format, types, then the test suite
+
+check: install  ## What `make test` runs: ruff, formatting, mypy, pytest without the tests marked slow
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 2 -q
+
+format: install  ## Sort imports, mend what ruff can, format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install  ## Measure against peers (benchmarks/README.md): tables and JSON in benchmarks/results
+	$(BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:  ## Remove the virtual environment, caches and outputs
+	rm -rf $(VENV) outputs build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

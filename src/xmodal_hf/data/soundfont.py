@@ -1,0 +1,291 @@
+"""The built-in audio dataset: notes, phrases and drums of a General-MIDI soundfont, described in words.
+
+The sounds are those of `TimGM6mb.sf2`, which the `pretty_midi` package ships, played by `symusic`. Both install with
+`pip install xmodal_hf[demo]`. A clip is a function of its address, so nothing is stored: a row holds the address, and
+decoding it renders the clip (well under a millisecond).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value
+from torchaudio.functional import resample
+
+SPLIT_SIZES = {"train": 6000, "test": 400}
+CLIP_SECONDS = 3.0
+# Share of the (instrument, register, manner) combinations, and of the pairs of sources, that only the test split has.
+TEST_FRACTION = 0.15
+ADDRESS_SCHEME = "soundfont://"
+
+_SEED = 20240811
+# Rendering at another rate is not safe: symusic 0.5.9 never returns from some notes at 16 kHz (program 7, pitch 88).
+_RENDER_RATE_HZ = 32_000
+_LEAD_SECONDS, _GAP_SECONDS, _FADE_SECONDS = 0.1, 0.2, 0.01
+_GAINS = {"loudly": 0.8, "quietly": 0.08}  # peak of an event; symusic ignores velocities
+_DRUM_CHANNEL_FIRST_PITCH = 35  # General MIDI: 35 acoustic bass drum ... 81 open triangle
+_NUM_PROGRAMS, _NUM_DRUMS = 128, 47
+# MIDI pitches of the first note. Outside 50..78 some programs of this soundfont are silent, and so is pitch 64 of the
+# alto saxophone (measured); these, with the steps below, avoid both.
+_REGISTERS = {"low": (50, 51, 53), "middle": (59, 60, 62), "high": (70, 71, 72)}
+# Manner -> ((semitones above the first note, seconds), ...).
+_MANNERS = {
+    "short note": ((0, 0.25),),
+    "long note": ((0, 1.2),),
+    "rising phrase": ((0, 0.3), (3, 0.3), (6, 0.4)),
+    "falling phrase": ((6, 0.3), (3, 0.3), (0, 0.4)),
+}
+_DRUM_MANNERS = {"once": ((0, 0.4),), "three times": ((0, 0.25), (0, 0.25), (0, 0.4))}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing heard: an instrument (program 0 to 127) or a drum (128 plus its number) and how it is played."""
+
+    source: int
+    manner: str
+    register: str = ""
+    loudness: str = "loudly"
+
+    @property
+    def is_drum(self) -> bool:
+        return self.source >= _NUM_PROGRAMS
+
+    @property
+    def combination(self) -> str:
+        """What the split is made by; loudness is not part of it."""
+        return f"{self.source}|{self.register}|{self.manner}"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One event, or two in sequence, and the pitches at which they start."""
+
+    events: tuple[Event, ...]
+    pitches: tuple[int, ...]
+
+
+def load_soundfont(split: str = "train", *, num_clips: int | None = None) -> Dataset:
+    """Sounds with captions; the test split has combinations that the training split never has.
+
+    Half of the clips are one event (an instrument in a register and a manner: 128 x 3 x 4, or a drum hit once or three
+    times: 47 x 2), half are two events in sequence. A combination is held out when the SHA-256 of its key is below
+    `TEST_FRACTION`, likewise an unordered pair of sources. One-event test clips are held-out combinations, each at
+    most twice (quiet and loud); two-event test clips are held-out pairs of sources, of training combinations.
+
+    Args:
+        split: `train` or `test`.
+        num_clips: instead of the usual number of the split (`SPLIT_SIZES`).
+
+    Returns:
+        A `Dataset` with `id` ("train-17"), `audio` ({"bytes": None, "path": address}), `text` (three captions) and
+        `family` (of the instrument: "Strings", ..., "Drums"; None for two events).
+
+    Raises:
+        ValueError: unknown split.
+    """
+    if split not in SPLIT_SIZES:
+        raise ValueError(f"The split of soundfont is one of {', '.join(SPLIT_SIZES)}, not {split!r}.")
+    num_clips = SPLIT_SIZES[split] if num_clips is None else num_clips
+    clips = [make_clip(split, index) for index in range(num_clips)]
+    features = Features(
+        {
+            "id": Value("string"),
+            "audio": {"bytes": Value("binary"), "path": Value("string")},
+            "text": List(Value("string")),
+            "family": Value("string"),
+        }
+    )
+    columns = {
+        "id": [f"{split}-{index}" for index in range(num_clips)],
+        "audio": [{"bytes": None, "path": f"{ADDRESS_SCHEME}{split}/{index}"} for index in range(num_clips)],
+        "text": [captions(clip) for clip in clips],
+        "family": [_family(clip.events[0].source) if len(clip.events) == 1 else None for clip in clips],
+    }
+    return Dataset.from_dict(columns, features=features)
+
+
+def soundfont_captions(split: str = "train") -> list[str]:
+    """All captions of a split of `load_soundfont`, without building its rows."""
+    return [caption for index in range(SPLIT_SIZES[split]) for caption in captions(make_clip(split, index))]
+
+
+def render_address(address: str, sampling_rate: int) -> np.ndarray:
+    """The waveform of a row's address: float32 (samples,), `CLIP_SECONDS` long, at `sampling_rate` in Hz."""
+    split, index = address.removeprefix(ADDRESS_SCHEME).split("/")
+    return render(make_clip(split, int(index)), sampling_rate)
+
+
+def make_clip(split: str, index: int) -> Clip:
+    """The clip of an index: even ones are one event, odd ones two."""
+    sequence = np.random.SeedSequence((_SEED, index), spawn_key=(list(SPLIT_SIZES).index(split),))
+    generator = np.random.Generator(np.random.Philox(sequence))
+    if index % 2:
+        events = _draw_sequence(split, generator)
+    else:
+        combinations = _combinations(split == "test")
+        events = (_with_loudness(combinations[(index // 2) % len(combinations)], generator),)
+    return Clip(events, tuple(_draw_pitch(event, generator) for event in events))
+
+
+def render(clip: Clip, sampling_rate: int) -> np.ndarray:
+    """Play a clip: float32 (samples,)."""
+    waveform = np.zeros(round(CLIP_SECONDS * _RENDER_RATE_HZ), dtype=np.float32)
+    start = round(_LEAD_SECONDS * _RENDER_RATE_HZ)
+    for event, pitch in zip(clip.events, clip.pitches, strict=True):
+        sound = _play(event, pitch)[: len(waveform) - start]
+        waveform[start : start + len(sound)] = sound
+        start += len(sound) + round(_GAP_SECONDS * _RENDER_RATE_HZ)
+    if sampling_rate == _RENDER_RATE_HZ:
+        return waveform
+    return resample(torch.from_numpy(waveform), _RENDER_RATE_HZ, sampling_rate).numpy()
+
+
+def captions(clip: Clip) -> list[str]:
+    """Three wordings of what is heard."""
+    wordings = [_wordings(event) for event in clip.events]
+    if len(wordings) == 1:
+        return list(wordings[0])
+    (clause, phrase, _), (next_clause, next_phrase, next_short) = wordings
+    return [f"{clause}, then {next_clause}", f"{phrase} followed by {next_phrase}", f"{phrase}, then {next_short}"]
+
+
+def _wordings(event: Event) -> tuple[str, str, str]:
+    """(clause, noun phrase, short noun phrase) for one event."""
+    name, loudness = _source_name(event.source), event.loudness
+    noun, adjective = _with_article(name), {"loudly": "loud", "quietly": "quiet"}[loudness]
+    if event.is_drum:
+        hits = {"once": "hit", "three times": "three hits"}[event.manner]
+        phrase = f"{_with_article(f'{adjective} hit')} of {noun}" if hits == "hit" else f"{adjective} {hits} of {noun}"
+        return f"{noun} is hit {event.manner} {loudness}", phrase, f"{adjective} {name}, {hits}"
+    what = f"{event.register} {event.manner}"
+    register = {"low": "low", "middle": "mid-range", "high": "high"}[event.register]
+    described = event.manner.replace("note", f"{register} note").replace("phrase", f"{register} phrase")
+    return (
+        f"{noun} plays {_with_article(described)} {loudness}",
+        f"{_with_article(f'{adjective} {described}')} on {noun}",
+        f"{adjective} {name}, {what}",
+    )
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
+
+
+@cache
+def _source_name(source: int) -> str:
+    """"Lead 2 (sawtooth)" -> "sawtooth lead synthesizer", "Closed Hi Hat" -> "closed hi hat"."""
+    midi = _import_pretty_midi()
+    if source >= _NUM_PROGRAMS:
+        return midi.note_number_to_drum_name(_DRUM_CHANNEL_FIRST_PITCH + source - _NUM_PROGRAMS).lower()
+    name = midi.program_to_instrument_name(source)
+    synth = re.fullmatch(r"(Lead|Pad|FX) \d \((.+)\)", name)
+    if synth:
+        kind = {"Lead": "lead synthesizer", "Pad": "synthesizer pad", "FX": "synthesizer effect"}[synth[1]]
+        return f"{synth[2]} {kind}"
+    name = re.sub(r"(.+) \((.+)\)", r"\2 \1", name).lower()  # "Acoustic Guitar (nylon)" -> "nylon acoustic guitar"
+    return f"{name} sound" if _family(source) == "Sound Effects" else name
+
+
+def _family(source: int) -> str:
+    return "Drums" if source >= _NUM_PROGRAMS else _import_pretty_midi().program_to_instrument_class(source)
+
+
+@cache
+def _combinations(is_test: bool) -> tuple[Event, ...]:
+    """Events (without loudness) of one side of the split, in the order of their hashes."""
+    events = [event for event in _all_events() if _is_held_out(event.combination) == is_test]
+    return tuple(sorted(events, key=lambda event: _hash_fraction(event.combination)))
+
+
+def _all_events() -> Iterator[Event]:
+    for source in range(_NUM_PROGRAMS):
+        yield from (Event(source, manner, register) for register in _REGISTERS for manner in _MANNERS)
+    for source in range(_NUM_PROGRAMS, _NUM_PROGRAMS + _NUM_DRUMS):
+        yield from (Event(source, manner) for manner in _DRUM_MANNERS)
+
+
+def _draw_sequence(split: str, generator: np.random.Generator) -> tuple[Event, ...]:
+    """Two training combinations of different sources, whose pair of sources belongs to the split."""
+    combinations = _combinations(False)
+    while True:
+        first, second = (combinations[index] for index in generator.integers(len(combinations), size=2))
+        pair = "+".join(str(source) for source in sorted((first.source, second.source)))
+        if first.source != second.source and _is_held_out(pair) == (split == "test"):
+            return _with_loudness(first, generator), _with_loudness(second, generator)
+
+
+def _with_loudness(event: Event, generator: np.random.Generator) -> Event:
+    loudness = tuple(_GAINS)[generator.integers(len(_GAINS))]
+    return Event(event.source, event.manner, event.register, loudness)
+
+
+def _draw_pitch(event: Event, generator: np.random.Generator) -> int:
+    if event.is_drum:
+        return _DRUM_CHANNEL_FIRST_PITCH + event.source - _NUM_PROGRAMS
+    return int(generator.choice(_REGISTERS[event.register]))
+
+
+def _is_held_out(key: str) -> bool:
+    return _hash_fraction(key) < TEST_FRACTION
+
+
+def _hash_fraction(key: str) -> float:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def _play(event: Event, pitch: int) -> np.ndarray:
+    """One event at `_RENDER_RATE_HZ`, its peak at the gain of its loudness, faded out: float32 (samples,)."""
+    notes = (_DRUM_MANNERS if event.is_drum else _MANNERS)[event.manner]
+    sound = _synthesizer(_RENDER_RATE_HZ).render(_score(event, pitch), False)[0]
+    sound = sound[: round(sum(seconds for _, seconds in notes) * _RENDER_RATE_HZ)]
+    sound = sound * (_GAINS[event.loudness] / np.abs(sound).max())
+    fade = round(_FADE_SECONDS * _RENDER_RATE_HZ)
+    sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+    return sound
+
+
+def _score(event: Event, pitch: int) -> Any:
+    symusic = _import_symusic()
+    score = symusic.Score(480, ttype="second")  # 480 ticks a quarter; times are in seconds all the same
+    program = 0 if event.is_drum else event.source
+    track = symusic.Track("", program, event.is_drum, ttype="second")
+    start = 0.0
+    for semitones, seconds in (_DRUM_MANNERS if event.is_drum else _MANNERS)[event.manner]:
+        track.notes.append(symusic.Note(start, seconds, pitch + semitones, 100, ttype="second"))
+        start += seconds
+    score.tracks.append(track)
+    return score
+
+
+@lru_cache(maxsize=1)
+def _synthesizer(rate: int) -> Any:
+    font = Path(_import_pretty_midi().__file__).with_name("TimGM6mb.sf2")
+    return _import_symusic().Synthesizer(sf_path=str(font), sample_rate=rate)
+
+
+def _import_pretty_midi() -> Any:
+    try:
+        import pretty_midi
+    except ImportError as error:
+        raise ImportError(_INSTALL_HINT.format("pretty_midi")) from error
+    return pretty_midi
+
+
+def _import_symusic() -> Any:
+    try:
+        import symusic
+    except ImportError as error:
+        raise ImportError(_INSTALL_HINT.format("symusic")) from error
+    return symusic
+
+
+_INSTALL_HINT = "The soundfont dataset needs the package {}: pip install xmodal_hf[demo]"

@@ -1,0 +1,55 @@
+"""Where evaluation sets come from, and what identifies them in a result."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from datasets import Dataset
+
+from xmodal_hf.data.tables import load_table
+
+_COMMIT = re.compile(r"/([0-9a-f]{40})/")
+_BYTES_AT_ONCE = 1 << 20
+
+
+def local_table(folder: str | os.PathLike, stem: str, split: str = "all") -> Dataset:
+    """The table `<stem>.jsonl.gz` (or .csv, .parquet and so on) of a folder.
+
+    Raises:
+        FileNotFoundError: there is none; the message lists the folder.
+    """
+    files = sorted(Path(folder).glob(f"{stem}.*"))
+    if not files:
+        present = ", ".join(sorted(path.name for path in Path(folder).glob("*"))) or "nothing"
+        raise FileNotFoundError(f"{folder} has no table {stem}.*, only {present}")
+    return load_table(files[0], split=split)
+
+
+def checksum(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, or of the names and contents of all files of a folder."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(str(file.relative_to(path) if file != path else file.name).encode())
+        with file.open("rb") as stream:
+            while block := stream.read(_BYTES_AT_ONCE):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def describe_source(source: str | os.PathLike, table: Dataset | None = None) -> dict[str, str]:
+    """What identifies a source in a result: its name, and its checksum or, for a Hub dataset, its commit.
+
+    Args:
+        source: a path, a Hub id or the name of a built-in dataset.
+        table: what was loaded from it; `datasets` keeps a Hub dataset in a folder named by its commit.
+    """
+    if Path(source).exists():
+        return {"dataset": Path(source).name, "sha256": checksum(source)}
+    cached = table.cache_files[0]["filename"] if table is not None and table.cache_files else ""
+    commit = _COMMIT.search(cached)
+    return {"dataset": str(source)} | ({"revision": commit[1]} if commit else {})

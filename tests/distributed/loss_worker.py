@@ -1,0 +1,219 @@
+"""One process of W: runs every case on its share of a joined batch and saves what it got.
+
+`python loss_worker.py FOLDER RANK WORLD_SIZE`, all W at once. The test imports this file too, and runs the same cases
+on the joined batch without torch.distributed.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
+
+from xmodal_hf import distributed
+from xmodal_hf.distributed import RowShards, all_reduce_sum, exchange_sizes, gather, gather_with_grad, global_max
+from xmodal_hf.losses import (
+    clip_loss,
+    clip_loss_with_accuracy,
+    cyclic_losses,
+    info_nce,
+    info_nce_with_accuracy,
+    sigmoid_loss,
+    simcse_loss,
+)
+
+JOINED_ROWS = 12
+FEATURES, D = 6, 5
+# How the joined rows lie over the processes, for each number of processes.
+SPLITS = {
+    1: {"equal": [12]},
+    2: {"equal": [6, 6], "unequal": [5, 7], "empty": [12, 0]},
+    3: {"equal": [4, 4, 4], "unequal": [2, 7, 3], "empty": [5, 0, 7]},
+}
+
+
+class TinyTowers(nn.Module):
+    """A linear tower for each named side and the scalars a case needs, so that DDP sees no unused parameter."""
+
+    def __init__(self, sides: tuple[str, ...], scalars: tuple[str, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.towers = nn.ModuleDict({side: nn.Linear(FEATURES, D, dtype=dtype) for side in sides})
+        initial = {"logit_scale": 2.0, "logit_bias": -1.0}
+        self.scalars = nn.ParameterDict(
+            {name: nn.Parameter(torch.tensor(initial[name], dtype=dtype)) for name in scalars}
+        )
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        out = {side: normalize(tower(batch[side]), dim=1) for side, tower in self.towers.items()}
+        out |= {name: value * 1 for name, value in self.scalars.items()}
+        if "logit_scale" in out:
+            out["logit_scale"] = out["logit_scale"].exp()
+        return out
+
+
+@dataclass(frozen=True)
+class Case:
+    """A loss of tower outputs and the batch, and what the model must have for it."""
+
+    loss: Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
+    sides: tuple[str, ...] = ("a", "b")
+    scalars: tuple[str, ...] = ()
+
+
+def _info_nce(out, batch, **options):
+    return info_nce(out["a"], out["b"], out["logit_scale"], chunk_size=4, **options)
+
+
+def _clip(out, batch, **options):
+    return clip_loss(out["a"], out["b"], out["logit_scale"], chunk_size=4, **options)
+
+
+def _sigmoid(out, batch, **options):
+    return sigmoid_loss(out["a"], out["b"], out["logit_scale"], out["logit_bias"], chunk_size=4, **options)
+
+
+def _cyclip(out, batch):
+    in_modal, cross_modal = cyclic_losses(out["a"], out["b"])
+    return _clip(out, batch) + 0.25 * in_modal + 0.25 * cross_modal
+
+
+def _hard_negatives(out, batch):
+    """All hard negatives biased: each process holds its rows of the (N, N) bias."""
+    return info_nce(out["a"], out["b"], 9.0, extra_keys=out["c"], extra_logit_bias=batch["bias"], chunk_size=3)
+
+
+SCALE = ("logit_scale",)
+CASES = {
+    "info_nce": Case(_info_nce, scalars=SCALE),
+    "info_nce by group": Case(lambda o, b: _info_nce(o, b, positives=b["groups"]), scalars=SCALE),
+    "info_nce by mask": Case(lambda o, b: _info_nce(o, b, positives=b["mask"]), scalars=SCALE),
+    "info_nce biased": Case(_hard_negatives, sides=("a", "b", "c")),
+    "clip": Case(_clip, scalars=SCALE),
+    "clip by group": Case(lambda o, b: _clip(o, b, group_ids=b["groups"]), scalars=SCALE),
+    "cyclip": Case(_cyclip, scalars=SCALE),
+    "in-modal": Case(lambda o, b: cyclic_losses(o["a"], o["b"])[0]),
+    "cross-modal": Case(lambda o, b: cyclic_losses(o["a"], o["b"])[1]),
+    "sigmoid": Case(_sigmoid, scalars=("logit_scale", "logit_bias")),
+    "sigmoid by group": Case(lambda o, b: _sigmoid(o, b, group_ids=b["groups"]), scalars=("logit_scale", "logit_bias")),
+    "simcse": Case(lambda o, b: simcse_loss(o["a"], o["b"], chunk_size=4)),
+    "simcse supervised": Case(
+        lambda o, b: simcse_loss(o["a"], o["b"], o["c"], hard_negative_weight=1.5, chunk_size=4), sides=("a", "b", "c")
+    ),
+}
+
+
+def gather_own_with_gradient(rows: Tensor, shards: RowShards) -> Tensor:
+    """Gathered rows without gradient, the own ones put back: the loss is right, its gradients are not."""
+    blocks = list(gather(rows, shards).split(shards.sizes))
+    blocks[distributed.rank()] = rows
+    return torch.cat(blocks)
+
+
+# What distributed losses get wrong in the wild, as (case, what to patch, with what): each must fail the comparison.
+MUTANTS = {
+    "gradient of own rows only": ("clip", "xmodal_hf.losses.clip.gather_with_grad", gather_own_with_gradient),
+    "loss of own rows only": ("info_nce", "xmodal_hf.losses.info_nce.global_sum", lambda tensor: tensor),
+    "columns of own rows only": ("clip", "xmodal_hf.losses.info_nce._Softmax.merge_processes", lambda self: None),
+    "Gram matrices of own rows only": ("in-modal", "xmodal_hf.losses.cyclic.all_reduce_sum", lambda tensor: tensor),
+}
+
+
+def joined_batch(dtype: torch.dtype) -> dict[str, Tensor]:
+    """The batch of all processes: features of three sides, group ids, a mask of positives and biases."""
+    generator = torch.Generator().manual_seed(1)
+    n = JOINED_ROWS
+    batch = {side: torch.randn(n, FEATURES, generator=generator, dtype=torch.float64).to(dtype) for side in "abc"}
+    batch["groups"] = torch.tensor([7, 1, -3, 7, 1, 2, 7, 4, 4, -3, 0, 1])
+    batch["mask"] = torch.eye(n, dtype=torch.bool) | (torch.rand(n, n, generator=generator) < 0.2)
+    batch["bias"] = torch.randn(n, n, generator=generator, dtype=torch.float64).to(dtype)
+    return batch
+
+
+def run_case(case: Case, batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Loss and parameter gradients, averaged by DDP where there are several processes."""
+    model: nn.Module = TinyTowers(case.sides, case.scalars, dtype)
+    wrapped = DistributedDataParallel(model) if dist.is_initialized() else model
+    loss = case.loss(wrapped(batch), batch)
+    loss.backward()
+    return {"loss": loss.detach()} | {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def run_mutant(name: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    case, target, replacement = MUTANTS[name]
+    with mock.patch(target, replacement):
+        return run_case(CASES[case], batch, torch.float64)
+
+
+def run_accuracies(batch: dict[str, Tensor]) -> Tensor:
+    """Of info_nce and both directions of clip_loss, by group."""
+    queries, keys = normalize(batch["a"]), normalize(batch["a"] + 0.8 * batch["b"])
+    groups = batch["groups"]
+    single = info_nce_with_accuracy(queries, keys, 5.0, positives=groups)[1:]
+    return torch.stack([*single, *clip_loss_with_accuracy(queries, keys, 5.0, group_ids=groups)[1:]])
+
+
+def run_collectives(shards: RowShards) -> dict[str, object]:
+    """Each collective on rows that know where they come from."""
+    rank = distributed.rank()
+    rows = torch.arange(JOINED_ROWS * 2, dtype=torch.float64).view(-1, 2)[shards.own].requires_grad_()
+    gathered = gather_with_grad(rows)
+    (gathered * (rank + 1)).sum().backward()  # weights 1..W: the gradient of each row is their sum
+    total = (value := torch.tensor(float(rank + 1), requires_grad=True)) * 1
+    (all_reduce_sum(total) * (rank + 1)).backward()
+    return {
+        "rank and size": (rank, distributed.world_size()),
+        "sizes": exchange_sizes([len(rows), 3], rows.device),
+        "own": shards.own,
+        "gathered": gathered.detach(),
+        "gathered flags": gather(rows[:, 0] > 5, shards),
+        "row gradient": rows.grad,
+        "sum": all_reduce_sum(total).item(),
+        "sum gradient": value.grad.item(),
+        "maximum": global_max(torch.tensor([rank, -rank])),
+    }
+
+
+def run_errors() -> dict[str, str]:
+    """Mistakes that only all processes together can see, raised on each of them."""
+    rank = distributed.rank()
+    calls = {
+        "embedding size": lambda: clip_loss(torch.ones(2, 4 + rank), torch.ones(2, 4 + rank), 1.0),
+        "empty": lambda: cyclic_losses(torch.ones(0, 4), torch.ones(0, 4)),
+    }
+    messages = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except ValueError as error:
+            messages[name] = str(error)
+    return messages
+
+
+def main(folder: Path, rank: int, world_size: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    results: dict[object, object] = {"errors": run_errors()}
+    for split, sizes in SPLITS[world_size].items():
+        shards = RowShards(tuple(sizes))
+        results["collectives", split] = run_collectives(shards)
+        for dtype in (torch.float64, torch.float32):
+            batch = {name: value[shards.own] for name, value in joined_batch(dtype).items()}
+            for name, case in CASES.items():
+                results[name, split, dtype] = run_case(case, batch, dtype)
+        batch = {name: value[shards.own] for name, value in joined_batch(torch.float64).items()}
+        results["accuracies", split] = run_accuracies(batch)
+        for name in MUTANTS:
+            results[name, split] = run_mutant(name, batch)
+    torch.save(results, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

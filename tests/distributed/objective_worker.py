@@ -1,0 +1,113 @@
+"""One process of W: takes the gradients of every objective on its share of a joined batch and saves them.
+
+`torchrun`'s environment variables tell rank and world size. The test runs the same cases in one process.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from transformers import BertConfig, ViTConfig
+
+from xmodal_hf import ImageTextConfig, ImageTextDualEncoder, SentenceEncoder, SentenceEncoderConfig
+from xmodal_hf.objectives import CrossModalObjective, JointObjective, SentenceObjective
+from xmodal_hf.training.grad_cache import cached_backward
+
+ROWS, MICRO, VOCABULARY = 12, 2, 40
+OBJECTIVES = {
+    "clip": CrossModalObjective("clip"),
+    "cyclip": CrossModalObjective("cyclip", text_sub_batches=2),
+    "siglip": CrossModalObjective("siglip"),
+    "unsupervised": SentenceObjective(num_views=1),
+    "supervised": SentenceObjective(num_views=3),
+    "joint": JointObjective(CrossModalObjective("cyclip"), SentenceObjective(num_views=2)),
+}
+
+
+def build_model(name: str, dropout: float) -> torch.nn.Module:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    text = BertConfig(
+        vocab_size=VOCABULARY, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **shape
+    )
+    if name in ("unsupervised", "supervised"):
+        return SentenceEncoder(SentenceEncoderConfig(text_config=text, head="mlp")).train()
+    image = ViTConfig(image_size=8, patch_size=4, hidden_dropout_prob=dropout, **shape)
+    bias = {"logit_bias_init_value": -10.0} if name == "siglip" else {}
+    return ImageTextDualEncoder(ImageTextConfig(text_config=text, image_config=image, projection_dim=8, **bias)).train()
+
+
+def texts(rows: int, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.arange(7) < torch.randint(2, 8, (rows,), generator=generator)[:, None]).long()
+    return {"input_ids": torch.randint(1, VOCABULARY, (rows, 7), generator=generator) * mask, "attention_mask": mask}
+
+
+def joined_batch(name: str) -> dict:
+    """The batch of all processes, as view-major texts or pairs."""
+    if name in ("unsupervised", "supervised"):
+        return texts(ROWS * OBJECTIVES[name].num_views, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    pairs = {**texts(ROWS, seed=1), "pixel_values": torch.randn(ROWS, 3, 8, 8, generator=generator)}
+    pairs["group_ids"] = torch.tensor([0, 1, 2, 3, 4, 5, 0, 7, 8, 3, 10, 11])  # items whose pairs lie in both halves
+    if name == "joint":
+        return {"pairs": pairs, "sentences": texts(2 * ROWS, seed=3)}
+    return pairs
+
+
+def local_share(batch: dict, name: str, rank: int, world_size: int) -> dict:
+    if name == "joint":
+        return {
+            "pairs": local_share(batch["pairs"], "clip", rank, world_size),
+            "sentences": rows_of(batch["sentences"], 2, rank, world_size),
+        }
+    views = OBJECTIVES[name].num_views if name in ("unsupervised", "supervised") else 1
+    return rows_of(batch, views, rank, world_size)
+
+
+def rows_of(batch: dict, views: int, rank: int, world_size: int) -> dict:
+    columns = torch.arange(views * ROWS).view(views, ROWS).tensor_split(world_size, dim=1)[rank].flatten()
+    return {key: value[columns] for key, value in batch.items()}
+
+
+def run_case(accelerator: Accelerator, name: str, dropout: float, how: str) -> dict[str, torch.Tensor]:
+    """Loss and gradients of a case: `plain`, `cached`, or `parts` (micro-batches with all graphs held)."""
+    objective = OBJECTIVES[name]
+    model = accelerator.prepare(build_model(name, dropout))
+    batch = local_share(joined_batch(name), name, accelerator.process_index, accelerator.num_processes)
+    torch.manual_seed(11 + accelerator.process_index)
+    if how == "cached":
+        output = cached_backward(accelerator, objective, model, batch, MICRO)
+    elif how == "plain":
+        output = objective(model, batch)
+        accelerator.backward(output.loss)
+    else:
+        embeds = [objective.encode(model, part) for part in objective.split(batch, MICRO)]
+        joined = {key: torch.cat([e[key] for e in embeds]) if embeds[0][key].ndim else embeds[0][key] for key in embeds[0]}
+        output = objective.loss(joined)
+        accelerator.backward(output.loss)
+    named = accelerator.unwrap_model(model).named_parameters()
+    return {"loss": output.loss.detach()} | {key: parameter.grad for key, parameter in named}
+
+
+def run_all(accelerator: Accelerator) -> dict[str, dict[str, torch.Tensor]]:
+    results = {}
+    for name in OBJECTIVES:
+        for dropout, how in ((0.0, "plain"), (0.0, "cached"), (0.2, "parts"), (0.2, "cached")):
+            results[f"{name} {dropout} {how}"] = run_case(accelerator, name, dropout, how)
+    return results
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[ddp])
+    results = run_all(accelerator)
+    torch.save(results, Path(sys.argv[1]) / f"rank{accelerator.process_index}.pt")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

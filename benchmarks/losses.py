@@ -1,7 +1,7 @@
 """Time, memory and gradient error of the streamed losses beside dense PyTorch, open_clip and memeff.
 
-    python benchmarks/losses.py                    # CPU: writes benchmarks/results/losses_cpu.json
-    python benchmarks/losses.py --device cuda      # one GPU: writes benchmarks/results/losses_cuda.json
+    python benchmarks/losses.py                              # CPU: writes benchmarks/results/losses_cpu.json
+    python benchmarks/losses.py --device cuda --rounds 1     # one GPU: writes benchmarks/results/losses_cuda.json
 
 Forward and backward of one loss on N unit-norm pairs, gradients of both sides and of a learned logit_scale included.
 Every measurement is a process of its own, so that peak memory is its own; the methods take turns for `--rounds` rounds,
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from tqdm.auto import tqdm
 RESULTS = Path(__file__).parent / "results"
 INITIAL_SCALE = 1 / 0.07  # CLIP's first logit_scale
 CYCLIC_WEIGHT = 0.25  # both terms, as in CyCLIP
+WARM_UP_PAIRS = 64
 CHECKED_ROWS = 256  # of the embeddings, compared with float64
 REFERENCE_BLOCK = 1024
 RATE_EDGE = {"cpu": 2048, "cuda": 8192}  # square products whose rate the floor takes
@@ -61,23 +62,28 @@ class Run:
 
 
 def dense_clip(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    logits = scale.to(images.dtype) * images @ texts.T
-    labels = torch.arange(len(images), device=images.device)
-    return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+    return contrastive(images @ texts.T, scale)
 
 
 def dense_cyclip(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """CyCLIP as its authors compute it: all cosines, within and across."""
-    in_modal = (images @ images.T - texts @ texts.T).square().mean() * len(images)
+    """CyCLIP from all cosines, within and across, as its authors compute it (they scale and unscale them besides)."""
     cosines = images @ texts.T
+    in_modal = (images @ images.T - texts @ texts.T).square().mean() * len(images)
     cross_modal = (cosines - cosines.T).square().mean() * len(images)
-    return dense_clip(images, texts, scale) + CYCLIC_WEIGHT * (in_modal + cross_modal)
+    return contrastive(cosines, scale) + CYCLIC_WEIGHT * (in_modal + cross_modal)
+
+
+def contrastive(cosines: Tensor, scale: Tensor) -> Tensor:
+    logits = scale.to(cosines.dtype) * cosines
+    labels = torch.arange(len(logits), device=logits.device)
+    return (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
 
 
 def streamed_cyclip(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     from xmodal_hf.losses import clip_loss, cyclic_losses
 
-    return clip_loss(images, texts, scale) + CYCLIC_WEIGHT * sum(cyclic_losses(images, texts))
+    in_modal, cross_modal = cyclic_losses(images, texts)
+    return clip_loss(images, texts, scale) + CYCLIC_WEIGHT * (in_modal + cross_modal)
 
 
 def loss_of(run: Run) -> Loss:
@@ -136,8 +142,8 @@ class PeakMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        peak = torch.cuda.max_memory_allocated() if self._device == "cuda" else self._status("VmHWM")
-        self.bytes = peak - self._before
+        self.peak = torch.cuda.max_memory_allocated() if self._device == "cuda" else self._status("VmHWM")
+        self.bytes = self.peak - self._before
 
     @staticmethod
     def _status(field: str) -> int:
@@ -180,12 +186,11 @@ def measure(run: Run) -> dict[str, float]:
             tensor.grad = None
         loss(*inputs).backward()
 
-    warm_up = [tensor.detach()[:64].requires_grad_() for tensor in inputs[:2]]
-    loss(*warm_up, inputs[2].detach().requires_grad_()).backward()  # libraries, thread pools, kernels
+    loss(*make_inputs(replace(run, n=WARM_UP_PAIRS))).backward()  # libraries, thread pools, kernels
     with PeakMemory(run.device) as memory:
         first = seconds_of(step, run.device)
     times = [seconds_of(step, run.device) for _ in range(run.repeats)] or [first]
-    result = {"seconds": statistics.median(times), "extra_bytes": float(memory.bytes)}
+    result = {"seconds": statistics.median(times), "extra_bytes": float(memory.bytes), "peak_bytes": float(memory.peak)}
     result["floor_seconds"] = floor_operations(run) / matmul_rate(run)
     if run.objective == "clip":
         result |= gradient_errors(inputs)
@@ -193,7 +198,7 @@ def measure(run: Run) -> dict[str, float]:
 
 
 def gradient_errors(inputs: list[Tensor]) -> dict[str, float]:
-    """Of the first image rows and of s, which is None where it got no gradient."""
+    """Of the first image rows and of s, where it got a gradient."""
     images, texts, scale = inputs
     exact_images, exact_scale = exact_gradients(
         images.detach().double(), texts.detach().double(), scale.double().item()
@@ -273,7 +278,7 @@ def in_own_process(run: Run, threads: int) -> dict[str, object]:
     return json.loads(finished.stdout.strip().splitlines()[-1])
 
 
-def measure_in_rounds(runs: list[Run], rounds: int, threads: int) -> list[dict[str, object]]:
+def measure_in_rounds(runs: list[Run], rounds: int, threads: int) -> list[dict]:
     """Each run once a round, all runs before the next round; medians over the rounds."""
     seen: dict[Run, list[dict]] = {run: [] for run in runs}
     with tqdm(total=rounds * len(runs), unit="run") as progress:
@@ -319,21 +324,23 @@ def print_table(rows: list[dict]) -> None:
 
 
 def print_goals(compared: list[dict], scaled: list[dict], fit: dict[str, float] | None) -> None:
-    by_method = {(row["objective"], row["method"], row["n"], row["d"], row["precision"]): row for row in compared}
-    for (objective, method, *setting), row in by_method.items():
-        rivals = {
-            name: by_method.get((objective, name, *setting), {"error": ""}) for name in ("dense", "open_clip", "memeff")
-        }
-        for rival, other in rivals.items():
-            if method == "streamed" and "error" not in row and "error" not in other:
-                times, memory = row["seconds"] / other["seconds"], row["extra_bytes"] / other["extra_bytes"]
-                print(f"{objective} {setting}: {times:.2f} of the time and {memory:.2f} of the memory of {rival}")
+    measured = [row for row in compared if "error" not in row]
+    for own in (row for row in measured if row["method"] == "streamed"):
+        for rival in (row for row in measured if row["method"] != "streamed" and same_setting(row, own)):
+            times, memory = own["seconds"] / rival["seconds"], own["extra_bytes"] / rival["extra_bytes"]
+            setting = f"{own['objective']} N={own['n']} D={own['d']} {own['precision']}"
+            print(f"{setting}: {times:.2f} of the time and {memory:.2f} of the memory of {rival['method']}")
     if fit is not None:
         print(
             f"memory over N = {scaled[0]['n']}..{scaled[-1]['n']}: {fit['bytes_per_pair']:.0f} bytes a pair + "
             f"{fit['intercept_bytes'] / MIB:.0f} MiB, within {100 * fit['largest_deviation']:.0f} % of the line; "
-            f"N = {scaled[-1]['n']}: {scaled[-1]['extra_bytes'] / GIB:.2f} GiB"
+            f"N = {scaled[-1]['n']}: {scaled[-1]['extra_bytes'] / GIB:.2f} GiB, "
+            f"{scaled[-1]['peak_bytes'] / GIB:.2f} GiB with inputs and whatever the process held before"
         )
+
+
+def same_setting(row: dict, other: dict) -> bool:
+    return all(row[key] == other[key] for key in ("objective", "n", "d", "precision"))
 
 
 def describe_machine(options: argparse.Namespace, threads: int) -> dict[str, object]:

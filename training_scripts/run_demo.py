@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,16 +19,21 @@ from typing import Any
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS / "recipes"
+# Said in full, so that the launcher neither warns nor uses one core only, which is its default on a CPU.
+LAUNCH_OPTIONS = (
+    *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+    *("--num_cpu_threads_per_process", str(os.cpu_count())),
+)
 NUM_HELD_OUT = 300
 TOP_K = 5
 # Free text that no training picture is captioned with (checked at the start), answered from the held-out pictures.
 QUERIES = (
-    "a heart in some colour",
-    "the flag of a country",
+    "a heart",
     "an angry face",
-    "a clock showing the time",
-    "the face of an animal",
-    "a person at work",
+    "a clock",
+    "pink circle",
+    "a flag with a blue stripe",
+    "woman worker",
 )
 
 
@@ -68,14 +74,13 @@ def check_queries() -> None:
 def train_phases(folder: Path, seed: int, max_steps: int | None) -> None:
     """Run both training scripts as they are launched by hand."""
     limit = [] if max_steps is None else ["--max_steps", str(max_steps)]
-    phases = (
+    phases: tuple[tuple[str, str, Path, list[str]], ...] = (
         ("train_sentence_embedding.py", "demo_sentences.yaml", folder / "phase1", []),
         ("train_contrastive.py", "demo_pairs.yaml", folder / "model", ["--text_model", str(folder / "phase1")]),
     )
     for script, recipe, output, extra in phases:
-        command = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
-        command += ["--dynamo_backend", "no", str(SCRIPTS / script), "--recipe", str(RECIPES / recipe)]
-        run([*command, "--output_dir", str(output), "--seed", str(seed), *extra, *limit])
+        options = ["--recipe", str(RECIPES / recipe), "--output_dir", str(output), "--seed", str(seed)]
+        run(["accelerate", "launch", *LAUNCH_OPTIONS, str(SCRIPTS / script), *options, *extra, *limit])
 
 
 def run(command: Sequence[str]) -> None:
@@ -98,7 +103,7 @@ def evaluate_before_and_after(folder: Path, seed: int) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for name, model in (("before", untrained_copy(folder, processor, seed)), ("after", trained)):
         pairs = embed_held_out(model, processor)
-        results |= measure(name, pairs, float(model.logit_scale.exp()), seed)
+        results |= measure(name, pairs, model.logit_scale.exp().item(), seed)
     figures = {
         "map.png": joint_map(pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item, method="tsne"),
         "cosines.png": cosine_histogram(pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item),
@@ -138,7 +143,8 @@ def held_out() -> Any:
     from xmodal_hf.data.openmoji import load_openmoji
 
     rows = load_openmoji("test").select(range(NUM_HELD_OUT))
-    return rows.map(lambda row: {"text": row["text"][0]}, load_from_cache_file=False)
+    names = [captions[0] for captions in rows["text"]]
+    return rows.remove_columns("text").add_column("text", names)
 
 
 def embed_held_out(model: Any, processor: Any) -> Any:

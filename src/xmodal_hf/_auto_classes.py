@@ -7,6 +7,7 @@ rather than for transformers', since importing our module may be what imported t
 """
 
 import importlib
+from functools import partial
 from types import ModuleType
 
 from wrapt import register_post_import_hook
@@ -27,7 +28,11 @@ def register_with_auto_classes() -> None:
     for name, auto_name in _AUTO_MODULE_OF.items():
         module = f"{__package__}.models.{name}"
         register_post_import_hook(_register, module)
-        register_post_import_hook(lambda _, module=module: importlib.import_module(module), _auto(auto_name))
+        register_post_import_hook(partial(_import, module), _auto(auto_name))
+
+
+def _import(name: str, _: ModuleType) -> None:
+    importlib.import_module(name)
 
 
 def _auto(name: str) -> str:

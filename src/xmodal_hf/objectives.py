@@ -90,7 +90,9 @@ class CrossModalObjective:
         }
         if self.loss_type == "siglip":
             if output.get("logit_bias") is None:
-                raise ValueError("loss_type 'siglip' needs a logit_bias: build the model with logit_bias_init_value=-10")
+                raise ValueError(
+                    "loss_type 'siglip' needs a logit_bias: build the model with logit_bias_init_value=-10"
+                )
             embeds["logit_bias"] = output.logit_bias
         if "group_ids" in batch:
             embeds["group_ids"] = batch["group_ids"]
@@ -130,10 +132,14 @@ class SentenceObjective:
         text_sub_batches: parts of similar length that the text tower runs in; the result is the same.
     """
 
-    num_views: Literal[1, 2, 3] = 1
+    num_views: int = 1
     temperature: float = 0.05
     hard_negative_weight: float = 0.0
     text_sub_batches: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_views not in (1, 2, 3):
+            raise ValueError(f"num_views must be 1, 2 or 3, got {self.num_views}")
 
     def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         items = len(batch["input_ids"]) // self.num_views
@@ -160,7 +166,9 @@ class SentenceObjective:
             hard_negative_weight=self.hard_negative_weight,
         )
         logs = {"loss": loss.detach(), "accuracy": accuracy}
-        return ObjectiveOutput(loss, logs | _geometry_logs(anchor=embeds["anchor_embeds"], positive=embeds["positive_embeds"]))
+        return ObjectiveOutput(
+            loss, logs | _geometry_logs(anchor=embeds["anchor_embeds"], positive=embeds["positive_embeds"])
+        )
 
     def __call__(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         return self.loss(self.encode(model, batch))
@@ -187,9 +195,7 @@ class JointObjective:
         parts = _count_parts(max(len(batch["pairs"]["input_ids"]), sentences), micro_batch_size)
         pair_parts = _split_rows(batch["pairs"], parts)
         sentence_parts = _split_rows(batch["sentences"], parts, self.sentence.num_views)
-        return [
-            {"pairs": pairs, "sentences": texts} for pairs, texts in zip(pair_parts, sentence_parts, strict=True)
-        ]
+        return [{"pairs": pairs, "sentences": texts} for pairs, texts in zip(pair_parts, sentence_parts, strict=True)]
 
     def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
         return {

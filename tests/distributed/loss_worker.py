@@ -84,9 +84,9 @@ def _cyclip(out, batch):
     return _clip(out, batch) + 0.25 * in_modal + 0.25 * cross_modal
 
 
-def _hard_negatives(out, batch):
-    """All hard negatives biased: each process holds its rows of the (N, N) bias."""
-    return info_nce(out["a"], out["b"], 9.0, extra_keys=out["c"], extra_logit_bias=batch["bias"], chunk_size=3)
+def _hard_negatives(out, bias):
+    """Biased by the rows of a process, (n, N) for all hard negatives or (n,) for the own ones."""
+    return info_nce(out["a"], out["b"], 9.0, extra_keys=out["c"], extra_logit_bias=bias, chunk_size=3)
 
 
 SCALE = ("logit_scale",)
@@ -94,7 +94,8 @@ CASES = {
     "info_nce": Case(_info_nce, scalars=SCALE),
     "info_nce by group": Case(lambda o, b: _info_nce(o, b, positives=b["groups"]), scalars=SCALE),
     "info_nce by mask": Case(lambda o, b: _info_nce(o, b, positives=b["mask"]), scalars=SCALE),
-    "info_nce biased": Case(_hard_negatives, sides=("a", "b", "c")),
+    "info_nce biased": Case(lambda o, b: _hard_negatives(o, b["bias"]), sides=("a", "b", "c")),
+    "info_nce biased for own": Case(lambda o, b: _hard_negatives(o, 3 * b["bias"][:, 0]), sides=("a", "b", "c")),
     "clip": Case(_clip, scalars=SCALE),
     "clip by group": Case(lambda o, b: _clip(o, b, group_ids=b["groups"]), scalars=SCALE),
     "cyclip": Case(_cyclip, scalars=SCALE),

@@ -29,9 +29,7 @@ OBJECTIVES = {
 def build_model(name: str, dropout: float) -> torch.nn.Module:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
-    text = BertConfig(
-        vocab_size=VOCABULARY, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **shape
-    )
+    text = BertConfig(vocab_size=VOCABULARY, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **shape)
     if name in ("unsupervised", "supervised"):
         return SentenceEncoder(SentenceEncoderConfig(text_config=text, head="mlp")).train()
     image = ViTConfig(image_size=8, patch_size=4, hidden_dropout_prob=dropout, **shape)
@@ -85,7 +83,9 @@ def run_case(accelerator: Accelerator, name: str, dropout: float, how: str) -> d
         accelerator.backward(output.loss)
     else:
         embeds = [objective.encode(model, part) for part in objective.split(batch, MICRO)]
-        joined = {key: torch.cat([e[key] for e in embeds]) if embeds[0][key].ndim else embeds[0][key] for key in embeds[0]}
+        joined = {
+            key: torch.cat([e[key] for e in embeds]) if embeds[0][key].ndim else embeds[0][key] for key in embeds[0]
+        }
         output = objective.loss(joined)
         accelerator.backward(output.loss)
     named = accelerator.unwrap_model(model).named_parameters()

@@ -1,10 +1,9 @@
-"""Tiny peers, built offline: CLIP, SigLIP, CLAP and a BERT text model with a word tokenizer."""
+"""Tiny peers, built offline: CLIP, SigLIP, CLAP and a BERT text model."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertModel,
@@ -16,69 +15,48 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
-    PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
     SiglipProcessor,
 )
 
-WORDS = [
-    "a",
-    "the",
-    "dog",
-    "cat",
-    "red",
-    "blue",
-    "runs",
-    "sleeps",
-    "in",
-    "rain",
-    "photo",
-    "of",
-    "sound",
-    "is",
-    "small",
-    "very",
-]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
-    "vocab_size": len(SPECIAL) + len(WORDS),
+    "vocab_size": 64,
+    "max_position_embeddings": 24,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
 }
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(SPECIAL + WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        eos_token="[SEP]", model_max_length=16,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def sentences() -> list[str]:
+def sentences(tokenizer) -> list[str]:
+    """Sixty texts of 1 to 13 known words."""
+    words = [word for word in sorted(tokenizer.get_vocab()) if not word.startswith("[")]
     rng = np.random.default_rng(0)
-    return [" ".join(rng.choice(WORDS, size=rng.integers(1, 14))) for _ in range(60)]
+    return [" ".join(rng.choice(words, size=rng.integers(1, 14))) for _ in range(60)]
 
 
 @pytest.fixture(scope="session")
 def bert(tokenizer) -> BertModel:
     torch.manual_seed(0)
-    return BertModel(BertConfig(**TEXT, max_position_embeddings=16)).eval()
+    return BertModel(BertConfig(**TEXT)).eval()
 
 
 @pytest.fixture(scope="session")
 def clip(tokenizer) -> tuple[CLIPModel, CLIPProcessor]:
     torch.manual_seed(0)
-    text = TEXT | {"max_position_embeddings": 16, "eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}
-    vision = {k: v for k, v in TEXT.items() if k != "vocab_size"} | {"image_size": 16, "patch_size": 8}
+    text, vision = TEXT | {"eos_token_id": 3, "bos_token_id": 2, "pad_token_id": 0}, VISION
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
     images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     return model, CLIPProcessor(images, tokenizer)
@@ -87,15 +65,13 @@ def clip(tokenizer) -> tuple[CLIPModel, CLIPProcessor]:
 @pytest.fixture(scope="session")
 def siglip(tokenizer) -> tuple[SiglipModel, SiglipProcessor]:
     torch.manual_seed(0)
-    vision = {k: v for k, v in TEXT.items() if k != "vocab_size"} | {"image_size": 16, "patch_size": 8}
-    text = TEXT | {"max_position_embeddings": 16, "projection_size": 32}
-    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+    model = SiglipModel(SiglipConfig(text_config=TEXT | {"projection_size": 32}, vision_config=VISION)).eval()
     return model, SiglipProcessor(SiglipImageProcessor(size={"height": 16, "width": 16}), tokenizer)
 
 
 def make_clap(tokenizer, fused: bool) -> tuple[ClapModel, ClapProcessor]:
     torch.manual_seed(0)
-    text = TEXT | {"max_position_embeddings": 20, "pad_token_id": 0, "projection_dim": 24}
+    text = TEXT | {"max_position_embeddings": 25, "pad_token_id": 0, "projection_dim": 24}
     audio = {
         "window_size": 8, "num_mel_bins": 64, "spec_size": 256, "patch_size": 4, "patch_stride": [4, 4],
         "hidden_size": 32, "depths": [1, 1], "num_attention_heads": [2, 2], "patch_embeds_hidden_size": 16,

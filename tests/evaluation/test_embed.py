@@ -36,8 +36,8 @@ def test_clip_texts_equal_one_by_one(clip, sentences, max_tokens):
 def test_siglip_pads_to_its_fixed_length(siglip, sentences):
     model, processor = siglip
     embeds = as_embedder(model, processor).encode_text(sentences)
-    inputs = processor(text=sentences, padding="max_length", max_length=16, truncation=True, return_tensors="pt")
-    assert inputs["input_ids"].shape[1] == 16
+    inputs = processor(text=sentences, padding="max_length", max_length=24, truncation=True, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] == 24
     assert np.allclose(embeds, unit(model.get_text_features(**inputs).pooler_output), atol=1e-6)
     shorter = processor(text=["dog"], return_tensors="pt")
     unpadded = unit(model.get_text_features(**shorter).pooler_output)[0]
@@ -140,7 +140,7 @@ def test_bad_input_is_named(clip, clap, bert, tokenizer):
     with pytest.raises(ValueError, match="row 0 has no caption"):
         embed_pairs(embedder, [{"text": [], "image": None}])
     with pytest.raises(ValueError, match="unknown modality 'video'"):
-        Embedder().encode("video", [])
+        Embedder().encode_items("video", [])
 
 
 def test_nan_embeddings_are_an_error():

@@ -96,5 +96,5 @@ def test_bad_input_is_named(rows):
         evaluate_representation(np.full((3, 2), np.nan), np.ones((3, 2)))
     with pytest.raises(ValueError, match="text_embeds is empty"):
         evaluate_representation(rows, np.zeros((0, 6)))
-    with pytest.raises(ValueError, match="outside 0..52"):
+    with pytest.raises(ValueError, match=r"outside 0\.\.52"):
         evaluate_representation(rows, rows[:2], [0, 53])

@@ -1,8 +1,10 @@
-"""Any sound file -> a mono waveform at the wanted rate, deterministic."""
+"""Any sound -> a mono waveform at the wanted rate, and SpecAugment. Deterministic given (seed, epoch, index)."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -10,25 +12,46 @@ import torch
 from torchaudio.functional import resample
 
 from .errors import BadItemError
+from .files import read_media
+from .seeding import EpochIndex, row_generator
+from .soundfont import ADDRESS_SCHEME, render_address
+
+_AUGMENTATION_STREAM = 1
 
 
-def decode_audio(content: bytes, sampling_rate: int) -> np.ndarray:
+def load_waveform(
+    cell: dict[str, Any] | None, sampling_rate: int, *, max_seconds: float | None = None, offset: float = 0.0
+) -> np.ndarray:
+    """The waveform of an audio cell: encoded bytes, a path, a member of a zip archive, or a soundfont address.
+
+    Args and errors: those of `decode_audio` and `read_media`.
+    """
+    if cell is not None and cell["bytes"] is None and (cell["path"] or "").startswith(ADDRESS_SCHEME):
+        return render_address(cell["path"], sampling_rate)
+    return decode_audio(read_media(cell), sampling_rate, max_seconds=max_seconds, offset=offset)
+
+
+def decode_audio(
+    content: bytes, sampling_rate: int, *, max_seconds: float | None = None, offset: float = 0.0
+) -> np.ndarray:
     """Decode wav, flac, ogg or mp3, mix the channels down and resample.
 
     Args:
         content: the encoded file.
         sampling_rate: wanted, in Hz.
+        max_seconds: only a window of this length is decoded of a longer clip.
+        offset: where that window lies, from 0 (the start) over 0.5 (the middle) to 1 (the end).
 
     Returns:
         float32 waveform (samples,), mean of the channels.
 
     Raises:
-        BadItemError: empty, corrupt or not a sound file; no samples; NaN or infinite samples.
+        BadItemError: empty, corrupt or not a sound file; no samples; samples that are not finite or all zero.
     """
     if not content:
         raise BadItemError("empty file", "0 bytes")
     try:
-        channels, file_rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+        channels, file_rate = _read_window(content, max_seconds, offset)
     except soundfile.SoundFileError as error:
         raise BadItemError("corrupt audio", str(error)) from error
     if not len(channels):
@@ -36,6 +59,59 @@ def decode_audio(content: bytes, sampling_rate: int) -> np.ndarray:
     waveform = channels.mean(axis=1)  # (samples, channels) -> (samples,)
     if not np.isfinite(waveform).all():
         raise BadItemError("corrupt audio", "samples that are not finite")
+    if not waveform.any():
+        raise BadItemError("silent audio", "all samples are 0")
     if file_rate != sampling_rate:
         waveform = resample(torch.from_numpy(waveform), file_rate, sampling_rate).numpy()
     return waveform
+
+
+def _read_window(content: bytes, max_seconds: float | None, offset: float) -> tuple[np.ndarray, int]:
+    """Samples (samples, channels) of the window, and their rate in Hz."""
+    with soundfile.SoundFile(io.BytesIO(content)) as file:
+        if file.samplerate <= 0:
+            raise BadItemError("corrupt audio", f"a sampling rate of {file.samplerate} Hz")
+        wanted = file.frames if max_seconds is None else min(file.frames, round(max_seconds * file.samplerate))
+        start = round(offset * (file.frames - wanted))
+        if start:
+            file.seek(start)
+        return file.read(wanted, dtype="float32", always_2d=True), file.samplerate
+
+
+@dataclass(frozen=True)
+class SpecAugment:
+    """Mask stripes of time and of mel bands with the mean of the spectrogram (Park et al., 2019).
+
+    The stripes depend on (`seed`, epoch, index) of the row only. The defaults are those of LAION-CLAP and PANNs:
+    twice up to 64 frames and twice up to 8 bands.
+
+    Attributes:
+        seed: of the training run.
+        time_width, time_stripes: widest time stripe in frames, and their number.
+        mel_width, mel_stripes: widest mel stripe in bands, and their number.
+    """
+
+    seed: int = 0
+    time_width: int = 64
+    time_stripes: int = 2
+    mel_width: int = 8
+    mel_stripes: int = 2
+
+    def __call__(self, features: torch.Tensor, position: EpochIndex) -> torch.Tensor:
+        """(..., frames, F) -> a masked copy."""
+        generator = row_generator(self.seed, position, stream=_AUGMENTATION_STREAM)
+        masked, fill = features.clone(), features.mean()
+        frames, bands = features.shape[-2:]
+        for _ in range(self.time_stripes):
+            start, end = _stripe(frames, self.time_width, generator)
+            masked[..., start:end, :] = fill
+        for _ in range(self.mel_stripes):
+            start, end = _stripe(bands, self.mel_width, generator)
+            masked[..., start:end] = fill
+        return masked
+
+
+def _stripe(length: int, max_width: int, generator: np.random.Generator) -> tuple[int, int]:
+    width = int(generator.integers(min(max_width, length) + 1))
+    start = int(generator.integers(length - width + 1))
+    return start, start + width

@@ -20,6 +20,7 @@ class PairCollator:
         processor: an `ImageTextProcessor` or `AudioTextProcessor`, or a processor like CLIP's or CLAP's.
         max_length: longest text in tokens; longer ones are cut.
         image_augment: (image, position) -> image, applied before the processor (`ImageAugment` in training).
+        feature_augment: (features of one clip, position) -> features, applied after it (`SpecAugment` in training).
         pad_to_max_length: pad texts to `max_length`, not to the longest of the batch.
 
     Returns (when called with B rows):
@@ -33,11 +34,13 @@ class PairCollator:
         *,
         max_length: int,
         image_augment: Callable[[Image.Image, EpochIndex], Image.Image] | None = None,
+        feature_augment: Callable[[torch.Tensor, EpochIndex], torch.Tensor] | None = None,
         pad_to_max_length: bool = False,
     ) -> None:
         self.processor = processor
         self.max_length = max_length
         self.image_augment = image_augment
+        self.feature_augment = feature_augment
         self.padding = "max_length" if pad_to_max_length else "longest"
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -46,6 +49,9 @@ class PairCollator:
         inputs = self.processor(
             text=[row["text"] for row in rows], text_kwargs=text_kwargs, return_tensors="pt", **self._media(rows)
         )
+        if self.feature_augment is not None:
+            features = zip(inputs["input_features"], rows, strict=True)
+            inputs["input_features"] = torch.stack([self.feature_augment(x, row["position"]) for x, row in features])
         return {
             **inputs,
             "group_ids": torch.tensor([row["group_id"] for row in rows], dtype=torch.int64),

@@ -1,4 +1,4 @@
-"""The bytes of one picture or sound, wherever they lie: in the row, in a file, in a zip archive."""
+"""The bytes of one picture or sound, wherever they lie: in the row, in a file, in a zip or tar archive."""
 
 from __future__ import annotations
 
@@ -6,17 +6,27 @@ import os
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from datasets import Value
 
 from .errors import BadItemError
 
 # "zip://member::/path/archive.zip", the way fsspec and datasets write a member of an archive.
-_ZIP_SCHEME, _ZIP_SEPARATOR = "zip://", "::"
+_ZIP_SCHEME, _TAR_SCHEME, _SEPARATOR = "zip://", "tar://", "::"
+# The undecoded form of an audio column; the `Audio` feature would want torchcodec.
+AUDIO_CELL = {"bytes": Value("binary"), "path": Value("string")}
+_OPEN_ARCHIVES = 64
 
 
 def zip_member(archive: str | os.PathLike, member: str) -> str:
     """The address of a member of a zip archive, for `read_media`."""
-    return f"{_ZIP_SCHEME}{member}{_ZIP_SEPARATOR}{archive}"
+    return f"{_ZIP_SCHEME}{member}{_SEPARATOR}{archive}"
+
+
+def tar_member(archive: str | os.PathLike, offset: int, size: int) -> str:
+    """The address of bytes in an uncompressed tar, for `read_media`."""
+    return f"{_TAR_SCHEME}{offset}+{size}{_SEPARATOR}{archive}"
 
 
 def read_media(cell: dict[str, Any] | None) -> bytes:
@@ -24,7 +34,7 @@ def read_media(cell: dict[str, Any] | None) -> bytes:
 
     Args:
         cell: {"bytes": bytes | None, "path": str | None} as in an undecoded `datasets.Image` column; the path is that
-            of a file or made by `zip_member`.
+            of a file or made by `zip_member` or `tar_member`.
 
     Raises:
         BadItemError: there is nothing in the cell, or the file is missing.
@@ -36,8 +46,12 @@ def read_media(cell: dict[str, Any] | None) -> bytes:
     path: str = cell["path"]
     try:
         if path.startswith(_ZIP_SCHEME):
-            member, archive = path.removeprefix(_ZIP_SCHEME).split(_ZIP_SEPARATOR)
-            return _archive(archive, os.getpid()).read(member)
+            member, archive = path.removeprefix(_ZIP_SCHEME).split(_SEPARATOR)
+            return _zip(archive, os.getpid()).read(member)
+        if path.startswith(_TAR_SCHEME):
+            extent, archive = path.removeprefix(_TAR_SCHEME).split(_SEPARATOR)
+            offset, size = map(int, extent.split("+"))
+            return os.pread(_tar(archive).fileno(), size, offset)
         return Path(path).read_bytes()
     except (FileNotFoundError, KeyError) as error:
         raise BadItemError("missing file", path) from error
@@ -45,7 +59,13 @@ def read_media(cell: dict[str, Any] | None) -> bytes:
         raise BadItemError("unreadable file", f"{path}: {error}") from error
 
 
-@lru_cache(maxsize=64)
-def _archive(path: str, process_id: int) -> zipfile.ZipFile:
+@lru_cache(maxsize=_OPEN_ARCHIVES)
+def _zip(path: str, process_id: int) -> zipfile.ZipFile:
     """An open archive; one a process, because forked workers would share the position in the file."""
     return zipfile.ZipFile(path)
+
+
+@lru_cache(maxsize=_OPEN_ARCHIVES)
+def _tar(path: str) -> BinaryIO:
+    """An open archive; `pread` does not move a position, so forked workers may share it."""
+    return open(path, "rb")  # closed when it leaves the cache

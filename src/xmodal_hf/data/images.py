@@ -15,6 +15,8 @@ from .seeding import EpochIndex, row_generator
 
 # Pillow's own threshold for a decompression bomb; it only warns below twice that, we refuse.
 MAX_PIXELS = 89_478_485
+# A picture one pixel wide is a tracking pixel or a divider.
+MIN_SIDE = 2
 _WHITE = (255, 255, 255)
 _AUGMENTATION_STREAM = 1
 
@@ -30,12 +32,14 @@ def decode_image(source: bytes | str | os.PathLike | Image.Image, *, min_size: i
             1/4, 1/8 of its size that satisfies it.
 
     Raises:
-        BadItemError: the picture is empty, cut off, not a picture, or a decompression bomb.
+        BadItemError: the file is empty, cut off or not a picture; the picture is a pixel wide or a decompression bomb.
     """
     try:
         image = _open(source)
         if image.width * image.height > MAX_PIXELS:
             raise BadItemError("decompression bomb", f"{image.width} x {image.height} pixels")
+        if min(image.size) < MIN_SIDE:
+            raise BadItemError("image without content", f"{image.width} x {image.height} pixels")
         if min_size is not None:
             _use_reduced_scale(image, min_size)
         image.seek(0)

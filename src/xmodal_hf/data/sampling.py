@@ -14,12 +14,17 @@ from datasets import Dataset, Image
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
-from .audio import decode_audio
+from .audio import load_waveform
+from .bad_items import BadItemLog
+from .errors import BadItemError
 from .files import read_media
 from .images import decode_image
 from .seeding import EpochIndex, epoch_permutation, row_generator
 
-_CAPTION_STREAM = 0
+SENTENCE_VIEWS = ("anchor", "positive", "negative")
+# Captions longer than this are a page of text that got into the column, in characters.
+MAX_CAPTION_LENGTH = 10_000
+_CAPTION_STREAM, _REPLACEMENT_STREAM, _WINDOW_STREAM = 0, 2, 3  # 1 is the augmentations'
 
 
 class EpochSampler(Sampler[EpochIndex]):
@@ -57,7 +62,11 @@ class PairDataset(TorchDataset):
 
     Item: {"id": str, "text": str, "image": RGB PIL | "audio": mono float32 waveform (samples,), "group_id": int,
     "position": EpochIndex}. `group_id` is a hash of the id (63 bits), so captions of one item have the same number in
-    every process and no scan of the data is needed.
+    every process and no scan of the data is needed; rows with equal ids count as one item.
+
+    A row that cannot be used raises `BadItemError`; with `bad_items` it is listed there, and another row, drawn from
+    (seed, epoch, index), stands in for it whole: image, caption, id and position. So batches keep their size, and no
+    image meets the caption of another.
 
     Args:
         dataset: with the columns `id`, `text` (str or list of str) and `image` or `audio` (see `load_pairs`).
@@ -65,9 +74,12 @@ class PairDataset(TorchDataset):
         captions: `random` draws one caption a row and epoch, `first` takes the first one.
         min_image_size: decode JPEGs at a reduced scale that keeps the shorter side at least this long (pixels).
         sampling_rate: of the waveforms, in Hz; audio needs it.
+        max_seconds: longest waveform; of longer clips one window is decoded.
+        window: where that window lies: `first`, `center`, or `random` (training only).
+        bad_items: where unusable rows are listed. None: they are errors.
 
     Raises:
-        ValueError: a canonical column is missing, `captions` is unknown, or audio comes without a sampling rate.
+        ValueError: a canonical column is missing, an option is unknown, or audio comes without a sampling rate.
     """
 
     def __init__(
@@ -78,45 +90,73 @@ class PairDataset(TorchDataset):
         captions: Literal["random", "first"] = "random",
         min_image_size: int | None = None,
         sampling_rate: int | None = None,
+        max_seconds: float | None = None,
+        window: Literal["first", "center", "random"] = "first",
+        bad_items: BadItemLog | None = None,
     ) -> None:
-        if captions not in ("random", "first"):
-            raise ValueError(f"captions is 'random' or 'first', not {captions!r}.")
+        _check_choice("captions", captions, ("random", "first"))
+        _check_choice("window", window, ("first", "center", "random"))
         self.modality = _modality(dataset)
-        if self.modality == "audio" and sampling_rate is None:
-            raise ValueError("Audio needs sampling_rate, that of the feature extractor in Hz.")
-        if self.modality == "image" and isinstance(dataset.features["image"], Image):
+        if (sampling_rate is not None) != (self.modality == "audio"):
+            raise ValueError("Audio needs sampling_rate, that of the feature extractor in Hz; images have none.")
+        if self.modality == "image":
             dataset = dataset.cast_column("image", Image(decode=False))  # decoding is done here, errors and all
         self.dataset = dataset
         self.seed = seed
         self.captions = captions
         self.min_image_size = min_image_size
         self.sampling_rate = sampling_rate
+        self.max_seconds = max_seconds
+        self.window = window
+        self.bad_items = bad_items
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: EpochIndex | int) -> dict[str, Any]:
         position = _position(key)
+        if self.bad_items is None:
+            return self._item(position)
+        generator = row_generator(self.seed, position, stream=_REPLACEMENT_STREAM)
+        while True:  # ends: when bad rows are many, the log raises
+            try:
+                return self._item(position)
+            except BadItemError as error:
+                self._record(self.bad_items, position.index, error)
+                position = EpochIndex(position.epoch, int(generator.integers(len(self))))
+
+    def _item(self, position: EpochIndex) -> dict[str, Any]:
         row = self.dataset[position.index]
         return {
             "id": row["id"],
             "text": self._caption(row["text"], position),
-            self.modality: self._decode(row[self.modality]),
+            self.modality: self._decode(row[self.modality], position),
             "group_id": group_id(row["id"]),
             "position": position,
         }
 
-    def _caption(self, captions: str | list[str], position: EpochIndex) -> str:
-        if isinstance(captions, str):
-            return captions
-        if self.captions == "first" or len(captions) == 1:
-            return captions[0]
-        return captions[row_generator(self.seed, position, stream=_CAPTION_STREAM).integers(len(captions))]
+    def _record(self, bad_items: BadItemLog, index: int, error: BadItemError) -> None:
+        row = self.dataset[index]
+        cell = row[self.modality]
+        bad_items.record(index, row["id"], (cell and cell["path"]) or "", error)
 
-    def _decode(self, cell: dict[str, Any]) -> Any:
-        if self.modality == "image":
+    def _caption(self, captions: Any, position: EpochIndex) -> str:
+        if not isinstance(captions, list):
+            return checked_caption(captions)
+        if not captions:
+            raise BadItemError("no caption", "the list is empty")
+        if self.captions == "first" or len(captions) == 1:
+            return checked_caption(captions[0])
+        generator = row_generator(self.seed, position, stream=_CAPTION_STREAM)
+        return checked_caption(captions[generator.integers(len(captions))])
+
+    def _decode(self, cell: dict[str, Any] | None, position: EpochIndex) -> Any:
+        if self.sampling_rate is None:
             return decode_image(read_media(cell), min_size=self.min_image_size)
-        return decode_audio(read_media(cell), self.sampling_rate)
+        offset = {"first": 0.0, "center": 0.5}.get(self.window)
+        if offset is None:
+            offset = row_generator(self.seed, position, stream=_WINDOW_STREAM).random()
+        return load_waveform(cell, self.sampling_rate, max_seconds=self.max_seconds, offset=offset)
 
 
 class SentenceDataset(TorchDataset):
@@ -145,7 +185,23 @@ class SentenceDataset(TorchDataset):
         return self.dataset[position.index] | {"position": position}
 
 
-SENTENCE_VIEWS = ("anchor", "positive", "negative")
+def checked_caption(caption: Any) -> str:
+    """The caption without surrounding white space.
+
+    Raises:
+        BadItemError: it is null, no text, empty, binary, or longer than `MAX_CAPTION_LENGTH` characters.
+    """
+    if caption is None:
+        raise BadItemError("no caption", "null")
+    if not isinstance(caption, str):
+        raise BadItemError("caption is not text", type(caption).__name__)
+    if not caption.strip():
+        raise BadItemError("empty caption", repr(caption[:20]))
+    if "\0" in caption or "\ufffd" in caption:
+        raise BadItemError("binary caption", repr(caption[:20]))
+    if len(caption) > MAX_CAPTION_LENGTH:
+        raise BadItemError("caption too long", f"{len(caption)} characters")
+    return caption.strip()
 
 
 def group_id(item_id: str) -> int:
@@ -166,3 +222,8 @@ def _modality(dataset: Dataset) -> Literal["image", "audio"]:
             "load_pairs brings any source into this form."
         )
     return "image" if "image" in present else "audio"
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}.")

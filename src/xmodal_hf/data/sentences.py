@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from datasets import Dataset
 
 from .openmoji import openmoji_captions
+from .soundfont import soundfont_captions
 from .sources import TEXT_COLUMNS
 from .tables import find_column, load_table
 
@@ -32,6 +33,7 @@ NLI_LAYOUTS = (
     ("sentence_a", "sentence_b", "label"),
     ("sentence1", "sentence2", "label"),
 )
+_BUILT_IN: dict[str, Callable[[str], list[str]]] = {"openmoji": openmoji_captions, "soundfont": soundfont_captions}
 _ENTAILMENT, _NEUTRAL, _CONTRADICTION = "entailment", "neutral", "contradiction"
 # Integers as in SNLI, MultiNLI, ANLI and XNLI on the Hub; csv files have them as text.
 _LABEL_NAMES = {"0": _ENTAILMENT, "1": _NEUTRAL, "2": _CONTRADICTION}
@@ -171,8 +173,8 @@ def _label_names(table: Dataset, column: str, labels: list) -> list[str]:
 
 
 def _raw_sentences(source: str | os.PathLike, column: str | None) -> Iterable[str | None]:
-    if str(source) == "openmoji":
-        return openmoji_captions("train")
+    if str(source) in _BUILT_IN:
+        return _BUILT_IN[str(source)]("train")
     table = load_table(source)
     name = find_column(table.column_names, SENTENCE_COLUMNS, kind="text", option="--sentence_column", given=column)
     values = table[name][:]

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from datasets import Audio, Dataset, Image, Value
+from datasets import Audio, Dataset, Image, Json, Value
 
-from .files import zip_member
+from .files import AUDIO_CELL, zip_member
 from .openmoji import load_openmoji
+from .soundfont import load_soundfont
 from .tables import find_column, load_table
+from .tars import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_tars, load_tars
 
+BUILT_IN: dict[str, Callable[[str], Dataset]] = {"openmoji": load_openmoji, "soundfont": load_soundfont}
 # Usual names, the most specific first.
 _PATH_COLUMNS = ("file_name", "filename", "filepath", "file_path", "file", "path")
 IMAGE_COLUMNS = ("image", "images", "img", "jpg", "jpeg", "png", "webp", "image_path", "image_file", *_PATH_COLUMNS)
@@ -24,10 +28,6 @@ TEXT_COLUMNS = ("text", "texts", "caption", "captions", "sentence", "sentences",
 ID_COLUMNS = ("id", "image_id", "audio_id", "img_id", "youtube_id", "key", "__key__")
 # What makes a folder an image or audio folder: a table of its files, or one folder a class.
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
-# The undecoded form of an audio column; the `Audio` feature would want torchcodec.
-AUDIO_CELL = {"bytes": Value("binary"), "path": Value("string")}
 
 
 def load_pairs(
@@ -47,7 +47,8 @@ def load_pairs(
         source: `openmoji` or `soundfont` (built in); a csv, tsv, jsonl or parquet file whose image or audio column has
             bytes or paths relative to the file, or names of members of zip archives beside the file; a folder with
             metadata.jsonl, .csv or .parquet, or with one folder a class (its name is the text), either within
-            `<split>/` or not; a folder of parquet files or from `save_to_disk`; a Hub id ("owner/name:configuration").
+            `<split>/` or not; WebDataset tars (a file, a folder, "shards/*.tar" or "{000..012}.tar"); a folder of
+            parquet files or from `save_to_disk`; a Hub id ("owner/name:configuration").
         modality: `image` or `audio`.
         split: of the source; a file with a column `split` is filtered by it, any other file is taken whole.
         image_column, audio_column, text_column, id_column: columns of the source; found by their usual names if None.
@@ -60,12 +61,14 @@ def load_pairs(
 
     Raises:
         ValueError: unknown modality, or a column cannot be found (the message lists those that are there).
-        FileNotFoundError: no such file, or neither a file nor an archive member for the first path.
+        FileNotFoundError: no such file.
     """
     if modality not in ("image", "audio"):
         raise ValueError(f"modality is 'image' or 'audio', not {modality!r}.")
-    if str(source) == "openmoji":
-        pairs = _built_in(load_openmoji(split), modality)
+    if str(source) in BUILT_IN:
+        pairs = _built_in(BUILT_IN[str(source)](split), modality)
+    elif tars := find_tars(source, split):
+        pairs = load_tars(tars, modality=modality, text_names=TEXT_COLUMNS, text_column=text_column)
     else:
         given = image_column if modality == "image" else audio_column
         table, folder = _load(Path(source), source, modality, split)
@@ -117,11 +120,11 @@ def _canonical(
     media = find_column(columns, usual, kind=modality, option=f"--{modality}_column", given=media_column)
     text = find_column(columns, TEXT_COLUMNS, kind="text", option="--text_column", given=text_column)
     ids = _ids(table, media, id_column)
-    has_paths = isinstance(table.features[media], Value) and table.features[media].dtype in ("string", "large_string")
     pairs = table.select_columns([media, text])
-    if has_paths:
+    if _holds_paths(table, media):
         cells = _resolve_paths(table[media][:], folder)
-        pairs = pairs.remove_columns(media).add_column(modality, cells, feature=_media_feature(modality))
+        feature = Image() if modality == "image" else AUDIO_CELL
+        pairs = pairs.remove_columns(media).add_column(modality, cells, feature=feature)
     else:
         pairs = pairs.rename_column(media, modality) if media != modality else pairs
         pairs = _undecoded_audio(pairs) if modality == "audio" else pairs.cast_column("image", Image())
@@ -129,13 +132,18 @@ def _canonical(
     return pairs.add_column("id", ids).select_columns(["id", modality, "text"])
 
 
-def _media_feature(modality: str) -> Image | dict[str, Value]:
-    return Image() if modality == "image" else AUDIO_CELL
+def _holds_paths(table: Dataset, media: str) -> bool:
+    feature = table.features[media]
+    return isinstance(feature, Json) or (isinstance(feature, Value) and feature.dtype in ("string", "large_string"))
 
 
 def _undecoded_audio(pairs: Dataset) -> Dataset:
-    if isinstance(pairs.features["audio"], Audio):
-        pairs = pairs.cast_column("audio", Audio(decode=False))
+    feature = pairs.features["audio"]
+    if isinstance(feature, Audio):
+        return pairs.cast_column("audio", Audio(decode=False))
+    if isinstance(feature, Value):  # encoded files without a path
+        cells = [None if content is None else {"bytes": content, "path": None} for content in pairs["audio"][:]]
+        return pairs.remove_columns("audio").add_column("audio", cells, feature=AUDIO_CELL)
     return pairs
 
 
@@ -145,27 +153,21 @@ def _ids(table: Dataset, media: str, id_column: str | None) -> list[str]:
     if id_column is not None or named is not None:
         column = find_column(columns, ID_COLUMNS, kind="id", option="--id_column", given=id_column)
         return [str(value) for value in table[column][:]]
-    if isinstance(table.features[media], Value):
+    if _holds_paths(table, media):
         return [str(path) for path in table[media][:]]
     return [str(number) for number in range(len(table))]
 
 
-def _resolve_paths(paths: list[str | None], folder: Path) -> list[dict | None]:
-    """Cells for paths relative to `folder`, or, when the first is no file there, for members of the zips in it."""
-    first = next((path for path in paths if path), None)
-    if first is None:
-        raise ValueError(f"All paths of the media column in {folder} are empty.")
-    if (folder / first).is_file():
-        return [_cell(str(folder / path)) if path else None for path in paths]
+def _resolve_paths(paths: Sequence[Any], folder: Path) -> list[dict | None]:
+    """Cells for paths that are relative to `folder` or name members of the zip archives in it.
+
+    What is no path gives no cell; a path that leads nowhere stays, and reading it reports the file by its name.
+    """
     members = _archive_members(folder)
-    if first not in members:
-        raise FileNotFoundError(f"{folder / first} does not exist, nor is {first!r} in a zip archive in {folder}.")
-    # A path that is in no archive stays: reading it reports the missing file by its name.
-    return [_cell(members.get(path, str(folder / path))) if path else None for path in paths]
-
-
-def _cell(path: str) -> dict:
-    return {"bytes": None, "path": path}
+    return [
+        {"bytes": None, "path": members.get(path) or str(folder / path)} if isinstance(path, str) and path else None
+        for path in paths
+    ]
 
 
 def _archive_members(folder: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from datasets import Dataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 
 # File ending -> `datasets` builder and its options. Empty strings and the words "NA" or "null" are text, not missing.
 _BUILDERS: dict[str, tuple[str, dict]] = {
@@ -34,7 +35,7 @@ def load_table(source: str | os.PathLike, *, split: str = "train") -> Dataset:
 
     Raises:
         FileNotFoundError: `source` looks like a path and does not exist.
-        ValueError: unknown file ending, or no row of that split.
+        ValueError: unknown file ending, a file that cannot be read, or no row of that split.
     """
     path = Path(source)
     if path.is_file():
@@ -77,7 +78,10 @@ def _load_file(path: Path) -> Dataset:
     if suffix not in _BUILDERS:
         raise ValueError(f"{path} is none of {', '.join(_BUILDERS)}, compressed or not.")
     builder, options = _BUILDERS[suffix]
-    return load_dataset(builder, data_files=str(path), split="train", **options)
+    try:
+        return load_dataset(builder, data_files=str(path), split="train", **options)
+    except DatasetGenerationError as error:
+        raise ValueError(f"{path} cannot be read: {error.__cause__}") from error
 
 
 def _load_folder(path: Path, split: str) -> Dataset:

@@ -18,9 +18,12 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "sts": ("evaluate_sts", "load_sts"),
+    "transfer": ("evaluate_transfer", "load_transfer"),
     "retrieval": ("evaluate_retrieval", "retrieval_ranks"),
+    "zero_shot": ("evaluate_zero_shot", "class_embeddings"),
     "representation": ("evaluate_representation", "alignment", "uniformity", "modality_gap", "effective_rank"),
-    "embed": ("Embedder", "PairEmbeddings", "as_embedder", "embed_pairs"),
+    "embed": ("EmbedOptions", "Embedder", "PairEmbeddings", "as_embedder", "embed_pairs"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

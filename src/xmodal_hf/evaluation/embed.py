@@ -10,19 +10,24 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
-from transformers import ClapFeatureExtractor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import ClapFeatureExtractor, ClapModel, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from xmodal_hf.data.audio import decode_audio
+from xmodal_hf.data.files import read_media
 from xmodal_hf.data.images import decode_image
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder
 from xmodal_hf.models.pooling import pool
 
 from .checks import as_embeds
+
+Modality = Literal["image", "audio"]
 
 _SECONDS_BEFORE_BAR = 2.0
 _TOKENIZED_AT_ONCE = 10_000
@@ -30,6 +35,8 @@ _TOKENIZED_AT_ONCE = 10_000
 _FIXED_LENGTH_MODELS = ("siglip", "siglip2")
 _NO_LIMIT = 100_000  # tokenizers without a limit of their own report a huge number
 _FUSION_SEED = 0
+# Modality -> the processor's part that prepares it.
+_ENCODER_PART: dict[Modality, str] = {"image": "image_processor", "audio": "feature_extractor"}
 
 
 @dataclass(frozen=True)
@@ -54,24 +61,35 @@ class EmbedOptions:
 class Embedder:
     """What the task functions need of a model. Subclasses implement what their model can."""
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, D) unit-norm float32 embeddings of `texts`."""
+    @property
+    def modality(self) -> Modality | None:
+        """What the model takes beside text: "image", "audio" or nothing."""
+        return None
+
+    @property
+    def logit_scale(self) -> float | None:
+        """The learned multiplier of cosines, where the model has one."""
+        return None
+
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
+        """(n, D) float32 embeddings of `texts`, of unit norm unless `normalize` is False."""
         raise ValueError(f"{type(self).__name__} has no text encoder: this task needs one")
 
     def encode_image(self, images: Iterable[Any]) -> np.ndarray:
-        """(n, D) unit-norm float32 embeddings of pictures (Pillow images, paths or encoded bytes)."""
+        """(n, D) unit-norm float32 embeddings of pictures: Pillow images, paths, encoded bytes, or cells of an
+        undecoded image column."""
         raise ValueError(f"{type(self).__name__} has no image encoder: this task needs one")
 
     def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
-        """(n, D) unit-norm float32 embeddings of clips: (samples,) arrays at the model's sampling rate."""
+        """(n, D) unit-norm float32 embeddings of clips: (samples,) arrays at the model's sampling rate, or cells of an
+        undecoded audio column, which are decoded and resampled."""
         raise ValueError(f"{type(self).__name__} has no audio encoder: this task needs one")
 
-    def encode(self, modality: str, items: Iterable[Any]) -> np.ndarray:
-        """`encode_<modality>(items)` for "text", "image" or "audio"."""
-        encoders = {"text": self.encode_text, "image": self.encode_image, "audio": self.encode_audio}
-        if modality not in encoders:
-            raise ValueError(f"unknown modality {modality!r}: one of {', '.join(encoders)}")
-        return encoders[modality](items)  # type: ignore[arg-type]
+    def encode_items(self, modality: str, items: Iterable[Any]) -> np.ndarray:
+        """`encode_image(items)` or `encode_audio(items)`."""
+        if modality not in _ENCODER_PART:
+            raise ValueError(f"unknown modality {modality!r}: one of {', '.join(_ENCODER_PART)}")
+        return self.encode_image(items) if modality == "image" else self.encode_audio(items)
 
 
 class FunctionEmbedder(Embedder):
@@ -80,8 +98,8 @@ class FunctionEmbedder(Embedder):
     def __init__(self, encode_sentences: Callable[[list[str]], Any]):
         self._encode_sentences = encode_sentences
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        return _unit_float32(self._encode_sentences(_checked_texts(texts)))
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
+        return _float32(self._encode_sentences(_checked_texts(texts)), normalize)
 
 
 class TextModelEmbedder(Embedder):
@@ -97,12 +115,13 @@ class TextModelEmbedder(Embedder):
         self.model, self.tokenizer, self.pooling = model, tokenizer, pooling
         self.options = options or EmbedOptions()
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        return _encode_texts(_checked_texts(texts), self.model, self.tokenizer, self._forward, self.options)
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
+        embeds = _encode_texts(_checked_texts(texts), self.model, self.tokenizer, self._forward, self.options)
+        return _float32(embeds, normalize)
 
     def _forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if isinstance(self.model, SentenceEncoder):
-            return self.model(**inputs).text_embeds  # (B, D)
+            return self.model(**inputs).pooler_output  # (B, D)
         hidden = self.model(**inputs).last_hidden_state  # (B, T, D)
         eos_token_id = self.model.config.eos_token_id if self.pooling == "eos" else None
         return pool(hidden, self.pooling, inputs["attention_mask"], inputs["input_ids"], eos_token_id)  # (B, D)
@@ -119,20 +138,32 @@ class DualEncoderEmbedder(Embedder):
         self.model, self.processor = model, processor
         self.options = options or EmbedOptions()
 
-    def encode_text(self, texts: Sequence[str]) -> np.ndarray:
-        return _encode_texts(
+    @property
+    def modality(self) -> Modality | None:
+        parts = self.processor.get_attributes()
+        return next((modality for modality, part in _ENCODER_PART.items() if part in parts), None)
+
+    @property
+    def logit_scale(self) -> float | None:
+        # CLAP has a scale a direction; the audio one multiplies logits_per_audio.
+        scale = self.model.logit_scale_a if isinstance(self.model, ClapModel) else self.model.logit_scale
+        return float(scale.detach().exp())
+
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
+        embeds = _encode_texts(
             _checked_texts(texts),
             self.model,
             self._part("tokenizer"),
             lambda inputs: self.model.get_text_features(**inputs).pooler_output,
             self.options,
         )
+        return _float32(embeds, normalize)
 
     def encode_image(self, images: Iterable[Any]) -> np.ndarray:
         image_processor = self._part("image_processor")
 
         def forward(batch: list[Any]) -> torch.Tensor:
-            pixels = image_processor(images=[decode_image(image) for image in batch], return_tensors="pt")
+            pixels = image_processor(images=[_picture(image) for image in batch], return_tensors="pt")
             return self.model.get_image_features(**pixels.to(self.model.device)).pooler_output  # (B, D)
 
         return _encode_items(images, self.model, forward, "image", self.options)
@@ -141,7 +172,7 @@ class DualEncoderEmbedder(Embedder):
         extractor = self._part("feature_extractor")
 
         def forward(batch: list[Any]) -> torch.Tensor:
-            features = _audio_features(extractor, [np.asarray(clip, dtype=np.float32) for clip in batch])
+            features = _audio_features(extractor, [_waveform(clip, extractor.sampling_rate) for clip in batch])
             return self.model.get_audio_features(**features.to(self.model.device)).pooler_output  # (B, D)
 
         return _encode_items(clips, self.model, forward, "clip", self.options)
@@ -221,7 +252,7 @@ def embed_pairs(embedder: Embedder, dataset: Iterable[Mapping[str, Any]], modali
             owners.extend([index] * len(texts))
             yield row[modality]
 
-    modality_embeds = embedder.encode(modality, items())
+    modality_embeds = embedder.encode_items(modality, items())
     return PairEmbeddings(modality, modality_embeds, embedder.encode_text(captions), np.array(owners))
 
 
@@ -275,7 +306,7 @@ def _encode_texts(
         for batch in batches:
             inputs = tokenizer.pad([rows[index] for index in batch], return_tensors="pt", **padding)
             with _autocast(model, options.dtype):
-                batch_embeds = _unit_float32(forward(inputs.to(model.device)))
+                batch_embeds = _float32(forward(inputs.to(model.device)), normalize=False)
             if embeds is None:
                 embeds = np.empty((len(texts), batch_embeds.shape[1]), dtype=np.float32)
             embeds[batch] = batch_embeds
@@ -315,7 +346,7 @@ def _encode_items(
 
     def run() -> None:
         with _autocast(model, options.dtype):
-            embeds.append(_unit_float32(forward(batch)))
+            embeds.append(_float32(forward(batch), normalize=True))
         bar.update(len(batch))
         batch.clear()
 
@@ -333,7 +364,22 @@ def _encode_items(
 
 def _bar(total: int | None, unit: str, options: EmbedOptions) -> tqdm:
     disable = not options.show_progress
-    return tqdm(total=total, desc=f"embedding {unit}s", unit=unit, delay=_SECONDS_BEFORE_BAR, disable=disable)
+    return tqdm(total=total, desc=f"embedding {unit}s", unit=f" {unit}s", delay=_SECONDS_BEFORE_BAR, disable=disable)
+
+
+def _picture(item: Any) -> Image.Image:
+    """An upright RGB picture, the way training sees it."""
+    return decode_image(read_media(item) if isinstance(item, dict) else item)
+
+
+def _waveform(item: Any, sampling_rate_hz: int) -> np.ndarray:
+    """A mono float32 waveform (samples,) at the model's rate."""
+    if isinstance(item, dict):
+        return decode_audio(read_media(item), sampling_rate_hz)
+    waveform = np.asarray(item, dtype=np.float32)
+    if waveform.ndim != 1:
+        raise ValueError(f"a clip is a mono waveform (samples,); this one has the shape {waveform.shape}")
+    return waveform
 
 
 def _audio_features(extractor: Any, clips: list[np.ndarray]) -> Any:
@@ -384,7 +430,7 @@ def _checked_texts(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
 
-def _unit_float32(embeds: Any) -> np.ndarray:
-    """(n, D) float32 rows of length one on the CPU."""
+def _float32(embeds: Any, normalize: bool) -> np.ndarray:
+    """(n, D) float32 rows on the CPU, of length one if asked."""
     tensor = as_embeds(embeds, "the model's embeddings").float()
-    return nn.functional.normalize(tensor, dim=-1).cpu().numpy()
+    return (nn.functional.normalize(tensor, dim=-1) if normalize else tensor).cpu().numpy()

@@ -1,17 +1,147 @@
 """Zero-shot classification: class embeddings from prompts, accuracy of items against them.
 
-Legend: n items, C classes, D embedding size. An item whose true class ties with another class is wrong, so a
-collapsed model scores zero.
+A class is the mean of its prompts' unit-norm embeddings, normalised again (Radford et al. 2021). An item whose true
+class ties with another class is wrong, so a collapsed model scores zero.
+
+Legend: n items, C classes, D embedding size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from .bootstrap import DEFAULT_RESAMPLES, mean_interval, with_interval
 from .checks import as_embeds, as_indices
+from .embed import Embedder
+from .prompts import DEFAULT_PROMPTS, clean_class_name, resolve_templates
 from .retrieval import recall_at_k, score_ranks
+
+
+def class_embeddings(embedder: Embedder, class_names: Sequence[str], templates: str | Sequence[str]) -> np.ndarray:
+    """(C, D) unit-norm class embeddings by prompt ensembling.
+
+    Args:
+        embedder: with a text encoder.
+        class_names: cleaned here (`clean_class_name`).
+        templates: strings with `{}` for the class name, or a name of `PROMPT_SETS`.
+
+    Raises:
+        ValueError: fewer than two classes, a name twice, an unknown prompt set.
+    """
+    names = [clean_class_name(name) for name in class_names]
+    if len(names) < 2 or len(set(names)) != len(names):
+        raise ValueError(f"zero-shot classification needs at least two classes with names of their own; got {names}")
+    prompts = resolve_templates(templates if isinstance(templates, str) else tuple(templates))
+    texts = [template.replace("{}", name) for name in names for template in prompts]
+    embeds = embedder.encode_text(texts).reshape(len(names), len(prompts), -1)  # (C, prompts, D)
+    means = embeds.mean(axis=1)  # (C, D)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def zero_shot_scores(
+    embedder: Embedder,
+    items: Iterable[Any],
+    class_names: Sequence[str],
+    *,
+    modality: str = "image",
+    templates: str | Sequence[str] | None = None,
+) -> np.ndarray:
+    """(n, C) cosines of items and classes; arguments as `evaluate_zero_shot`."""
+    classes = class_embeddings(embedder, class_names, templates or DEFAULT_PROMPTS[modality])
+    return embedder.encode_items(modality, items) @ classes.T
+
+
+def evaluate_zero_shot(
+    embedder: Embedder,
+    items: Iterable[Any],
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    *,
+    modality: str = "image",
+    templates: str | Sequence[str] | None = None,
+    folds: Sequence[Any] | None = None,
+    ks: Sequence[int] = (1, 5),
+    num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Classify images or clips by their nearest class embedding.
+
+    Args:
+        embedder: of a two-tower model (`as_embedder(model, processor)`).
+        items: n pictures or clips, as `Embedder.encode_image` and `encode_audio` take them.
+        labels: (n,) index of each item's class.
+        class_names: C names; underscores become spaces.
+        modality: "image" or "audio".
+        templates: strings with `{}` for the class name, or a name of `PROMPT_SETS`; None takes ImageNet's 80 for
+            images and LAION-CLAP's for audio.
+        folds, ks, num_resamples, seed: as `zero_shot_metrics`.
+
+    Returns:
+        As `zero_shot_metrics`.
+
+    Raises:
+        ValueError: one class, a label out of range, other numbers of labels than items, an unknown prompt set.
+    """
+    scores = zero_shot_scores(embedder, items, class_names, modality=modality, templates=templates)
+    return zero_shot_metrics(scores, labels, class_names, folds=folds, ks=ks, num_resamples=num_resamples, seed=seed)
+
+
+def zero_shot_metrics(
+    scores: Any,
+    labels: Any,
+    class_names: Sequence[str],
+    *,
+    folds: Sequence[Any] | None = None,
+    ks: Sequence[int] = (1, 5),
+    num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Accuracies of (n, C) scores, in percent.
+
+    Args:
+        scores: (n, C), higher is better.
+        labels: (n,) class indices.
+        class_names: C names for the per-class keys.
+        folds: (n,) fold of each item, where the dataset is published in folds.
+        ks: cut-offs; those that are no smaller than C, where every answer would count, are left out.
+        num_resamples: of the bootstrap over items; 0 leaves the intervals out.
+        seed: of the bootstrap.
+
+    Returns:
+        `top<k>_accuracy` with `_ci95_low` and `_ci95_high`, `mean_per_class_accuracy` and `accuracy/<class>` over the
+        classes that occur; with folds `accuracy/fold <f>` and their `fold_mean_accuracy` and `fold_std_accuracy`
+        (population deviation); `num_items`, `num_classes`.
+    """
+    label_indices = checked_labels(scores, labels)
+    ranks = score_ranks(scores, label_indices).best  # (n,)
+    results: dict[str, float] = {}
+    for k in (k for k in ks if k < len(class_names)):
+        hits = 100.0 * (ranks <= k)
+        name = f"top{k}_accuracy"
+        if num_resamples:
+            interval = mean_interval(hits, num_resamples=num_resamples, seed=seed)
+            results |= with_interval(name, float(hits.mean()), interval)
+        else:
+            results[name] = float(hits.mean())
+    correct = 100.0 * (ranks == 1)
+    if folds is not None:
+        results |= _fold_accuracies(correct, np.asarray(folds))
+    by_class = {class_names[label]: float(correct[label_indices == label].mean()) for label in np.unique(label_indices)}
+    results["mean_per_class_accuracy"] = float(np.mean(list(by_class.values())))
+    results |= {f"accuracy/{clean_class_name(name)}": value for name, value in by_class.items()}
+    return results | {"num_items": len(label_indices), "num_classes": len(class_names)}
+
+
+def confusion_counts(scores: Any, labels: Any) -> np.ndarray:
+    """(C, C) how many items of each true class (row) were taken for each class (column)."""
+    label_indices = checked_labels(scores, labels)
+    matrix = as_embeds(scores, "scores").cpu().numpy()
+    counts = np.zeros((matrix.shape[1],) * 2, dtype=np.int64)
+    np.add.at(counts, (label_indices, matrix.argmax(axis=1)), 1)
+    return counts
 
 
 def top_k_accuracy(scores: Any, labels: Any, k: int = 1) -> float:
@@ -52,3 +182,14 @@ def checked_labels(scores: Any, labels: Any) -> np.ndarray:
     if len(indices) != num_items:
         raise ValueError(f"{num_items} items need as many labels, not {len(indices)}")
     return indices
+
+
+def _fold_accuracies(correct: np.ndarray, folds: np.ndarray) -> dict[str, float]:
+    if len(folds) != len(correct):
+        raise ValueError(f"{len(correct)} items need as many folds, not {len(folds)}")
+    by_fold = {fold: float(correct[folds == fold].mean()) for fold in np.unique(folds)}
+    accuracies = list(by_fold.values())
+    return {f"accuracy/fold {fold}": value for fold, value in by_fold.items()} | {
+        "fold_mean_accuracy": float(np.mean(accuracies)),
+        "fold_std_accuracy": float(np.std(accuracies)),
+    }

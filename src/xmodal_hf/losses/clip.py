@@ -59,7 +59,7 @@ def clip_loss_with_accuracy(
     edge = tile_edge(chunk_size, modality_embeds.device)
     grid = TileGrid(len(modality_embeds), shards.total, edge, boundary=shards.total)
     positives = pair_positives(group_ids, modality_embeds, shards)
-    plan = CrossEntropyPlan(positives, grid, column_weights=positives.column_weights)
+    plan = CrossEntropyPlan(positives, grid, column_counts=positives.column_counts)
     all_texts = gather_with_grad(text_embeds, shards)  # (N, D)
     scale = as_scalar("logit_scale", logit_scale, modality_embeds)
     result = summed_cross_entropy(modality_embeds, all_texts, scale, plan)

@@ -130,8 +130,8 @@ class CrossEntropyPlan:
     positives: Positives
     grid: TileGrid
     bias: "_ExtraBias | None" = None
-    # (M,) the targets of each key's positives where the keys' cross-entropies over all queries are wanted too
-    column_weights: Tensor | None = None
+    # (M,) how many positives each key has, where the keys' cross-entropies over all queries are wanted too
+    column_counts: Tensor | None = None
 
 
 class CrossEntropySum(NamedTuple):
@@ -145,7 +145,7 @@ class CrossEntropySum(NamedTuple):
 def summed_cross_entropy(queries: Tensor, keys: Tensor, logit_scale: Tensor, plan: CrossEntropyPlan) -> CrossEntropySum:
     """Cross-entropies of local queries (n, D) against gathered keys (M, D), summed over the queries of all processes.
 
-    With column_weights, the cross-entropies of the keys against the queries of all processes are added, from the same
+    With column_counts, the cross-entropies of the keys against the queries of all processes are added, from the same
     tiles: each process has a band of rows, and the columns' log-sum-exp are merged between processes, O(N).
     """
     return CrossEntropySum(*_CrossEntropy.apply(queries, keys, logit_scale, plan))
@@ -188,8 +188,8 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 def _softmax_statistics(tiles: LogitTiles, plan: CrossEntropyPlan) -> tuple["_Softmax", "_Softmax | None"]:
-    rows = _Softmax(plan.positives.row_weights, tiles)
-    columns = None if plan.column_weights is None else _Softmax(plan.column_weights, tiles)
+    rows = _Softmax(plan.positives.row_counts, tiles)
+    columns = None if plan.column_counts is None else _Softmax(plan.column_counts, tiles)
     scratch = tiles.workspace()
     for tile, positives in _tiles_and_positives(tiles, plan):
         space = scratch.view(*tile.logits.shape)
@@ -231,9 +231,9 @@ class _Softmax:
     positive with certainty is then log2(total) itself, not the difference of two numbers near the logit scale.
     """
 
-    def __init__(self, weights: Tensor, tiles: LogitTiles) -> None:
-        self.weights = weights.to(tiles.dtype)  # (size,) target of each positive
-        self.best = BestLogits(len(weights), tiles)
+    def __init__(self, positive_counts: Tensor, tiles: LogitTiles) -> None:
+        self.weights = positive_counts.to(tiles.dtype).reciprocal()  # (size,) target of each positive
+        self.best = BestLogits(len(positive_counts), tiles)
         self.total = torch.zeros_like(self.weights)
         self.positive_sum = torch.zeros_like(self.weights)  # of the positives' logits
 

@@ -29,8 +29,8 @@ class Positives(Protocol):
     """What a loss asks of the positives."""
 
     @property
-    def row_weights(self) -> Tensor:
-        """(n,) the target 1/|P| of each of a query's positives."""
+    def row_counts(self) -> Tensor:
+        """(n,) how many positives each query has; each is a target of one over this."""
         ...
 
     def tile(self, rows: slice, columns: slice) -> Entries | None:
@@ -42,14 +42,14 @@ class Positives(Protocol):
 class PairPositives:
     """Key i of a process is the only positive of its query i."""
 
-    row_weights: Tensor  # (n,)
-    column_weights: Tensor  # (N,)
+    row_counts: Tensor  # (n,)
+    column_counts: Tensor  # (N,)
     first_key: int  # where this process's keys begin among all keys
 
     @classmethod
     def of(cls, queries: Tensor, shards: RowShards) -> "PairPositives":
         """For local queries (n, D) whose keys lie as `shards` says."""
-        ones = torch.ones((), dtype=torch.float32, device=queries.device)
+        ones = torch.ones((), dtype=torch.long, device=queries.device)
         return cls(ones.expand(len(queries)), ones.expand(shards.total), shards.own.start)
 
     def tile(self, rows: slice, columns: slice) -> Entries | None:
@@ -57,7 +57,7 @@ class PairPositives:
         last = min(rows.stop, columns.stop - self.first_key)
         if first >= last:
             return None
-        index = torch.arange(first, last, device=self.row_weights.device)
+        index = torch.arange(first, last, device=self.row_counts.device)
         return Entries(index - rows.start, index + (self.first_key - columns.start))
 
 
@@ -65,8 +65,8 @@ class PairPositives:
 class GroupPositives:
     """Keys with the query's group id are its positives."""
 
-    row_weights: Tensor  # (n,)
-    column_weights: Tensor  # (N,) one over the number of queries, of all processes, with this key as a positive
+    row_counts: Tensor  # (n,)
+    column_counts: Tensor  # (N,) queries of all processes that have this key as a positive
     query_groups: Tensor  # (n,)
     key_groups: Tensor  # (N,)
 
@@ -78,7 +78,7 @@ class GroupPositives:
 class MaskPositives:
     """The caller says which keys are positives, (n, N) bool."""
 
-    row_weights: Tensor  # (n,)
+    row_counts: Tensor  # (n,)
     mask: Tensor  # (n, N)
 
     @classmethod
@@ -90,7 +90,7 @@ class MaskPositives:
                 f"positives: query {row} has no positive among the {mask.shape[1]} keys of all processes. "
                 "Drop such queries, or mark at least one key in each row."
             )
-        return cls(counts.to(torch.float64).reciprocal(), mask)
+        return cls(counts, mask)
 
     def tile(self, rows: slice, columns: slice) -> Entries | None:
         return _entries(self.mask[rows, columns])
@@ -103,11 +103,11 @@ def pair_positives(group_ids: Tensor | None, queries: Tensor, shards: RowShards)
     _, groups, sizes = torch.unique(gather(group_ids, shards), return_inverse=True, return_counts=True)
     if len(sizes) == shards.total:  # no two pairs of one item
         return PairPositives.of(queries, shards)
-    weights = sizes[groups].to(torch.float64).reciprocal()  # (N,)
-    return GroupPositives(weights[shards.own], weights, groups[shards.own], groups)
+    counts = sizes[groups]  # (N,)
+    return GroupPositives(counts[shards.own], counts, groups[shards.own], groups)
 
 
 def _entries(mask: Tensor) -> Entries | None:
-    """Of a tile's mask (r, c). On a GPU this waits for the count, which costs less than masking every tile."""
+    """Of a tile's mask (r, c). On a GPU this waits for the count: most tiles of a large batch have none."""
     rows, columns = mask.nonzero(as_tuple=True)
     return Entries(rows, columns) if len(rows) else None

@@ -154,6 +154,11 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
         self.post_init()
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the towers: that of the first parameter, the scale, is always fp32."""
+        return self.text_model.dtype
+
+    @property
     def modality_model(self) -> PreTrainedModel:
         """The image or audio tower."""
         return getattr(self, f"{self.config.modality}_model")
@@ -165,16 +170,13 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if not isinstance(module, DualEncoder):
-            return
-        init.constant_(module.logit_scale, float(self.config.logit_scale_init_value))
-        if self.config.logit_bias_init_value is not None:
-            init.constant_(module.logit_bias, float(self.config.logit_bias_init_value))
-        for projection in (module.text_projection, module.modality_projection):
-            for layer in projection.modules():
-                if isinstance(layer, nn.Linear):
-                    # 1/sqrt(width), as CLIP initialises its projections.
-                    init.normal_(layer.weight, mean=0.0, std=layer.in_features**-0.5)
+        if isinstance(module, DualEncoder):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if self.config.logit_bias_init_value is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
+        elif isinstance(module, nn.Linear):
+            # A projection: towers initialise their own layers. 1/sqrt(width), as CLIP does.
+            init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the text tower."""
@@ -287,31 +289,28 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
         modality = cls.config_class.modality
         text_source = load_model(text_model, "text_model")
         text_tower = find_tower(text_source, ("text_model",))
-        modality_tower = find_tower(load_model(modality_model, f"{modality}_model"), modality_names)
+        modality_source = load_model(modality_model, f"{modality}_model")
+        modality_tower = find_tower(modality_source, modality_names)
         # Copies: making a composite config resets the attention implementation of the parts it is given.
         config = cls.config_class(
             text_config=text_tower.config.to_dict(),
-            text_pooling=text_pooling or _trained_text_pooling(text_source, text_tower),
+            text_pooling=text_pooling or _trained_pooling(text_source, text_tower, "text_pooling"),
             **{
                 f"{modality}_config": modality_tower.config.to_dict(),
-                f"{modality}_pooling": modality_pooling or _trained_pooling(modality_tower),
+                f"{modality}_pooling": modality_pooling
+                or _trained_pooling(modality_source, modality_tower, f"{modality}_pooling"),
             },
             **config_kwargs,
         )
         return cls(config, text_model=text_tower, modality_model=modality_tower)
 
 
-def _trained_text_pooling(source: PreTrainedModel, tower: PreTrainedModel) -> str:
-    """Return the pooling that a text tower was trained with, as far as its source says."""
+def _trained_pooling(source: PreTrainedModel, tower: PreTrainedModel, field: str) -> str:
+    """Return the pooling that a tower was trained with, as far as its source says; `field` is a dual encoder's."""
     if isinstance(source.config, SentenceEncoderConfig):
         return source.config.pooling
     if isinstance(source.config, DualEncoderConfig):
-        return source.config.text_pooling
-    return _trained_pooling(tower)
-
-
-def _trained_pooling(tower: PreTrainedModel) -> str:
-    """Return the pooling that a bare tower was trained with, as far as is known."""
+        return getattr(source.config, field)
     return "pooler" if tower.config.model_type.startswith(_POOLER_TOWERS) else "mean"
 
 
@@ -460,13 +459,17 @@ class AudioTextDualEncoder(DualEncoder):
     @can_return_tuple
     def get_audio_features(
         self,
-        input_features: torch.Tensor,
+        input_features: torch.Tensor | None = None,
         is_longer: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Return the audio tower's output with the projected vector (B, D), not normalised, as `pooler_output`."""
-        inputs = {"input_features": input_features, "is_longer": is_longer}
+        """Return the audio tower's output with the projected vector (B, D), not normalised, as `pooler_output`.
+
+        Takes `input_features` or `input_values`, whichever the feature extractor returns.
+        """
+        inputs = {"input_features": _either(input_features, input_values), "is_longer": is_longer}
         return self._modality_features(inputs, output_attentions, output_hidden_states)
 
     def _encode_modality(self, inputs: dict[str, torch.Tensor | None], **flags: bool) -> BaseModelOutputWithPooling:
@@ -479,6 +482,7 @@ class AudioTextDualEncoder(DualEncoder):
         input_ids: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         is_longer: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
@@ -492,7 +496,7 @@ class AudioTextDualEncoder(DualEncoder):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B_text, T).
-            input_features: (B_audio, ...), as the feature extractor returns them.
+            input_features, input_values: (B_audio, ...), one of the two, as the feature extractor returns it.
             is_longer: (B_audio, 1), from CLAP's feature extractor.
             text_sub_batches: run the text tower in that many parts of similar length; the result is the same.
             return_loss: also return the symmetric cross-entropy of this batch.
@@ -503,8 +507,13 @@ class AudioTextDualEncoder(DualEncoder):
         """
         text_inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
         flags = output_flags(output_attentions, output_hidden_states)
-        modality_inputs = {"input_features": input_features, "is_longer": is_longer}
+        modality_inputs = {"input_features": _either(input_features, input_values), "is_longer": is_longer}
         return self._dual_forward(text_inputs, modality_inputs, text_sub_batches, return_loss, return_logits, flags)
+
+
+def _either(input_features: torch.Tensor | None, input_values: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the one that is there: feature extractors of spectrograms and of waveforms name their output so."""
+    return input_values if input_features is None else input_features
 
 
 __all__ = ["AudioTextDualEncoder", "DualEncoderOutput", "ImageTextDualEncoder"]

@@ -4,6 +4,16 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase, SequenceFe
 from transformers.processing_utils import ProcessorMixin
 
 
+def cut_at_model_max_length(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return the tokenizer without the length that some past call left in its saved file.
+
+    A fast tokenizer saves the truncation of its last call. Loaded again it cuts at `model_max_length` all the same,
+    but a processor would take the saved length for the tokenizer's default.
+    """
+    tokenizer.init_kwargs.pop("max_length", None)
+    return tokenizer
+
+
 class ImageTextProcessor(ProcessorMixin):
     r"""Image processor and tokenizer of an [`ImageTextDualEncoder`] in one.
 
@@ -19,7 +29,7 @@ class ImageTextProcessor(ProcessorMixin):
     text_kwargs = {"padding": True, "truncation": True}
 
     def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(image_processor, tokenizer)
+        super().__init__(image_processor, cut_at_model_max_length(tokenizer))
 
 
 class AudioTextProcessor(ProcessorMixin):
@@ -36,7 +46,7 @@ class AudioTextProcessor(ProcessorMixin):
     text_kwargs = {"padding": True, "truncation": True}
 
     def __init__(self, feature_extractor: SequenceFeatureExtractor, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(feature_extractor, tokenizer)
+        super().__init__(feature_extractor, cut_at_model_max_length(tokenizer))
 
 
 __all__ = ["AudioTextProcessor", "ImageTextProcessor"]

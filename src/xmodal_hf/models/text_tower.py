@@ -42,16 +42,15 @@ def tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         ValueError: when transformers has none.
     """
     mappings = [transformers.MODEL_FOR_TEXT_ENCODING_MAPPING]
-    named = None
     if not config.is_encoder_decoder:
         mappings.append(transformers.MODEL_MAPPING)
-        # Towers without an AutoModel entry, such as SiglipTextModel, are named after their config.
-        named = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
     for mapping in mappings:
         if type(config) in mapping:
             found = mapping[type(config)]
             return found[0] if isinstance(found, tuple) else found
-    if named is None:
+    # Towers without an AutoModel entry, such as SiglipTextModel, are named after their config.
+    named = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
+    if named is None or config.is_encoder_decoder:
         raise ValueError(
             f"transformers has no encoder class for model type {config.model_type!r}: pass an encoder that AutoModel "
             "can load, or make yours known with AutoModel.register"

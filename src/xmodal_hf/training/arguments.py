@@ -117,16 +117,20 @@ class SentenceArguments:
 class PairArguments:
     """Options of phase 2, contrastive training on pairs."""
 
-    dataset: str | None = option(
-        None, "Pairs: a folder, file, Hub id or built-in data set (openmoji, soundfont). Required."
-    )
+    dataset: str = option("", "Pairs: a folder, file, Hub id or built-in data set (openmoji, soundfont). Required.")
     split: str = option("train", "Split of the data set.")
     modality: Literal["image", "audio"] = option("image", "What is paired with text.")
     image_column: str | None = option(None, "Column of images. Default: found by its usual names.")
     audio_column: str | None = option(None, "Column of audio. Default: found by its usual names.")
-    text_column: str | None = option(None, "Column of captions, one or a list a row. Default: found by its usual names.")
+    text_column: str | None = option(
+        None, "Column of captions, one or a list a row. Default: found by its usual names."
+    )
     max_samples: int | None = option(None, "Use only the first rows.")
     augment: bool = option(False, "Images: random resized crop and colour jitter, without flips.")
+
+    def __post_init__(self) -> None:
+        if not self.dataset:
+            raise ValueError("pass --dataset: a folder, file, Hub id, openmoji or soundfont")
 
 
 @dataclass

@@ -1,0 +1,144 @@
+"""WebDataset tars -> rows that say where in which tar a picture or sound lies.
+
+The tars are indexed once: names, offsets and captions go into an Arrow file that `datasets` caches and maps into
+memory, while pictures and sounds stay in the tars and are read in place. So a set of any size takes the same memory,
+rows can be shuffled, split among processes and resumed like those of any other dataset, and the next start is
+immediate.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from datasets import Dataset, Features, Image, List, Value
+
+from .files import AUDIO_CELL, tar_member
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
+_TEXT_SUFFIXES = {".txt", ".caption"}
+
+
+def find_tars(source: str | os.PathLike, split: str) -> list[str]:
+    """The tars that a source names: one file, a folder of them, a pattern "shards/*.tar" or "{000..012}.tar".
+
+    Of a folder, those in `<split>/` if there is such a folder. Empty when the source names no tar.
+
+    Raises:
+        FileNotFoundError: the source names tars, and one of them is not there.
+    """
+    path = Path(source)
+    if path.is_dir():
+        folder = path / split if (path / split).is_dir() else path
+        return [str(tar) for tar in sorted(folder.glob("*.tar"))]
+    if path.suffix != ".tar":
+        return []
+    tars = [tar for name in _expand_braces(str(source)) for tar in sorted(glob.glob(name)) or [name]]
+    missing = [tar for tar in tars if not os.path.isfile(tar)]
+    if missing:
+        raise FileNotFoundError(f"There is no file {missing[0]}.")
+    return tars
+
+
+def load_tars(
+    tars: list[str], *, modality: Literal["image", "audio"], text_names: Iterable[str], text_column: str | None = None
+) -> Dataset:
+    """Canonical rows of WebDataset tars, in the order of their members.
+
+    Members of one sample follow each other and share their name up to the first dot, which is the id. The caption is
+    the member .txt or .caption, or a field of the member .json: `text_column`, or the first of `text_names` there.
+    A tar that is cut off is read up to there, with a warning; a sample without a picture (sound) or caption stays and
+    is reported when it is asked for.
+
+    Returns:
+        A `Dataset` with `id`, `image` or `audio`, and `text` (list of str, empty where there is no caption).
+
+    Raises:
+        ValueError: there is no sample in the tars.
+    """
+    features = Features(
+        {
+            "id": Value("string"),
+            modality: Image() if modality == "image" else AUDIO_CELL,
+            "text": List(Value("string")),
+        }
+    )
+    settings: dict[str, Any] = {
+        # `datasets` caches by these settings, so a changed file must change them. It takes lists for data files.
+        "tars": [(tar, os.path.getsize(tar), os.stat(tar).st_mtime_ns) for tar in tars],
+        "modality": modality,
+        "text_names": (text_column,) if text_column else tuple(text_names),
+    }
+    if next(_rows(**settings), None) is None:
+        raise ValueError(f"There is no sample in {', '.join(tars[:3])}{' ...' if len(tars) > 3 else ''}.")
+    return Dataset.from_generator(_rows, features=features, gen_kwargs=settings)
+
+
+def _rows(tars: list[tuple[str, int, int]], modality: str, text_names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    suffixes = IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES
+    for tar, _, _ in tars:
+        for key, members in itertools.groupby(_members(tar), key=lambda member: member[0]):
+            row: dict[str, Any] = {"id": key, modality: None, "text": []}
+            for _, suffix, offset, size in members:
+                if suffix in suffixes:
+                    row[modality] = {"bytes": None, "path": tar_member(os.path.abspath(tar), offset, size)}
+                elif suffix in _TEXT_SUFFIXES:
+                    row["text"] = [_read(tar, offset, size).decode(errors="replace")]
+                elif suffix == ".json":
+                    row["text"] = row["text"] or _captions(_read(tar, offset, size), text_names)
+            yield row
+
+
+def _members(tar: str) -> Iterator[tuple[str, str, int, int]]:
+    """(key, ending, offset, size) of the complete files of a tar."""
+    length = os.path.getsize(tar)
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            for member in archive:
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError(f"{member.name} is cut off")
+                if member.isfile():
+                    name = PurePosixPath(member.name)
+                    key, dot, ending = name.name.partition(".")
+                    yield str(name.with_name(key)), (dot + ending).lower(), member.offset_data, member.size
+                archive.members = []  # type: ignore[attr-defined]  # it would keep an object for every member
+    except tarfile.ReadError as error:
+        logger.warning("%s cannot be read to its end: %s. The samples before are used.", tar, error)
+
+
+def _read(tar: str, offset: int, size: int) -> bytes:
+    with open(tar, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _captions(content: bytes, names: tuple[str, ...]) -> list[str]:
+    """The captions in a sample's JSON; none when it is damaged or has no such field."""
+    try:
+        fields = json.loads(content)
+    except ValueError:
+        return []
+    value: Any = next((fields[name] for name in names if name in fields), []) if isinstance(fields, dict) else []
+    captions = value if isinstance(value, list) else [value]
+    return [caption for caption in captions if isinstance(caption, str)]
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """Names part-008.tar, part-009.tar, part-010.tar for the pattern part-{008..010}.tar."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    return [pattern[: match.start()] + number + pattern[match.end() :] for number in numbers]

@@ -1,0 +1,64 @@
+"""Options of `training_scripts/evaluate_model.py`, each documented once, on its field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from xmodal_hf.training.arguments import option
+
+TASKS = ("sts", "transfer", "retrieval", "zero_shot", "representation")
+
+
+@dataclass
+class EvaluationArguments:
+    """What is measured, and how."""
+
+    model: str = option("", "Path or Hub id: ours, CLIP, SigLIP, CLAP, sentence-transformers, Auto text. Required.")
+    tasks: str = option("sts", f"Comma-separated, of {', '.join(TASKS)}.")
+    output_dir: str = option(
+        "outputs/evaluation", "Folder for plots and results.json; tasks are added to one that is there."
+    )
+    name: str | None = option(None, "The model's name in tables and plots. Default: the last part of --model.")
+    compare: str | None = option(
+        None, "Comma-separated name=results.json of other models: a comparison table and a scatter plot are made."
+    )
+    pooling: Literal["cls", "mean", "max", "eos"] = option("mean", "Pooling of an Auto text model; others know theirs.")
+    max_length: int | None = option(None, "Tokens a text at most. Default: the model's own limit.")
+    max_tokens_per_batch: int = option(4096, "Tokens of a text batch, padding included.")
+    batch_size: int = option(32, "Images or clips a batch.")
+    dtype: Literal["auto", "bfloat16", "float16"] = option("auto", "Autocast precision; auto keeps the weights' own.")
+    device: str | None = option(None, "Such as cpu or cuda:1. Default: a GPU where there is one.")
+    trust_remote_code: bool = option(False, "Run the code that comes with a checkpoint.")
+    cache_dir: str | None = option(None, "Keep embeddings here by content, for later runs. Default: in memory only.")
+    seed: int = option(0, "Of the bootstrap and of the subset that representation is measured on.")
+    num_resamples: int = option(1000, "Of the bootstrap intervals; 0 leaves them out.")
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ValueError("--model is required")
+
+
+@dataclass
+class EvaluationDataArguments:
+    """Where the evaluation sets are."""
+
+    sts_data: str | None = option(
+        None, "Folder of the STS tables. Default: mteb's copies on the Hub, which need --sts_protocol mteb."
+    )
+    sts_protocol: Literal["simcse", "mteb"] = option("simcse", "simcse: test part of SICK-R; mteb: SICK-R whole.")
+    transfer_data: str | None = option(None, "Folder of the SentEval tables (transfer).")
+    modality: Literal["image", "audio"] | None = option(None, "Default: what the model takes beside text.")
+    pairs: str | None = option(
+        None, "Captioned items, as --dataset of train_contrastive.py (retrieval, representation)."
+    )
+    pairs_split: str = option("test", "Split of --pairs.")
+    text_column: str | None = option(None, "Captions of --pairs. Default: found by its usual names.")
+    max_pairs: int | None = option(None, "Use only the first items of --pairs.")
+    zero_shot_data: str | None = option(None, "Items with classes: a file, folder or Hub id (zero_shot).")
+    zero_shot_split: str = option("test", "Split of --zero_shot_data.")
+    label_column: str | None = option(
+        None, "Column of the class names of --zero_shot_data; not for a folder with one folder a class."
+    )
+    fold_column: str | None = option(None, "Folds of --zero_shot_data, where it is published in folds.")
+    prompts: str | None = option(None, "Prompt set (see evaluation/prompts.py). Default: imagenet or laion_clap.")

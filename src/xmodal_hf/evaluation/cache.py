@@ -1,0 +1,139 @@
+"""Embeddings kept by the content that they came from: no sentence, picture or clip is encoded twice.
+
+Legend: n items, D embedding size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from xmodal_hf.data.files import read_media
+
+from .embed import Embedder, Modality
+
+_DIGEST_BYTES = 16  # 128 bits: no accidental equality among any number of items that fits a disk
+
+
+class CachedEmbedder(Embedder):
+    """Another embedder with a memory, and with a folder a memory that outlives the process.
+
+    Args:
+        embedder: the one that encodes what is new.
+        folder: where embeddings are kept, one file a modality; None keeps them in memory only.
+        identity: names the model and everything that changes its embeddings; required with a folder, because two
+            models must not share one memory.
+
+    Raises:
+        ValueError: a folder without an identity.
+    """
+
+    def __init__(self, embedder: Embedder, folder: str | os.PathLike | None = None, identity: str = ""):
+        if folder is not None and not identity:
+            raise ValueError("a cache folder needs the model's identity, such as the checksum of its checkpoint")
+        self._embedder = embedder
+        self._folder = None if folder is None else Path(folder) / content_digest(identity, "text").hex()
+        self._memory: dict[str, dict[bytes, np.ndarray]] = {}
+
+    @property
+    def modality(self) -> Modality | None:
+        return self._embedder.modality
+
+    @property
+    def logit_scale(self) -> float | None:
+        return self._embedder.logit_scale
+
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
+        raw = self._remembered("text", texts)  # as the model gives them: of any length
+        return raw / np.linalg.norm(raw, axis=1, keepdims=True).clip(min=1e-12) if normalize else raw
+
+    def encode_image(self, images: Iterable[Any]) -> np.ndarray:
+        return self._remembered("image", images)
+
+    def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
+        return self._remembered("audio", clips)
+
+    def _remembered(self, modality: str, items: Iterable[Any]) -> np.ndarray:
+        """(n, D) embeddings, those of unseen items from the model."""
+        if modality not in self._memory:
+            self._memory[modality] = self._read(modality)
+        memory = self._memory[modality]
+        digests: list[bytes] = []
+        unseen: dict[bytes, None] = {}
+
+        def new_items() -> Iterator[Any]:
+            for item in items:
+                digests.append(content_digest(item, modality))
+                if digests[-1] not in memory and digests[-1] not in unseen:
+                    unseen[digests[-1]] = None
+                    yield item
+
+        self._encode_new(modality, new_items(), unseen, memory)
+        if not digests:
+            raise ValueError(f"there is no {modality} to embed")
+        return np.stack([memory[digest] for digest in digests])
+
+    def _encode_new(
+        self, modality: str, new_items: Iterator[Any], unseen: dict[bytes, None], memory: dict[bytes, np.ndarray]
+    ) -> None:
+        """Add the embeddings of `new_items` to `memory`, under the digests that their iteration adds to `unseen`."""
+        first = next(new_items, None)
+        if first is None:
+            return
+        if modality == "text":
+            embeds = self._embedder.encode_text([first, *new_items], normalize=False)
+        else:
+            embeds = self._embedder.encode_items(modality, _chain(first, new_items))
+        memory.update(zip(unseen, embeds, strict=True))
+        self._write(modality, memory)
+
+    def _read(self, modality: str) -> dict[bytes, np.ndarray]:
+        path = self._file(modality)
+        if path is None or not path.exists():
+            return {}
+        with np.load(path) as stored:
+            return dict(zip((bytes(digest) for digest in stored["digests"]), stored["embeds"], strict=True))
+
+    def _write(self, modality: str, memory: dict[bytes, np.ndarray]) -> None:
+        """Replace the file at once, so that a reader never sees half of it."""
+        path = self._file(modality)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digests = np.frombuffer(b"".join(memory), dtype=np.uint8).reshape(-1, _DIGEST_BYTES)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as stream:
+            np.savez(stream, digests=digests, embeds=np.stack(list(memory.values())))
+        temporary.replace(path)
+
+    def _file(self, modality: str) -> Path | None:
+        return None if self._folder is None else self._folder / f"{modality}.npz"
+
+
+def content_digest(item: Any, modality: str) -> bytes:
+    """128 bits that identify an item by its content: any form that the encoders take."""
+    if modality == "text":
+        parts = [item.encode()]
+    elif isinstance(item, Image.Image):
+        parts = [f"{item.mode} {item.size}".encode(), item.tobytes()]
+    elif isinstance(item, dict):
+        parts = [read_media(item)]
+    elif isinstance(item, bytes):
+        parts = [item]
+    elif isinstance(item, (str, os.PathLike)):
+        parts = [Path(item).read_bytes()]
+    else:
+        array = np.ascontiguousarray(item)
+        parts = [f"{array.dtype} {array.shape}".encode(), array.tobytes()]
+    return hashlib.blake2b(b"\0".join(parts), digest_size=_DIGEST_BYTES).digest()
+
+
+def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest

@@ -1,0 +1,76 @@
+"""From a path or Hub id to an embedder, for our checkpoints and for their peers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file
+
+import xmodal_hf  # noqa: F401  (registers our models with the Auto classes)
+
+from .embed import Embedder, EmbedOptions, as_embedder
+from .held_data import checksum
+
+_OWN_SENTENCE_ENCODER = "xmodal_sentence_encoder"
+
+
+def load_embedder(
+    model: str,
+    *,
+    pooling: str = "mean",
+    device: str | None = None,
+    options: EmbedOptions | None = None,
+    trust_remote_code: bool = False,
+) -> Embedder:
+    """Load any supported model and give it the `Embedder` interface.
+
+    Args:
+        model: path or Hub id of one of our checkpoints, of a CLIPModel, SiglipModel or ClapModel, of a
+            sentence-transformers model, or of any Auto text model.
+        pooling: of an Auto text model: cls, mean, max or eos. The others know theirs.
+        device: such as "cpu" or "cuda:1"; None takes a GPU where there is one.
+        options: batch sizes, precision, progress bar.
+        trust_remote_code: run the code that comes with a checkpoint.
+
+    Raises:
+        ImportError: a sentence-transformers model without that package.
+        OSError: no such model.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if _needs_sentence_transformers(model):
+        return as_embedder(_sentence_transformer(model, device, trust_remote_code, options), options=options)
+    loaded = AutoModel.from_pretrained(model, trust_remote_code=trust_remote_code).to(device)
+    text_only = loaded.input_modalities in ("text", ("text",))
+    processor_class = AutoTokenizer if text_only else AutoProcessor
+    processor = processor_class.from_pretrained(model, trust_remote_code=trust_remote_code)
+    return as_embedder(loaded, processor, pooling=pooling, options=options)
+
+
+def model_identity(model: str) -> str:
+    """What tells a model's weights from all others': a folder's checksum, or a Hub model's id and commit."""
+    if Path(model).is_dir():
+        return checksum(model)
+    config, _ = PreTrainedConfig.get_config_dict(model)
+    return f"{model}@{config.get('_commit_hash')}"
+
+
+def _needs_sentence_transformers(model: str) -> bool:
+    """Whether the checkpoint is in sentence-transformers' format and not one of ours, which only looks like it."""
+    if cached_file(model, "modules.json", _raise_exceptions_for_missing_entries=False) is None:
+        return False
+    config, _ = PreTrainedConfig.get_config_dict(model)
+    return config.get("model_type") != _OWN_SENTENCE_ENCODER
+
+
+def _sentence_transformer(model: str, device: str, trust_remote_code: bool, options: EmbedOptions | None) -> object:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        message = f"{model} is a sentence-transformers model: pip install 'xmodal_hf[sentence-transformers]'"
+        raise ImportError(message) from error
+    loaded = SentenceTransformer(model, device=device, trust_remote_code=trust_remote_code)
+    if options is not None and options.max_length is not None:
+        loaded.max_seq_length = options.max_length
+    return loaded

@@ -1,0 +1,69 @@
+"""Prompt templates of the published zero-shot protocols; `{}` takes the class name.
+
+ImageNet's 80 (Radford et al. 2021) follow a few patterns, nearly all of them once with "a" and once with "the"; they
+are composed from these here.
+"""
+
+from __future__ import annotations
+
+_ARTICLES = ("a", "the")
+_PHOTO_QUALITIES = (
+    "bad", "good", "bright", "dark", "blurry", "cropped", "close-up", "pixelated", "low resolution", "jpeg corrupted",
+    "black and white",
+)  # fmt: skip
+_OBJECT_QUALITIES = ("clean", "dirty", "nice", "cool", "weird", "small", "large", "hard to see")
+_DEPICTIONS = (
+    "a photo", "a painting", "a drawing", "a sketch", "a doodle", "a rendering", "a rendition", "a sculpture",
+    "a tattoo", "graffiti", "art", "itap",
+)  # fmt: skip
+_MATERIALS = ("plastic", "origami", "embroidered", "plushie", "toy", "cartoon")
+_UNPAIRED = ("a photo of my {}.", "a photo of one {}.", "a photo of many {}.", "itap of my {}.")
+
+
+def _imagenet_templates() -> tuple[str, ...]:
+    templates = list(_UNPAIRED)
+    for article in _ARTICLES:
+        templates += [f"a {quality} photo of {article} {{}}." for quality in _PHOTO_QUALITIES]
+        templates += [f"a photo of {article} {quality} {{}}." for quality in _OBJECT_QUALITIES]
+        templates += [f"{depiction} of {article} {{}}." for depiction in _DEPICTIONS]
+        templates += [f"{article} {material} {{}}." for material in _MATERIALS]
+        templates.append(f"{article} {{}} in a video game.")
+    return tuple(templates)
+
+
+PROMPT_SETS: dict[str, tuple[str, ...]] = {
+    "imagenet": _imagenet_templates(),
+    "photo": ("a photo of a {}.",),
+    "laion_clap": ("This is a sound of {}.",),
+    "wavcaps": ("{} can be heard",),
+    "msclap": ("this is the sound of {}",),
+    "name": ("{}",),
+}
+DEFAULT_PROMPTS = {"image": "imagenet", "audio": "laion_clap"}
+
+
+def clean_class_name(name: str) -> str:
+    """A class name as words: underscores become spaces, repeated and outer spaces go.
+
+    Example:
+        >>> clean_class_name("chirping_birds ")
+        'chirping birds'
+    """
+    return " ".join(name.replace("_", " ").split())
+
+
+def resolve_templates(templates: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
+    """The templates themselves, from a name of `PROMPT_SETS` or from a list of strings.
+
+    Raises:
+        ValueError: an unknown name, no template, or a template without `{}`.
+    """
+    if isinstance(templates, str):
+        if templates not in PROMPT_SETS:
+            raise ValueError(
+                f"unknown prompt set {templates!r}: one of {', '.join(PROMPT_SETS)}, or a list of templates"
+            )
+        return PROMPT_SETS[templates]
+    if not templates or not all("{}" in template for template in templates):
+        raise ValueError(f"templates are strings with {{}} for the class name, at least one; got {list(templates)}")
+    return tuple(templates)

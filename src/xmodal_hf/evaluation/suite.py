@@ -1,0 +1,288 @@
+"""All tasks on one model: results.json with what identifies every number, figures, tables."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Image
+from matplotlib.figure import Figure
+
+import xmodal_hf
+from xmodal_hf.data.sources import load_pairs
+from xmodal_hf.data.tables import load_table
+
+from . import plots
+from .arguments import TASKS, EvaluationArguments, EvaluationDataArguments
+from .embed import Embedder, Modality, PairEmbeddings, embed_pairs
+from .held_data import describe_source
+from .prompts import DEFAULT_PROMPTS
+from .representation import evaluate_representation
+from .retrieval import evaluate_retrieval
+from .sts import evaluate_sts, load_sts
+from .transfer import NUM_FOLDS, evaluate_transfer
+from .transfer import SEED as TRANSFER_SEED
+from .zero_shot import confusion_counts, zero_shot_metrics, zero_shot_scores
+
+RESULTS_NAME = "results.json"
+_PACKAGES = ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn")
+# Task -> the option that it cannot do without.
+_NEEDED = {"transfer": "transfer_data", "retrieval": "pairs", "representation": "pairs", "zero_shot": "zero_shot_data"}
+# What a comparison shows of each task.
+_HEADLINES = {
+    "sts": ("average",),
+    "transfer": ("average",),
+    "retrieval": tuple(f"{way}_recall@{k}" for way in ("text_to_{0}", "{0}_to_text") for k in (1, 5, 10)),
+    "zero_shot": ("top1_accuracy", "top5_accuracy", "fold_mean_accuracy"),
+    "representation": ("alignment", "modality_gap", "text_uniformity", "{0}_uniformity", "text_effective_rank"),
+}
+
+Results = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One task's result.
+
+    Attributes:
+        numbers: metric to value.
+        meta: dataset, revision or checksum, protocol.
+        figures: file name to figure.
+    """
+
+    numbers: dict[str, float]
+    meta: dict[str, Any]
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+
+def parse_tasks(tasks: str, data: EvaluationDataArguments) -> list[str]:
+    """The names in a comma-separated list, checked before any work is done.
+
+    Raises:
+        ValueError: unknown task, or a task without its data; says what to pass.
+    """
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    unknown = sorted(set(names) - set(TASKS))
+    if unknown or not names:
+        raise ValueError(f"--tasks takes {', '.join(TASKS)}; got {tasks!r}")
+    for name in names:
+        if name in _NEEDED and getattr(data, _NEEDED[name]) is None:
+            raise ValueError(f"the task {name} needs --{_NEEDED[name]}")
+    if "zero_shot" in names and data.label_column is None and not Path(str(data.zero_shot_data)).is_dir():
+        raise ValueError("the task zero_shot needs --label_column, unless its data is one folder a class")
+    return names
+
+
+def run_suite(
+    embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments
+) -> tuple[Results, dict[str, Figure]]:
+    """Run the tasks in turn.
+
+    Returns:
+        Results as {task: {metric: number}, "meta": {...}}, and figures by file name.
+    """
+    runners = {
+        "sts": _run_sts,
+        "transfer": _run_transfer,
+        "retrieval": _run_retrieval,
+        "zero_shot": _run_zero_shot,
+        "representation": _run_representation,
+    }
+    results: Results = {}
+    task_meta: dict[str, Any] = {}
+    figures: dict[str, Figure] = {}
+    for task in parse_tasks(arguments.tasks, data):
+        started = time.perf_counter()
+        outcome = runners[task](embedder, arguments, data)
+        results[task] = outcome.numbers
+        seconds = round(time.perf_counter() - started, 2)
+        common = {"seed": arguments.seed, "num_resamples": arguments.num_resamples, "runtime_seconds": seconds}
+        task_meta[task] = common | outcome.meta
+        figures |= outcome.figures
+    meta = {"model": arguments.model, "name": model_name(arguments), "tasks": task_meta, "versions": versions()}
+    return results | {"meta": meta}, figures
+
+
+def model_name(arguments: EvaluationArguments) -> str:
+    """The name for tables and plots."""
+    return arguments.name or Path(arguments.model).name
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    own = {"python": platform.python_version(), "xmodal_hf": xmodal_hf.__version__}
+    return own | {package: version(package) for package in _PACKAGES}
+
+
+def write_results(folder: Path, results: Results) -> Path:
+    """Write results.json; tasks of one that is there already stay, unless they were run again."""
+    path = folder / RESULTS_NAME
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        tasks = old.get("meta", {}).get("tasks", {}) | results["meta"]["tasks"]
+        results = old | results | {"meta": results["meta"] | {"tasks": tasks}}
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def results_table(results: Results) -> str:
+    """Every number with its interval, as a Markdown table."""
+    lines = ["| task | metric | value | 95 % interval |", "|---|---|---:|---|"]
+    for task, numbers in results.items():
+        if task == "meta":
+            continue
+        for metric, value in numbers.items():
+            if metric.endswith(("_ci95_low", "_ci95_high")):
+                continue
+            low, high = numbers.get(f"{metric}_ci95_low"), numbers.get(f"{metric}_ci95_high")
+            interval = "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+            lines.append(f"| {task} | {metric} | {_shown(value)} | {interval} |")
+    return "\n".join(lines)
+
+
+def comparison_table(models: Mapping[str, Results]) -> str:
+    """Headline metrics of several models side by side, as a Markdown table; before and after, for example."""
+    rows: dict[str, list[str]] = {}
+    for task, templates in _HEADLINES.items():
+        for metric in (template.format(modality) for template in templates for modality in ("image", "audio")):
+            values = [results.get(task, {}).get(metric) for results in models.values()]
+            if any(value is not None for value in values):
+                rows[f"{task}: {metric}"] = ["" if value is None else _shown(value) for value in values]
+    header = f"| | {' | '.join(models)} |"
+    body = [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
+    return "\n".join([header, "|---|" + "---:|" * len(models), *body])
+
+
+def read_compared(compare: str) -> dict[str, Results]:
+    """Read `name=results.json,...`.
+
+    Raises:
+        ValueError: an entry without a name.
+        FileNotFoundError: no such file.
+    """
+    models = {}
+    for entry in compare.split(","):
+        name, separator, path = entry.partition("=")
+        if not separator:
+            raise ValueError(f"--compare takes name=results.json entries, got {entry!r}")
+        models[name.strip()] = json.loads(Path(path.strip()).read_text(encoding="utf-8"))
+    return models
+
+
+def comparison_figures(models: Mapping[str, Results]) -> dict[str, Figure]:
+    """Alignment against uniformity of all models whose representation was measured."""
+    measured = {name: results["representation"] for name, results in models.items() if "representation" in results}
+    return {"alignment_uniformity.png": plots.alignment_uniformity_scatter(measured)} if len(measured) > 1 else {}
+
+
+def _run_sts(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Outcome:
+    sets = load_sts(data.sts_data, protocol=data.sts_protocol)
+    numbers = evaluate_sts(embedder, sets, num_resamples=arguments.num_resamples, seed=arguments.seed)
+    if data.sts_data is not None:
+        source: dict[str, Any] = describe_source(data.sts_data)
+    else:
+        source = {"dataset": "mteb", "revisions": {name: describe_source(name, rows) for name, rows in sets.items()}}
+    return Outcome(numbers, source | {"protocol": f"{data.sts_protocol}: Spearman of cosine over all pairs, x 100"})
+
+
+def _run_transfer(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Outcome:
+    numbers = evaluate_transfer(embedder, str(data.transfer_data), num_resamples=arguments.num_resamples)
+    protocol = {"protocol": f"SentEval, scikit-learn logistic regression, {NUM_FOLDS} folds", "seed": TRANSFER_SEED}
+    return Outcome(numbers, describe_source(str(data.transfer_data)) | protocol)
+
+
+def _run_retrieval(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Outcome:
+    pairs, meta = _embedded_pairs(embedder, data)
+    numbers = evaluate_retrieval(
+        pairs.modality_embeds,
+        pairs.text_embeds,
+        pairs.text_to_item,
+        modality=pairs.modality,
+        num_resamples=arguments.num_resamples,
+        seed=arguments.seed,
+    )
+    return Outcome(numbers, meta | {"protocol": "all captions, each item once, ties against the gold"})
+
+
+def _run_representation(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Outcome:
+    pairs, meta = _embedded_pairs(embedder, data)
+    embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
+    numbers = evaluate_representation(
+        *embeds, modality=pairs.modality, logit_scale=embedder.logit_scale, seed=arguments.seed
+    )
+    figures = {
+        "map.png": plots.joint_map(*embeds, modality=pairs.modality, seed=arguments.seed),
+        "map_tsne.png": plots.joint_map(*embeds, modality=pairs.modality, method="tsne", seed=arguments.seed),
+        "cosines.png": plots.cosine_histogram(*embeds, modality=pairs.modality, seed=arguments.seed),
+        "spectrum.png": plots.spectrum({pairs.modality: pairs.modality_embeds, "text": pairs.text_embeds}),
+    }
+    return Outcome(numbers, meta | {"protocol": "alignment alpha 2, uniformity t 2, seeded subset of items"}, figures)
+
+
+def _run_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Outcome:
+    modality = _modality(embedder, data)
+    source = str(data.zero_shot_data)
+    table = load_pairs(source, modality=modality, split=data.zero_shot_split, text_column=data.label_column)
+    labels, class_names = class_labels(table)
+    folds = None
+    if data.fold_column is not None:
+        folds = load_table(source, split=data.zero_shot_split)[data.fold_column][:]
+    prompts = data.prompts or DEFAULT_PROMPTS[modality]
+    scores = zero_shot_scores(embedder, _items(table, modality), class_names, modality=modality, templates=prompts)
+    numbers = zero_shot_metrics(
+        scores, labels, class_names, folds=folds, num_resamples=arguments.num_resamples, seed=arguments.seed
+    )
+    meta = describe_source(source, table) | {"split": data.zero_shot_split, "protocol": f"prompt set {prompts}"}
+    return Outcome(
+        numbers, meta, {"confusion.png": plots.confusion_matrix(confusion_counts(scores, labels), class_names)}
+    )
+
+
+def class_labels(table: Dataset) -> tuple[list[int], list[str]]:
+    """Class indices and names from the column `text` of `load_pairs`: names, or integers with `ClassLabel` names."""
+    feature = table.features["text"]
+    if isinstance(feature, ClassLabel):
+        return table["text"][:], feature.names
+    names = [str(name) for name in table["text"][:]]
+    classes = sorted(set(names))
+    return [classes.index(name) for name in names], classes
+
+
+def _embedded_pairs(embedder: Embedder, data: EvaluationDataArguments) -> tuple[PairEmbeddings, dict[str, Any]]:
+    """Embed the captioned items; for a second task they come from the embedder's memory."""
+    modality = _modality(embedder, data)
+    table = load_pairs(
+        str(data.pairs),
+        modality=modality,
+        split=data.pairs_split,
+        text_column=data.text_column,
+        max_samples=data.max_pairs,
+    )
+    rows = ({modality: item, "text": text} for item, text in zip(_items(table, modality), table["text"], strict=True))
+    meta = describe_source(str(data.pairs), table) | {"split": data.pairs_split}
+    return embed_pairs(embedder, rows, modality), meta
+
+
+def _items(table: Dataset, modality: str) -> Iterator[Any]:
+    """The pictures or clips as cells, which are read one at a time and decoded as in training."""
+    if modality == "image":
+        table = table.cast_column("image", Image(decode=False))
+    return iter(table[modality])
+
+
+def _modality(embedder: Embedder, data: EvaluationDataArguments) -> Modality:
+    modality = data.modality or embedder.modality
+    if modality is None:
+        raise ValueError("this model takes text only: retrieval, zero_shot and representation need a two-tower model")
+    return modality
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.2f}"

@@ -1,0 +1,112 @@
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from xmodal_hf.data.audio import SpecAugment, decode_audio, load_waveform
+from xmodal_hf.data.errors import BadItemError
+from xmodal_hf.data.seeding import EpochIndex
+
+
+def encoded(samples, rate=8000, kind="WAV", **options):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, format=kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind, tolerance", [("WAV", 1e-4), ("FLAC", 1e-4), ("OGG", 0.05), ("MP3", 0.2)])
+def test_formats(samples, kind, tolerance):
+    tone = samples.tone(1.0)
+    decoded = decode_audio(encoded(tone, kind=kind), 8000)
+    assert decoded.dtype == np.float32
+    assert abs(len(decoded) - 8000) < 2500  # mp3 has padding frames
+    assert abs(np.sqrt((decoded**2).mean()) - np.sqrt((tone**2).mean())) < tolerance
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 44_100])
+def test_resampling_keeps_a_tone(samples, rate):
+    decoded = decode_audio(encoded(samples.tone(1.0, rate), rate), 16_000)
+    expected = samples.tone(1.0, 16_000)
+    assert len(decoded) == 16_000
+    assert np.abs(decoded - expected)[500:-500].max() < 5e-3
+
+
+def test_channels_are_averaged(samples):
+    tone = samples.tone()
+    stereo = np.stack([tone, np.zeros_like(tone)], axis=1)
+    assert np.abs(decode_audio(encoded(stereo), 8000) - tone / 2).max() < 1e-4
+    eight = np.tile(tone[:, None], (1, 8))
+    assert np.abs(decode_audio(encoded(eight), 8000) - tone).max() < 1e-4
+
+
+@pytest.mark.parametrize("offset, first", [(0.0, 0), (0.5, 350), (1.0, 700)])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_only_the_window_is_decoded(offset, first, kind):
+    ramp = (np.arange(1, 1001) / 2000).astype(np.float32)
+    decoded = decode_audio(encoded(ramp, 100, kind), 100, max_seconds=3.0, offset=offset)
+    assert np.abs(decoded - ramp[first : first + 300]).max() < 1e-4
+
+
+def test_a_short_clip_is_not_changed_by_the_window(samples):
+    content = encoded(samples.tone())
+    assert np.array_equal(decode_audio(content, 8000), decode_audio(content, 8000, max_seconds=5.0, offset=0.7))
+
+
+def damaged_rate(content):
+    return content[:24] + b"\0\0\0\0" + content[28:]
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "empty file"),
+        (b"not a sound" * 50, "corrupt audio"),
+        (encoded(np.zeros(0, dtype=np.float32)), "empty audio"),
+        (encoded(np.zeros(100, dtype=np.float32)), "silent audio"),
+        (encoded(np.array([0.1, np.nan, 0.1], dtype=np.float32), subtype="FLOAT"), "corrupt audio"),
+        (encoded(np.array([0.1, np.inf, 0.1], dtype=np.float32), subtype="FLOAT"), "corrupt audio"),
+        (damaged_rate(encoded(np.ones(100, dtype=np.float32) / 2)), "corrupt audio"),
+        (encoded(np.ones(100, dtype=np.float32) / 2)[:20], "corrupt audio"),
+        (encoded(np.random.default_rng(0).normal(size=9000) / 9, kind="FLAC")[:60], "corrupt audio"),
+        (encoded(np.random.default_rng(0).normal(size=9000) / 9, kind="OGG")[:60], "corrupt audio"),
+    ],
+)
+def test_unusable_sounds_say_why(content, reason):
+    with pytest.raises(BadItemError) as caught:
+        decode_audio(content, 8000)
+    assert caught.value.reason == reason
+
+
+def test_cells(tmp_path, samples):
+    tone_file = tmp_path / "tone.wav"
+    soundfile.write(tone_file, samples.tone(), 8000)
+    for cell in ({"bytes": None, "path": str(tone_file)}, {"bytes": tone_file.read_bytes(), "path": None}):
+        assert np.abs(load_waveform(cell, 8000) - samples.tone()).max() < 1e-4
+    for cell in (None, {"bytes": None, "path": None}):
+        with pytest.raises(BadItemError, match="no media"):
+            load_waveform(cell, 8000)
+
+
+class TestSpecAugment:
+    def test_depends_on_seed_and_position_only(self):
+        features = torch.randn(1, 200, 64, generator=torch.Generator().manual_seed(0))
+        first = SpecAugment(seed=1)(features, EpochIndex(2, 3))
+        torch.manual_seed(9)
+        assert torch.equal(first, SpecAugment(seed=1)(features, EpochIndex(2, 3)))
+        assert not torch.equal(first, SpecAugment(seed=1)(features, EpochIndex(3, 3)))
+        assert not torch.equal(first, SpecAugment(seed=2)(features, EpochIndex(2, 3)))
+
+    def test_masks_whole_stripes_of_at_most_the_width(self):
+        features = torch.randn(1, 200, 64, generator=torch.Generator().manual_seed(0))
+        original = features.clone()
+        widths = []
+        for index in range(50):
+            masked = SpecAugment(time_width=20, time_stripes=1, mel_stripes=0)(features, EpochIndex(0, index))
+            changed = (masked != features)[0]
+            assert torch.equal(changed.any(dim=1), changed.all(dim=1))
+            assert torch.allclose(masked[0][changed], features.mean())
+            widths.append(int(changed.any(dim=1).sum()))
+        assert 15 < max(widths) <= 20 and min(widths) <= 5
+        assert torch.equal(features, original)

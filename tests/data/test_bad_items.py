@@ -1,0 +1,256 @@
+"""Thirty kinds of damage at random places: every other item keeps its own caption, and each bad one is listed once."""
+
+import io
+import json
+import multiprocessing
+import struct
+
+import numpy as np
+import pytest
+import soundfile
+from accelerate.data_loader import BatchSamplerShard
+from datasets import Dataset, Features, Image, Json, Value
+from torch.utils.data import BatchSampler, DataLoader
+
+from xmodal_hf.data.bad_items import BadItemLog, TooManyBadItemsError
+from xmodal_hf.data.errors import BadItemError
+from xmodal_hf.data.sampling import EpochIndex, EpochSampler, PairDataset
+
+NUM_ROWS = 120
+
+
+def encoded(image, kind):
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def wav(samples, **options):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 8000, format="WAV", **options)
+    return buffer.getvalue()
+
+
+def image_damage(samples):
+    """Name -> cell: what an image column can hold that is no picture."""
+    image = samples.image(77).resize((200, 200))
+    noise = np.random.default_rng(0).bytes(3000)
+    jpeg, png, gif, webp, bmp = (encoded(image, kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP"))
+    contents = {
+        "truncated jpeg": jpeg[:600],
+        "jpeg header only": jpeg[:20],
+        "truncated png": png[: len(png) // 2],
+        "png with a wrong checksum": png[:60] + bytes([png[60] ^ 255]) + png[61:],
+        "truncated gif": gif[:40],
+        "truncated webp": webp[: len(webp) // 2],
+        "truncated bmp": bmp[:500],
+        "zero bytes": b"",
+        "text": b"This is a text file." * 30,
+        "html": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+        "noise": noise,
+        "wav": wav(samples.tone()),
+        "one pixel": encoded(samples.image(77).resize((1, 1)), "PNG"),
+        "bomb": bmp[:18] + struct.pack("<ii", 30_000, 30_000) + bmp[26:],
+    }
+    cells = {name: {"bytes": content, "path": f"{name}.png"} for name, content in contents.items()}
+    cells["missing file"] = {"bytes": None, "path": "/nowhere/gone.png"}
+    cells["missing archive"] = {"bytes": None, "path": "zip://a.png::/nowhere/gone.zip"}
+    cells["null picture"] = None
+    return cells
+
+
+CAPTION_DAMAGE = {
+    "null": None,
+    "empty": "",
+    "white space": " \t\n ",
+    "page": "word " * 20_000,
+    "binary": "\x00\x01PNG",
+    "not utf-8": "caf\ufffd",
+    "number": 3,
+    "object": {"text": "x"},
+    "empty list": [],
+    "list of null": [None],
+    "list of empty": [""],
+    "list of lists": [["x"]],
+}
+
+
+def damaged_rows(samples):
+    """Rows of which item i says i in its picture and its caption, and the numbers of the damaged ones."""
+    rows = [
+        {
+            "id": str(number),
+            "image": {"bytes": encoded(samples.image(number), "PNG"), "path": None},
+            "text": f"picture of number {number}",
+        }
+        for number in range(NUM_ROWS)
+    ]
+    damage = [("image", cell) for cell in image_damage(samples).values()]
+    damage += [("text", caption) for caption in CAPTION_DAMAGE.values()]
+    places = np.random.default_rng(1).permutation(NUM_ROWS)[: len(damage)]
+    for place, (column, value) in zip(places, damage, strict=True):
+        rows[place][column] = value
+    return rows, {int(place) for place in places}
+
+
+@pytest.fixture(scope="module")
+def damaged(samples):
+    rows, bad = damaged_rows(samples)
+    features = Features({"id": Value("string"), "image": Image(decode=False), "text": Json()})
+    return Dataset.from_list(rows, features=features), bad
+
+
+def read_epoch(dataset, path, processes, process, num_workers):
+    """(id, text, number in the picture) of all items that one process gets in one epoch."""
+    items = PairDataset(dataset, seed=0, bad_items=BadItemLog(path, total=len(dataset), max_fraction=0.4))
+    batches = BatchSampler(EpochSampler(len(items), seed=0), batch_size=5, drop_last=True)
+    batches = BatchSamplerShard(batches, processes, process) if processes > 1 else batches
+    loader = DataLoader(items, batch_sampler=batches, num_workers=num_workers, collate_fn=list)
+    return [(row["id"], row["text"], row["image"].getpixel((5, 5))[0]) for batch in loader for row in batch]
+
+
+def listed(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_there_are_thirty_kinds_of_damage_with_those_of_sounds(samples):
+    assert len(image_damage(samples)) + len(CAPTION_DAMAGE) + len(SOUND_DAMAGE) >= 30
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_skip_never_shifts_which_picture_has_which_caption(damaged, tmp_path, num_workers):
+    dataset, bad = damaged
+    seen = read_epoch(dataset, tmp_path / "bad_items.jsonl", 1, 0, num_workers)
+    assert len(seen) == NUM_ROWS  # batches keep their size
+    for item_id, text, number in seen:
+        assert text == f"picture of number {item_id}" and number == int(item_id)
+    assert {int(item_id) for item_id, _, _ in seen} == set(range(NUM_ROWS)) - bad
+    assert sorted(entry["index"] for entry in listed(tmp_path / "bad_items.jsonl")) == sorted(bad)
+
+
+def test_workers_and_processes_see_the_same_items_and_share_the_list(damaged, tmp_path):
+    dataset, bad = damaged
+    path = tmp_path / "bad_items.jsonl"
+    with multiprocessing.get_context("fork").Pool(2, initializer=allow_children) as pool:
+        shards = pool.starmap(read_epoch, [(dataset, path, 2, process, 2) for process in range(2)])
+    alone = read_epoch(dataset, tmp_path / "alone.jsonl", 1, 0, 0)
+    expected = [alone[i : i + 5] for i in range(0, NUM_ROWS, 5)]
+    for process, shard in enumerate(shards):
+        assert shard == [row for batch in expected[process::2] for row in batch]
+    assert sorted(entry["index"] for entry in listed(path)) == sorted(bad)
+
+
+def allow_children():
+    """Pool workers are daemons, which must not start the loader's workers."""
+    multiprocessing.current_process()._config["daemon"] = False
+
+
+def test_a_second_epoch_lists_nothing_twice_and_a_resumed_run_goes_on(damaged, tmp_path):
+    dataset, bad = damaged
+    path = tmp_path / "bad_items.jsonl"
+    for _ in range(2):
+        read_epoch(dataset, path, 1, 0, 0)
+    assert len(listed(path)) == len(bad)
+    assert sum(BadItemLog(path, total=NUM_ROWS).counts().values()) == len(bad)
+
+
+def test_reasons_are_counted(damaged, tmp_path):
+    path = tmp_path / "bad_items.jsonl"
+    read_epoch(damaged[0], path, 1, 0, 0)
+    counts = BadItemLog(path, total=NUM_ROWS).counts()
+    assert counts == {
+        "corrupt image": 6,
+        "not an image": 5,
+        "empty file": 1,
+        "image without content": 1,
+        "decompression bomb": 1,
+        "missing file": 2,
+        "no media": 1,
+        "no caption": 3,
+        "empty caption": 3,
+        "binary caption": 2,
+        "caption too long": 1,
+        "caption is not text": 3,
+    }
+
+
+def test_replacements_depend_on_seed_epoch_and_index(damaged, tmp_path):
+    dataset, bad = damaged
+    log = BadItemLog(tmp_path / "bad_items.jsonl", total=NUM_ROWS, max_fraction=0.4)
+    items = PairDataset(dataset, seed=0, bad_items=log)
+    place = min(bad)
+    ids = [items[EpochIndex(epoch, place)]["id"] for epoch in (0, 0, 1, 2, 3)]
+    assert ids[0] == ids[1] and len(set(ids)) > 2
+    assert items[EpochIndex(0, place)]["position"].index == int(ids[0])
+
+
+def test_error_policy_raises_at_the_first_one(damaged):
+    dataset, bad = damaged
+    items = PairDataset(dataset, seed=0)
+    for place in bad:
+        with pytest.raises(BadItemError):
+            items[place]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_too_many_bad_items_stop_the_run_with_the_list(damaged, tmp_path, num_workers):
+    dataset, _ = damaged
+    log = BadItemLog(tmp_path / "bad_items.jsonl", total=NUM_ROWS, max_fraction=0.1)
+    loader = DataLoader(PairDataset(dataset, seed=0, bad_items=log), batch_size=5, num_workers=num_workers)
+    loader.collate_fn = list
+    with pytest.raises(TooManyBadItemsError, match=r"of 120 items cannot be used, more than max_bad_fraction=0\.1:"):
+        list(loader)
+    assert 13 <= len(listed(tmp_path / "bad_items.jsonl")) <= 13 + num_workers  # 12 of 120 are 10 %
+
+
+def test_the_complaint_shows_ids_sources_and_reasons(tmp_path):
+    log = BadItemLog(tmp_path / "bad_items.jsonl", total=10, max_fraction=0.1)
+    log.record(4, "id four", "four.png", BadItemError("corrupt image", "cut off"))
+    with pytest.raises(TooManyBadItemsError) as caught:
+        log.record(7, "id seven", "seven.png", BadItemError("no caption"))
+    message = str(caught.value)
+    assert "2 of 10 items cannot be used" in message and "1 corrupt image, 1 no caption" in message
+    assert "id four (four.png): corrupt image" in message and str(tmp_path) in message
+    assert listed(log.path)[0] == {
+        "index": 4,
+        "id": "id four",
+        "source": "four.png",
+        "reason": "corrupt image",
+        "detail": "cut off",
+    }
+
+
+SOUND_DAMAGE = {
+    "zero bytes": b"",
+    "text": b"no sound" * 40,
+    "header only": wav(np.ones(50) / 2)[:30],
+    "no samples": wav(np.zeros(0)),
+    "silence": wav(np.zeros(500)),
+    "nan": wav(np.array([0.1, np.nan] * 50, dtype=np.float32), subtype="FLOAT"),
+    "0 Hz": wav(np.ones(50) / 2)[:24] + b"\0\0\0\0" + wav(np.ones(50) / 2)[28:],
+    "picture": b"\x89PNG\r\n\x1a\n" + bytes(300),
+}
+
+
+def test_sounds(tmp_path, samples):
+    good = [wav(samples.tone(0.01 * (number + 1))) for number in range(40)]
+    contents = list(good)
+    places = np.random.default_rng(2).permutation(40)[: len(SOUND_DAMAGE)]
+    for place, content in zip(places, SOUND_DAMAGE.values(), strict=True):
+        contents[place] = content
+    contents[39 if 39 not in places else 38] = wav(np.tile(samples.tone(0.4)[:, None], (1, 8)))  # 8 channels are fine
+    dataset = Dataset.from_dict(
+        {
+            "id": [str(number) for number in range(40)],
+            "audio": [{"bytes": content, "path": None} for content in contents],
+            "text": [f"sound {number}" for number in range(40)],
+        }
+    )
+    log = BadItemLog(tmp_path / "bad_items.jsonl", total=40, max_fraction=0.5)
+    items = PairDataset(dataset, seed=0, sampling_rate=8000, bad_items=log)
+    for number in range(40):
+        item = items[number]
+        assert item["text"] == f"sound {item['id']}"
+        if int(item["id"]) < 38:
+            assert len(item["audio"]) == 80 * (int(item["id"]) + 1)
+    assert {entry["index"] for entry in listed(log.path)} == {int(place) for place in places}

@@ -1,0 +1,112 @@
+import pickle
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import ClapFeatureExtractor
+
+from xmodal_hf.data.audio import SpecAugment
+from xmodal_hf.data.collators import PairCollator, SentenceCollator
+from xmodal_hf.data.images import ImageAugment
+from xmodal_hf.data.sampling import EpochSampler, PairDataset, SentenceDataset, group_id
+from xmodal_hf.data.sources import load_pairs
+from xmodal_hf.models.feature_extraction_log_mel import LogMelFeatureExtractor
+from xmodal_hf.models.processing_dual_encoder import AudioTextProcessor
+
+
+@pytest.fixture
+def items(tmp_path, image_table):
+    Dataset.from_list(image_table).to_json(tmp_path / "rows.jsonl")
+    return PairDataset(load_pairs(tmp_path / "rows.jsonl"), seed=0)
+
+
+class TestPairCollator:
+    def test_batch(self, processor, items):
+        rows = [items[index] for index in (3, 7, 3)]
+        rows[1]["text"] = "a longer picture of number 7 7 7"
+        batch = PairCollator(processor, max_length=6)(rows)
+        assert set(batch) == {"input_ids", "attention_mask", "pixel_values", "group_ids", "ids"}
+        assert batch["input_ids"].shape == (3, 6)  # the longest text, cut
+        assert batch["attention_mask"].sum(dim=1).tolist() == [4, 6, 4]
+        assert batch["group_ids"].tolist() == [group_id(row["id"]) for row in rows]
+        assert batch["group_ids"].dtype == torch.int64
+        assert batch["ids"] == ["files/3.png", "files/7.png", "files/3.png"]
+        assert batch["pixel_values"].shape == (3, 3, 16, 16)
+        red = (batch["pixel_values"][:, 0, 5, 5] * 255).round().tolist()
+        assert red == [3, 7, 3]  # picture i goes with text i
+        numbers = processor.tokenizer.convert_tokens_to_ids(["3", "7"])
+        assert batch["input_ids"][0, 3] == numbers[0] and batch["input_ids"][1, 5] == numbers[1]
+
+    def test_padding_to_the_longest_or_to_max_length(self, processor, items):
+        rows = [items[0], items[1]]
+        assert PairCollator(processor, max_length=9)(rows)["input_ids"].shape == (2, 4)
+        assert PairCollator(processor, max_length=9, pad_to_max_length=True)(rows)["input_ids"].shape == (2, 9)
+
+    def test_augmentation_follows_the_position_in_any_number_of_workers(self, processor, items):
+        collator = PairCollator(processor, max_length=6, image_augment=ImageAugment(16, seed=1))
+
+        def pixels(num_workers, epoch):
+            sampler = EpochSampler(len(items), seed=0)
+            sampler.set_epoch(epoch)
+            loader = DataLoader(items, batch_size=5, sampler=sampler, num_workers=num_workers, collate_fn=collator)
+            return torch.cat([batch["pixel_values"] for batch in loader])
+
+        assert torch.equal(pixels(0, 1), pixels(2, 1))
+        assert not torch.equal(pixels(0, 1), pixels(0, 2))
+
+    def test_is_picklable(self, processor, items):
+        collator = PairCollator(processor, max_length=6, image_augment=ImageAugment(16), feature_augment=SpecAugment())
+        copied = pickle.loads(pickle.dumps(collator))
+        copied.feature_augment = None
+        assert torch.equal(
+            copied([items[0]])["input_ids"], PairCollator(processor, max_length=6)([items[0]])["input_ids"]
+        )
+
+    def test_one_tokenizer_call_a_batch(self, processor, items, monkeypatch):
+        calls = []
+        original = type(processor.tokenizer).__call__
+        monkeypatch.setattr(
+            type(processor.tokenizer), "__call__", lambda self, *a, **k: calls.append(1) or original(self, *a, **k)
+        )
+        PairCollator(processor, max_length=6)([items[index] for index in range(6)])
+        assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "extractor",
+    [
+        LogMelFeatureExtractor(sampling_rate=8000, max_length_s=1.0, frequency_max=4000),
+        ClapFeatureExtractor(sampling_rate=8000, max_length_s=1, frequency_max=4000, truncation="rand_trunc"),
+    ],
+    ids=["ours", "ClapFeatureExtractor"],
+)
+def test_audio_batches(extractor, tokenizer):
+    """The text's options must not reach the feature extractor, whose padding has other names."""
+    items = PairDataset(load_pairs("soundfont", modality="audio", split="test"), seed=0, sampling_rate=8000)
+    rows = [items[index] for index in range(3)]
+    processor = AudioTextProcessor(extractor, tokenizer)
+    batch = PairCollator(processor, max_length=7, pad_to_max_length=True)(rows)
+    assert batch["input_ids"].shape == (3, 7)
+    assert batch["input_features"].shape == (3, 1, 17, 64)
+    augmented = PairCollator(processor, max_length=7, feature_augment=SpecAugment(time_width=9))(rows)
+    assert augmented["input_features"].shape == (3, 1, 17, 64)
+    if isinstance(extractor, LogMelFeatureExtractor):  # the other one crops at random
+        changed = (augmented["input_features"] != batch["input_features"]).flatten(1).float().mean(dim=1)
+        assert (changed > 0).all() and (changed < 0.9).all()
+
+
+class TestSentenceCollator:
+    def test_views_come_one_after_the_other(self, tokenizer):
+        table = {"anchor": ["1", "2 2"], "positive": ["3", "4"], "negative": ["5 5 5 5", "6"]}
+        items = SentenceDataset(Dataset.from_dict(table))
+        batch = SentenceCollator(tokenizer, max_length=3)([items[0], items[1]])
+        assert batch["input_ids"].shape == (6, 3)
+        firsts = tokenizer.convert_ids_to_tokens(batch["input_ids"][:, 0])
+        assert firsts == ["1", "2", "3", "4", "5", "6"]
+        assert batch["attention_mask"].sum(dim=1).tolist() == [1, 2, 1, 1, 3, 1]
+
+    def test_anchors_alone(self, tokenizer):
+        items = SentenceDataset(Dataset.from_dict({"anchor": ["1", "2 2"]}))
+        batch = pickle.loads(pickle.dumps(SentenceCollator(tokenizer)))([items[0], items[1]])
+        assert batch["input_ids"].shape == (2, 2)

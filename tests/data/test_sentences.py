@@ -1,0 +1,172 @@
+import gzip
+import json
+import logging
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+
+from xmodal_hf.data.openmoji import openmoji_captions
+from xmodal_hf.data.sentences import build_triplets, load_sentences, load_triplets, nli_to_triplets
+
+# premise, hypothesis, label: what is kept and dropped is counted by hand in the tests.
+NLI = [
+    ("A man sleeps.", "A man rests.", "entailment"),
+    ("A man sleeps.", "A person sleeps.", "entailment"),
+    ("A man sleeps.", "A man runs.", "contradiction"),
+    ("A man sleeps.", "A man dreams.", "neutral"),
+    ("A dog barks.", "An animal makes a noise.", "entailment"),
+    ("A cat eats.", "A cat sleeps.", "contradiction"),
+    ("A man sleeps.", "A man runs.", "contradiction"),
+    ("A bird sings.", "", "entailment"),
+    (None, "Somebody is there.", "entailment"),
+    ("A bird sings.", "A bird is loud.", "-"),
+]
+TRIPLETS = [("A man sleeps.", "A man rests.", "A man runs."), ("A man sleeps.", "A person sleeps.", "A man runs.")]
+DROPPED = {
+    "neutral pairs": 1,
+    "premises without a contradiction": 1,
+    "premises without an entailment": 1,
+    "repeated pairs": 1,
+    "pairs with an empty text": 2,
+    "unlabelled pairs": 1,
+}
+
+
+def rows_of(dataset):
+    return [(row["anchor"], row["positive"], row["negative"]) for row in dataset]
+
+
+def nli_table(names, labels):
+    premises, hypotheses, _ = zip(*NLI, strict=True)
+    return Dataset.from_dict(dict(zip(names, (premises, hypotheses, labels), strict=True)))
+
+
+def test_nli_becomes_triplets_and_every_drop_is_counted():
+    triplets, dropped = nli_to_triplets(*zip(*NLI, strict=True))
+    assert rows_of(triplets) == TRIPLETS
+    assert dropped == DROPPED
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("premise", "hypothesis", "label"),
+        ("sentence1", "sentence2", "gold_label"),
+        ("sentence_A", "sentence_B", "label"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["names", "upper", "integers", "text integers"])
+def test_nli_layouts_and_labels(names, kind):
+    integers = {"entailment": 0, "neutral": 1, "contradiction": 2, "-": -1}
+    label = {
+        "names": str,
+        "upper": str.upper,
+        "integers": lambda name: integers[name],
+        "text integers": lambda name: str(integers[name]),
+    }[kind]
+    triplets, dropped = build_triplets(nli_table(names, [label(row[2]) for row in NLI]))
+    assert rows_of(triplets) == TRIPLETS
+    assert dropped == DROPPED
+
+
+def test_class_labels_are_read_by_their_names():
+    """Another order of the names than the usual one: reading the integers would swap positives and negatives."""
+    names = ["contradiction", "neutral", "entailment"]
+    labels = [names.index(row[2]) if row[2] in names else -1 for row in NLI]
+    features = Features({"premise": Value("string"), "hypothesis": Value("string"), "label": ClassLabel(names=names)})
+    table = nli_table(("premise", "hypothesis", "label"), labels).cast(features)
+    triplets, dropped = build_triplets(table)
+    assert rows_of(triplets) == TRIPLETS
+    assert dropped == DROPPED
+
+
+def test_one_of_several_contradictions_is_drawn_by_seed():
+    pairs = [("p", f"yes {i}", "entailment") for i in range(40)] + [("p", f"no {i}", "contradiction") for i in range(9)]
+    draws = [rows_of(nli_to_triplets(*zip(*pairs, strict=True), seed=seed)[0]) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    assert len({negative for _, _, negative in draws[0]}) > 5
+    assert [positive for _, positive, _ in draws[0]] == [f"yes {i}" for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("anchor", "positive", "negative"), ("anchor", "entailment", "contradiction"), ("sent0", "sent1", "hard_neg")],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".jsonl.gz"])
+def test_triplet_layouts(tmp_path, caplog, names, suffix):
+    rows = [*TRIPLETS, ("only an anchor", "", "x")]
+    table = Dataset.from_dict(dict(zip(names, zip(*rows, strict=True), strict=True)))
+    path = tmp_path / f"triplets{suffix}"
+    if suffix == ".csv":
+        table.to_csv(path)
+    else:
+        opener = gzip.open if suffix.endswith("gz") else open
+        with opener(path, "wt") as file:
+            file.writelines(json.dumps(row) + "\n" for row in table)
+    with caplog.at_level(logging.INFO, logger="xmodal_hf"):
+        triplets = load_triplets(path)
+    assert rows_of(triplets) == TRIPLETS
+    assert "2 triplets; dropped: 1 triplets with an empty text" in caplog.text
+
+
+def test_no_triplets_is_an_error_that_says_why(tmp_path):
+    path = tmp_path / "rows.csv"
+    nli_table(("premise", "hypothesis", "label"), ["neutral"] * len(NLI)).to_csv(path)
+    with pytest.raises(ValueError, match="dropped: 8 neutral pairs, 2 pairs with an empty text"):
+        load_triplets(path)
+    Dataset.from_dict({"a": ["x"], "b": ["y"]}).to_csv(path)
+    with pytest.raises(
+        ValueError, match=r"No triplets in the columns a, b\. Known layouts: anchor, positive, negative;"
+    ):
+        load_triplets(path)
+
+
+@pytest.mark.parametrize("name", ["lines.txt", "lines.txt.gz"])
+def test_text_files(tmp_path, name, caplog):
+    opener = gzip.open if name.endswith("gz") else open
+    with opener(tmp_path / name, "wt", encoding="utf-8") as file:
+        file.write("One.\n\n  Two, déjà vu. \n   \nnull\nThree")
+    with caplog.at_level(logging.INFO, logger="xmodal_hf"):
+        sentences = load_sentences(tmp_path / name)
+    assert sentences.column_names == ["anchor"]
+    assert sentences["anchor"][:] == ["One.", "Two, déjà vu.", "null", "Three"]
+    assert "Dropped 2 empty sentences of 6" in caplog.text
+
+
+def test_captions_of_a_paired_dataset_are_flattened(tmp_path):
+    Dataset.from_dict({"image": ["a", "b"], "captions": [["one", "two"], ["three"]]}).to_json(tmp_path / "rows.jsonl")
+    assert load_sentences(tmp_path / "rows.jsonl")["anchor"][:] == ["one", "two", "three"]
+
+
+def test_built_in_captions():
+    assert load_sentences("openmoji")["anchor"][:] == openmoji_captions("train")
+    assert len(load_sentences("soundfont", max_sentences=50)) == 50
+
+
+def test_sampling_is_seeded_and_keeps_the_order(tmp_path):
+    (tmp_path / "lines.txt").write_text("\n".join(f"line {number:03}" for number in range(500)))
+    first, again, other = (
+        load_sentences(tmp_path / "lines.txt", max_sentences=100, seed=seed)["anchor"][:] for seed in (0, 0, 1)
+    )
+    assert first == again != other
+    assert first == sorted(first) and len(set(first)) == 100
+    assert sum(line < "line 250" for line in first) > 30  # from everywhere, not the first lines
+
+
+def test_what_cannot_be_read_says_why(tmp_path):
+    Dataset.from_dict({"words": ["x"], "number": [1]}).to_json(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match=r"Pass --sentence_column\. Columns found: words, number"):
+        load_sentences(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError, match=r"column 'number' .* has int values, not text"):
+        load_sentences(tmp_path / "rows.jsonl", column="number")
+    (tmp_path / "empty.txt").write_text("\n \n")
+    with pytest.raises(ValueError, match="no sentence in"):
+        load_sentences(tmp_path / "empty.txt")
+
+
+def test_real_nli(real_data):
+    """The triplets that were made from the same pairs by others have the same premises."""
+    made = {row["anchor"] for row in load_triplets(real_data / "nli" / "snli-dev.jsonl.gz")}
+    with gzip.open(real_data / "nli" / "triplets.jsonl.gz", "rt") as file:
+        theirs = {row["anchor"] for row in map(json.loads, file) if row["source"] == "snli-dev"}
+    assert len(made & theirs) > 0.99 * len(made | theirs) > 2900

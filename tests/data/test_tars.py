@@ -1,0 +1,168 @@
+import io
+import json
+import logging
+import subprocess
+import sys
+import tarfile
+import textwrap
+
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from xmodal_hf.data.collators import PairCollator
+from xmodal_hf.data.errors import BadItemError
+from xmodal_hf.data.sampling import EpochSampler, PairDataset
+from xmodal_hf.data.sources import load_pairs
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def shards(tmp_path, image_table):
+    """Three tars of four samples; captions as .txt, as .json with one and with several captions."""
+    (tmp_path / "shards").mkdir()
+    for shard in range(3):
+        members = []
+        for number in range(4 * shard, 4 * shard + 4):
+            content = (tmp_path / "files" / f"{number}.png").read_bytes()
+            caption = image_table[number]["caption"]
+            fields = {"width": 20, "caption": caption if shard == 1 else [caption]}
+            text = ("txt", caption.encode()) if shard == 0 else ("json", json.dumps(fields).encode())
+            members += [(f"files/{number}.{text[0]}", text[1]), (f"files/{number}.png", content)]
+        write_tar(tmp_path / "shards" / f"part-{shard:03}.tar", members)
+    return tmp_path / "shards"
+
+
+@pytest.mark.parametrize("name", ["", "*.tar", "part-{000..002}.tar"])
+def test_samples_come_in_order_with_their_captions(shards, samples, name):
+    pairs = load_pairs(str(shards / name) if name else shards)
+    assert pairs["id"][:] == [f"files/{number}" for number in range(12)]
+    items = PairDataset(pairs, seed=0)
+    for number in range(12):
+        item = items[number]
+        assert item["text"] == f"picture of number {number}" and samples.number_of(item["image"]) == number
+
+
+def test_one_tar_and_a_split_folder(shards):
+    assert load_pairs(shards / "part-001.tar")["id"][0] == "files/4"
+    (shards / "train").mkdir()
+    (shards / "part-002.tar").rename(shards / "train" / "part-002.tar")
+    assert len(load_pairs(shards, split="train")) == 4
+
+
+def test_plain_files_and_tars_give_the_same_batches(tmp_path, image_table, shards, processor):
+    Dataset.from_list(image_table).to_json(tmp_path / "rows.jsonl")
+
+    def batches(source):
+        sampler = EpochSampler(12, seed=3)
+        sampler.set_epoch(2)
+        items = PairDataset(load_pairs(source), seed=3)
+        collator = PairCollator(processor, max_length=8)
+        return list(DataLoader(items, batch_size=5, sampler=sampler, collate_fn=collator, num_workers=2))
+
+    for plain, tar in zip(batches(tmp_path / "rows.jsonl"), batches(shards), strict=True):
+        assert torch.equal(plain["pixel_values"], tar["pixel_values"])
+        assert torch.equal(plain["input_ids"], tar["input_ids"])
+
+
+def test_a_tar_cut_in_half_is_used_up_to_there(shards, caplog, samples):
+    path = shards / "part-001.tar"
+    with tarfile.open(path) as archive:
+        third = archive.getmembers()[5]  # the picture of the third sample
+    path.write_bytes(path.read_bytes()[: third.offset_data + 10])
+    with caplog.at_level(logging.WARNING, logger="xmodal_hf"):
+        pairs = load_pairs(shards)
+    assert "part-001.tar cannot be read to its end: files/6.png is cut off" in caplog.text
+    assert pairs["id"][:] == [f"files/{number}" for number in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11)]
+    items = PairDataset(pairs, seed=0)
+    assert [samples.number_of(items[index]["image"]) for index in (5, 7)] == [5, 8]
+    with pytest.raises(BadItemError, match="no media"):
+        items[6]
+
+
+def test_a_file_that_is_no_tar_is_passed_over(shards, caplog):
+    (shards / "part-001.tar").write_text("not a tar" * 100)
+    with caplog.at_level(logging.WARNING, logger="xmodal_hf"):
+        assert len(load_pairs(shards)) == 8
+    assert "part-001.tar cannot be read" in caplog.text
+
+
+def test_samples_without_caption_or_picture_are_reported_when_asked_for(tmp_path):
+    write_tar(tmp_path / "a.tar", [("1.json", b"{broken"), ("1.png", b"x"), ("2.txt", b"a caption"), ("2.cls", b"3")])
+    items = PairDataset(load_pairs(tmp_path / "a.tar"), seed=0)
+    with pytest.raises(BadItemError, match="no caption"):
+        items[0]
+    with pytest.raises(BadItemError, match="no media"):
+        items[1]
+
+
+def test_a_caption_field_can_be_named(tmp_path):
+    fields = json.dumps({"caption": "no", "alt": "yes"}).encode()
+    write_tar(tmp_path / "a.tar", [("1.json", fields), ("1.png", b"x")])
+    assert load_pairs(tmp_path / "a.tar", text_column="alt")["text"][0] == ["yes"]
+
+
+def test_a_changed_tar_is_indexed_again(tmp_path):
+    for captions in ("one", "seventeen"):
+        write_tar(tmp_path / "a.tar", [("1.txt", captions.encode()), ("1.png", b"x")])
+        assert load_pairs(tmp_path / "a.tar")["text"][0] == [captions]
+
+
+def test_sounds(tmp_path, samples):
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples.tone(0.1), 8000, format="FLAC")
+    write_tar(tmp_path / "a.tar", [("1.flac", buffer.getvalue()), ("1.txt", b"a tone")])
+    pairs = load_pairs(tmp_path / "a.tar", modality="audio")
+    assert len(PairDataset(pairs, seed=0, sampling_rate=8000)[0]["audio"]) == 800
+
+
+def test_what_is_not_there(tmp_path, shards):
+    with pytest.raises(FileNotFoundError, match=r"part-003\.tar"):
+        load_pairs(str(shards / "part-{000..003}.tar"))
+    write_tar(tmp_path / "empty.tar", [])
+    with pytest.raises(ValueError, match=r"no sample in .*empty\.tar"):
+        load_pairs(tmp_path / "empty.tar")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data(tmp_path, samples):
+    """Peak memory of a pass over 100,000 samples in tars is that of a pass over 5,000, within 40 MB.
+
+    The pictures alone take 150 MB, so keeping what was read would show.
+    """
+    buffer = io.BytesIO()
+    samples.image(3).resize((24, 24)).save(buffer, format="BMP")
+    for folder, count in (("small", 5), ("large", 100)):
+        (tmp_path / folder).mkdir()
+        for shard in range(count):
+            members = []
+            for number in range(1000):
+                members += [(f"{shard}-{number}.txt", b"a picture"), (f"{shard}-{number}.bmp", buffer.getvalue())]
+            write_tar(tmp_path / folder / f"{shard:03}.tar", members)
+    program = textwrap.dedent("""
+        import resource, sys
+        from xmodal_hf.data.sampling import EpochSampler, PairDataset
+        from xmodal_hf.data.sources import load_pairs
+        items = PairDataset(load_pairs(sys.argv[1]), seed=0)
+        seen = sum(items[position]["text"] == "a picture" for position in EpochSampler(len(items), seed=0))
+        print(seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    """)
+    results = {}
+    for folder in ("small", "large"):
+        command = [sys.executable, "-c", program, str(tmp_path / folder)]
+        environment = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ":".join(sys.path)}
+        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        results[folder] = [int(number) for number in output.split()]
+    assert results["small"][0] == 5_000 and results["large"][0] == 100_000
+    assert results["large"][1] < results["small"][1] + 40, results

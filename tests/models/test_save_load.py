@@ -1,0 +1,218 @@
+"""What changes outputs survives saving: every field of the configurations, and every weight."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from xmodal_hf import (
+    AudioTextConfig,
+    AudioTextDualEncoder,
+    ImageTextConfig,
+    ImageTextDualEncoder,
+    SentenceEncoder,
+    SentenceEncoderConfig,
+)
+
+# Two values a field, each of which gives other outputs than the default of the tiny models.
+IMAGE_TEXT_FIELDS = {
+    "text_pooling": ["cls", "max", "eos", "pooler"],
+    "image_pooling": ["cls", "max", "pooler"],
+    "projection_dim": [8],
+    "projection_type": ["mlp", "none"],
+    "projection_hidden_act": ["gelu"],
+    "logit_scale_init_value": [0.0, 1],
+    "logit_bias_init_value": [-10.0],
+}
+SENTENCE_FIELDS = {
+    "pooling": ["cls", "max", "eos", "pooler"],
+    "head": ["linear", "mlp"],
+    "head_dim": [8],
+    "head_at_inference": [False],
+}
+
+
+def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
+    """Return the fields that this package declares."""
+    classes = [parent for parent in config_class.__mro__ if parent.__module__.startswith("xmodal_hf")]
+    return {field for parent in classes for field in parent.__annotations__}
+
+
+def test_every_field_is_covered() -> None:
+    assert own_fields(ImageTextConfig) == IMAGE_TEXT_FIELDS.keys() | {"text_config", "image_config"}
+    assert own_fields(SentenceEncoderConfig) == SENTENCE_FIELDS.keys() | {"text_config"}
+    renamed = {field.replace("image", "audio") for field in own_fields(ImageTextConfig)}
+    assert own_fields(AudioTextConfig) == renamed
+
+
+def outputs_of(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return all that a dual encoder computes in one row of numbers."""
+    with torch.no_grad():
+        output = model(**batch)
+    parts = (output.logits_per_text, output.text_embeds, output[f"{model.config.modality}_embeds"], output.logit_scale)
+    return torch.cat([part.flatten() for part in parts])
+
+
+def differ(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Tell whether two outputs differ, in shape or by more than rounding."""
+    return first.shape != second.shape or bool((first - second).abs().max() > 1e-3)
+
+
+@pytest.fixture
+def image_text_batch(make_text_batch: Callable, make_images: Callable) -> dict[str, torch.Tensor]:
+    """Four texts that end in [SEP], and four images."""
+    batch = {**make_text_batch(), "pixel_values": make_images()}
+    batch["input_ids"][:, 2] = 3
+    return batch
+
+
+def seeded(make: Callable[..., PreTrainedModel], **fields: object) -> PreTrainedModel:
+    """Build a model whose random weights depend on the configuration alone."""
+    torch.manual_seed(7)
+    return make(**fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in IMAGE_TEXT_FIELDS.items() for value in values]
+)
+def test_image_text_field(
+    field: str, value: object, make_image_text: Callable, image_text_batch: dict, reload: Callable
+) -> None:
+    extra = {"projection_type": {"none": {"projection_dim": 32}}, "projection_hidden_act": {"gelu": "mlp"}}
+    base = {"projection_type": "mlp"} if field == "projection_hidden_act" else {}
+    others = extra["projection_type"]["none"] if value == "none" else base
+    model = seeded(make_image_text, **{**others, field: value})
+    outputs = outputs_of(model, image_text_batch)
+    assert differ(outputs, outputs_of(seeded(make_image_text, **base), image_text_batch))
+    loaded = reload(model)
+    assert getattr(loaded.config, field) == value
+    assert torch.equal(outputs_of(loaded, image_text_batch), outputs)
+
+
+@pytest.mark.parametrize(
+    ("tower", "setting"),
+    [
+        ("text_config", {"hidden_act": "relu"}),
+        ("text_config", {"layer_norm_eps": 0.5}),
+        ("image_config", {"layer_norm_eps": 0.5}),
+        ("image_config", {"num_hidden_layers": 1}),
+    ],
+)
+def test_tower_settings(
+    tower: str,
+    setting: dict,
+    make_image_text: Callable,
+    image_text_batch: dict,
+    text_config: Callable,
+    image_config: Callable,
+    reload: Callable,
+) -> None:
+    make_config = text_config if tower == "text_config" else image_config
+    model = seeded(make_image_text, **{tower: make_config(**setting)})
+    outputs = outputs_of(model, image_text_batch)
+    assert differ(outputs, outputs_of(seeded(make_image_text), image_text_batch))
+    assert torch.equal(outputs_of(reload(model), image_text_batch), outputs)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
+def test_audio_pooling(
+    pooling: str, make_audio_text: Callable, make_text_batch: Callable, make_audio: Callable, reload: Callable
+) -> None:
+    batch = {**make_text_batch(), "input_features": make_audio("ast")}
+    other = "mean" if pooling == "max" else "max"
+    model = seeded(make_audio_text, audio="ast", audio_pooling=pooling)
+    outputs = outputs_of(model, batch)
+    assert differ(outputs, outputs_of(seeded(make_audio_text, audio="ast", audio_pooling=other), batch))
+    loaded = reload(model)
+    assert loaded.config.audio_pooling == pooling
+    assert torch.equal(outputs_of(loaded, batch), outputs)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [(field, value) for field, values in SENTENCE_FIELDS.items() for value in values]
+)
+def test_sentence_encoder_field(
+    field: str, value: object, make_sentence_encoder: Callable, make_text_batch: Callable, reload: Callable
+) -> None:
+    base = {"head": "mlp"} if field.startswith("head_") else {}
+    batch = make_text_batch()
+    batch["input_ids"][:, 2] = 3
+    model = seeded(make_sentence_encoder, **{**base, field: value})
+    outputs = model(**batch).pooler_output
+    assert differ(outputs, seeded(make_sentence_encoder, **base)(**batch).pooler_output)
+    loaded = reload(model)
+    assert getattr(loaded.config, field) == value
+    assert torch.equal(loaded(**batch).pooler_output, outputs)
+
+
+def test_trained_values_survive(make_image_text: Callable, image_text_batch: dict, reload: Callable) -> None:
+    """Not only initial values: train a step, with batch statistics, and load again."""
+    model = make_image_text(image="resnet", logit_bias_init_value=-1.0, image_pooling="pooler").train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(**image_text_batch, return_loss=True).loss.backward()
+    optimizer.step()
+    model.eval()
+    assert model.logit_scale.item() != pytest.approx(model.config.logit_scale_init_value, abs=1e-6)
+    outputs = outputs_of(model, image_text_batch)
+    assert torch.equal(outputs_of(reload(model), image_text_batch), outputs)
+
+
+@pytest.mark.parametrize("through", [AutoModel, ImageTextDualEncoder])
+def test_sharded_and_dispatched(
+    through: type, tmp_path: Path, image_text_model: ImageTextDualEncoder, image_text_batch: dict
+) -> None:
+    image_text_model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    loaded = through.from_pretrained(tmp_path, device_map="cpu")
+    expected = outputs_of(image_text_model, image_text_batch)
+    torch.testing.assert_close(outputs_of(loaded, image_text_batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def without(folder: Path, *names: str) -> None:
+    """Delete weights from a saved model."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    for name in names:
+        del weights[name]
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_missing_scale_and_bias_start_at_their_initial_values(tmp_path: Path, make_image_text: Callable) -> None:
+    model = make_image_text(logit_scale_init_value=1.25, logit_bias_init_value=-2.5)
+    model.logit_scale.data.fill_(9.0)
+    model.save_pretrained(tmp_path)
+    without(tmp_path, "logit_scale", "logit_bias")
+    loaded, info = ImageTextDualEncoder.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == {"logit_scale", "logit_bias"}
+    assert (loaded.logit_scale.item(), loaded.logit_bias.item()) == (1.25, -2.5)
+
+
+def test_missing_projection_is_drawn_as_in_a_new_model(tmp_path: Path, make_image_text: Callable) -> None:
+    make_image_text(projection_dim=256).save_pretrained(tmp_path)
+    without(tmp_path, "text_projection.weight")
+    loaded = ImageTextDualEncoder.from_pretrained(tmp_path)
+    # 1/sqrt(32), within five standard errors of 8192 draws.
+    assert loaded.text_projection.weight.std().item() == pytest.approx(32**-0.5, rel=5 / (2 * 8192) ** 0.5)
+
+
+@pytest.mark.parametrize("projection_type", ["linear", "mlp"])
+def test_new_projections_start_at_the_scale_of_clip(projection_type: str, make_image_text: Callable) -> None:
+    model = make_image_text(projection_dim=256, projection_type=projection_type)
+    for projection in (model.text_projection, model.image_projection):
+        for layer in projection.modules():
+            if isinstance(layer, torch.nn.Linear):
+                size = layer.weight.numel()
+                expected = pytest.approx(layer.in_features**-0.5, rel=5 / (2 * size) ** 0.5)
+                assert layer.weight.std().item() == expected
+    assert model.logit_scale.item() == pytest.approx(model.config.logit_scale_init_value)
+
+
+def test_auto_model_builds_from_a_config(text_config: Callable, image_config: Callable, audio_config: Callable) -> None:
+    image_text = ImageTextConfig(text_config=text_config(), image_config=image_config())
+    audio_text = AudioTextConfig(text_config=text_config(), audio_config=audio_config())
+    assert type(AutoModel.from_config(image_text)) is ImageTextDualEncoder
+    assert type(AutoModel.from_config(audio_text)) is AudioTextDualEncoder
+    assert type(AutoModel.from_config(SentenceEncoderConfig(text_config=text_config()))) is SentenceEncoder

@@ -1,0 +1,191 @@
+"""The evaluation script on tiny checkpoints: ours and every kind of peer, on files made here."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import transformers
+from PIL import Image
+
+SCRIPT = Path(__file__).parents[2] / "training_scripts" / "evaluate_model.py"
+STS_TABLES = ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb-test", "sickr")
+WORDS = ["a red apple", "the dog barks", "rain", "two small birds", "a car drives past", "the cat sleeps"]
+
+
+@pytest.fixture(scope="module")
+def main():
+    spec = importlib.util.spec_from_file_location("evaluate_model", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def sts_data(tmp_path):
+    folder = tmp_path / "sts"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for stem in STS_TABLES:
+        rows = [
+            {"sentence1": " ".join(rng.choice(WORDS, 2)), "sentence2": " ".join(rng.choice(WORDS, 2)),
+             "score": round(float(rng.uniform(0, 5)), 2), "subset": "test"}
+            for _ in range(12)
+        ]  # fmt: skip
+        write_rows(folder / f"{stem}.jsonl", rows)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Six captioned pictures in two classes."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, words in enumerate(WORDS):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        rows.append({"file": f"{i}.png", "captions": [words, f"a {words}"], "kind": ("dog_bark", "rain")[i % 2]})
+    write_rows(folder / "captions.jsonl", rows)
+    return folder / "captions.jsonl"
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Six clips in three classes and two folds."""
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    rows = []
+    for i in range(6):
+        soundfile.write(folder / f"{i}.wav", np.sin(np.arange(4000) * (i + 1) / 20), 8000)
+        rows.append({"file": f"{i}.wav", "category": ("cat", "dog", "rain")[i % 3], "fold": i // 3 + 1})
+    write_rows(folder / "clips.jsonl", rows)
+    return folder / "clips.jsonl"
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_our_model_on_all_cross_modal_tasks(main, image_text_folder, pictures, sts_data, tmp_path, capsys):
+    out = tmp_path / "out"
+    common = ["--model", str(image_text_folder), "--output_dir", str(out), "--num_resamples", "20"]
+    data = ["--pairs", str(pictures), "--zero_shot_data", str(pictures), "--label_column", "kind", "--prompts", "photo"]
+    main([*common, "--tasks", "retrieval,zero_shot,representation", *data, "--name", "tiny"])
+    results = results_of(out)
+    assert results["retrieval"]["num_texts"] == 12 and results["retrieval"]["num_items"] == 6
+    assert 0 <= results["zero_shot"]["top1_accuracy"] <= 100
+    assert set(results["zero_shot"]) >= {"accuracy/dog bark", "accuracy/rain", "top1_accuracy_ci95_low"}
+    assert results["representation"]["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-3)
+    meta = results["meta"]
+    assert meta["name"] == "tiny" and meta["versions"]["torch"]
+    for task in ("retrieval", "zero_shot", "representation"):
+        assert set(meta["tasks"][task]) >= {"dataset", "sha256", "protocol", "seed", "runtime_seconds", "num_resamples"}
+    for name in ("map.png", "map_tsne.png", "cosines.png", "spectrum.png", "confusion.png"):
+        assert Image.open(out / name).size[0] > 300
+    printed = capsys.readouterr().out
+    assert f"| retrieval | text_to_image_recall@5 | {results['retrieval']['text_to_image_recall@5']:.2f} |" in printed
+
+    main([*common, "--tasks", "sts", "--sts_data", str(sts_data)])  # added to the results that are there
+    merged = results_of(out)
+    assert merged["retrieval"] == results["retrieval"] and -100 <= merged["sts"]["average"] <= 100
+    assert set(merged["meta"]["tasks"]) == {"retrieval", "zero_shot", "representation", "sts"}
+
+
+def test_comparison_of_two_models(main, image_text_folder, pictures, tmp_path, capsys):
+    common = ["--model", str(image_text_folder), "--tasks", "retrieval,representation", "--pairs", str(pictures)]
+    main([*common, "--output_dir", str(tmp_path / "a"), "--num_resamples", "0"])
+    compare = ["--compare", f"before={tmp_path / 'a' / 'results.json'}", "--name", "after"]
+    main([*common, "--output_dir", str(tmp_path / "b"), "--num_resamples", "0", *compare])
+    printed = capsys.readouterr().out
+    assert "| | before | after |" in printed
+    recall = results_of(tmp_path / "a")["retrieval"]["image_to_text_recall@1"]
+    assert f"| retrieval: image_to_text_recall@1 | {recall:.2f} | {recall:.2f} |" in printed
+    assert (tmp_path / "b" / "alignment_uniformity.png").exists()
+    assert results_of(tmp_path / "a")["representation"] == results_of(tmp_path / "b")["representation"]
+
+
+def saved_clap(folder, tokenizer, audio_text_processor):
+    audio = {"hidden_size": 32, "patch_embeds_hidden_size": 16, "depths": [1, 1], "num_attention_heads": [2, 2],
+             "num_mel_bins": 16, "spec_size": 64, "window_size": 4, "projection_dim": 16}  # fmt: skip
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64, "pad_token_id": 0,
+            "max_position_embeddings": 25, "projection_dim": 16}  # fmt: skip
+    config = transformers.ClapConfig(text_config=text, audio_config=audio, projection_dim=16)
+    transformers.ClapModel(config).save_pretrained(folder)
+    transformers.ClapProcessor(audio_text_processor.feature_extractor, tokenizer).save_pretrained(folder)
+
+
+def test_audio_peers_agree_on_folds(main, audio_text_folder, audio_text_processor, tokenizer, sounds, tmp_path):
+    saved_clap(tmp_path / "clap", tokenizer, audio_text_processor)
+    for model in (audio_text_folder, tmp_path / "clap"):
+        out = tmp_path / f"out_{model.name}"
+        main(["--model", str(model), "--tasks", "zero_shot", "--zero_shot_data", str(sounds), "--output_dir", str(out),
+              "--label_column", "category", "--fold_column", "fold", "--num_resamples", "0"])  # fmt: skip
+        results = results_of(out)["zero_shot"]
+        folds = [results["accuracy/fold 1"], results["accuracy/fold 2"]]
+        assert results["fold_mean_accuracy"] == pytest.approx(np.mean(folds)) == results["top1_accuracy"]
+        assert results["num_classes"] == 3
+
+
+def sentence_transformer(bert_folder, folder):
+    library = pytest.importorskip("sentence_transformers")
+    from sentence_transformers.models import Pooling, Transformer
+
+    words = Transformer(str(bert_folder))
+    library.SentenceTransformer(modules=[words, Pooling(words.get_embedding_dimension(), "mean")], device="cpu").save(
+        str(folder)
+    )
+
+
+def test_text_peers_give_the_same_numbers(main, text_config, tokenizer, make_sentence_encoder, sts_data, tmp_path):
+    """One BERT as Auto model, as SentenceEncoder and as SentenceTransformer, mean pooling."""
+    encoder = make_sentence_encoder()
+    encoder.save_pretrained(tmp_path / "sentence_encoder")
+    tokenizer.save_pretrained(tmp_path / "sentence_encoder")
+    encoder.text_model.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    sentence_transformer(tmp_path / "bert", tmp_path / "sentence_transformer")
+    averages = []
+    for name in ("bert", "sentence_encoder", "sentence_transformer"):
+        out = tmp_path / f"out_{name}"
+        args = ["--model", str(tmp_path / name), "--sts_data", str(sts_data), "--num_resamples", "0"]
+        main([*args, "--output_dir", str(out)])
+        averages.append(results_of(out)["sts"]["average"])
+    assert averages == pytest.approx([averages[0]] * 3, abs=1e-3)
+
+
+def test_the_cache_folder_is_used_again(main, image_text_folder, pictures, tmp_path):
+    args = ["--model", str(image_text_folder), "--tasks", "retrieval", "--pairs", str(pictures), "--num_resamples", "0"]
+    args += ["--cache_dir", str(tmp_path / "cache")]
+    main([*args, "--output_dir", str(tmp_path / "a")])
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npz")}
+    main([*args, "--output_dir", str(tmp_path / "b")])
+    assert len(written) == 2 and all(path.stat().st_mtime_ns == time for path, time in written.items())
+    assert results_of(tmp_path / "a")["retrieval"] == results_of(tmp_path / "b")["retrieval"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--tasks", "sst"], "--tasks takes sts, transfer"),
+        (["--tasks", "transfer"], "needs --transfer_data"),
+        (["--tasks", "sts,retrieval"], "needs --pairs"),
+        (["--tasks", "zero_shot", "--zero_shot_data", "x.jsonl"], "needs --label_column"),
+        (["--compare", "results.json"], "takes name=results.json"),
+    ],
+)
+def test_wrong_options_are_named_before_the_model_is_loaded(main, args, message):
+    with pytest.raises(ValueError, match=message):
+        main(["--model", "nowhere", *args])
+
+
+def test_a_text_model_has_no_cross_modal_tasks(main, sentence_encoder_folder, pictures, tmp_path):
+    with pytest.raises(ValueError, match="takes text only"):
+        main(["--model", str(sentence_encoder_folder), "--tasks", "retrieval", "--pairs", str(pictures),
+              "--output_dir", str(tmp_path / "out")])  # fmt: skip

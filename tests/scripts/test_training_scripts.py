@@ -1,0 +1,154 @@
+"""The training scripts end to end, as processes of their own: two steps each, on files made here."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+import xmodal_hf  # noqa: F401  (registers the Auto classes)
+from xmodal_hf import AudioTextDualEncoder, ImageTextDualEncoder, SentenceEncoder
+
+SCRIPTS = Path(__file__).parents[2] / "training_scripts"
+TEXT = '{"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}'
+IMAGE = '{"model_type": "vit", "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}'
+AUDIO = '{"model_type": "audio-spectrogram-transformer", "hidden_size": 24, "num_hidden_layers": 1}'
+SHORT = ["--max_steps", "2", "--batch_size", "4", "--vocab_size", "300", "--max_length", "8"]
+
+
+def run(script, *args, launcher=(sys.executable,)):
+    command = [*launcher, str(SCRIPTS / script), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def run_well(script, *args, **kwargs):
+    done = run(script, *args, **kwargs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def check_outputs(folder):
+    """What every run leaves behind."""
+    log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(log) == 2 and all(np.isfinite(entry["loss"]) for entry in log)
+    names = {"config.json", "model.safetensors", "tokenizer.json", "recipe.yaml", "run.json", "loss_curve.png"}
+    assert names <= {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "sentences.txt"
+    path.write_text(
+        "\n".join(f"a {c} {s}" for c in ("red", "blue", "green") for s in ("dot", "bar", "box")), encoding="utf-8"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def phase1(tmp_path_factory, sentences):
+    """Phase 1 through `accelerate launch`, as the README has it."""
+    folder = tmp_path_factory.mktemp("phase1")
+    launcher = (str(Path(sys.executable).parent / "accelerate"), "launch")
+    args = ["--sentences", sentences, "--text_config", TEXT, "--head", "mlp", "--pooling", "cls", *SHORT]
+    run_well("train_sentence_embedding.py", *args, "--output_dir", folder, launcher=launcher)
+    return folder
+
+
+def test_phase_1_unsupervised(phase1):
+    check_outputs(phase1)
+    assert any(phase1.glob("tracker/events*"))  # TensorBoard
+    model = SentenceEncoder.from_pretrained(phase1)
+    embeds = model.encode(["a red dot", "a blue box"])
+    assert embeds.shape == (2, 16) and torch.allclose(embeds.norm(dim=1), torch.ones(2))
+
+
+def test_phase_1_supervised(tmp_path):
+    triplets = tmp_path / "triplets.csv"
+    with triplets.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["sent0", "sent1", "hard_neg"])
+        writer.writerows([[f"a man number {i}", f"a person {i}", f"no man {i}"] for i in range(8)])
+    folder = tmp_path / "out"
+    run_well(
+        "train_sentence_embedding.py", "--triplets", triplets, "--text_config", TEXT, *SHORT, "--output_dir", folder
+    )
+    check_outputs(folder)
+
+
+@pytest.fixture(scope="module")
+def image_pairs(tmp_path_factory):
+    """A jsonl beside its image files, several captions a row."""
+    folder = tmp_path_factory.mktemp("images")
+    rows = []
+    for index, colour in enumerate(("red", "blue", "green", "white", "black", "grey", "pink", "brown")):
+        Image.new("RGB", (20, 16), colour).save(folder / f"{colour}.png")
+        rows.append({"image": f"{colour}.png", "captions": [f"a {colour} picture", f"{colour} {index}"]})
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("objective", ["clip", "cyclip", "siglip"])
+def test_phase_2_on_images(objective, phase1, image_pairs, tmp_path):
+    args = ["--dataset", image_pairs, "--text_model", phase1, "--image_config", IMAGE, "--image_size", "16"]
+    args += ["--projection_dim", "8", "--objective", objective, "--augment", *SHORT]
+    if objective == "cyclip":
+        args += [
+            "--micro_batch_size",
+            "2",
+            "--num_workers",
+            "2",
+            "--gradient_checkpointing",
+            "--mixed_precision",
+            "bf16",
+        ]
+    run_well("train_contrastive.py", *args, "--output_dir", tmp_path)
+    check_outputs(tmp_path)
+    model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(model, ImageTextDualEncoder)
+    inputs = processor(text=["a red picture"], images=[Image.new("RGB", (9, 9))], return_tensors="pt")
+    assert model(**inputs).logits_per_image.shape == (1, 1)
+
+
+def test_phase_2_on_audio_from_scratch(tmp_path):
+    rows = []
+    for index in range(8):
+        wave = np.sin(np.arange(8000) * (0.05 + 0.01 * index)).astype("float32")
+        soundfile.write(tmp_path / f"{index}.wav", wave, 16000)
+        rows.append({"audio": f"{index}.wav", "text": f"tone number {index}"})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    args = ["--dataset", path, "--modality", "audio", "--text_config", TEXT, "--audio_config", AUDIO]
+    args += ["--max_seconds", "1", "--projection_dim", "8", "--report_to", "none", *SHORT]
+    run_well("train_contrastive.py", *args, "--output_dir", tmp_path / "out")
+    check_outputs(tmp_path / "out")
+    assert isinstance(AutoModel.from_pretrained(tmp_path / "out"), AudioTextDualEncoder)
+    AutoProcessor.from_pretrained(tmp_path / "out")
+
+
+def test_an_output_folder_that_cannot_be_made(sentences, tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("", encoding="utf-8")
+    done = run("train_sentence_embedding.py", "--sentences", sentences, "--output_dir", blocker / "out", *SHORT)
+    assert done.returncode != 0 and "cannot write to --output_dir" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["train_sentence_embedding.py", "train_contrastive.py", "run_demo.py"])
+def test_help_is_the_manual_and_needs_no_torch(script):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{script}', '--help']\n"
+        f"try: runpy.run_path({str(SCRIPTS / script)!r}, run_name='__main__')\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--output_dir" in done.stdout

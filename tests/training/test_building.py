@@ -1,0 +1,88 @@
+"""From options to models: from scratch, from folders, and combinations that cannot work."""
+
+import math
+
+import pytest
+import torch
+
+from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
+from xmodal_hf.training.arguments import ContrastiveArguments, SentenceArguments, TextModelArguments
+from xmodal_hf.training.building import (
+    build_dual_encoder,
+    build_processor,
+    build_sentence_encoder,
+    build_text_model,
+    build_tokenizer,
+)
+
+CORPUS = ["a red square", "a blue circle", "the green line"]
+TOWER = '{"model_type": "%s", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}'
+IMAGE = '{"model_type": "vit", "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}'
+
+
+def text_arguments(**options) -> TextModelArguments:
+    return TextModelArguments(**{"text_config": TOWER % "bert", "vocab_size": 300, "max_length": 8, **options})
+
+
+@pytest.fixture
+def phase1(tmp_path):
+    """Folder of a saved sentence encoder with its tokenizer."""
+    text = text_arguments(pooling="cls")
+    tokenizer = build_tokenizer(text, lambda: CORPUS)
+    build_sentence_encoder(text, SentenceArguments(sentences="x", head="mlp"), tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "modernbert"])
+def test_any_text_tower_from_scratch_takes_full_length_texts(model_type):
+    text = text_arguments(text_config=TOWER % model_type)
+    tokenizer = build_tokenizer(text, lambda: CORPUS)
+    model = SentenceEncoder.from_text_pretrained(build_text_model(text, tokenizer))
+    batch = tokenizer(["a red square " * 5], truncation=True, max_length=8, return_tensors="pt")
+    assert batch["input_ids"].shape == (1, 8)
+    assert torch.isfinite(model(**batch).text_embeds).all()
+
+
+def test_head_follows_simcse(phase1):
+    assert SentenceEncoder.from_pretrained(phase1).config.head_at_inference is False  # unsupervised: dropped
+    text = text_arguments()
+    tokenizer = build_tokenizer(text, lambda: CORPUS)
+    supervised = build_sentence_encoder(text, SentenceArguments(triplets="x", head="mlp"), tokenizer)
+    assert supervised.config.head_at_inference is True
+
+
+def test_phase_2_takes_over_tower_pooling_and_tokenizer(phase1):
+    text = TextModelArguments(text_model=str(phase1), max_length=8)
+    tokenizer = build_tokenizer(text, lambda: pytest.fail("a tokenizer was trained"))
+    contrastive = ContrastiveArguments(image_config=IMAGE, image_size=16, projection_dim=8, objective="siglip")
+    processor = build_processor(contrastive, "image", tokenizer)
+    model = build_dual_encoder(text, contrastive, processor)
+    assert isinstance(model, ImageTextDualEncoder) and model.config.text_pooling == "cls"
+    assert model.logit_scale.item() == pytest.approx(math.log(10)) and model.logit_bias.item() == -10
+    expected = SentenceEncoder.from_pretrained(phase1).text_model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.text_model.state_dict().items())
+
+
+def test_audio_towers_from_scratch_fit_their_features():
+    text = text_arguments()
+    tokenizer = build_tokenizer(text, lambda: CORPUS)
+    audio = '{"model_type": "audio-spectrogram-transformer", "hidden_size": 24, "num_hidden_layers": 1}'
+    contrastive = ContrastiveArguments(audio_config=audio, max_seconds=1.0, projection_dim=8)
+    processor = build_processor(contrastive, "audio", tokenizer)
+    model = build_dual_encoder(text, contrastive, processor)
+    rate = processor.feature_extractor.sampling_rate
+    inputs = processor(
+        text=["a"], audio=[torch.zeros(rate // 2).numpy()], return_tensors="pt", audio_kwargs={"sampling_rate": rate}
+    )
+    assert model(**inputs).audio_embeds.shape == (1, 8)
+
+
+def test_wrong_combinations_name_the_fix(phase1):
+    other = build_tokenizer(text_arguments(vocab_size=400), lambda: [*CORPUS, *map(str, range(400))])
+    with pytest.raises(ValueError, match="pass the --tokenizer that belongs to the --text_model"):
+        build_text_model(TextModelArguments(text_model=str(phase1)), other)
+    with pytest.raises(ValueError, match=r"--text_config .* is no JSON object with a known model_type"):
+        build_text_model(text_arguments(text_config='{"model_type": "brt"}'), other)
+    with pytest.raises(ValueError, match="--text_config"):
+        build_text_model(text_arguments(text_config="{bert}"), other)

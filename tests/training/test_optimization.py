@@ -1,0 +1,49 @@
+"""Parameter groups, schedule, the bound on the scale."""
+
+import math
+
+import pytest
+import torch
+
+from xmodal_hf.training.arguments import TrainingArguments
+from xmodal_hf.training.optimization import build_optimizer, build_scheduler, clamp_logit_scale
+
+
+def test_only_matrices_decay(dual_encoder):
+    model = dual_encoder()
+    decayed, plain = build_optimizer(model, TrainingArguments(weight_decay=0.1)).param_groups
+    assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
+    assert all(parameter.ndim > 1 for parameter in decayed["params"])
+    assert any(parameter is model.logit_scale for parameter in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+def test_frozen_parameters_are_left_out(dual_encoder):
+    model = dual_encoder()
+    model.image_model.requires_grad_(False)
+    groups = build_optimizer(model, TrainingArguments()).param_groups
+    frozen = set(model.image_model.parameters())
+    assert not any(parameter in frozen for group in groups for parameter in group["params"])
+    with pytest.raises(ValueError, match="no parameter is trainable"):
+        build_optimizer(model.requires_grad_(False), TrainingArguments())
+
+
+@pytest.mark.parametrize("warmup", [10, 0.1])
+def test_warm_up_then_cosine(warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = build_scheduler(optimizer, TrainingArguments(warmup_steps=warmup, lr_schedule="cosine"), 100)
+    rates = []
+    for _ in range(100):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    expected = [step / 10 if step < 10 else (1 + math.cos(math.pi * (step - 10) / 90)) / 2 for step in range(100)]
+    assert rates == pytest.approx(expected)
+
+
+def test_logit_scale_stays_within_clip_bounds(dual_encoder):
+    model = dual_encoder()
+    for value, expected in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
+        model.logit_scale.data.fill_(value)
+        clamp_logit_scale(model)
+        assert model.logit_scale.item() == pytest.approx(expected)

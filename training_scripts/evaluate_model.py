@@ -1,0 +1,73 @@
+"""Measure a model: language quality, cross-modal quality, geometry.
+
+    python training_scripts/evaluate_model.py --model outputs/clip --tasks retrieval,representation --pairs openmoji
+    python training_scripts/evaluate_model.py --model sentence-transformers/all-MiniLM-L6-v2 --sts_protocol mteb
+
+The model is one of our checkpoints, a CLIPModel, SiglipModel or ClapModel, a sentence-transformers model or any Auto
+text model, so that a number can be compared with its peer's. Writes results.json and plots, and prints a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xmodal_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
+from xmodal_hf.training.arguments import parse_arguments
+
+if TYPE_CHECKING:
+    from xmodal_hf.evaluation import Embedder
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Evaluate, write results and plots, print the tables."""
+    arguments, data = parse_arguments((EvaluationArguments, EvaluationDataArguments), "Evaluate a model.", args)
+
+    # After parsing: --help and a wrong option answer without torch.
+    from xmodal_hf.evaluation import suite
+
+    suite.parse_tasks(arguments.tasks, data)
+    compared = suite.read_compared(arguments.compare) if arguments.compare else {}
+    results, figures = suite.run_suite(build_embedder(arguments), arguments, data)
+    folder = Path(arguments.output_dir)
+    path = suite.write_results(folder, results)
+    models = compared | {suite.model_name(arguments): results}
+    figures |= suite.comparison_figures(models)
+    for name, figure in figures.items():
+        figure.savefig(folder / name)
+    print(suite.results_table(results))
+    if compared:
+        print("\n" + suite.comparison_table(models))
+    print(f"\n{path}" + "".join(f", {name}" for name in sorted(figures)))
+
+
+def build_embedder(arguments: EvaluationArguments) -> Embedder:
+    """Load the model, with a memory of what it has encoded."""
+    import torch
+
+    from xmodal_hf.evaluation.cache import CachedEmbedder
+    from xmodal_hf.evaluation.embed import EmbedOptions
+    from xmodal_hf.evaluation.loading import load_embedder, model_identity
+
+    options = EmbedOptions(
+        max_tokens_per_batch=arguments.max_tokens_per_batch,
+        batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
+        dtype=None if arguments.dtype == "auto" else getattr(torch, arguments.dtype),
+    )
+    embedder = load_embedder(
+        arguments.model,
+        pooling=arguments.pooling,
+        device=arguments.device,
+        options=options,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    if arguments.cache_dir is None:
+        return CachedEmbedder(embedder)
+    identity = f"{model_identity(arguments.model)} {arguments.pooling} {arguments.max_length} {arguments.dtype}"
+    return CachedEmbedder(embedder, arguments.cache_dir, identity)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,6 @@ from xmodal_hf.training.arguments import (
     parse_arguments,
 )
 
-
 # The smallest side of a crop of 70 % of the area with aspect 1.15 (ImageAugment's defaults) is 0.78 of the picture's.
 _CROP_MARGIN = 1 / 0.78
 

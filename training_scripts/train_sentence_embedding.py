@@ -49,9 +49,14 @@ def main(args: Sequence[str] | None = None) -> None:
         num_views=len(dataset.views),
         temperature=sentence.temperature,
         hard_negative_weight=sentence.hard_negative_weight,
+        mlm_weight=sentence.mlm_weight,
         text_sub_batches=text_sub_batches(training, accelerator),
     )
-    loader = build_loader(dataset, SentenceCollator(tokenizer, max_length=text.max_length), training)
+    mlm_probability = sentence.mlm_probability if sentence.mlm_weight > 0 else 0.0
+    collator = SentenceCollator(
+        tokenizer, max_length=text.max_length, mlm_probability=mlm_probability, seed=training.seed
+    )
+    loader = build_loader(dataset, collator, training)
     result = run_phase(accelerator, model, objective, loader, training, "phase 1: sentences")
     finish_output(accelerator, training, result, model, tokenizer)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from .distributed import all_reduce_sum
 from .losses import cyclic_losses, sigmoid_loss
 from .losses.clip import clip_loss_with_accuracy
 from .losses.simcse import simcse_loss_with_accuracy
@@ -129,12 +130,15 @@ class SentenceObjective:
             3: with hard negatives too (eq. 5). Batches are view-major: V*B rows, all anchors first.
         temperature: of the softmax over cosines.
         hard_negative_weight: added to the logit of each anchor's own hard negative, after the temperature.
+        mlm_weight: of the auxiliary masked-language-modelling loss (section 3.2; 0.1 where the authors use it). Batches
+            then hold `mlm_input_ids` and `mlm_labels`, and the model is a `SentenceEncoder` with `mlm_head`.
         text_sub_batches: parts of similar length that the text tower runs in; the result is the same.
     """
 
     num_views: int = 1
     temperature: float = 0.05
     hard_negative_weight: float = 0.0
+    mlm_weight: float = 0.0
     text_sub_batches: int = 1
 
     def __post_init__(self) -> None:
@@ -147,15 +151,22 @@ class SentenceObjective:
 
     def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
         inputs = _model_inputs(batch)
+        masked = {name: inputs.pop(name) for name in ("mlm_input_ids", "mlm_labels") if name in inputs}
+        if bool(masked) != (self.mlm_weight > 0):
+            raise ValueError("mlm_weight above 0 and a collator with mlm_probability above 0 go together")
         rows = len(inputs["input_ids"])
         if rows % self.num_views:
             raise ValueError(f"a batch of {self.num_views} views has {rows} rows, which is no multiple of it")
         if self.num_views == 1:
             inputs = {name: torch.cat([tensor, tensor]) for name, tensor in inputs.items()}  # (2B, T)
-        text_embeds = model(**inputs, text_sub_batches=self.text_sub_batches).text_embeds
+        output = model(**inputs, **masked, text_sub_batches=self.text_sub_batches)
         names = ("anchor_embeds", "positive_embeds", "negative_embeds")
-        views = text_embeds.chunk(max(self.num_views, 2))  # each (B, D)
-        return dict(zip(names, views, strict=False))
+        views = output.text_embeds.chunk(max(self.num_views, 2))  # each (B, D)
+        embeds = dict(zip(names, views, strict=False))
+        if masked:
+            embeds["mlm_loss"] = output.mlm_loss  # (V*B,)
+            embeds["mlm_tokens"] = (masked["mlm_labels"] != -100).sum(dim=1)  # (V*B,)
+        return embeds
 
     def loss(self, embeds: Embeddings) -> ObjectiveOutput:
         loss, accuracy = simcse_loss_with_accuracy(
@@ -165,7 +176,14 @@ class SentenceObjective:
             temperature=self.temperature,
             hard_negative_weight=self.hard_negative_weight,
         )
-        logs = {"loss": loss.detach(), "accuracy": accuracy}
+        logs = {"contrastive_loss": loss.detach(), "accuracy": accuracy}
+        if "mlm_loss" in embeds:
+            # The mean over the masked tokens of all processes; a batch may have none.
+            tokens = all_reduce_sum(embeds["mlm_tokens"].sum().float()).clamp(min=1)
+            mlm_loss = all_reduce_sum(embeds["mlm_loss"].sum()) / tokens
+            loss = loss + self.mlm_weight * mlm_loss
+            logs["mlm_loss"] = mlm_loss.detach()
+        logs = {"loss": loss.detach(), **logs}
         return ObjectiveOutput(
             loss, logs | _geometry_logs(anchor=embeds["anchor_embeds"], positive=embeds["positive_embeds"])
         )
@@ -250,7 +268,7 @@ def _trim_padding(batch: Batch) -> Batch:
     if mask is None:
         return batch
     width = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 1
-    text = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+    text = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "mlm_input_ids", "mlm_labels")
     return {name: value[:, :width] if name in text else value for name, value in batch.items()}
 
 

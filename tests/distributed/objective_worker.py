@@ -22,16 +22,20 @@ OBJECTIVES = {
     "siglip": CrossModalObjective("siglip"),
     "unsupervised": SentenceObjective(num_views=1),
     "supervised": SentenceObjective(num_views=3),
+    "masked language model": SentenceObjective(num_views=2, mlm_weight=0.1),
     "joint": JointObjective(CrossModalObjective("cyclip"), SentenceObjective(num_views=2)),
 }
+
+SENTENCE_ONLY = ("unsupervised", "supervised", "masked language model")
 
 
 def build_model(name: str, dropout: float) -> torch.nn.Module:
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     text = BertConfig(vocab_size=VOCABULARY, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, **shape)
-    if name in ("unsupervised", "supervised"):
-        return SentenceEncoder(SentenceEncoderConfig(text_config=text, head="mlp")).train()
+    if name in SENTENCE_ONLY:
+        masked = OBJECTIVES[name].mlm_weight > 0
+        return SentenceEncoder(SentenceEncoderConfig(text_config=text, head="mlp", mlm_head=masked)).train()
     image = ViTConfig(image_size=8, patch_size=4, hidden_dropout_prob=dropout, **shape)
     bias = {"logit_bias_init_value": -10.0} if name == "siglip" else {}
     return ImageTextDualEncoder(ImageTextConfig(text_config=text, image_config=image, projection_dim=8, **bias)).train()
@@ -43,10 +47,21 @@ def texts(rows: int, seed: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.randint(1, VOCABULARY, (rows, 7), generator=generator) * mask, "attention_mask": mask}
 
 
+def with_masks(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Mask the second token of every row and the third of every other one, so that the halves have unequal numbers."""
+    ids = batch["input_ids"]
+    labels = torch.full_like(ids, -100)
+    labels[:, 1] = ids[:, 1]
+    labels[: len(ids) // 4, 2] = ids[: len(ids) // 4, 2].clamp(min=1)
+    masked = torch.where(labels == -100, ids, VOCABULARY - 1)
+    return {**batch, "mlm_input_ids": masked, "mlm_labels": labels}
+
+
 def joined_batch(name: str) -> dict:
     """The batch of all processes, as view-major texts or pairs."""
-    if name in ("unsupervised", "supervised"):
-        return texts(ROWS * OBJECTIVES[name].num_views, seed=1)
+    if name in SENTENCE_ONLY:
+        batch = texts(ROWS * OBJECTIVES[name].num_views, seed=1)
+        return with_masks(batch) if OBJECTIVES[name].mlm_weight > 0 else batch
     generator = torch.Generator().manual_seed(2)
     pairs = {**texts(ROWS, seed=1), "pixel_values": torch.randn(ROWS, 3, 8, 8, generator=generator)}
     pairs["group_ids"] = torch.tensor([0, 1, 2, 3, 4, 5, 0, 7, 8, 3, 10, 11])  # items whose pairs lie in both halves
@@ -61,7 +76,7 @@ def local_share(batch: dict, name: str, rank: int, world_size: int) -> dict:
             "pairs": local_share(batch["pairs"], "clip", rank, world_size),
             "sentences": rows_of(batch["sentences"], 2, rank, world_size),
         }
-    views = OBJECTIVES[name].num_views if name in ("unsupervised", "supervised") else 1
+    views = OBJECTIVES[name].num_views if name in SENTENCE_ONLY else 1
     return rows_of(batch, views, rank, world_size)
 
 

@@ -144,4 +144,4 @@ def test_pipelines_do_not_complain(
         pipeline("zero-shot-audio-classification", model=audio_text_folder)
         pipeline("image-feature-extraction", model=image_text_folder)
         logger.warning("this is captured")
-    assert caplog.messages == ["this is captured"]
+    assert set(caplog.messages) == {"this is captured"}

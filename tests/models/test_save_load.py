@@ -43,7 +43,7 @@ def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 def test_every_field_is_covered() -> None:
     assert own_fields(ImageTextConfig) == IMAGE_TEXT_FIELDS.keys() | {"text_config", "image_config"}
-    assert own_fields(SentenceEncoderConfig) == SENTENCE_FIELDS.keys() | {"text_config"}
+    assert own_fields(SentenceEncoderConfig) == SENTENCE_FIELDS.keys() | {"text_config", "mlm_head"}
     renamed = {field.replace("image", "audio") for field in own_fields(ImageTextConfig)}
     assert own_fields(AudioTextConfig) == renamed
 
@@ -216,3 +216,15 @@ def test_auto_model_builds_from_a_config(text_config: Callable, image_config: Ca
     assert type(AutoModel.from_config(image_text)) is ImageTextDualEncoder
     assert type(AutoModel.from_config(audio_text)) is AudioTextDualEncoder
     assert type(AutoModel.from_config(SentenceEncoderConfig(text_config=text_config()))) is SentenceEncoder
+
+
+def test_mlm_head(make_sentence_encoder: Callable, make_text_batch: Callable, reload: Callable) -> None:
+    batch = make_text_batch()
+    batch |= {"mlm_input_ids": batch["input_ids"], "mlm_labels": batch["input_ids"]}
+    model = seeded(make_sentence_encoder, mlm_head=True).eval()
+    with torch.no_grad():
+        expected = model(**batch)
+        loaded = reload(model)(**batch)
+    assert expected.mlm_loss.min() > 0
+    assert torch.equal(loaded.mlm_loss, expected.mlm_loss)
+    assert torch.equal(loaded.text_embeds, expected.text_embeds)

@@ -77,7 +77,16 @@ def test_phase_1_supervised(tmp_path):
         writer.writerows([[f"a man number {i}", f"a person {i}", f"no man {i}"] for i in range(8)])
     folder = tmp_path / "out"
     run_well(
-        "train_sentence_embedding.py", "--triplets", triplets, "--text_config", TEXT, *SHORT, "--output_dir", folder
+        "train_sentence_embedding.py",
+        "--triplets",
+        triplets,
+        "--mlm_weight",
+        "0.1",
+        "--text_config",
+        TEXT,
+        *SHORT,
+        "--output_dir",
+        folder,
     )
     check_outputs(folder)
 

@@ -81,6 +81,26 @@ def test_supervised_simcse(sentence_encoder, text_batch):
     assert got.loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_masked_language_modelling(sentence_encoder, text_batch):
+    model, batch = sentence_encoder(0.0, mlm_head=True), text_batch(8)
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels[:, 1] = batch["input_ids"][:, 1]
+    masked = {"mlm_input_ids": torch.where(labels == -100, batch["input_ids"], 3), "mlm_labels": labels}
+    hidden = model.text_model(masked["mlm_input_ids"], batch["attention_mask"]).last_hidden_state
+    logits = model.mlm_head.transform(hidden) @ model.get_input_embeddings().weight.t()
+    mlm_loss = cross_entropy(logits.flatten(0, 1), labels.flatten())
+    plain = SentenceObjective(num_views=2)(model, batch).loss
+    output = SentenceObjective(num_views=2, mlm_weight=0.1)(model, {**batch, **masked})
+    assert output.loss.item() == pytest.approx((plain + 0.1 * mlm_loss).item(), rel=1e-5)
+    assert output.logs["mlm_loss"].item() == pytest.approx(mlm_loss.item(), rel=1e-5)
+    output.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with pytest.raises(ValueError, match="go together"):
+        SentenceObjective(num_views=2, mlm_weight=0.1)(model, batch)
+    with pytest.raises(ValueError, match="mlm_head=True"):
+        SentenceObjective(num_views=2, mlm_weight=0.1)(sentence_encoder(), {**batch, **masked})
+
+
 def test_joint_is_the_weighted_sum(dual_encoder, pair_batch, text_batch):
     model = dual_encoder(0.0)
     pairs, sentences = CrossModalObjective("clip"), SentenceObjective(num_views=2)

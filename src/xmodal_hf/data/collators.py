@@ -10,7 +10,9 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .sampling import SENTENCE_VIEWS
-from .seeding import EpochIndex
+from .seeding import EpochIndex, row_generator
+
+_MASK_STREAM = 4  # the others are in sampling.py
 
 
 class PairCollator:
@@ -76,15 +78,52 @@ class SentenceCollator:
     Args:
         tokenizer: of the text tower.
         max_length: longest text in tokens; 32 as in SimCSE.
+        mlm_probability: above 0, also `mlm_input_ids` and `mlm_labels` (V*B, T) for masked language modelling, that
+            share of the tokens masked; 0.15 in BERT and SimCSE.
+        seed: of the masks, which depend on it and on each row's epoch and index only.
+
+    Raises:
+        ValueError: `mlm_probability` is no share, or the tokenizer has no mask token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 32) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 32, mlm_probability: float = 0.0, seed: int = 0
+    ) -> None:
+        if not 0 <= mlm_probability < 1:
+            raise ValueError(f"mlm_probability must be in [0, 1), got {mlm_probability}.")
+        if mlm_probability > 0 and tokenizer.mask_token_id is None:
+            raise ValueError("Masked language modelling needs a tokenizer with a mask token; set mlm_probability to 0.")
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.mlm_probability = mlm_probability
+        self.seed = seed
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         views = [name for name in SENTENCE_VIEWS if name in rows[0]]
         texts = [row[view] for view in views for row in rows]
-        return dict(
+        batch = dict(
             self.tokenizer(texts, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt")
         )
+        if self.mlm_probability > 0:
+            positions = [row["position"] for row in rows]
+            batch |= self._masked(batch["input_ids"].view(len(views), len(rows), -1), positions)
+        return batch
+
+    def _masked(self, input_ids: torch.Tensor, positions: Sequence[EpochIndex]) -> dict[str, torch.Tensor]:
+        """BERT's masks (Devlin et al. 2019, section 3.1): (V, B, T) ids -> (V*B, T) masked ids and labels.
+
+        Of the drawn tokens 80 % become the mask token, 10 % a random one and 10 % stay.
+        """
+        masked, labels = input_ids.clone(), torch.full_like(input_ids, -100)
+        special = torch.tensor(self.tokenizer.all_special_ids)
+        for column, position in enumerate(positions):
+            ids = input_ids[:, column]  # (V, T)
+            generator = row_generator(self.seed, position, stream=_MASK_STREAM)
+            # As many draws whatever the padding, so that a row's masks do not depend on its batch.
+            draws = torch.from_numpy(generator.random((3, len(ids), self.max_length)))[..., : ids.shape[1]]
+            chosen = (draws[0] < self.mlm_probability) & ~torch.isin(ids, special)
+            labels[:, column][chosen] = ids[chosen]
+            masked[:, column][chosen & (draws[1] < 0.8)] = self.tokenizer.mask_token_id
+            replaced = chosen & (draws[1] >= 0.9)
+            masked[:, column][replaced] = (draws[2] * len(self.tokenizer)).long()[replaced]
+        return {"mlm_input_ids": masked.flatten(0, 1), "mlm_labels": labels.flatten(0, 1)}

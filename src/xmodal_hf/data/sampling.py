@@ -24,7 +24,7 @@ from .seeding import EpochIndex, epoch_permutation, row_generator
 SENTENCE_VIEWS = ("anchor", "positive", "negative")
 # Captions longer than this are a page of text that got into the column, in characters.
 MAX_CAPTION_LENGTH = 10_000
-_CAPTION_STREAM, _REPLACEMENT_STREAM, _WINDOW_STREAM = 0, 2, 3  # 1 is the augmentations'
+_CAPTION_STREAM, _REPLACEMENT_STREAM, _WINDOW_STREAM = 0, 2, 3  # 1: augmentation, 4: token masks
 
 
 class EpochSampler(Sampler[EpochIndex]):

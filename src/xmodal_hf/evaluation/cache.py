@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from PIL import Image
 
 from xmodal_hf.data.files import read_media
 
-from .embed import Embedder, Modality
+from .embed import Counted, Embedder, Modality
 
 _DIGEST_BYTES = 16  # 128 bits: no accidental equality among any number of items that fits a disk
 
@@ -44,6 +46,10 @@ class CachedEmbedder(Embedder):
     @property
     def modality(self) -> Modality | None:
         return self._embedder.modality
+
+    @property
+    def sampling_rate(self) -> int | None:
+        return self._embedder.sampling_rate
 
     @property
     def logit_scale(self) -> float | None:
@@ -74,13 +80,18 @@ class CachedEmbedder(Embedder):
                     unseen[digests[-1]] = None
                     yield item
 
-        self._encode_new(modality, new_items(), unseen, memory)
+        self._encode_new(modality, new_items(), length_hint(items), unseen, memory)
         if not digests:
             raise ValueError(f"there is no {modality} to embed")
         return np.stack([memory[digest] for digest in digests])
 
     def _encode_new(
-        self, modality: str, new_items: Iterator[Any], unseen: dict[bytes, None], memory: dict[bytes, np.ndarray]
+        self,
+        modality: str,
+        new_items: Iterator[Any],
+        at_most: int,
+        unseen: dict[bytes, None],
+        memory: dict[bytes, np.ndarray],
     ) -> None:
         """Add the embeddings of `new_items` to `memory`, under the digests that their iteration adds to `unseen`."""
         first = next(new_items, None)
@@ -89,7 +100,7 @@ class CachedEmbedder(Embedder):
         if modality == "text":
             embeds = self._embedder.encode_text([first, *new_items], normalize=False)
         else:
-            embeds = self._embedder.encode_items(modality, _chain(first, new_items))
+            embeds = self._embedder.encode_items(modality, Counted(chain([first], new_items), at_most))
         memory.update(zip(unseen, embeds, strict=True))
         self._write(modality, memory)
 
@@ -132,8 +143,3 @@ def content_digest(item: Any, modality: str) -> bytes:
         array = np.ascontiguousarray(item)
         parts = [f"{array.dtype} {array.shape}".encode(), array.tobytes()]
     return hashlib.blake2b(b"\0".join(parts), digest_size=_DIGEST_BYTES).digest()
-
-
-def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest

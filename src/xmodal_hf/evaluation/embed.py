@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any, Literal
 
 import numpy as np
@@ -69,6 +70,11 @@ class Embedder:
     @property
     def logit_scale(self) -> float | None:
         """The learned multiplier of cosines, where the model has one."""
+        return None
+
+    @property
+    def sampling_rate(self) -> int | None:
+        """The rate of the clips that the model takes, in Hz."""
         return None
 
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
@@ -142,6 +148,10 @@ class DualEncoderEmbedder(Embedder):
     def modality(self) -> Modality | None:
         parts = self.processor.get_attributes()
         return next((modality for modality, part in _ENCODER_PART.items() if part in parts), None)
+
+    @property
+    def sampling_rate(self) -> int | None:
+        return self.processor.feature_extractor.sampling_rate if self.modality == "audio" else None
 
     @property
     def logit_scale(self) -> float | None:
@@ -252,8 +262,21 @@ def embed_pairs(embedder: Embedder, dataset: Iterable[Mapping[str, Any]], modali
             owners.extend([index] * len(texts))
             yield row[modality]
 
-    modality_embeds = embedder.encode_items(modality, items())
+    modality_embeds = embedder.encode_items(modality, Counted(items(), length_hint(dataset)))
     return PairEmbeddings(modality, modality_embeds, embedder.encode_text(captions), np.array(owners))
+
+
+class Counted(Iterable[Any]):
+    """A stream that knows how many items it will give at most, so that a progress bar can say how long it takes."""
+
+    def __init__(self, items: Iterable[Any], length: int):
+        self._items, self._length = items, length
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._items)
+
+    def __length_hint__(self) -> int:
+        return self._length
 
 
 @contextmanager
@@ -342,7 +365,7 @@ def _encode_items(
     """Run `forward` on batches of `items`, which may be a generator: only one batch is in memory."""
     embeds: list[np.ndarray] = []
     batch: list[Any] = []
-    bar = _bar(len(items) if isinstance(items, Sequence) else None, unit, options)
+    bar = _bar(length_hint(items) or None, unit, options)
 
     def run() -> None:
         with _autocast(model, options.dtype):

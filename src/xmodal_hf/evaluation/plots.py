@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from .representation import singular_spectrum, unit_rows
 from .retrieval import gold_pairs
@@ -213,7 +214,8 @@ def _project(rows: np.ndarray, method: str, seed: int) -> np.ndarray:
         return PCA(n_components=2, svd_solver="full").fit_transform(rows)
     if method == "tsne":
         perplexity = min(30.0, (len(rows) - 1) / 3)  # scikit-learn's default of 30 needs more rows than that
-        return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(rows)
+        with threadpool_limits(1):  # some hundred points: threads would cost more than they do
+            return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(rows)
     raise ValueError(f"unknown method {method!r}: one of {', '.join(_METHODS)}")
 
 

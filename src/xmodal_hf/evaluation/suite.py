@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from xmodal_hf.data.tables import load_table
 
 from . import plots
 from .arguments import TASKS, EvaluationArguments, EvaluationDataArguments
-from .embed import Embedder, Modality, PairEmbeddings, embed_pairs
+from .embed import Counted, Embedder, Modality, PairEmbeddings, embed_pairs
 from .held_data import describe_source
 from .prompts import DEFAULT_PROMPTS
 from .representation import evaluate_representation
@@ -265,16 +265,17 @@ def _embedded_pairs(embedder: Embedder, data: EvaluationDataArguments) -> tuple[
         text_column=data.text_column,
         max_samples=data.max_pairs,
     )
-    rows = ({modality: item, "text": text} for item, text in zip(_items(table, modality), table["text"], strict=True))
+    items = zip(_items(table, modality), table["text"], strict=True)
+    rows = Counted(({modality: item, "text": text} for item, text in items), len(table))
     meta = describe_source(str(data.pairs), table) | {"split": data.pairs_split}
     return embed_pairs(embedder, rows, modality), meta
 
 
-def _items(table: Dataset, modality: str) -> Iterator[Any]:
+def _items(table: Dataset, modality: str) -> Iterable[Any]:
     """The pictures or clips as cells, which are read one at a time and decoded as in training."""
     if modality == "image":
         table = table.cast_column("image", Image(decode=False))
-    return iter(table[modality])
+    return Counted(table[modality], len(table))
 
 
 def _modality(embedder: Embedder, data: EvaluationDataArguments) -> Modality:

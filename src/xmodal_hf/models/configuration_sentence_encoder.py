@@ -18,6 +18,8 @@ class SentenceEncoderConfig(PreTrainedConfig):
         pooling: `cls`, `mean`, `max`, `eos` or `pooler` (the tower's own pooled output).
         head: `none`, `linear`, or `mlp` (Linear and tanh, SimCSE's; Gao et al. 2021, section 6.3).
         head_dim: width of the head's output; None: the tower's width.
+        mlm_head: build a head for the auxiliary masked-language-modelling loss (SimCSE, Gao et al. 2021, section 3.2);
+            only training uses it.
         head_at_inference: False drops the head outside training (unsupervised SimCSE), True keeps it (supervised).
     """
 
@@ -29,6 +31,7 @@ class SentenceEncoderConfig(PreTrainedConfig):
     head: str = "none"
     head_dim: int | None = None
     head_at_inference: bool = True
+    mlm_head: bool = False
 
     def validate_pooling(self) -> None:
         """Reject an unknown pooling, and `eos` without an end-of-text id."""

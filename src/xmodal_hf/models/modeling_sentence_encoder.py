@@ -39,6 +39,7 @@ class SentenceEncoderOutput(ModelOutput):
         pooler_output: (B, D), pooled and through the head where it applies, not normalised.
         text_embeds: (B, D), `pooler_output` at unit norm.
         hidden_states, attentions: of the tower, when asked for.
+        mlm_loss: (B,), summed negative log-likelihood of each row's masked tokens, when `mlm_input_ids` were given.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -46,6 +47,7 @@ class SentenceEncoderOutput(ModelOutput):
     text_embeds: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
+    mlm_loss: torch.Tensor | None = None
 
 
 def build_head(config: SentenceEncoderConfig, hidden_size: int) -> nn.Module:
@@ -54,6 +56,21 @@ def build_head(config: SentenceEncoderConfig, hidden_size: int) -> nn.Module:
         return nn.Identity()
     linear = nn.Linear(hidden_size, config.head_dim or hidden_size)
     return nn.Sequential(linear, nn.Tanh()) if config.head == "mlp" else linear
+
+
+class MaskedLanguageModelHead(nn.Module):
+    """Token states -> logits of the vocabulary (Devlin et al. 2019), the output matrix tied to the token embeddings.
+
+    Without BERT's bias on each token, so that a resized vocabulary needs nothing here.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.transform = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.LayerNorm(hidden_size))
+
+    def forward(self, hidden: torch.Tensor, token_embeddings: torch.Tensor) -> torch.Tensor:
+        """(M, H) states and (vocabulary, H) embeddings -> (M, vocabulary)."""
+        return self.transform(hidden) @ token_embeddings.t()
 
 
 class SentenceEncoder(TextTowerMixin, PreTrainedModel):
@@ -79,6 +96,15 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
         config.text_config = self.text_model.config
         hidden_size = tower_hidden_size(config.text_config, "text_config")
         self.head = build_head(config, hidden_size)
+        if config.mlm_head:
+            embeddings = self.get_input_embeddings()
+            # Tied to the embeddings, which not every tower has at the width of its states (ALBERT's are narrower).
+            if embeddings.embedding_dim != hidden_size:
+                raise ValueError(
+                    f"mlm_head needs token embeddings as wide as the tower's states, got {embeddings.embedding_dim} "
+                    f"and {hidden_size}: set mlm_head=False"
+                )
+            self.mlm_head = MaskedLanguageModelHead(hidden_size)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.post_init()
 
@@ -122,6 +148,8 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         text_sub_batches: int = 1,
+        mlm_input_ids: torch.Tensor | None = None,
+        mlm_labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> SentenceEncoderOutput:
@@ -130,9 +158,11 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B, T).
             text_sub_batches: run the tower in that many parts of similar length; the embeddings are the same.
+            mlm_input_ids, mlm_labels: (B_mlm, T), ids with some masked, and the true ids there, -100 elsewhere; their
+                padding is where `mlm_input_ids` is the pad token. The model needs `mlm_head`.
 
         Raises:
-            ValueError: for missing or unbatched ids.
+            ValueError: for missing or unbatched ids, or masked ids for a model without `mlm_head`.
         """
         inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
         flags = output_flags(output_attentions, output_hidden_states)
@@ -146,7 +176,19 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
             text_embeds=nn.functional.normalize(pooled, dim=-1),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            mlm_loss=None if mlm_input_ids is None else self._mlm_loss(mlm_input_ids, mlm_labels),
         )
+
+    def _mlm_loss(self, input_ids: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        """Summed negative log-likelihood of each row's masked tokens: (B, T), (B, T) -> (B,)."""
+        if not self.config.mlm_head or labels is None:
+            raise ValueError("mlm_input_ids need mlm_labels and a model with mlm_head=True")
+        mask = (input_ids != self.config.text_config.pad_token_id).long()
+        hidden = self.text_model(input_ids=input_ids, attention_mask=mask, return_dict=True).last_hidden_state
+        rows, columns = (labels != -100).nonzero(as_tuple=True)  # (M,) masked positions only: the vocabulary is wide
+        logits = self.mlm_head(hidden[rows, columns], self.get_input_embeddings().weight)  # (M, vocabulary)
+        losses = nn.functional.cross_entropy(logits.float(), labels[rows, columns], reduction="none")
+        return losses.new_zeros(len(labels)).index_add(0, rows, losses)
 
     @torch.no_grad()
     def encode(

@@ -108,7 +108,12 @@ class SentenceArguments:
         None, "Keep the head after training. Default: as in SimCSE, kept when supervised, dropped when not."
     )
 
+    mlm_weight: float = option(0.0, "Weight of the auxiliary masked-language-modelling loss; SimCSE tried 0.1.")
+    mlm_probability: float = option(0.15, "Share of the tokens that it masks.")
+
     def __post_init__(self) -> None:
+        if self.mlm_weight < 0 or not 0 < self.mlm_probability < 1:
+            raise ValueError("--mlm_weight must not be negative, --mlm_probability must lie between 0 and 1")
         if (self.sentences is None) == (self.triplets is None):
             raise ValueError("pass one of --sentences (unsupervised) and --triplets (supervised)")
 

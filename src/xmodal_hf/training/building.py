@@ -111,13 +111,16 @@ def build_sentence_encoder(
 ) -> SentenceEncoder:
     """Return the model of phase 1; a SentenceEncoder that is loaded goes on as it was, head included."""
     model = build_text_model(text, tokenizer)
-    if isinstance(model, SentenceEncoder) and text.pooling in (None, model.config.pooling) and sentence.head == "none":
+    mlm_head = sentence.mlm_weight > 0
+    changes = text.pooling not in (None, model.config.pooling) if isinstance(model, SentenceEncoder) else True
+    if isinstance(model, SentenceEncoder) and not changes and sentence.head == "none" and not mlm_head:
         return model
     supervised = sentence.triplets is not None
     return SentenceEncoder.from_text_pretrained(
         model,
         pooling=text.pooling or "mean",
         head=sentence.head,
+        mlm_head=mlm_head,
         head_at_inference=supervised if sentence.head_at_inference is None else sentence.head_at_inference,
     )
 

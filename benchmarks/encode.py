@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def main() -> None:
     rows = measure(loops, sentences, options.rounds)
     print(f"{'loop':<34} {'sentences/s':>11} {'ratio':>6} {'max |difference|':>17}")
     for row in rows:
-        print("{loop:<34} {rate:>11.0f} {ratio:>6.2f} {difference:>17.1e}".format(**row))
+        print(f"{row['loop']:<34} {row['rate']:>11.0f} {row['ratio']:>6.2f} {row['difference']:>17.1e}")
     lengths = [len(sentence.split()) for sentence in sentences]
     corpus = {"sentences": len(sentences), "median_words": statistics.median(lengths), "longest_words": max(lengths)}
     machine = {"device": options.device, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
@@ -103,7 +104,7 @@ def build_loops(model: str, device: str) -> dict[str, Callable[[list[str]], np.n
 
 def measure(
     loops: dict[str, Callable[[list[str]], np.ndarray]], sentences: list[str], rounds: int
-) -> list[dict[str, float | str]]:
+) -> list[dict[str, Any]]:
     """Median rate of every loop, and how far its embeddings are from the first loop's."""
     warm_up = sentences[:64]
     seconds: dict[str, list[float]] = {name: [] for name in loops}

@@ -17,6 +17,7 @@ Legend: N pairs, D embedding size, s logit_scale.
 import argparse
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -299,10 +300,11 @@ def combined(results: list[dict]) -> dict[str, object]:
 
 
 def linear_fit(points: list[tuple[float, float]]) -> dict[str, float]:
-    """Least squares of bytes over N: slope, intercept and the largest relative deviation from the line."""
-    slope, intercept = statistics.linear_regression(*zip(*points, strict=True))
-    deviation = max(abs(slope * n + intercept - size) / size for n, size in points)
-    return {"bytes_per_pair": slope, "intercept_bytes": intercept, "largest_deviation": deviation}
+    """Least squares of bytes over N, and the exponent of N in bytes (1 is linear, a dense loss has 2)."""
+    sizes, all_bytes = zip(*points, strict=True)
+    slope, intercept = statistics.linear_regression(sizes, all_bytes)
+    exponent, _ = statistics.linear_regression([math.log(n) for n in sizes], [math.log(b) for b in all_bytes])
+    return {"bytes_per_pair": slope, "intercept_bytes": intercept, "growth_exponent": exponent}
 
 
 # ---- report ---------------------------------------------------------------------------------------------------------
@@ -333,7 +335,7 @@ def print_goals(compared: list[dict], scaled: list[dict], fit: dict[str, float] 
     if fit is not None:
         print(
             f"memory over N = {scaled[0]['n']}..{scaled[-1]['n']}: {fit['bytes_per_pair']:.0f} bytes a pair + "
-            f"{fit['intercept_bytes'] / MIB:.0f} MiB, within {100 * fit['largest_deviation']:.0f} % of the line; "
+            f"{fit['intercept_bytes'] / MIB:.0f} MiB, growing as N^{fit['growth_exponent']:.2f}; "
             f"N = {scaled[-1]['n']}: {scaled[-1]['extra_bytes'] / GIB:.2f} GiB, "
             f"{scaled[-1]['peak_bytes'] / GIB:.2f} GiB with inputs and whatever the process held before"
         )

@@ -3,9 +3,9 @@
     python benchmarks/retrieval.py                     # writes benchmarks/results/retrieval.json; the full size is last
     python benchmarks/retrieval.py --sizes 1000,5000
 
-Both directions of N items and N captions, D = 512. Dense: one float32 matrix of cosines and its sorted rows and columns,
-the way evaluation scripts usually do it. Every measurement is a process of its own, so that peak memory is its own;
-it includes PyTorch itself (about 0.4 GiB) and the embeddings (0.38 GiB at N = 100,000).
+Both directions of N items and N captions, D = 512. Dense: one float32 matrix of cosines, its rows and its columns
+sorted, the way evaluation scripts usually do it. Every measurement is a process of its own, so that peak memory is its
+own; it includes PyTorch itself (about 0.4 GiB) and the embeddings (0.38 GiB at N = 100,000).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,21 +44,27 @@ def main() -> None:
     for size in (int(size) for size in options.sizes.split(",")):
         for method in ("dense", "tiled") if size <= DENSE_LIMIT else ("tiled",):
             rows.append(run_apart(method, size))
-            print("{items:>8} {method:>8} {seconds:>9.1f} {peak_mib:>9.0f} {t2i:>8.2f} {i2t:>8.2f}".format(**rows[-1]))
+            print_row(rows[-1])
     machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"width": WIDTH, "machine": machine, "rows": rows}, indent=2) + "\n")
     print(RESULTS)
 
 
-def run_apart(method: str, size: int) -> dict[str, float | str]:
+def print_row(row: dict[str, Any]) -> None:
+    """One line of the table."""
+    measured = f"{row['seconds']:>9.1f} {row['peak_mib']:>9.0f} {row['t2i']:>8.2f} {row['i2t']:>8.2f}"
+    print(f"{row['items']:>8} {row['method']:>8} {measured}", flush=True)
+
+
+def run_apart(method: str, size: int) -> dict[str, Any]:
     """One measurement in a fresh process."""
     command = [sys.executable, __file__, "--measure", method, str(size)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)
 
 
-def measure(method: str, size: int) -> dict[str, float | str]:
+def measure(method: str, size: int) -> dict[str, Any]:
     """Ranks of seeded pairs; peak memory of this process."""
     rng = np.random.default_rng(0)
     items = rng.standard_normal((size, WIDTH), dtype=np.float32)
@@ -78,10 +85,11 @@ def dense_ranks(items: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.nd
     unit_items, unit_texts = (torch.nn.functional.normalize(torch.from_numpy(rows), dim=1) for rows in (items, texts))
     cosines = unit_texts @ unit_items.T  # (N, N)
     own = torch.arange(len(items)).unsqueeze(1)
-    directions = (cosines, cosines.T)
-    return tuple(
-        (matrix.argsort(dim=1, descending=True) == own).int().argmax(dim=1).numpy() + 1 for matrix in directions
-    )
+
+    def ranks(matrix: torch.Tensor) -> np.ndarray:
+        return (matrix.argsort(dim=1, descending=True) == own).int().argmax(dim=1).numpy() + 1
+
+    return ranks(cosines), ranks(cosines.T)
 
 
 def tiled_ranks(items: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ LAUNCH_OPTIONS = (
     *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
     *("--num_cpu_threads_per_process", str(os.cpu_count())),
 )
+CARD_FILES = ("results.json", "contact_sheet.png", "map.png", "loss_curves.png")
 NUM_HELD_OUT = 300
 TOP_K = 5
 # Free text that no training picture is captioned with (checked at the start), answered from the held-out pictures.
@@ -43,6 +45,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="Folder of all results.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of everything.")
     parser.add_argument("--max_steps", type=int, help="Stop each phase after that many steps (for a quick trial).")
+    parser.add_argument("--card_dir", type=Path, help="Also copy results.json and the pictures of the README there.")
     parser.add_argument("--search", action="store_true", help="Only answer the queries with the saved model.")
     options = parser.parse_args(args)
     if options.search:
@@ -59,6 +62,10 @@ def main(args: Sequence[str] | None = None) -> None:
     results["search"] = json.loads((folder / "search.json").read_text(encoding="utf-8"))
     results["meta"]["seconds"] = round(time.perf_counter() - started, 1)
     (folder / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if options.card_dir is not None:
+        options.card_dir.mkdir(parents=True, exist_ok=True)
+        for name in CARD_FILES:
+            shutil.copy(folder / name, options.card_dir / name)
     print_summary(folder, results)
 
 
@@ -179,7 +186,9 @@ def search(folder: Path) -> None:
     cosines = embedder.encode_text(list(QUERIES)) @ embedder.encode_image(gallery["image"]).T  # (queries, pictures)
     best = (-cosines).argsort(axis=1, kind="stable")[:, :TOP_K].tolist()
     scores = [[round(float(cosines[row, item]), 4) for item in items] for row, items in enumerate(best)]
-    contact_sheet(QUERIES, [gallery[items]["image"] for items in best], scores).savefig(folder / "contact_sheet.png")
+    contact_sheet(QUERIES, [gallery[items]["image"] for items in best], scores).savefig(
+        folder / "contact_sheet.png", dpi=90
+    )
     answers = {
         query: dict(zip(gallery[items]["text"], row, strict=True))
         for query, items, row in zip(QUERIES, best, scores, strict=True)

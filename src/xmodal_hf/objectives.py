@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import all_reduce_sum
-from .losses import cyclic_losses, sigmoid_loss
+from .losses import cyclic_losses
 from .losses.clip import clip_loss_with_accuracy
+from .losses.sigmoid import sigmoid_loss_with_accuracy
 from .losses.simcse import simcse_loss_with_accuracy
 
 Batch = dict[str, Any]
@@ -105,8 +106,11 @@ class CrossModalObjective:
         logs = {"logit_scale": logit_scale.detach(), **_geometry_logs(modality=modality_embeds, text=text_embeds)}
         if self.loss_type == "siglip":
             bias = embeds["logit_bias"]
-            loss = sigmoid_loss(modality_embeds, text_embeds, logit_scale, bias, group_ids=group_ids)
-            return ObjectiveOutput(loss, {"loss": loss.detach(), "logit_bias": bias.detach(), **logs})
+            loss, to_text, to_modality = sigmoid_loss_with_accuracy(
+                modality_embeds, text_embeds, logit_scale, bias, group_ids=group_ids
+            )
+            logs |= {"accuracy": (to_text + to_modality) / 2, "logit_bias": bias.detach()}
+            return ObjectiveOutput(loss, {"loss": loss.detach(), **logs})
         loss, to_text, to_modality = clip_loss_with_accuracy(
             modality_embeds, text_embeds, logit_scale, group_ids=group_ids
         )

@@ -1,0 +1,48 @@
+"""Every measured number of the README is the one in the results file that it names."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def rows(first_cell: str) -> list[list[str]]:
+    """Return the cells of the table whose header starts with `first_cell`."""
+    table = README[README.index(f"| {first_cell} |") :].split("\n\n")[0]
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
+
+
+def read(path: str) -> dict:
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("row", rows("held-out emoji"), ids=lambda row: row[0])
+def test_demo_table(row):
+    results = read("model_cards/openmoji-demo/results.json")
+    task = "retrieval" if "recall" in row[0] else "representation"
+    assert row[1:] == [f"{results[f'{task}_{state}'][row[0]]:.2f}" for state in ("before", "after")]
+
+
+@pytest.mark.parametrize("row", rows("loss"), ids=lambda row: f"{row[0]}-{row[1]}")
+def test_loss_table(row):
+    compared = {
+        (run["objective"], run["method"]): run for run in read("benchmarks/results/losses_cpu.json")["compared"]
+    }
+    ours, peer = compared[row[0], "streamed"], compared[row[0], row[1]]
+    assert (ours["n"], ours["d"], ours["precision"]) == (8192, 512, "float32")
+    assert row[2:] == [f"{ours[name] / peer[name]:.2f}" for name in ("seconds", "extra_bytes")]
+
+
+def test_padding_number():
+    (quoted,) = re.findall(r"takes ([\d.]+) of the time of plain padding in four parts", README)
+    (row,) = (row for row in read("benchmarks/results/padding_cpu.json")["padding"] if row["text_sub_batches"] == 4)
+    assert float(quoted) == pytest.approx(row["time_to_plain_padding"], abs=0.01)
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links and all((ROOT / link).is_file() for link in links)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test check static format bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,13 +22,16 @@ $(STAMP): setup.py constraints.txt
 demo: install  ## Train, evaluate, save and load back on the built-in emoji pictures (outputs/demo)
 	$(BIN)/python training_scripts/run_demo.py
 
-test: check  ## Lint, format, types, then the test suite
+test: static  ## Lint, formatting, types, then the whole test suite
+	$(BIN)/python -m pytest -n 2 -q -m "slow or not slow"
 
-check: install  ## What `make test` runs: ruff, formatting, mypy, pytest without the tests marked slow
+check: static  ## What a contributor runs: lint, formatting, types, then the fast tests
+	$(BIN)/python -m pytest -n 2 -q
+
+static: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 -q
 
 format: install  ## Sort imports, mend what ruff can, format
 	$(BIN)/ruff check --fix .

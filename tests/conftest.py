@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import settings
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -27,6 +28,10 @@ from xmodal_hf import (
     SentenceEncoder,
     SentenceEncoderConfig,
 )
+
+# Generated examples are the same in every run: a failure is a failure of the change at hand.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 # Lines of a log would hide what a failed test prints.
 transformers.logging.set_verbosity_error()

@@ -1,11 +1,14 @@
 """The embedding loop: equal to the model called plainly, whatever the batches; deterministic; clear about bad input."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import AutoModel
 
 from xmodal_hf.evaluation import Embedder, as_embedder, embed_pairs, evaluate_retrieval
 from xmodal_hf.evaluation.embed import EmbedOptions, evaluation_mode, token_batches
@@ -53,6 +56,16 @@ def test_text_model_pooling(bert, tokenizer, sentences, pooling):
     hidden = bert(**ids).last_hidden_state[0]
     expected = {"cls": hidden[0], "mean": hidden.mean(0), "max": hidden.amax(0), "eos": hidden[-1]}[pooling]
     assert np.allclose(embeds[3], unit(expected[None])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("tower", ["bert", "roberta"])
+def test_long_texts_are_cut_to_what_the_tower_takes(text_config, tokenizer, tower):
+    """RoBERTa's table has one row less for tokens than its size says."""
+    model = AutoModel.from_config(text_config(tower)).eval()
+    unlimited = copy.deepcopy(tokenizer)
+    unlimited.model_max_length = 10**30
+    embedder = as_embedder(model, unlimited)
+    assert np.allclose(embedder.encode_text(["rain " * 22]), embedder.encode_text(["rain " * 200]), atol=1e-6)
 
 
 def test_images_equal_one_by_one(clip, pictures):

@@ -104,7 +104,9 @@ def image_pairs(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("objective", ["clip", "cyclip", "siglip"])
+@pytest.mark.parametrize(
+    "objective", ["cyclip", *(pytest.param(name, marks=pytest.mark.slow) for name in ("clip", "siglip"))]
+)
 def test_phase_2_on_images(objective, phase1, image_pairs, tmp_path):
     args = ["--dataset", image_pairs, "--text_model", phase1, "--image_config", IMAGE, "--image_size", "16"]
     args += ["--projection_dim", "8", "--objective", objective, "--augment", *SHORT]

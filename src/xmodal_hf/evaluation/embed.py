@@ -350,8 +350,11 @@ def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int) 
 
 def _text_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The most tokens that both the tokenizer and the text tower take."""
-    text_config = model.config.get_text_config()
-    positions = getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _NO_LIMIT
+    for name, module in model.named_modules():
+        is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+        if is_table and module.padding_idx is not None:
+            positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
     return min(tokenizer.model_max_length, positions)
 
 

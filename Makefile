@@ -3,6 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+# One thread a process: two workers of several threads each get in each other's way. A file's tests stay together,
+# since they share what is costly to set up.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check static format bench clean
@@ -23,10 +26,10 @@ demo: install  ## Train, evaluate, save and load back on the built-in emoji pict
 	$(BIN)/python training_scripts/run_demo.py
 
 test: static  ## Lint, formatting, types, then the whole test suite
-	$(BIN)/python -m pytest -n 2 -q -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 check: static  ## What a contributor runs: lint, formatting, types, then the fast tests
-	$(BIN)/python -m pytest -n 2 -q
+	$(PYTEST)
 
 static: install
 	$(BIN)/ruff check .

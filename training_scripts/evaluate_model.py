@@ -29,9 +29,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
     suite.parse_tasks(arguments.tasks, data)
     compared = suite.read_compared(arguments.compare) if arguments.compare else {}
-    results, figures = suite.run_suite(build_embedder(arguments), arguments, data)
     folder = Path(arguments.output_dir)
-    path = suite.write_results(folder, results)
+    earlier = suite.read_earlier_results(folder, arguments.model)
+    results, figures = suite.run_suite(build_embedder(arguments), arguments, data)
+    path = suite.write_results(folder, results, earlier)
     models = compared | {suite.model_name(arguments): results}
     figures |= suite.comparison_figures(models)
     for name, figure in figures.items():

@@ -200,7 +200,8 @@ def test_too_many_bad_items_stop_the_run_with_the_list(damaged, tmp_path, num_wo
     loader.collate_fn = list
     with pytest.raises(TooManyBadItemsError, match=r"of 120 items cannot be used, more than max_bad_fraction=0\.1:"):
         list(loader)
-    assert 13 <= len(listed(tmp_path / "bad_items.jsonl")) <= 13 + num_workers  # 12 of 120 are 10 %
+    # 12 of 120 are 10 %. Each worker may be two batches of five ahead when the first one stops the run.
+    assert 13 <= len(listed(tmp_path / "bad_items.jsonl")) <= 13 + 10 * num_workers
 
 
 def test_the_complaint_shows_ids_sources_and_reasons(tmp_path):

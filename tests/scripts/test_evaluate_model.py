@@ -87,7 +87,7 @@ def test_our_model_on_all_cross_modal_tasks(main, image_text_folder, pictures, s
     meta = results["meta"]
     assert meta["name"] == "tiny" and meta["versions"]["torch"]
     for task in ("retrieval", "zero_shot", "representation"):
-        assert set(meta["tasks"][task]) >= {"dataset", "sha256", "protocol", "seed", "runtime_seconds", "num_resamples"}
+        assert set(meta["tasks"][task]) >= {"dataset", "sha256", "protocol", "seed", "runtime_seconds"}
     for name in ("map.png", "map_tsne.png", "cosines.png", "spectrum.png", "confusion.png"):
         assert Image.open(out / name).size[0] > 300
     printed = capsys.readouterr().out
@@ -97,6 +97,15 @@ def test_our_model_on_all_cross_modal_tasks(main, image_text_folder, pictures, s
     merged = results_of(out)
     assert merged["retrieval"] == results["retrieval"] and -100 <= merged["sts"]["average"] <= 100
     assert set(merged["meta"]["tasks"]) == {"retrieval", "zero_shot", "representation", "sts"}
+
+
+def test_results_of_two_models_are_never_mixed(main, image_text_folder, sentence_encoder_folder, sts_data, tmp_path):
+    args = ["--sts_data", str(sts_data), "--num_resamples", "0", "--output_dir", str(tmp_path / "out")]
+    main(["--model", str(image_text_folder), *args])
+    (image_text_folder / "README.md").write_text("a card is not the model")
+    main(["--model", str(image_text_folder), *args])
+    with pytest.raises(ValueError, match="is of another model"):
+        main(["--model", str(sentence_encoder_folder), *args])
 
 
 def test_comparison_of_two_models(main, image_text_folder, pictures, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from datasets import Dataset
@@ -31,10 +32,16 @@ def local_table(folder: str | os.PathLike, stem: str, split: str = "all") -> Dat
 def checksum(path: str | os.PathLike) -> str:
     """SHA-256 of a file, or of the names and contents of all files of a folder."""
     path = Path(path)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    if path.is_file():
+        return files_checksum([path], path.parent)
+    return files_checksum([file for file in path.rglob("*") if file.is_file()], path)
+
+
+def files_checksum(files: Iterable[Path], root: Path) -> str:
+    """SHA-256 of the names, relative to `root`, and the contents of files, in the order of their names."""
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(str(file.relative_to(path) if file != path else file.name).encode())
+    for file in sorted(files):
+        digest.update(f"{file.relative_to(root)}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
             while block := stream.read(_BYTES_AT_ONCE):
                 digest.update(block)

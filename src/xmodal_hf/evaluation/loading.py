@@ -11,9 +11,12 @@ from transformers.utils import cached_file
 import xmodal_hf  # noqa: F401  (registers our models with the Auto classes)
 
 from .embed import Embedder, EmbedOptions, as_embedder
-from .held_data import checksum
+from .held_data import files_checksum
 
 _OWN_SENTENCE_ENCODER = "xmodal_sentence_encoder"
+# Files of a checkpoint that change its embeddings: weights, configs, vocabularies, code.
+_MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
+_RESULTS_NAME = "results.json"
 
 
 def load_embedder(
@@ -49,9 +52,11 @@ def load_embedder(
 
 
 def model_identity(model: str) -> str:
-    """What tells a model's weights from all others': a folder's checksum, or a Hub model's id and commit."""
-    if Path(model).is_dir():
-        return checksum(model)
+    """What tells a model from all others: the checksum of its files, without cards and results, or its Hub commit."""
+    folder = Path(model)
+    if folder.is_dir():
+        files = (file for file in folder.rglob("*") if file.suffix in _MODEL_SUFFIXES and file.name != _RESULTS_NAME)
+        return f"sha256:{files_checksum(files, folder)}"
     config, _ = PreTrainedConfig.get_config_dict(model)
     return f"{model}@{config.get('_commit_hash')}"
 

@@ -22,6 +22,7 @@ from . import plots
 from .arguments import TASKS, EvaluationArguments, EvaluationDataArguments
 from .embed import Counted, Embedder, Modality, PairEmbeddings, embed_pairs
 from .held_data import describe_source
+from .loading import model_identity
 from .prompts import DEFAULT_PROMPTS
 from .representation import evaluate_representation
 from .retrieval import evaluate_retrieval
@@ -32,6 +33,8 @@ from .zero_shot import confusion_counts, zero_shot_metrics, zero_shot_scores
 
 RESULTS_NAME = "results.json"
 _PACKAGES = ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn")
+# Options that change a number, recorded with each task.
+_RECORDED = ("seed", "num_resamples", "pooling", "max_length", "dtype")
 # Task -> the option that it cannot do without.
 _NEEDED = {"transfer": "transfer_data", "retrieval": "pairs", "representation": "pairs", "zero_shot": "zero_shot_data"}
 # What a comparison shows of each task.
@@ -102,10 +105,16 @@ def run_suite(
         outcome = runners[task](embedder, arguments, data)
         results[task] = outcome.numbers
         seconds = round(time.perf_counter() - started, 2)
-        common = {"seed": arguments.seed, "num_resamples": arguments.num_resamples, "runtime_seconds": seconds}
-        task_meta[task] = common | outcome.meta
+        settings = {name: getattr(arguments, name) for name in _RECORDED}
+        task_meta[task] = settings | {"runtime_seconds": seconds} | outcome.meta
         figures |= outcome.figures
-    meta = {"model": arguments.model, "name": model_name(arguments), "tasks": task_meta, "versions": versions()}
+    meta = {
+        "model": arguments.model,
+        "identity": model_identity(arguments.model),
+        "name": model_name(arguments),
+        "tasks": task_meta,
+        "versions": versions(),
+    }
     return results | {"meta": meta}, figures
 
 
@@ -120,15 +129,29 @@ def versions() -> dict[str, str]:
     return own | {package: version(package) for package in _PACKAGES}
 
 
-def write_results(folder: Path, results: Results) -> Path:
-    """Write results.json; tasks of one that is there already stay, unless they were run again."""
+def read_earlier_results(folder: Path, model: str) -> Results:
+    """Results that are in the folder already; none if there are none.
+
+    Raises:
+        ValueError: they are another model's.
+    """
     path = folder / RESULTS_NAME
-    if path.exists():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        tasks = old.get("meta", {}).get("tasks", {}) | results["meta"]["tasks"]
-        results = old | results | {"meta": results["meta"] | {"tasks": tasks}}
+    if not path.exists():
+        return {}
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if earlier["meta"]["identity"] != model_identity(model):
+        raise ValueError(f"{path} is of another model, {earlier['meta']['model']}: choose another --output_dir")
+    return earlier
+
+
+def write_results(folder: Path, results: Results, earlier: Results) -> Path:
+    """Write results.json: these results, and the earlier ones of tasks that were not run again."""
+    merged = earlier | results
+    if earlier:
+        merged["meta"] = results["meta"] | {"tasks": earlier["meta"]["tasks"] | results["meta"]["tasks"]}
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = folder / RESULTS_NAME
+    path.write_text(json.dumps(merged, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 

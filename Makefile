@@ -40,8 +40,8 @@ format: install  ## Sort imports, mend what ruff can, format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install  ## Measure against peers (benchmarks/README.md): tables and JSON in benchmarks/results
-	$(BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
+bench: install  ## Measure against peers: tables and JSON in benchmarks/results
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:  ## Remove the virtual environment, caches and outputs

@@ -112,8 +112,8 @@ def build_sentence_encoder(
     """Return the model of phase 1; a SentenceEncoder that is loaded goes on as it was, head included."""
     model = build_text_model(text, tokenizer)
     mlm_head = sentence.mlm_weight > 0
-    changes = text.pooling not in (None, model.config.pooling) if isinstance(model, SentenceEncoder) else True
-    if isinstance(model, SentenceEncoder) and not changes and sentence.head == "none" and not mlm_head:
+    same_pooling = isinstance(model, SentenceEncoder) and text.pooling in (None, model.config.pooling)
+    if same_pooling and sentence.head == "none" and not mlm_head:
         return model
     supervised = sentence.triplets is not None
     return SentenceEncoder.from_text_pretrained(

@@ -37,7 +37,7 @@ setup(
     license="Apache-2.0",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"xmodal_hf": ["py.typed", "metrics/*/README.md", "metrics/*/requirements.txt", "hub/*.md"]},
+    package_data={"xmodal_hf": ["py.typed", "metrics/*/*"]},
     python_requires=">=3.10",
     install_requires=[
         *TORCH_FAMILY,
@@ -61,7 +61,6 @@ setup(
     ],
     extras_require=EXTRAS,
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

@@ -1,5 +1,6 @@
 """`import xmodal_hf` costs little, and the Auto classes know its classes however it was imported."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -30,13 +31,14 @@ MORE_ENTRIES = [
     "import xmodal_hf; from transformers import AutoFeatureExtractor",
     "import xmodal_hf; from transformers import PreTrainedModel",
     "import xmodal_hf; import peft",
-    "import xmodal_hf; import sentence_transformers",
     "from xmodal_hf import SentenceEncoder",
     "from xmodal_hf import AudioTextProcessor",
     "from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder",
     "from xmodal_hf.models.feature_extraction_log_mel import LogMelFeatureExtractor",
     "from xmodal_hf.models.configuration_sentence_encoder import SentenceEncoderConfig",
 ]
+if importlib.util.find_spec("sentence_transformers") is not None:  # an extra
+    MORE_ENTRIES.append("import xmodal_hf; import sentence_transformers")
 
 # Runs in every process after its entry.
 CHECK = """

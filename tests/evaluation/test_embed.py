@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModel
 
+from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
 from xmodal_hf.evaluation import Embedder, as_embedder, embed_pairs, evaluate_retrieval
 from xmodal_hf.evaluation.embed import EmbedOptions, evaluation_mode, token_batches
 
@@ -106,6 +107,14 @@ def test_embed_pairs_keeps_owners_and_order(clip, pictures, sentences):
     assert np.allclose(pairs.modality_embeds, embedder.encode_image(pictures), atol=1e-6)
     results = evaluate_retrieval(pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item, num_resamples=0)
     assert results["num_texts"] == 13
+
+
+def test_a_loaded_model_finds_its_own_processor(image_text_folder, sentence_encoder_folder, tokenizer, sentences):
+    for folder, class_ in ((image_text_folder, ImageTextDualEncoder), (sentence_encoder_folder, SentenceEncoder)):
+        model = class_.from_pretrained(folder)
+        embeds = as_embedder(model).encode_text(sentences)
+        inputs = tokenizer(sentences, padding=True, return_tensors="pt")
+        assert np.allclose(embeds, model(**inputs).text_embeds.detach().numpy(), atol=1e-6)
 
 
 def test_functions(sentences):

@@ -18,7 +18,15 @@ import torch
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
-from transformers import ClapFeatureExtractor, ClapModel, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    ClapFeatureExtractor,
+    ClapModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from xmodal_hf.data.audio import decode_audio
 from xmodal_hf.data.files import read_media
@@ -202,7 +210,7 @@ def as_embedder(
         model: an `Embedder`; a two-tower model (ours, CLIPModel, SiglipModel, ClapModel) with its `processor`; a
             `SentenceEncoder` or an Auto text model with its tokenizer as `processor`; a SentenceTransformer; or a
             function from a list of sentences to (n, D) embeddings.
-        processor: as above.
+        processor: as above; None takes the one in the folder or Hub repository that the model was loaded from.
         pooling: of an Auto text model: cls, mean, max or eos.
         options: batch sizes, precision, progress bar.
 
@@ -211,6 +219,8 @@ def as_embedder(
     """
     if isinstance(model, Embedder):
         return model
+    if isinstance(model, PreTrainedModel) and processor is None and model.name_or_path:
+        processor = load_processor(model, model.name_or_path)
     if isinstance(model, PreTrainedModel) and isinstance(processor, ProcessorMixin):
         return DualEncoderEmbedder(model, processor, options)
     if isinstance(model, PreTrainedModel) and isinstance(processor, PreTrainedTokenizerBase):
@@ -225,6 +235,12 @@ def as_embedder(
     if callable(model):
         return FunctionEmbedder(model)
     raise ValueError(f"cannot embed with {type(model).__name__}: pass a model, an Embedder or a function")
+
+
+def load_processor(model: PreTrainedModel, source: str, **kwargs: Any) -> Any:
+    """The tokenizer of a text model, the processor of a model that takes something else too."""
+    text_only = model.input_modalities in ("text", ("text",))
+    return (AutoTokenizer if text_only else AutoProcessor).from_pretrained(source, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig
 from transformers.utils import cached_file
 
 import xmodal_hf  # noqa: F401  (registers our models with the Auto classes)
 
-from .embed import Embedder, EmbedOptions, as_embedder
+from .embed import Embedder, EmbedOptions, as_embedder, load_processor
 from .held_data import files_checksum
 
 _OWN_SENTENCE_ENCODER = "xmodal_sentence_encoder"
@@ -45,9 +45,7 @@ def load_embedder(
     if _needs_sentence_transformers(model):
         return as_embedder(_sentence_transformer(model, device, trust_remote_code, options), options=options)
     loaded = AutoModel.from_pretrained(model, trust_remote_code=trust_remote_code).to(device)
-    text_only = loaded.input_modalities in ("text", ("text",))
-    processor_class = AutoTokenizer if text_only else AutoProcessor
-    processor = processor_class.from_pretrained(model, trust_remote_code=trust_remote_code)
+    processor = load_processor(loaded, model, trust_remote_code=trust_remote_code)
     return as_embedder(loaded, processor, pooling=pooling, options=options)
 
 

@@ -106,6 +106,7 @@ def assert_entries_work(entries: list[str], folder: Path) -> None:
     assert {entry: text for entry, text in tracebacks.items() if text} == {}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_auto_classes_know_ours(tmp_path: Path) -> None:
     assert_entries_work(ENTRIES, tmp_path)

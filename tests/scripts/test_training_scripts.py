@@ -128,6 +128,7 @@ def test_phase_2_on_images(objective, phase1, image_pairs, tmp_path):
     assert model(**inputs).logits_per_image.shape == (1, 1)
 
 
+@pytest.mark.slow
 def test_phase_2_on_audio_from_scratch(tmp_path):
     rows = []
     for index in range(8):

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .pooling import MODALITY_POOLINGS, TEXT_POOLINGS, check_pooling
+from .text_tower_config import TextTowerConfigMixin
 
 PROJECTION_TYPES = ("linear", "mlp", "none")
 # ln(1/0.07), the initial temperature of CLIP (Radford et al. 2021, section 2.5).
@@ -45,7 +46,7 @@ def reject_unknown_fields(config_class: type[PreTrainedConfig], names: Iterable[
 
 
 @strict
-class DualEncoderConfig(PreTrainedConfig):
+class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
     r"""What both dual encoders have: a text tower, projections into one space, a learned scale.
 
     Args:

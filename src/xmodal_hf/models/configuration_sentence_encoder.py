@@ -5,12 +5,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .pooling import TEXT_POOLINGS, check_pooling
+from .text_tower_config import TextTowerConfigMixin
 
 HEADS = ("none", "linear", "mlp")
 
 
 @strict
-class SentenceEncoderConfig(PreTrainedConfig):
+class SentenceEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
     r"""Configuration of [`SentenceEncoder`].
 
     Args:

@@ -3,8 +3,10 @@
 Shapes: B batch, T tokens, H hidden, D embedding, n sentences.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_dual_encoder import reject_unknown_fields, tower_hidden_size
 from .configuration_sentence_encoder import SentenceEncoderConfig
+from .sentence_transformers_files import write_sentence_transformers_files
 from .text_tower import (
     TextTowerMixin,
     find_tower,
@@ -25,9 +28,6 @@ from .text_tower import (
     output_flags,
     text_inputs_of,
 )
-
-# Tokenizers without a limit of their own report a huge number.
-_NO_LIMIT = 100_000
 
 
 @dataclass
@@ -132,6 +132,15 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
         config = cls.config_class(text_config=tower.config.to_dict(), pooling=pooling, **config_kwargs)
         return cls(config, text_model=tower)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """Save, as every transformers model does, with what `SentenceTransformer(save_directory)` needs beside it.
+
+        Without those files sentence-transformers would take the mean of the tokens, whatever the pooling and the head.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_sentence_transformers_files(Path(save_directory), {"text": "forward"})
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the tower."""
         return self.text_model.get_input_embeddings()
@@ -223,7 +232,7 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
         if len(sentences) == 0:
             raise ValueError("encode got no sentences")
         tokenizer = tokenizer or self._own_tokenizer()
-        limit = max_length or self._max_tokens(tokenizer)
+        limit = max_length or self.max_tokens(tokenizer)
         token_ids = tokenizer(list(sentences), truncation=True, max_length=limit)["input_ids"]
         order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
         was_training = self.training
@@ -251,15 +260,6 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
                 raise ValueError("this model was not loaded from a folder: pass encode(..., tokenizer=...)")
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         return self._tokenizer
-
-    def _max_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Return the longest input that both the tokenizer and the tower take."""
-        positions = getattr(self.config.text_config, "max_position_embeddings", None) or _NO_LIMIT
-        for name, module in self.text_model.named_modules():
-            is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
-            if is_table and module.padding_idx is not None:
-                positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
-        return min(tokenizer.model_max_length, positions)
 
 
 __all__ = ["SentenceEncoder", "SentenceEncoderOutput"]

@@ -6,13 +6,15 @@ Shapes: B batch, T tokens, H hidden.
 import copy
 import inspect
 import os
+from typing import Any
 
 import torch
 
 # The Auto classes are read from here when a function runs. Importing them with this module would import and register
 # our models while this module, which they need, is half imported.
 import transformers
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_dual_encoder import tower_hidden_size
@@ -31,6 +33,8 @@ _POOLER_LAYERS = {
     "convnext": "layernorm",
     "convnextv2": "layernorm",
 }
+# Tokenizers without a limit of their own report a huge number.
+_NO_LIMIT = 100_000
 # The input of masked pre-training (DINOv2 and others).
 _MASK_TOKEN = "mask_token"
 
@@ -233,6 +237,26 @@ class TextTowerMixin:
     """For models with `self.text_model`: runs it and pools, in sub-batches of similar length if asked."""
 
     text_model: PreTrainedModel
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint, as every transformers model does, from safetensors only: pickled weights can run code.
+
+        Raises:
+            OSError: when there is no `model.safetensors`.
+            ValueError: when the checkpoint is of another model type.
+        """
+        kwargs["use_safetensors"] = True
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+
+    def max_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Return the longest input that both the tokenizer and the tower take."""
+        positions = getattr(self.text_model.config, "max_position_embeddings", None) or _NO_LIMIT
+        for name, module in self.text_model.named_modules():
+            is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+            if is_table and module.padding_idx is not None:
+                positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
+        return min(tokenizer.model_max_length, positions)
 
     def encode_text(
         self, pooling: str, inputs: dict[str, torch.Tensor | None], text_sub_batches: int = 1, **kwargs: bool

@@ -1,0 +1,1 @@
+"""To the Hub and back: cards, published folders, sentence-transformers exports."""

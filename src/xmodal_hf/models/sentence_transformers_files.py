@@ -1,0 +1,54 @@
+"""The files by which sentence-transformers (5.4 and later) loads a checkpoint of ours where it lies."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# The names by which every version of sentence-transformers finds its modules.
+_MODULES = "sentence_transformers.models"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON as the files of the Hub have it, making the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_modules(folder: Path, modules: Mapping[str, str]) -> None:
+    """Write `modules.json` (subfolder -> class name, in order; "" is the folder itself) and the similarity, cosine."""
+    rows = [
+        {"idx": index, "name": str(index), "path": path, "type": f"{_MODULES}.{name}"}
+        for index, (path, name) in enumerate(modules.items())
+    ]
+    write_json(folder / "modules.json", rows)
+    general = {"model_type": "SentenceTransformer", "prompts": {}, "similarity_fn_name": "cosine"}
+    write_json(folder / "config_sentence_transformers.json", general)
+
+
+def vector_settings(method_of: Mapping[str, str]) -> dict[str, Any]:
+    """Have the Transformer module take the `pooler_output` of a method as the vector.
+
+    Args:
+        method_of: modality (`text`, `image`, `audio`) -> name of the model's method.
+    """
+    return {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            modality: {"method": method, "method_output_name": "pooler_output"}
+            for modality, method in method_of.items()
+        },
+        "module_output_name": "sentence_embedding",
+    }
+
+
+def write_sentence_transformers_files(folder: Path, method_of: Mapping[str, str]) -> None:
+    """Make `SentenceTransformer(folder)` return the unit-norm vectors of a checkpoint of ours.
+
+    Args:
+        folder: of the checkpoint.
+        method_of: modality (`text`, `image`, `audio`) -> the model's method whose `pooler_output` is the vector.
+    """
+    write_json(folder / "sentence_bert_config.json", vector_settings(method_of))
+    write_json(folder / "1_Normalize" / "config.json", {})
+    write_modules(folder, {"": "Transformer", "1_Normalize": "Normalize"})

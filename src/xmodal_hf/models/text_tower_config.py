@@ -1,0 +1,30 @@
+"""What the configs share. No transformers here: importing it would import the configs while they are half done."""
+
+from typing import Any
+
+
+class TextTowerConfigMixin:
+    """What the configs of models with a text tower share."""
+
+    model_type: str
+    text_config: Any
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The text tower's: sentence-transformers cuts texts there."""
+        return self.text_config.max_position_embeddings
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from a dictionary as `config.json` holds it.
+
+        Raises:
+            ValueError: when it is of another model type. transformers itself warns and goes on with random weights.
+        """
+        found = config_dict.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ValueError(
+                f"this config.json is of model type {found!r}, {cls.__name__} reads {cls.model_type!r}: load it "
+                "with AutoModel, or convert the checkpoint first"
+            )
+        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]

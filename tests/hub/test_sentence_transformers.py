@@ -1,0 +1,131 @@
+"""sentence-transformers on our folders and on exports of the language encoder: the same vectors."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from xmodal_hf import SentenceEncoder
+from xmodal_hf.hub.sentence_transformers import export_sentence_transformers
+
+sentence_transformers = pytest.importorskip("sentence_transformers")
+
+SENTENCES = ["two small birds sing in the tall old tree", "rain", "the dog barks at night", "a car drives past"]
+# Nothing of this package is in an export: its config names a model type of transformers.
+PLAIN_TOWERS = ["bert", "roberta", "mpnet", "distilbert", "clip_text", "clap_text", "gpt2", "t5"]
+
+
+def vectors(folder: Path, inputs: list) -> torch.Tensor:
+    return torch.as_tensor(sentence_transformers.SentenceTransformer(str(folder), device="cpu").encode(inputs))
+
+
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert (expected[0] - expected[1]).norm() > 1e-3  # the texts are told apart at all
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos", "pooler"])
+def test_export_of_every_pooling(
+    pooling: str, tmp_path: Path, make_sentence_encoder: Callable, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_sentence_encoder(pooling=pooling, head="mlp", head_dim=12)
+    export_sentence_transformers(model, tokenizer, tmp_path)
+    assert_same(vectors(tmp_path, SENTENCES), model.encode(SENTENCES, tokenizer=tokenizer))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"head": "none"}, {"head": "linear", "head_dim": 8}, {"head": "mlp", "head_at_inference": False}]
+)
+def test_export_of_every_head(
+    fields: dict, tmp_path: Path, make_sentence_encoder: Callable, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_sentence_encoder(**fields)
+    export_sentence_transformers(model, tokenizer, tmp_path)
+    expected = model.encode(SENTENCES, tokenizer=tokenizer)
+    assert_same(vectors(tmp_path, SENTENCES), expected)
+    assert expected.shape == (4, fields.get("head_dim", 32))
+
+
+@pytest.mark.parametrize("tower", PLAIN_TOWERS)
+def test_export_of_every_tower(
+    tower: str, tmp_path: Path, make_sentence_encoder: Callable, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_sentence_encoder(tower)
+    export_sentence_transformers(model, tokenizer, tmp_path)
+    assert_same(vectors(tmp_path, SENTENCES), model.encode(SENTENCES, tokenizer=tokenizer))
+    assert not hasattr(AutoModel.from_pretrained(tmp_path), "text_model")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"projection_type": "linear"},
+        {"projection_type": "none", "projection_dim": 32},
+        *({"projection_type": "mlp", "projection_hidden_act": name} for name in ("relu", "gelu", "tanh", "silu")),
+    ],
+)
+def test_export_of_a_dual_encoders_text_side(
+    fields: dict, tmp_path: Path, make_image_text: Callable, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_image_text(text_pooling="cls", **fields)
+    export_sentence_transformers(model, tokenizer, tmp_path)
+    inputs = tokenizer(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert_same(vectors(tmp_path, SENTENCES), model(**inputs).text_embeds)
+
+
+def test_export_is_a_plain_text_model(
+    tmp_path: Path, sentence_encoder: SentenceEncoder, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    export_sentence_transformers(sentence_encoder, tokenizer, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model_type"] == "bert" and config["architectures"] == ["BertModel"]
+    assert "xmodal" not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+    model = AutoModel.from_pretrained(tmp_path).eval()
+    inputs = AutoTokenizer.from_pretrained(tmp_path)(SENTENCES, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = model(**inputs).last_hidden_state
+        expected = sentence_encoder(**inputs).last_hidden_state
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+
+
+def test_export_cuts_where_the_tower_ends(
+    tmp_path: Path, make_sentence_encoder: Callable, bpe_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """RoBERTa has fewer positions than its config says, and this tokenizer knows no limit."""
+    model = make_sentence_encoder("roberta")
+    bpe_tokenizer.model_max_length = 10**30
+    export_sentence_transformers(model, bpe_tokenizer, tmp_path)
+    long = ["the dog barks at night while " * 20, "rain"]
+    assert_same(vectors(tmp_path, long), model.encode(long, tokenizer=bpe_tokenizer))
+    assert bpe_tokenizer.model_max_length == 10**30  # the caller's tokenizer is as it was
+
+
+def test_a_tokenizer_of_a_processor_is_exported_alone(tmp_path: Path, image_text_model, image_text_processor) -> None:
+    export_sentence_transformers(image_text_model, image_text_processor.tokenizer, tmp_path)
+    assert "processor_class" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert vectors(tmp_path, SENTENCES).shape == (4, 16)
+
+
+def test_what_cannot_be_exported(
+    tmp_path: Path, make_image_text: Callable, make_sentence_encoder: Callable, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    quick = make_image_text(projection_type="mlp", projection_hidden_act="quick_gelu")
+    with pytest.raises(ValueError, match="projection_hidden_act 'quick_gelu', only with relu, gelu, tanh, silu"):
+        export_sentence_transformers(quick, tokenizer, tmp_path)
+    with pytest.raises(ValueError, match="cannot load a SiglipTextModel alone"):
+        export_sentence_transformers(make_sentence_encoder("siglip_text"), tokenizer, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fields", [{"pooling": "cls", "head": "mlp", "head_dim": 12}, {"pooling": "eos"}])
+def test_a_sentence_encoder_folder_loads_where_it_lies(
+    fields: dict, tmp_path: Path, make_sentence_encoder: Callable, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_sentence_encoder(**fields)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert_same(vectors(tmp_path, SENTENCES), model.encode(SENTENCES, tokenizer=tokenizer))

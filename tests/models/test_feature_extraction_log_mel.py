@@ -16,6 +16,9 @@ CLIPS = {
     "noise": 0.1 * RANDOM.normal(size=3 * RATE),
     "tone": np.sin(2 * np.pi * 440 * SECONDS),
     "decaying tones": np.sin(2 * np.pi * 440 * SECONDS) * np.exp(-SECONDS) + 0.01 * np.sin(2 * np.pi * 5000 * SECONDS),
+    # A tone that crosses all bands, quietly and loudly, over noise 100 dB below it: every mixture of frames that single
+    # precision is and is not good enough for, and bands that hear only the edge of their filter.
+    "sweep": np.sin(2 * np.pi * 3000 * SECONDS**2) * (1e-3 + SECONDS / 3) + 1e-5 * RANDOM.normal(size=3 * RATE),
     "quiet": 1e-5 * RANDOM.normal(size=3 * RATE),
     "silence": np.zeros(3 * RATE),
     "short": 0.3 * RANDOM.normal(size=20_001),
@@ -50,7 +53,7 @@ def test_single_precision_equals_it_on_noise_but_not_on_a_tone():
         (features_of(double, CLIPS[n]) - features_of(single, CLIPS[n])).abs().max() for n in ("noise", "tone")
     ]
     assert differences[0] < 1e-3
-    assert differences[1] > 0.1
+    assert differences[1] > 0.05
 
 
 @pytest.mark.parametrize("padding", ["repeatpad", "repeat", "pad"])

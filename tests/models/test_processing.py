@@ -18,7 +18,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from xmodal_hf import AudioTextDualEncoder, AudioTextProcessor, ImageTextDualEncoder, ImageTextProcessor
+from xmodal_hf import (
+    AudioTextDualEncoder,
+    AudioTextProcessor,
+    ImageTextDualEncoder,
+    ImageTextProcessor,
+    LogMelFeatureExtractor,
+)
 
 TEXTS = ["rain", "two small birds sing in the tall old tree"]
 
@@ -105,6 +111,19 @@ def test_a_past_call_leaves_no_limit(
         processor.save_pretrained(tmp_path)
         assert AutoTokenizer.from_pretrained(tmp_path).init_kwargs["max_length"] == 5
         assert AutoProcessor.from_pretrained(tmp_path)(text=long, return_tensors="pt")["input_ids"].shape == (1, 24)
+
+
+def test_a_tokenizer_from_phase_1_goes_with_any_extractor(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, clips: list[np.ndarray]
+) -> None:
+    """Its saved padding options do not reach the feature extractor."""
+    tokenizer(TEXTS, padding="longest", truncation=True, max_length=9)
+    tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert "pad_to_multiple_of" in saved.init_kwargs
+    processor = AudioTextProcessor(LogMelFeatureExtractor(sampling_rate=8000, frequency_max=4000.0), saved)
+    batch = processor(text=TEXTS, audio=clips, sampling_rate=8000, return_tensors="pt")
+    assert batch["input_features"].shape[0] == len(clips) and batch["input_ids"].shape[0] == len(TEXTS)
 
 
 @pytest.mark.parametrize("kind", ["image", "audio"])

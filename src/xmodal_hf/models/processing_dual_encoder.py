@@ -4,13 +4,15 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase, SequenceFe
 from transformers.processing_utils import ProcessorMixin
 
 
-def cut_at_model_max_length(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Return the tokenizer without the length that some past call left in its saved file.
+def without_call_options(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Return the tokenizer without the options that some past call left in its saved file.
 
-    A fast tokenizer saves the truncation of its last call. Loaded again it cuts at `model_max_length` all the same,
-    but a processor would take the saved length for the tokenizer's default.
+    A fast tokenizer saves the truncation and padding of its last call. Loaded again it cuts at `model_max_length` all
+    the same, but a processor would take the saved length for the tokenizer's default, and hand `pad_to_multiple_of` to
+    feature extractors too, which do not know it.
     """
-    tokenizer.init_kwargs.pop("max_length", None)
+    for option in ("max_length", "pad_to_multiple_of"):
+        tokenizer.init_kwargs.pop(option, None)
     return tokenizer
 
 
@@ -29,7 +31,7 @@ class ImageTextProcessor(ProcessorMixin):
     text_kwargs = {"padding": True, "truncation": True}
 
     def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(image_processor, cut_at_model_max_length(tokenizer))
+        super().__init__(image_processor, without_call_options(tokenizer))
 
 
 class AudioTextProcessor(ProcessorMixin):
@@ -46,7 +48,7 @@ class AudioTextProcessor(ProcessorMixin):
     text_kwargs = {"padding": True, "truncation": True}
 
     def __init__(self, feature_extractor: SequenceFeatureExtractor, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(feature_extractor, cut_at_model_max_length(tokenizer))
+        super().__init__(feature_extractor, without_call_options(tokenizer))
 
 
 __all__ = ["AudioTextProcessor", "ImageTextProcessor"]

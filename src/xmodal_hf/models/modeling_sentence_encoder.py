@@ -258,7 +258,8 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
             folder = self.config._name_or_path
             if not folder:
                 raise ValueError("this model was not loaded from a folder: pass encode(..., tokenizer=...)")
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            # With a config at hand it does not ask whether code that a published folder carries may run.
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=self.config.text_config)
         return self._tokenizer
 
 

@@ -1,0 +1,114 @@
+"""The code that a published checkpoint carries, so that transformers runs it without this package.
+
+No torch here: a folder is made ready to publish in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+MODELS_FOLDER = Path(__file__).parents[1] / "models"
+CONFIG_NAME = "config.json"
+PROCESSOR_CONFIG_NAME = "processor_config.json"
+
+_CONFIGS = "configuration_dual_encoder"
+_MODELS = "modeling_dual_encoder"
+_PROCESSORS = "processing_dual_encoder"
+_FEATURE_EXTRACTOR = "LogMelFeatureExtractor"
+# Model type -> Auto class -> where it finds our class.
+AUTO_MAPS = {
+    "xmodal_image_text": {
+        "AutoConfig": f"{_CONFIGS}.ImageTextConfig",
+        "AutoModel": f"{_MODELS}.ImageTextDualEncoder",
+        "AutoModelForZeroShotImageClassification": f"{_MODELS}.ImageTextDualEncoder",
+        "AutoProcessor": f"{_PROCESSORS}.ImageTextProcessor",
+    },
+    "xmodal_audio_text": {
+        "AutoConfig": f"{_CONFIGS}.AudioTextConfig",
+        "AutoModel": f"{_MODELS}.AudioTextDualEncoder",
+        "AutoProcessor": f"{_PROCESSORS}.AudioTextProcessor",
+    },
+    "xmodal_sentence_encoder": {
+        "AutoConfig": "configuration_sentence_encoder.SentenceEncoderConfig",
+        "AutoModel": "modeling_sentence_encoder.SentenceEncoder",
+    },
+}
+_EXTRACTOR_MAP = {"AutoFeatureExtractor": f"feature_extraction_log_mel.{_FEATURE_EXTRACTOR}"}
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a checkpoint.
+
+    Raises:
+        ValueError: when it is missing or no JSON; names the file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path.parent} has no {path.name}: pass a folder that save_pretrained wrote")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+
+def read_model_type(folder: Path) -> str:
+    """Return the model type of a checkpoint.
+
+    Raises:
+        ValueError: when it is none of ours.
+    """
+    model_type = read_json(folder / CONFIG_NAME).get("model_type")
+    if model_type not in AUTO_MAPS:
+        raise ValueError(
+            f"{folder / CONFIG_NAME} is of model type {model_type!r}: pass a checkpoint of {', '.join(AUTO_MAPS)}, or "
+            "convert it with training_scripts/convert_checkpoint.py"
+        )
+    return model_type
+
+
+def write_remote_code(folder: Path) -> list[Path]:
+    """Put the code that a checkpoint needs into its folder and name it in the configs.
+
+    Returns:
+        The Python files that were written.
+
+    Raises:
+        ValueError: when the folder holds no checkpoint of ours.
+    """
+    auto_map = AUTO_MAPS[read_model_type(folder)]
+    _add_auto_map(folder / CONFIG_NAME, auto_map)
+    targets = set(auto_map.values())
+    if (folder / PROCESSOR_CONFIG_NAME).is_file():
+        extractor = read_json(folder / PROCESSOR_CONFIG_NAME).get("feature_extractor", {})
+        has_ours = extractor.get("feature_extractor_type") == _FEATURE_EXTRACTOR
+        extractor_map = _EXTRACTOR_MAP if has_ours else {}
+        _add_auto_map(folder / PROCESSOR_CONFIG_NAME, {"AutoProcessor": auto_map["AutoProcessor"]}, extractor_map)
+        targets |= set(extractor_map.values())
+    modules = required_modules({target.partition(".")[0] for target in targets})
+    return [Path(shutil.copyfile(MODELS_FOLDER / f"{name}.py", folder / f"{name}.py")) for name in sorted(modules)]
+
+
+def required_modules(names: set[str]) -> set[str]:
+    """Return the modules of `models/` that some of them import, directly or not, and themselves."""
+    found: set[str] = set()
+    waiting = set(names)
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        tree = ast.parse((MODELS_FOLDER / f"{name}.py").read_text(encoding="utf-8"))
+        imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1)
+        waiting |= {str(node.module) for node in imports} - found
+    return found
+
+
+def _add_auto_map(path: Path, auto_map: dict[str, str], extractor_map: dict[str, str] | None = None) -> None:
+    """Write the map into a config, and another one into the feature extractor's part of a processor's."""
+    config = read_json(path)
+    config["auto_map"] = auto_map
+    if extractor_map:
+        config["feature_extractor"]["auto_map"] = extractor_map
+    # As transformers writes them.
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

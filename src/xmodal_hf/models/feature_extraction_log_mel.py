@@ -228,6 +228,7 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         """(samples,) -> (frames, F)."""
         if self.num_frames is not None:
             return self._kaldi_filter_banks(clip, self.num_frames)
+        assert self.mel_power is not None  # one of the two is there
         half = self.fft_window_size // 2
         # Reflected at both ends; `pad(mode="reflect")` takes eight times as long (measured).
         padded = torch.cat([clip[1 : half + 1].flip(0), clip, clip[-half - 1 : -1].flip(0)])
@@ -283,6 +284,13 @@ class _MelPower(torch.nn.Module):
         hop_length: step between frames, in samples.
         double_precision: whether doubtful frames are transformed again.
     """
+
+    window: torch.Tensor
+    window_step: torch.Tensor
+    emphasised_filters: torch.Tensor
+    band_noise: torch.Tensor
+    filters: torch.Tensor
+    window_double: torch.Tensor
 
     def __init__(self, filters: torch.Tensor, hop_length: int, double_precision: bool):
         super().__init__()

@@ -1,0 +1,180 @@
+"""In which order an epoch goes through the rows: pure functions of the epoch.
+
+Nothing is remembered from one row to the next, so a run resumes at any row by being told which one it is, and every
+process and worker knows the whole order without asking the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .seeding import epoch_permutation
+
+
+class Order(Protocol):
+    """The rows of each epoch, one after the other."""
+
+    def __len__(self) -> int:
+        """Rows an epoch."""
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """(rows,) int64, the numbers of the rows in the order of this epoch."""
+
+
+@dataclass(frozen=True)
+class FileOrder:
+    """All rows as they lie in the file, the same in every epoch."""
+
+    num_rows: int
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        return np.arange(self.num_rows)
+
+
+@dataclass(frozen=True)
+class ShuffledOrder:
+    """All rows in an order drawn anew each epoch."""
+
+    num_rows: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        return epoch_permutation(self.num_rows, self.seed, epoch)
+
+
+class ShardOrder:
+    """Shards in an order drawn anew each epoch, and rows shuffled among `buffer_size` neighbours.
+
+    What is read at any time lies in few shards, which is what disks, networks and caches want. The shuffled shards are
+    laid end to end and cut into buffers; the rows of each are permuted.
+
+    Args:
+        shard_lengths: rows of each shard, whose rows follow those of the shard before.
+        seed: of the training run.
+        buffer_size: rows that are shuffled together.
+
+    Raises:
+        ValueError: the buffer holds no row.
+    """
+
+    def __init__(self, shard_lengths: Sequence[int] | np.ndarray, *, seed: int, buffer_size: int) -> None:
+        if buffer_size < 1:
+            raise ValueError(f"buffer_size must be at least 1, got {buffer_size}")
+        self.shard_lengths = np.asarray(shard_lengths, dtype=np.int64)
+        self.seed = seed
+        self.buffer_size = buffer_size
+
+    def __len__(self) -> int:
+        return int(self.shard_lengths.sum())
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        shards = epoch_permutation(len(self.shard_lengths), self.seed, epoch)
+        lengths = self.shard_lengths[shards]
+        starts = (np.cumsum(self.shard_lengths) - self.shard_lengths)[shards]
+        # Row k of a shard is its start plus k; k counts from where the shard begins in the new order.
+        begins = np.cumsum(lengths) - lengths
+        rows = np.repeat(starts - begins, lengths) + np.arange(len(self))
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch), spawn_key=(1,))))
+        for start in range(0, len(rows), self.buffer_size):
+            generator.shuffle(rows[start : start + self.buffer_size])
+        return rows
+
+
+class MixedOrder:
+    """Several sources mixed by weight: rows of source i are numbered after those of the sources before it.
+
+    An epoch has as many rows as the sources together, each source as large a share of them as its weight. A source
+    goes round in passes of its own, each in a new order, and goes on in the next epoch where it stopped in this one: so
+    small sources with large weights repeat, but no row comes again before all others of its source had their turn.
+
+    Args:
+        orders: of the sources.
+        weights: of the sources, of any sum.
+        seed: of the training run.
+
+    Raises:
+        ValueError: not one positive weight a source, or an empty source.
+    """
+
+    def __init__(self, orders: Sequence[Order], weights: Sequence[float], *, seed: int) -> None:
+        if len(orders) != len(weights) or min(weights, default=0) <= 0:
+            raise ValueError(f"{len(orders)} sources need as many positive weights, got {list(weights)}")
+        if not all(len(order) for order in orders):
+            raise ValueError("one of the sources has no rows")
+        self.orders = list(orders)
+        self.seed = seed
+        lengths = [len(order) for order in orders]
+        self.offsets = np.cumsum([0, *lengths[:-1]])
+        self.num_rows = sum(lengths)
+        # The shares of the whole, rounded so that they add up.
+        ends = np.rint(np.cumsum(weights) / np.sum(weights) * self.num_rows).astype(np.int64)
+        self.counts = np.diff(ends, prepend=0)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        sources = np.repeat(np.arange(len(self.orders)), self.counts)[epoch_permutation(len(self), self.seed, epoch)]
+        rows = np.empty(len(self), dtype=np.int64)
+        for source, (order, count) in enumerate(zip(self.orders, self.counts.tolist(), strict=True)):
+            rows[sources == source] = _endless(order, epoch * count, count) + self.offsets[source]
+        return rows
+
+
+def _endless(order: Order, start: int, count: int) -> np.ndarray:
+    """Rows `start` to `start + count` of all epochs of an order laid end to end."""
+    first, last = start // len(order), (start + count) // len(order)
+    passes = np.concatenate([order(epoch) for epoch in range(first, last + 1)])
+    return passes[start - first * len(order) :][:count]
+
+
+class LengthGroupedOrder:
+    """Rows of similar length next to each other, in groups that come in random order: less padding.
+
+    The rows of another order are taken `group_size` at a time and sorted by length, which leaves batches of similar
+    rows; the batches of a group are shuffled. With groups of some dozens of batches, batches stay close to random.
+
+    Args:
+        order: that is regrouped.
+        lengths: of the rows, in any unit.
+        seed: of the training run.
+        batch_size: of all processes together.
+        group_size: rows that are sorted together, a multiple of `batch_size`.
+
+    Raises:
+        ValueError: `group_size` is no multiple of `batch_size`.
+    """
+
+    def __init__(
+        self, order: Order, lengths: Sequence[int] | np.ndarray, *, seed: int, batch_size: int, group_size: int
+    ) -> None:
+        if batch_size < 1 or group_size < batch_size or group_size % batch_size:
+            raise ValueError(f"group_size {group_size} must be a multiple of batch_size {batch_size}")
+        self.order = order
+        self.lengths = np.asarray(lengths)
+        self.seed = seed
+        self.batch_size = batch_size
+        self.group_size = group_size
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        rows = self.order(epoch).copy()
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch), spawn_key=(2,))))
+        for start in range(0, len(rows), self.group_size):
+            group = rows[start : start + self.group_size]  # a view
+            group[:] = group[np.argsort(self.lengths[group], kind="stable")]
+            whole = len(group) // self.batch_size * self.batch_size
+            generator.shuffle(group[:whole].reshape(-1, self.batch_size))
+        return rows

@@ -58,6 +58,8 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
         projection_hidden_act: activation of the `mlp` projection.
         logit_scale_init_value: initial **logarithm** of the factor on cosines.
         logit_bias_init_value: initial bias on logits (SigLIP); None: the model has no bias.
+        text_logit_scale_offset: added to the log scale for `logits_per_text` only. ClapModel has a scale of its own
+            for them, which LAION's training did not use (Wu et al. 2023); the loss here does not either.
     """
 
     text_config: PreTrainedConfig | dict | None = None
@@ -67,6 +69,7 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
     projection_hidden_act: str = "relu"
     logit_scale_init_value: int | float = CLIP_LOGIT_SCALE
     logit_bias_init_value: int | float | None = None
+    text_logit_scale_offset: int | float = 0.0
 
     modality = ""
 

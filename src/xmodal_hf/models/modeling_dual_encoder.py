@@ -3,6 +3,7 @@
 Shapes: B batch, T tokens, H hidden, D embedding.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -268,8 +269,9 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
         if has_text and has_modality and (return_logits or return_loss):
             logits_per_text = fields["text_embeds"] @ fields[f"{modality}_embeds"].t() * fields["logit_scale"]
             logits_per_text = logits_per_text + fields.get("logit_bias", 0.0)
-            fields["logits_per_text"] = logits_per_text  # (B_text, B_modality)
-            fields[f"logits_per_{modality}"] = logits_per_text.t()
+            fields[f"logits_per_{modality}"] = logits_per_text.t()  # (B_modality, B_text)
+            offset = self.config.text_logit_scale_offset
+            fields["logits_per_text"] = logits_per_text * math.exp(offset) if offset else logits_per_text
             if return_loss:
                 fields["loss"] = symmetric_cross_entropy(logits_per_text)
         # Built once, from all fields: an output orders its items as they were declared only when it is made.

@@ -36,7 +36,8 @@ from transformers import ClapFeatureExtractor, CLIPImageProcessor, CLIPTokenizer
 
 from xmodal_hf import ImageTextProcessor, LogMelFeatureExtractor
 from xmodal_hf.data.collators import PairCollator
-from xmodal_hf.data.sampling import EpochSampler, PairDataset
+from xmodal_hf.data.orders import FileOrder
+from xmodal_hf.data.sampling import EpochBatchSampler, PairDataset
 from xmodal_hf.data.sources import load_pairs
 
 RESULTS = Path(__file__).parent / "results"
@@ -108,9 +109,9 @@ def our_loader(folder: Path) -> Callable[[int, int], DataLoader]:
     items = PairDataset(load_pairs(folder / "captions.jsonl"), seed=0, min_image_size=IMAGE_SIZE)
 
     def make(batch_size: int, workers: int) -> DataLoader:
-        sampler = EpochSampler(len(items), seed=0, shuffle=False)
+        batches = EpochBatchSampler(FileOrder(len(items)), batch_size)
         return DataLoader(
-            items, batch_size, sampler=sampler, num_workers=workers, collate_fn=collator, persistent_workers=workers > 0
+            items, batch_sampler=batches, num_workers=workers, collate_fn=collator, persistent_workers=workers > 0
         )
 
     return make

@@ -8,13 +8,13 @@ import struct
 import numpy as np
 import pytest
 import soundfile
-from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset, Features, Image, Json, Value
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
 from xmodal_hf.data.bad_items import BadItemLog, TooManyBadItemsError
 from xmodal_hf.data.errors import BadItemError
-from xmodal_hf.data.sampling import EpochIndex, EpochSampler, PairDataset
+from xmodal_hf.data.orders import ShuffledOrder
+from xmodal_hf.data.sampling import EpochBatchSampler, EpochIndex, PairDataset
 
 NUM_ROWS = 120
 
@@ -103,8 +103,7 @@ def damaged(samples):
 def read_epoch(dataset, path, processes, process, num_workers):
     """(id, text, number in the picture) of all items that one process gets in one epoch."""
     items = PairDataset(dataset, seed=0, bad_items=BadItemLog(path, total=len(dataset), max_fraction=0.4))
-    batches = BatchSampler(EpochSampler(len(items), seed=0), batch_size=5, drop_last=True)
-    batches = BatchSamplerShard(batches, processes, process) if processes > 1 else batches
+    batches = EpochBatchSampler(ShuffledOrder(len(items), 0), 5, rank=process, num_processes=processes)
     loader = DataLoader(items, batch_sampler=batches, num_workers=num_workers, collate_fn=list)
     return [(row["id"], row["text"], row["image"].getpixel((5, 5))[0]) for batch in loader for row in batch]
 

@@ -9,7 +9,8 @@ from transformers import ClapFeatureExtractor
 from xmodal_hf.data.audio import SpecAugment
 from xmodal_hf.data.collators import PairCollator, SentenceCollator
 from xmodal_hf.data.images import ImageAugment
-from xmodal_hf.data.sampling import EpochSampler, PairDataset, SentenceDataset, group_id
+from xmodal_hf.data.orders import ShuffledOrder
+from xmodal_hf.data.sampling import EpochBatchSampler, PairDataset, SentenceDataset, group_id
 from xmodal_hf.data.sources import load_pairs
 from xmodal_hf.models.feature_extraction_log_mel import LogMelFeatureExtractor
 from xmodal_hf.models.processing_dual_encoder import AudioTextProcessor
@@ -47,9 +48,9 @@ class TestPairCollator:
         collator = PairCollator(processor, max_length=6, image_augment=ImageAugment(16, seed=1))
 
         def pixels(num_workers, epoch):
-            sampler = EpochSampler(len(items), seed=0)
-            sampler.set_epoch(epoch)
-            loader = DataLoader(items, batch_size=5, sampler=sampler, num_workers=num_workers, collate_fn=collator)
+            batches = EpochBatchSampler(ShuffledOrder(len(items), 0), 5)
+            batches.set_position(epoch, 0)
+            loader = DataLoader(items, batch_sampler=batches, num_workers=num_workers, collate_fn=collator)
             return torch.cat([batch["pixel_values"] for batch in loader])
 
         assert torch.equal(pixels(0, 1), pixels(2, 1))

@@ -24,7 +24,7 @@ def test_proportions_and_labels(tokenizer):
     collator = SentenceCollator(tokenizer, max_length=32, mlm_probability=0.15, seed=1)
     batches = [collator(rows(TEXTS, epoch)) for epoch in range(20)]
     ids, masked, labels = (
-        torch.cat([batch[name].flatten() for batch in batches]) for name in batches[0] if name != "attention_mask"
+        torch.cat([batch[name].flatten() for batch in batches]) for name in ("input_ids", "mlm_input_ids", "mlm_labels")
     )
     special = torch.isin(ids, torch.tensor(tokenizer.all_special_ids))
     chosen = labels != -100

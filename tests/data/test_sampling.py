@@ -1,11 +1,12 @@
+from itertools import chain
+
 import numpy as np
 import pytest
-from accelerate import Accelerator
-from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
-from xmodal_hf.data.sampling import EpochIndex, EpochSampler, PairDataset, SentenceDataset, group_id
+from xmodal_hf.data.orders import FileOrder, ShuffledOrder
+from xmodal_hf.data.sampling import EpochBatchSampler, EpochIndex, PairDataset, SentenceDataset, group_id
 from xmodal_hf.data.sources import load_pairs
 
 
@@ -29,13 +30,13 @@ def pairs(tmp_path, image_table):
     return load_pairs(tmp_path / "rows.jsonl")
 
 
-class TestEpochSampler:
+class TestEpochBatchSampler:
     def test_every_row_once_in_an_order_of_seed_and_epoch(self):
         def order(seed, epoch):
-            sampler = EpochSampler(100, seed=seed)
-            sampler.set_epoch(epoch)
+            sampler = EpochBatchSampler(ShuffledOrder(100, seed), 5)
+            sampler.set_position(epoch, 0)
             np.random.seed(epoch)  # the global state must not matter
-            keys = list(sampler)
+            keys = [key for batch in sampler for key in batch]
             assert {key.epoch for key in keys} == {epoch}
             return [key.index for key in keys]
 
@@ -45,34 +46,42 @@ class TestEpochSampler:
         # Pinned: the order is the same on every machine.
         assert order(0, 0)[:5] == [7, 40, 51, 86, 18]
 
-    def test_without_shuffle_rows_keep_their_order(self):
-        assert [key.index for key in EpochSampler(5, seed=0, shuffle=False)] == [0, 1, 2, 3, 4]
+    def test_without_shuffle_rows_keep_their_order_and_the_last_ones_are_dropped(self):
+        sampler = EpochBatchSampler(FileOrder(5), 2)
+        assert [[key.index for key in batch] for batch in sampler] == [[0, 1], [2, 3]]
+        assert len(sampler) == 2
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_the_prepared_loader_sets_the_epoch(self, num_workers):
+    def test_a_position_is_that_of_the_next_pass(self, num_workers):
+        sampler = EpochBatchSampler(ShuffledOrder(20, 0), 4)
         loader = DataLoader(
             Positions(20),
-            batch_size=4,
-            sampler=EpochSampler(20, seed=0),
+            batch_sampler=sampler,
             collate_fn=list,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
         )
-        prepared = Accelerator(cpu=True).prepare(loader)
-        epochs = [[key for batch in prepared for key in batch] for _ in range(3)]
-        assert [{key.epoch for key in keys} for keys in epochs] == [{0}, {1}, {2}]
-        assert all(sorted(key.index for key in keys) == list(range(20)) for keys in epochs)
-        assert [key.index for key in epochs[0]] != [key.index for key in epochs[1]]
+        passes = []
+        for position in ((0, 0), (1, 0), (1, 3)):
+            sampler.set_position(*position)
+            batches = iter(loader)
+            sampler.set_position(9, 9)  # for some later pass
+            passes.append(list(batches))
+        assert [len(batches) for batches in passes] == [5, 5, 2]
+        assert passes[1][3:] == passes[2] != passes[0][3:]
 
-    def test_processes_share_the_epoch_without_overlap(self):
-        shards = []
-        for process in range(2):
-            sampler = EpochSampler(44, seed=1)
-            sampler.set_epoch(2)
-            batches = BatchSampler(sampler, batch_size=4, drop_last=True)
-            shards.append([key for batch in BatchSamplerShard(batches, 2, process) for key in batch])
-        assert len(shards[0]) == len(shards[1]) == 20
-        assert not set(shards[0]) & set(shards[1])
+    def test_processes_take_parts_of_the_same_global_batches(self):
+        def batches(rank, num_processes, batch_size):
+            sampler = EpochBatchSampler(ShuffledOrder(44, 1), batch_size, rank=rank, num_processes=num_processes)
+            sampler.set_position(2, 1)
+            return list(sampler)
+
+        parts = zip(*(batches(rank, 3, 4) for rank in range(3)), strict=True)
+        assert [list(chain(*rows)) for rows in parts] == batches(0, 1, 12)
+
+    def test_too_few_rows(self):
+        with pytest.raises(ValueError, match="7 items do not fill a batch of 4 in each of 2 processes: lower"):
+            EpochBatchSampler(ShuffledOrder(7, 0), 4, num_processes=2)
 
 
 class TestPairDataset:
@@ -107,11 +116,11 @@ class TestPairDataset:
 
     def test_any_number_of_workers_gives_the_same_items(self, pairs):
         def texts(num_workers):
-            sampler = EpochSampler(len(pairs), seed=0)
+            sampler = EpochBatchSampler(ShuffledOrder(len(pairs), 0), 3)
+            sampler.set_position(2, 0)
             loader = DataLoader(
-                PairDataset(pairs, seed=0), batch_size=3, sampler=sampler, num_workers=num_workers, collate_fn=list
+                PairDataset(pairs, seed=0), batch_sampler=sampler, num_workers=num_workers, collate_fn=list
             )
-            sampler.set_epoch(2)
             return [[item["text"] for item in batch] for batch in loader]
 
         assert texts(0) == texts(1) == texts(2)

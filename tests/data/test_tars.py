@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 from xmodal_hf.data.collators import PairCollator
 from xmodal_hf.data.errors import BadItemError
-from xmodal_hf.data.sampling import EpochSampler, PairDataset
+from xmodal_hf.data.orders import ShuffledOrder
+from xmodal_hf.data.sampling import EpochBatchSampler, PairDataset
 from xmodal_hf.data.sources import load_pairs
 
 
@@ -63,11 +64,11 @@ def test_plain_files_and_tars_give_the_same_batches(tmp_path, image_table, shard
     Dataset.from_list(image_table).to_json(tmp_path / "rows.jsonl")
 
     def batches(source):
-        sampler = EpochSampler(12, seed=3)
-        sampler.set_epoch(2)
+        sampler = EpochBatchSampler(ShuffledOrder(12, 3), 4)
+        sampler.set_position(2, 0)
         items = PairDataset(load_pairs(source), seed=3)
         collator = PairCollator(processor, max_length=8)
-        return list(DataLoader(items, batch_size=5, sampler=sampler, collate_fn=collator, num_workers=2))
+        return list(DataLoader(items, batch_sampler=sampler, collate_fn=collator, num_workers=2))
 
     for plain, tar in zip(batches(tmp_path / "rows.jsonl"), batches(shards), strict=True):
         assert torch.equal(plain["pixel_values"], tar["pixel_values"])
@@ -152,10 +153,12 @@ def test_memory_does_not_grow_with_the_data(tmp_path, samples):
             write_tar(tmp_path / folder / f"{shard:03}.tar", members)
     program = textwrap.dedent("""
         import resource, sys
-        from xmodal_hf.data.sampling import EpochSampler, PairDataset
+        from xmodal_hf.data.orders import ShuffledOrder
+        from xmodal_hf.data.sampling import EpochBatchSampler, PairDataset
         from xmodal_hf.data.sources import load_pairs
         items = PairDataset(load_pairs(sys.argv[1]), seed=0)
-        seen = sum(items[position]["text"] == "a picture" for position in EpochSampler(len(items), seed=0))
+        batches = EpochBatchSampler(ShuffledOrder(len(items), 0), 8)
+        seen = sum(items[key]["text"] == "a picture" for keys in batches for key in keys)
         print(seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     """)
     results = {}

@@ -10,13 +10,16 @@ import numpy as np
 import soundfile
 import torch
 from torchaudio.functional import resample
+from transformers import ASTFeatureExtractor, ClapFeatureExtractor, SequenceFeatureExtractor
 
+from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from .errors import BadItemError
 from .files import read_media
 from .seeding import EpochIndex, row_generator
 from .soundfont import ADDRESS_SCHEME, render_address
 
 _AUGMENTATION_STREAM = 1
+_AST_HOP_SECONDS = 0.01  # fixed in its feature extractor
 
 
 def load_waveform(
@@ -76,6 +79,21 @@ def _read_window(content: bytes, max_seconds: float | None, offset: float) -> tu
         if start:
             file.seek(start)
         return file.read(wanted, dtype="float32", always_2d=True), file.samplerate
+
+
+def clip_seconds(extractor: SequenceFeatureExtractor) -> float | None:
+    """How much of a clip a feature extractor uses, in seconds; None: all of it, whatever the length.
+
+    Longer clips are cut to that when they are decoded, at a place that the training run knows, because
+    `ClapFeatureExtractor` would cut them at one that nobody can repeat. Fused CLAP models take clips whole.
+    """
+    if isinstance(extractor, LogMelFeatureExtractor):
+        return extractor.num_samples / extractor.sampling_rate
+    if isinstance(extractor, ClapFeatureExtractor):
+        return None if extractor.truncation == "fusion" else extractor.max_length_s
+    if isinstance(extractor, ASTFeatureExtractor):
+        return extractor.max_length * _AST_HOP_SECONDS
+    return None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from filelock import FileLock
 
 from .errors import BadItemError
 
+# Of the list, beside the output of a run.
+BAD_ITEMS_NAME = "bad_items.jsonl"
 # How many of them an error message shows.
 _SHOWN = 10
 

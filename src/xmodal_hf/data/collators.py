@@ -73,7 +73,8 @@ class SentenceCollator:
     """Rows of `SentenceDataset` -> model inputs, one view after the other.
 
     For B rows with V of the columns anchor, positive, negative: V*B texts, all anchors, then all positives, then all
-    negatives, tokenised in one call and padded to the longest: input_ids, attention_mask (V*B, T).
+    negatives, tokenised in one call and padded to the longest: input_ids, attention_mask (V*B, T); and `ids`, V*B str,
+    the number of each text's row.
 
     Args:
         tokenizer: of the text tower.
@@ -81,13 +82,20 @@ class SentenceCollator:
         mlm_probability: above 0, also `mlm_input_ids` and `mlm_labels` (V*B, T) for masked language modelling, that
             share of the tokens masked; 0.15 in BERT and SimCSE.
         seed: of the masks, which depend on it and on each row's epoch and index only.
+        pad_to_max_length: pad texts to `max_length`, not to the longest of the batch.
 
     Raises:
         ValueError: `mlm_probability` is no share, or the tokenizer has no mask token.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, max_length: int = 32, mlm_probability: float = 0.0, seed: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int = 32,
+        mlm_probability: float = 0.0,
+        seed: int = 0,
+        pad_to_max_length: bool = False,
     ) -> None:
         if not 0 <= mlm_probability < 1:
             raise ValueError(f"mlm_probability must be in [0, 1), got {mlm_probability}.")
@@ -97,17 +105,20 @@ class SentenceCollator:
         self.max_length = max_length
         self.mlm_probability = mlm_probability
         self.seed = seed
+        self.padding = "max_length" if pad_to_max_length else "longest"
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         views = [name for name in SENTENCE_VIEWS if name in rows[0]]
         texts = [row[view] for view in views for row in rows]
         batch = dict(
-            self.tokenizer(texts, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt")
+            self.tokenizer(
+                texts, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
+            )
         )
         if self.mlm_probability > 0:
             positions = [row["position"] for row in rows]
             batch |= self._masked(batch["input_ids"].view(len(views), len(rows), -1), positions)
-        return batch
+        return batch | {"ids": [str(row["position"].index) for row in rows] * len(views)}
 
     def _masked(self, input_ids: torch.Tensor, positions: Sequence[EpochIndex]) -> dict[str, torch.Tensor]:
         """BERT's masks (Devlin et al. 2019, section 3.1): (V, B, T) ids -> (V*B, T) masked ids and labels.

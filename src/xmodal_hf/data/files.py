@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import fsspec
 from datasets import Value
 
 from .errors import BadItemError
@@ -16,6 +17,7 @@ from .errors import BadItemError
 _ZIP_SCHEME, _TAR_SCHEME, _SEPARATOR = "zip://", "tar://", "::"
 # The undecoded form of an audio column; the `Audio` feature would want torchcodec.
 AUDIO_CELL = {"bytes": Value("binary"), "path": Value("string")}
+_REMOTE = "://"
 _OPEN_ARCHIVES = 64
 
 
@@ -34,10 +36,10 @@ def read_media(cell: dict[str, Any] | None) -> bytes:
 
     Args:
         cell: {"bytes": bytes | None, "path": str | None} as in an undecoded `datasets.Image` column; the path is that
-            of a file or made by `zip_member` or `tar_member`.
+            of a file, an address that fsspec opens (hf://, https://, ...), or made by `zip_member` or `tar_member`.
 
     Raises:
-        BadItemError: there is nothing in the cell, or the file is missing.
+        BadItemError: there is nothing in the cell, or the file is missing or cannot be read.
     """
     if cell is None or (cell["bytes"] is None and not cell["path"]):
         raise BadItemError("no media", "the cell is null")
@@ -45,18 +47,33 @@ def read_media(cell: dict[str, Any] | None) -> bytes:
         return cell["bytes"]
     path: str = cell["path"]
     try:
-        if path.startswith(_ZIP_SCHEME):
-            member, archive = path.removeprefix(_ZIP_SCHEME).split(_SEPARATOR)
-            return _zip(archive, os.getpid()).read(member)
-        if path.startswith(_TAR_SCHEME):
-            extent, archive = path.removeprefix(_TAR_SCHEME).split(_SEPARATOR)
-            offset, size = map(int, extent.split("+"))
-            return os.pread(_tar(archive).fileno(), size, offset)
-        return Path(path).read_bytes()
+        return _read(path)
     except (FileNotFoundError, KeyError) as error:
         raise BadItemError("missing file", path) from error
     except (OSError, zipfile.BadZipFile) as error:
         raise BadItemError("unreadable file", f"{path}: {error}") from error
+
+
+def _read(path: str) -> bytes:
+    if path.startswith(_ZIP_SCHEME):
+        member, archive = path.removeprefix(_ZIP_SCHEME).split(_SEPARATOR)
+        return _zip(archive, os.getpid()).read(member)
+    if path.startswith(_TAR_SCHEME):
+        extent, archive = path.removeprefix(_TAR_SCHEME).split(_SEPARATOR)
+        offset, size = map(int, extent.split("+"))
+        return read_range(archive, offset, size)
+    if _REMOTE in path:
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        return filesystem.cat_file(inner)
+    return Path(path).read_bytes()
+
+
+def read_range(path: str, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset` on of a file or of an address that fsspec opens."""
+    if _REMOTE in path:
+        filesystem, inner = fsspec.core.url_to_fs(path)
+        return filesystem.cat_file(inner, start=offset, end=offset + size)
+    return os.pread(_tar(path).fileno(), size, offset)
 
 
 @lru_cache(maxsize=_OPEN_ARCHIVES)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from datasets import Dataset, Image
+from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
@@ -19,7 +19,9 @@ from .bad_items import BadItemLog
 from .errors import BadItemError
 from .files import read_media
 from .images import decode_image
-from .seeding import EpochIndex, epoch_permutation, row_generator
+from .mixing import PairTable, undecoded
+from .orders import Order
+from .seeding import EpochIndex, row_generator
 
 SENTENCE_VIEWS = ("anchor", "positive", "negative")
 # Captions longer than this are a page of text that got into the column, in characters.
@@ -27,34 +29,46 @@ MAX_CAPTION_LENGTH = 10_000
 _CAPTION_STREAM, _REPLACEMENT_STREAM, _WINDOW_STREAM = 0, 2, 3  # 1: augmentation, 4: token masks
 
 
-class EpochSampler(Sampler[EpochIndex]):
-    """All rows once an epoch, in an order that depends on (seed, epoch) only.
+class EpochBatchSampler(Sampler[list[EpochIndex]]):
+    """The batches of one process, in the order that an `Order` gives to each epoch.
 
-    `set_epoch` selects the epoch; the loader that `Accelerator.prepare` returns calls it at the start of each pass.
+    The order is cut into global batches of `batch_size * num_processes` rows, and process `rank` takes the rank-th
+    part of each: any number of processes sees the same global batches. An incomplete last batch is dropped.
 
     Args:
-        length: number of rows.
-        seed: of the training run, at least 0.
-        shuffle: False gives the rows in their own order.
+        order: of the rows.
+        batch_size: of one process.
+        rank, num_processes: of this process.
+
+    Raises:
+        ValueError: when the rows do not fill one global batch.
     """
 
-    def __init__(self, length: int, *, seed: int, shuffle: bool = True) -> None:
-        self.length = length
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
+    def __init__(self, order: Order, batch_size: int, *, rank: int = 0, num_processes: int = 1) -> None:
+        if len(order) < batch_size * num_processes:
+            processes = "" if num_processes == 1 else f" in each of {num_processes} processes"
+            raise ValueError(f"{len(order)} items do not fill a batch of {batch_size}{processes}: lower --batch_size")
+        self.order = order
+        self.batch_size = batch_size
+        self.rank = rank
+        self.num_processes = num_processes
+        self.set_position(0, 0)
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_position(self, epoch: int, batch: int) -> None:
+        """Let the next pass be that of `epoch`, from its batch number `batch` on."""
         self.epoch = epoch
+        self.first_batch = batch
 
-    def __iter__(self) -> Iterator[EpochIndex]:
-        order = epoch_permutation(self.length, self.seed, self.epoch) if self.shuffle else range(self.length)
-        epoch = self.epoch  # fixed for this pass, even if a prefetching loader has moved on
-        for index in order:
-            yield EpochIndex(epoch, int(index))
+    def __iter__(self) -> Iterator[list[EpochIndex]]:
+        # No generator function: its body would run at the first batch, when a position may be set for another pass.
+        epoch = self.epoch
+        rows = self.order(epoch)[: len(self) * self.batch_size * self.num_processes]
+        batches = rows.reshape(len(self), self.num_processes, self.batch_size)[self.first_batch :, self.rank]
+        return ([EpochIndex(epoch, int(row)) for row in batch] for batch in batches)
 
     def __len__(self) -> int:
-        return self.length
+        """Batches an epoch."""
+        return len(self.order) // (self.batch_size * self.num_processes)
 
 
 class PairDataset(TorchDataset):
@@ -69,7 +83,8 @@ class PairDataset(TorchDataset):
     image meets the caption of another.
 
     Args:
-        dataset: with the columns `id`, `text` (str or list of str) and `image` or `audio` (see `load_pairs`).
+        dataset: with the columns `id`, `text` (str or list of str) and `image` or `audio`; from `load_pairs`, or
+            several of them in `ConcatenatedPairs`.
         seed: of the training run.
         captions: `random` draws one caption a row and epoch, `first` takes the first one.
         min_image_size: decode JPEGs at a reduced scale that keeps the shorter side at least this long (pixels).
@@ -84,7 +99,7 @@ class PairDataset(TorchDataset):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: PairTable,
         *,
         seed: int,
         captions: Literal["random", "first"] = "random",
@@ -99,8 +114,7 @@ class PairDataset(TorchDataset):
         self.modality = _modality(dataset)
         if (sampling_rate is not None) != (self.modality == "audio"):
             raise ValueError("Audio needs sampling_rate, that of the feature extractor in Hz; images have none.")
-        if self.modality == "image":
-            dataset = dataset.cast_column("image", Image(decode=False))  # decoding is done here, errors and all
+        dataset = undecoded(dataset)
         self.dataset = dataset
         self.seed = seed
         self.captions = captions
@@ -213,7 +227,7 @@ def _position(key: EpochIndex | int) -> EpochIndex:
     return key if isinstance(key, EpochIndex) else EpochIndex(0, int(key))
 
 
-def _modality(dataset: Dataset) -> Literal["image", "audio"]:
+def _modality(dataset: PairTable) -> Literal["image", "audio"]:
     columns = set(dataset.column_names)
     present = columns & {"image", "audio"}
     if not {"id", "text"} <= columns or len(present) != 1:

@@ -15,6 +15,7 @@ from datasets import Audio, Dataset, Image, Json, Value
 
 from .files import AUDIO_CELL, zip_member
 from .openmoji import load_openmoji
+from .parquet import ParquetPairs, find_parquet, parquet_columns
 from .soundfont import load_soundfont
 from .tables import find_column, load_table
 from .tars import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_tars, load_tars
@@ -26,6 +27,7 @@ IMAGE_COLUMNS = ("image", "images", "img", "jpg", "jpeg", "png", "webp", "image_
 AUDIO_COLUMNS = ("audio", "sound", "wav", "flac", "mp3", "ogg", "audio_path", "audio_file", *_PATH_COLUMNS)
 TEXT_COLUMNS = ("text", "texts", "caption", "captions", "sentence", "sentences", "txt", "description", "title")
 ID_COLUMNS = ("id", "image_id", "audio_id", "img_id", "youtube_id", "key", "__key__")
+DEFAULT_BUFFER_SIZE = 10_000
 # What makes a folder an image or audio folder: a table of its files, or one folder a class.
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -40,7 +42,9 @@ def load_pairs(
     text_column: str | None = None,
     id_column: str | None = None,
     max_samples: int | None = None,
-) -> Dataset:
+    streaming: bool = False,
+    buffer_size: int = DEFAULT_BUFFER_SIZE,
+) -> Dataset | ParquetPairs:
     """A paired dataset in canonical columns.
 
     Args:
@@ -54,10 +58,13 @@ def load_pairs(
         image_column, audio_column, text_column, id_column: columns of the source; found by their usual names if None.
             Without an id, the path of the item is its id, and else the number of its row.
         max_samples: keep the first rows only.
+        streaming: read parquet files in place, local or remote, instead of downloading and converting them. (Tars are
+            read in place in any case.)
+        buffer_size: rows that are shuffled together when streaming; their row groups stay in memory.
 
     Returns:
         A `Dataset` with `id` (str), `text` (str or list of str) and `image` (`datasets.Image`) or `audio`
-        ({"bytes", "path"}).
+        ({"bytes", "path"}); `ParquetPairs`, which has the same rows, for parquet files that are streamed.
 
     Raises:
         ValueError: unknown modality, or a column cannot be found (the message lists those that are there).
@@ -65,12 +72,16 @@ def load_pairs(
     """
     if modality not in ("image", "audio"):
         raise ValueError(f"modality is 'image' or 'audio', not {modality!r}.")
+    given = image_column if modality == "image" else audio_column
     if str(source) in BUILT_IN:
         pairs = _built_in(BUILT_IN[str(source)](split), modality)
     elif tars := find_tars(source, split):
         pairs = load_tars(tars, modality=modality, text_names=TEXT_COLUMNS, text_column=text_column)
+    elif streaming:
+        if max_samples is not None:
+            raise ValueError("--max_samples and --streaming exclude each other.")
+        return _streamed(str(source), modality, split, given, text_column, id_column, buffer_size)
     else:
-        given = image_column if modality == "image" else audio_column
         table, folder = _load(Path(source), source, modality, split)
         pairs = _canonical(table, folder, modality, given, text_column, id_column)
     return pairs if max_samples is None else pairs.select(range(min(max_samples, len(pairs))))
@@ -81,6 +92,38 @@ def _built_in(pairs: Dataset, modality: str) -> Dataset:
         columns = ", ".join(pairs.column_names)
         raise ValueError(f"This built-in dataset has no {modality}, only {columns}.")
     return pairs
+
+
+def _streamed(
+    source: str,
+    modality: Literal["image", "audio"],
+    split: str,
+    media_column: str | None,
+    text_column: str | None,
+    id_column: str | None,
+    buffer_size: int,
+) -> ParquetPairs:
+    files = find_parquet(source, split)
+    media, text, row_id = _find_columns(parquet_columns(files[0]), modality, media_column, text_column, id_column)
+    return ParquetPairs(
+        files, modality=modality, media_column=media, text_column=text, id_column=row_id, buffer_size=buffer_size
+    )
+
+
+def _find_columns(
+    columns: Sequence[str],
+    modality: Literal["image", "audio"],
+    media_column: str | None,
+    text_column: str | None,
+    id_column: str | None,
+) -> tuple[str, str, str | None]:
+    """The columns of the media, the texts and, if there is one, the ids."""
+    usual = IMAGE_COLUMNS if modality == "image" else AUDIO_COLUMNS
+    media = find_column(columns, usual, kind=modality, option=f"--{modality}_column", given=media_column)
+    text = find_column(columns, TEXT_COLUMNS, kind="text", option="--text_column", given=text_column)
+    if id_column is None and not set(ID_COLUMNS) & {column.lower() for column in columns}:
+        return media, text, None
+    return media, text, find_column(columns, ID_COLUMNS, kind="id", option="--id_column", given=id_column)
 
 
 def _load(
@@ -115,10 +158,7 @@ def _canonical(
     text_column: str | None,
     id_column: str | None,
 ) -> Dataset:
-    columns = table.column_names
-    usual = IMAGE_COLUMNS if modality == "image" else AUDIO_COLUMNS
-    media = find_column(columns, usual, kind=modality, option=f"--{modality}_column", given=media_column)
-    text = find_column(columns, TEXT_COLUMNS, kind="text", option="--text_column", given=text_column)
+    media, text, id_column = _find_columns(table.column_names, modality, media_column, text_column, id_column)
     ids = _ids(table, media, id_column)
     pairs = table.select_columns([media, text])
     if _holds_paths(table, media):
@@ -148,11 +188,8 @@ def _undecoded_audio(pairs: Dataset) -> Dataset:
 
 
 def _ids(table: Dataset, media: str, id_column: str | None) -> list[str]:
-    columns = table.column_names
-    named = next((name for name in ID_COLUMNS if name in columns), None)
-    if id_column is not None or named is not None:
-        column = find_column(columns, ID_COLUMNS, kind="id", option="--id_column", given=id_column)
-        return [str(value) for value in table[column][:]]
+    if id_column is not None:
+        return [str(value) for value in table[id_column][:]]
     if _holds_paths(table, media):
         return [str(path) for path in table[media][:]]
     return [str(number) for number in range(len(table))]

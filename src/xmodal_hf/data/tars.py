@@ -8,7 +8,6 @@ immediate.
 
 from __future__ import annotations
 
-import glob
 import itertools
 import json
 import logging
@@ -19,21 +18,26 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import fsspec
 from datasets import Dataset, Features, Image, List, Value
 
-from .files import AUDIO_CELL, tar_member
+from .files import AUDIO_CELL, read_range, tar_member
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
 _TEXT_SUFFIXES = {".txt", ".caption"}
+# Which tar a row lies in, for orders that read one after the other (`ShardOrder`).
+SHARD_COLUMN = "shard"
+_LOCAL = "file://"
 
 
 def find_tars(source: str | os.PathLike, split: str) -> list[str]:
     """The tars that a source names: one file, a folder of them, a pattern "shards/*.tar" or "{000..012}.tar".
 
-    Of a folder, those in `<split>/` if there is such a folder. Empty when the source names no tar.
+    Files are local or addresses that fsspec opens. Of a folder, those in `<split>/` if there is such a folder. Empty
+    when the source names no tar.
 
     Raises:
         FileNotFoundError: the source names tars, and one of them is not there.
@@ -41,14 +45,15 @@ def find_tars(source: str | os.PathLike, split: str) -> list[str]:
     path = Path(source)
     if path.is_dir():
         folder = path / split if (path / split).is_dir() else path
-        return [str(tar) for tar in sorted(folder.glob("*.tar"))]
+        return [str(tar.absolute()) for tar in sorted(folder.glob("*.tar"))]
     if path.suffix != ".tar":
         return []
-    tars = [tar for name in _expand_braces(str(source)) for tar in sorted(glob.glob(name)) or [name]]
-    missing = [tar for tar in tars if not os.path.isfile(tar)]
+    filesystem, _ = fsspec.core.url_to_fs(str(source))
+    names = [name for pattern in _expand_braces(str(source)) for name in sorted(filesystem.glob(pattern)) or [pattern]]
+    missing = [name for name in names if not filesystem.isfile(name)]
     if missing:
         raise FileNotFoundError(f"There is no file {missing[0]}.")
-    return tars
+    return [filesystem.unstrip_protocol(name).removeprefix(_LOCAL) for name in names]
 
 
 def load_tars(
@@ -62,7 +67,8 @@ def load_tars(
     is reported when it is asked for.
 
     Returns:
-        A `Dataset` with `id`, `image` or `audio`, and `text` (list of str, empty where there is no caption).
+        A `Dataset` with `id`, `image` or `audio`, `text` (list of str, empty where there is no caption), and `shard`,
+        the number of the tar.
 
     Raises:
         ValueError: there is no sample in the tars.
@@ -72,11 +78,12 @@ def load_tars(
             "id": Value("string"),
             modality: Image() if modality == "image" else AUDIO_CELL,
             "text": List(Value("string")),
+            SHARD_COLUMN: Value("int32"),
         }
     )
     settings: dict[str, Any] = {
         # `datasets` caches by these settings, so a changed file must change them. It takes lists for data files.
-        "tars": [(tar, os.path.getsize(tar), os.stat(tar).st_mtime_ns) for tar in tars],
+        "tars": [(tar, _version(tar)) for tar in tars],
         "modality": modality,
         "text_names": (text_column,) if text_column else tuple(text_names),
     }
@@ -85,26 +92,27 @@ def load_tars(
     return Dataset.from_generator(_rows, features=features, gen_kwargs=settings)
 
 
-def _rows(tars: list[tuple[str, int, int]], modality: str, text_names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _rows(tars: list[tuple[str, str]], modality: str, text_names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     suffixes = IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES
-    for tar, _, _ in tars:
+    for shard, (tar, _) in enumerate(tars):
         for key, members in itertools.groupby(_members(tar), key=lambda member: member[0]):
-            row: dict[str, Any] = {"id": key, modality: None, "text": []}
+            row: dict[str, Any] = {"id": key, modality: None, "text": [], SHARD_COLUMN: shard}
             for _, suffix, offset, size in members:
                 if suffix in suffixes:
-                    row[modality] = {"bytes": None, "path": tar_member(os.path.abspath(tar), offset, size)}
+                    row[modality] = {"bytes": None, "path": tar_member(tar, offset, size)}
                 elif suffix in _TEXT_SUFFIXES:
-                    row["text"] = [_read(tar, offset, size).decode(errors="replace")]
+                    row["text"] = [read_range(tar, offset, size).decode(errors="replace")]
                 elif suffix == ".json":
-                    row["text"] = row["text"] or _captions(_read(tar, offset, size), text_names)
+                    row["text"] = row["text"] or _captions(read_range(tar, offset, size), text_names)
             yield row
 
 
 def _members(tar: str) -> Iterator[tuple[str, str, int, int]]:
     """(key, ending, offset, size) of the complete files of a tar."""
-    length = os.path.getsize(tar)
+    filesystem, path = fsspec.core.url_to_fs(tar)
+    length = filesystem.size(path)
     try:
-        with tarfile.open(tar, "r:") as archive:
+        with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 if member.offset_data + member.size > length:
                     raise tarfile.ReadError(f"{member.name} is cut off")
@@ -117,10 +125,10 @@ def _members(tar: str) -> Iterator[tuple[str, str, int, int]]:
         logger.warning("%s cannot be read to its end: %s. The samples before are used.", tar, error)
 
 
-def _read(tar: str, offset: int, size: int) -> bytes:
-    with open(tar, "rb") as file:
-        file.seek(offset)
-        return file.read(size)
+def _version(tar: str) -> str:
+    """What changes when the file does: of a local one its size and time, of others what their server tells."""
+    filesystem, path = fsspec.core.url_to_fs(tar)
+    return str(filesystem.ukey(path))
 
 
 def _captions(content: bytes, names: tuple[str, ...]) -> list[str]:

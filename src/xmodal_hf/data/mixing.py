@@ -1,0 +1,85 @@
+"""Several paired datasets as one table, and the order in which training goes through any table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+from datasets import Dataset, Image
+
+from .orders import MixedOrder, Order, ShardOrder, ShuffledOrder
+from .parquet import ParquetPairs
+from .sources import DEFAULT_BUFFER_SIZE
+from .tars import SHARD_COLUMN
+
+
+class ConcatenatedPairs:
+    """Rows of several paired tables, one table after the other; ids are preceded by the name of their table.
+
+    Args:
+        tables: by name, each as from `load_pairs`, all of one modality.
+
+    Raises:
+        ValueError: images and audio are mixed.
+    """
+
+    def __init__(self, tables: dict[str, Dataset | ParquetPairs]) -> None:
+        modalities = {"image" if "image" in table.column_names else "audio" for table in tables.values()}
+        if len(modalities) != 1:
+            raise ValueError("images and audio cannot be mixed in one training run")
+        self.modality = modalities.pop()
+        self.names = list(tables)
+        self.tables = [undecoded(table) for table in tables.values()]
+        self._ends = np.cumsum([len(table) for table in self.tables])
+
+    column_names = property(lambda self: ["id", self.modality, "text"])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @overload
+    def __getitem__(self, key: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, key: str) -> Iterator[Any]: ...
+    def __getitem__(self, key: int | str) -> Any:
+        """A row, or an iterator over a column."""
+        if isinstance(key, str):
+            return chain.from_iterable(table[key] for table in self.tables)
+        number = int(np.searchsorted(self._ends, key, side="right"))
+        row = self.tables[number][key - int(self._ends[number] - len(self.tables[number]))]
+        return row | {"id": f"{self.names[number]}/{row['id']}"}
+
+
+PairTable: TypeAlias = Dataset | ParquetPairs | ConcatenatedPairs
+
+
+def undecoded(table: Any) -> Any:
+    """The table with pictures as cells of bytes and path: decoding is done later, errors and all."""
+    if isinstance(table, Dataset) and "image" in table.column_names:
+        return table.cast_column("image", Image(decode=False))
+    return table
+
+
+def training_order(
+    table: PairTable, *, seed: int, weights: Sequence[float] | None = None, buffer_size: int | None = None
+) -> Order:
+    """The order of the rows of a table from `load_pairs`, or of several in `ConcatenatedPairs`.
+
+    Args:
+        table: rows of streamed parquet files come in a `ShardOrder`; those of tars too, if `buffer_size` is given; all
+            others are shuffled as a whole.
+        seed: of the training run.
+        weights: of the tables in `ConcatenatedPairs`; None mixes them by their lengths.
+        buffer_size: rows that are shuffled together; None is `DEFAULT_BUFFER_SIZE`.
+    """
+    if isinstance(table, ConcatenatedPairs):
+        orders = [training_order(part, seed=seed, buffer_size=buffer_size) for part in table.tables]
+        return MixedOrder(orders, weights or [len(order) for order in orders], seed=seed)
+    if isinstance(table, ParquetPairs):
+        return ShardOrder(table.shard_lengths, seed=seed, buffer_size=buffer_size or DEFAULT_BUFFER_SIZE)
+    if SHARD_COLUMN in table.column_names and buffer_size is not None:
+        lengths = np.bincount(table.data[SHARD_COLUMN].to_numpy())  # a row of a tar follows the one before
+        return ShardOrder(lengths, seed=seed, buffer_size=buffer_size)
+    return ShuffledOrder(len(table), seed)

@@ -1,0 +1,149 @@
+"""Parquet shards in place give what the loaded table gives, read each row group about once, and keep few of them."""
+
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from xmodal_hf.data import parquet
+from xmodal_hf.data.collators import PairCollator
+from xmodal_hf.data.orders import ShardOrder
+from xmodal_hf.data.sampling import PairDataset
+from xmodal_hf.data.seeding import EpochIndex
+from xmodal_hf.data.sources import load_pairs
+
+
+@pytest.fixture
+def shards(tmp_path, image_table):
+    """Three files of four rows in row groups of at most three, with captions and encoded pictures."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for shard in range(3):
+        rows = image_table[4 * shard : 4 * shard + 4]
+        table = {
+            "png": [(tmp_path / row["image"]).read_bytes() for row in rows],
+            "captions": [[row["caption"], "a picture"] for row in rows],
+            "unused": ["x"] * 4,
+        }
+        pq.write_table(pa.table(table), folder / f"train-{shard:05}-of-00003.parquet", row_group_size=3)
+    return folder
+
+
+def test_rows_are_those_of_the_loaded_table(shards):
+    streamed, loaded = (load_pairs(str(shards), streaming=streaming) for streaming in (True, False))
+    assert len(streamed) == len(loaded) == 12
+    assert streamed.shard_lengths.tolist() == [3, 1] * 3
+    items = [PairDataset(pairs, seed=0) for pairs in (streamed, loaded)]
+    for index in range(12):
+        first, second = (item[EpochIndex(4, index)] for item in items)
+        assert np.array_equal(np.asarray(first.pop("image")), np.asarray(second.pop("image")))
+        assert first == second
+    assert list(streamed["text"]) == loaded["text"][:]
+
+
+def test_batches_are_the_same_in_any_number_of_workers(shards, processor):
+    pairs = load_pairs(str(shards), streaming=True)
+    rows = ShardOrder(pairs.shard_lengths, seed=0, buffer_size=4)(1)
+
+    def batches(num_workers):
+        loader = DataLoader(
+            PairDataset(pairs, seed=0),
+            batch_sampler=[[EpochIndex(1, int(row)) for row in part] for part in rows.reshape(4, 3)],
+            collate_fn=PairCollator(processor, max_length=8),
+            num_workers=num_workers,
+        )
+        return list(loader)
+
+    for alone, shared in zip(batches(0), batches(2), strict=True):
+        assert alone["ids"] == shared["ids"] and torch.equal(alone["pixel_values"], shared["pixel_values"])
+
+
+def test_a_pass_in_shard_order_reads_each_row_group_once(tmp_path, monkeypatch):
+    table = pa.table({"image": [b"x"] * 1000, "text": ["y"] * 1000})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=20)
+    pairs = load_pairs(tmp_path / "a.parquet", streaming=True, buffer_size=100)
+    reads = []
+    original = parquet.ParquetPairs._read
+    monkeypatch.setattr(
+        parquet.ParquetPairs, "_read", lambda self, *args: reads.append(args[0]) or original(self, *args)
+    )
+    for row in ShardOrder(pairs.shard_lengths, seed=0, buffer_size=100)(0):
+        assert pairs[int(row)]["text"] == "y"
+    assert sorted(reads) == list(range(50))
+    reads.clear()
+    for row in np.random.default_rng(0).permutation(1000):
+        pairs[int(row)]
+    assert len(reads) > 500  # without the order it reads nearly each time
+    assert len(pairs._kept) == 7 and not pickle.loads(pickle.dumps(pairs))._kept
+
+
+def test_remote_files(shards):
+    """Any address that fsspec opens; here, its file system in memory."""
+    memory = fsspec.filesystem("memory")
+    for file in sorted(shards.glob("*.parquet")):
+        memory.pipe(f"/remote/{file.name}", file.read_bytes())
+    pairs = load_pairs("memory://remote/train-*.parquet", streaming=True)
+    assert [PairDataset(pairs, seed=0)[index]["id"] for index in range(12)] == [str(index) for index in range(12)]
+
+
+def test_paths_are_relative_to_their_file(tmp_path, image_table, samples):
+    Dataset.from_list(image_table).to_parquet(tmp_path / "rows.parquet")
+    items = PairDataset(load_pairs(tmp_path / "rows.parquet", streaming=True), seed=0)
+    assert items[5]["id"] == "files/5.png" and samples.number_of(items[5]["image"]) == 5
+
+
+def test_wrong_use_says_what_to_do(shards, tmp_path):
+    with pytest.raises(ValueError, match="no split 'test', only train"):
+        load_pairs(str(shards), split="test", streaming=True)
+    with pytest.raises(ValueError, match=r"no column 'alt' for the text\. Columns found: png, captions, unused"):
+        load_pairs(str(shards), text_column="alt", streaming=True)
+    with pytest.raises(ValueError, match="exclude each other"):
+        load_pairs(str(shards), max_samples=3, streaming=True)
+    pq.write_table(pa.table({"other": [1]}), shards / "train-00001-of-00003.parquet")
+    with pytest.raises(ValueError, match=r"00001-of-00003\.parquet has no column 'captions', only other"):
+        load_pairs(str(shards), streaming=True)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "rows.jsonl").write_text('{"image": "x", "text": "y"}\n')
+    with pytest.raises(
+        ValueError, match=r"only parquet files and tars can be streamed, .*rows\.jsonl: drop --streaming"
+    ):
+        load_pairs(str(tmp_path / "tables"), streaming=True)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data(tmp_path, samples):
+    """Peak memory of a pass over 100,000 rows is that of a pass over 5,000, within 40 MB; the pictures take 180 MB."""
+    picture = samples.image(3).resize((24, 24)).tobytes()
+    for folder, count in (("small", 5), ("large", 100)):
+        (tmp_path / folder).mkdir()
+        for shard in range(count):
+            # Different bytes in every row: parquet keeps equal ones once.
+            table = {"image": [picture + bytes(str(shard * 1000 + row), "ascii") for row in range(1000)]}
+            table |= {"text": ["a picture"] * 1000}
+            pq.write_table(pa.table(table), tmp_path / folder / f"train-{shard:05}.parquet", row_group_size=100)
+    program = textwrap.dedent("""
+        import resource, sys
+        from xmodal_hf.data.orders import ShardOrder
+        from xmodal_hf.data.sources import load_pairs
+        pairs = load_pairs(sys.argv[1], streaming=True, buffer_size=1000)
+        rows = ShardOrder(pairs.shard_lengths, seed=0, buffer_size=1000)(0)
+        seen = sum(len(pairs[int(row)]["image"]["bytes"]) > 1728 for row in rows)
+        print(seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    """)
+    results = {}
+    for folder in ("small", "large"):
+        command = [sys.executable, "-c", program, str(tmp_path / folder)]
+        environment = {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ":".join(sys.path)}
+        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+        results[folder] = [int(number) for number in output.split()]
+    assert results["small"][0] == 5_000 and results["large"][0] == 100_000
+    assert results["large"][1] < results["small"][1] + 40, results

@@ -1,12 +1,16 @@
-"""Processes that have nothing but the packages that are named."""
+"""A Hub on this machine, and processes that have nothing but the packages that are named."""
 
+import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -63,3 +67,46 @@ def run_with_only(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="session")
+def loopback() -> ModuleType:
+    """The module beside this file; tests are no package, from which it could be imported."""
+    specification = importlib.util.spec_from_file_location("loopback", Path(__file__).with_name("loopback.py"))
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["loopback"] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def hub(loopback: ModuleType) -> Iterator[Any]:
+    """A Hub of its own, empty."""
+    with loopback.running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def client(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Have huggingface_hub's client in this process talk to `hub`, with a token that may write, and never sleep."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv("HF_TOKEN", hub.write_token)
+    return hub
+
+
+@pytest.fixture
+def client_environment(hub: Any, tmp_path: Path) -> dict[str, str]:
+    """The environment of a process whose client talks to `hub`, with an empty cache and a token that may write."""
+    own = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path / "hf_home"),
+        "HF_TOKEN": hub.write_token,
+        "OMP_NUM_THREADS": "1",
+    }
+    return {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | own

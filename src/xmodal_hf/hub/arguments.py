@@ -1,0 +1,62 @@
+"""Options of `training_scripts/publish_model.py`, each documented once, on its field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..training.arguments import option
+
+
+@dataclass
+class PublishArguments:
+    """What is published, and where."""
+
+    checkpoint: str | None = option(None, "Folder of the model, as save_pretrained or a training script wrote it.")
+    metric: str | None = option(None, "Instead of a checkpoint: a metric of xmodal_hf.metrics, published as a Space.")
+    repo_id: str = option("", "Repository on the Hub, user/name; made when missing. Required.")
+    private: bool = option(False, "Make a new repository private; an existing one stays what it is.")
+    branch: str = option("main", "Branch that gets the commit; made from main when missing.")
+    tag: str | None = option(None, "Tag to put on the published commit, such as v1.0.")
+    message: str = option("Publish with xmodal_hf", "Message of the commit.")
+    dry_run: bool = option(False, "Write the folder, print what would be sent, and send nothing.")
+    card_only: bool = option(False, "Only render the card, into --checkpoint, which needs no weights for that.")
+    output_dir: str | None = option(
+        None, "New folder for exactly what is sent. Default: a temporary one, or outputs/publish in a dry run."
+    )
+
+    def __post_init__(self) -> None:
+        if not self.repo_id:
+            raise ValueError("--repo_id is required, such as user/name; the card says it too")
+        if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
+            raise ValueError(f"--repo_id must be user/name, got {self.repo_id!r}")
+        if (self.checkpoint is None) == (self.metric is None):
+            raise ValueError("pass one of --checkpoint and --metric")
+        if self.card_only and self.checkpoint is None:
+            raise ValueError("--card_only needs --checkpoint: a metric has its card already")
+
+
+@dataclass
+class CardArguments:
+    """What the card says beyond the config, the recipe and the results."""
+
+    title: str | None = option(None, "Title of the card. Default: the name of the repository.")
+    license: str | None = option(None, "Licence of the weights, by its id on the Hub, such as apache-2.0.")
+    language: list[str] = field(
+        default_factory=list, metadata={"help": "Languages of the texts, by ISO code, such as en."}
+    )
+    datasets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Training data by Hub id. Default: those of the recipes that are Hub ids."},
+    )
+    base_models: list[str] = field(
+        default_factory=list, metadata={"help": "Models it started from, by Hub id. Default: those of the recipes."}
+    )
+    tags: list[str] = field(default_factory=list, metadata={"help": "Further tags."})
+    description: str | None = option(None, "A sentence or two on what the model is for, in Markdown.")
+    limitations: str | None = option(None, "What to beware of, in Markdown, beside what holds for every such model.")
+    results: str | None = option(
+        None, "Folder of results.json and plots, as evaluate_model.py writes it. Default: --checkpoint."
+    )
+    phase1: str | None = option(
+        None, "Output folder of phase 1. Default: --text_model of the recipe, where that is one of ours."
+    )

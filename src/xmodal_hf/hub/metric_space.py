@@ -1,0 +1,28 @@
+"""A metric as a Space of the Hub, from which `evaluate.load("user/<metric>")` takes it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..metrics import metric_path
+from .safety import check_folder
+from .staging import make_empty
+
+_APP = Path(__file__).with_name("metric_app.py")
+
+
+def stage_metric(name: str, folder: Path) -> Path:
+    """Fill a new folder with a metric, its card and the page that its Space shows.
+
+    Raises:
+        ValueError: for no such metric, or a folder that is not empty.
+    """
+    source = Path(metric_path(name))
+    make_empty(folder)
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    shutil.copyfile(_APP, folder / "app.py")
+    check_folder(folder)
+    return folder

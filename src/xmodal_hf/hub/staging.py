@@ -1,0 +1,119 @@
+"""The folder that is published, made of a checkpoint: exactly its files, beside a card and the code that runs them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from ..models.sentence_transformers_files import write_json, write_sentence_transformers_files
+from .arguments import CardArguments
+from .model_card import CARD_NAME, PHASE1_FOLDER, RESULTS_NAME, CardSources, render_card
+from .remote_code import read_json, read_model_type, write_remote_code
+from .safety import UnsafeFolderError, check_folder, is_pickle
+
+# What of a checkpoint's folder is published, by suffix. Logs, events of trackers and training states stay at home.
+_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".yaml", ".png", ".jinja"})
+_TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+# Model type -> modality -> the method that returns its vector.
+_VECTOR_METHODS = {
+    "xmodal_image_text": {"text": "get_text_features", "image": "get_image_features"},
+    "xmodal_audio_text": {"text": "get_text_features", "audio": "get_audio_features"},
+    "xmodal_sentence_encoder": {"text": "forward"},
+}
+
+
+def stage_checkpoint(checkpoint: Path, folder: Path, repo_id: str, card: CardArguments) -> Path:
+    """Fill a new folder with what is published of a checkpoint, which itself is only read.
+
+    Weights are linked where the file system can, else copied.
+
+    Args:
+        checkpoint: folder that `save_pretrained` or a training script wrote.
+        folder: made here; may exist if it is empty.
+        repo_id: what the card tells people to load.
+        card: what the card says beside what the files do.
+
+    Raises:
+        ValueError: for a folder that is not empty, or no checkpoint of ours with weights in safetensors.
+        UnsafeFolderError: for a pickle, a link that leaves the folder, an access token.
+        OSError: when the disk is full; what was written is removed.
+    """
+    model_type = read_model_type(checkpoint)
+    if not any(checkpoint.glob("*.safetensors")):
+        raise ValueError(f"{checkpoint} has no model.safetensors: pass a folder that save_pretrained wrote")
+    sources = CardSources.find(checkpoint, card)
+    make_empty(folder)
+    try:
+        _copy_files(checkpoint, folder)
+        for path in sources.plots:
+            _copy(path, folder / path.name)
+        if sources.results_folder != checkpoint and sources.results:
+            _copy(sources.results_folder / RESULTS_NAME, folder / RESULTS_NAME)
+        if sources.phase1_folder is not None:
+            _copy_run(sources.phase1_folder, folder / PHASE1_FOLDER)
+        _prepare_for_readers(folder, model_type)
+        (folder / CARD_NAME).write_text(render_card(sources, repo_id, card), encoding="utf-8")
+        check_folder(folder)
+    except (OSError, ValueError):
+        shutil.rmtree(folder)
+        raise
+    return folder
+
+
+def make_empty(folder: Path) -> None:
+    """Make a folder.
+
+    Raises:
+        ValueError: when there is something in it: nothing of somebody's is overwritten or published by accident.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty: remove it, or pass another --output_dir")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _copy_files(checkpoint: Path, folder: Path) -> None:
+    for path in sorted(checkpoint.iterdir()):
+        if not path.is_file():
+            continue
+        if is_pickle(path):
+            raise UnsafeFolderError(
+                f"{path.name} is a pickle, which runs code when it is read: remove it from {checkpoint}, or save the "
+                "model again with save_pretrained, which writes safetensors"
+            )
+        if not path.resolve().is_relative_to(checkpoint.resolve()):
+            raise UnsafeFolderError(
+                f"{path.name} links to {path.resolve()}, outside {checkpoint}: copy the file instead"
+            )
+        if path.suffix in _SUFFIXES:
+            _copy(path, folder / path.name)
+
+
+def _copy_run(source: Path, folder: Path) -> None:
+    """Copy what tells how phase 1 went."""
+    folder.mkdir()
+    for name in ("recipe.yaml", "run.json"):
+        if (source / name).is_file():
+            _copy(source / name, folder / name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file. Weights get a second name instead, where that can be: nothing here writes to them."""
+    if source.suffix == ".safetensors":
+        try:
+            os.link(source.resolve(), target)
+            return
+        except OSError:  # on another file system, or on one without links
+            pass
+    shutil.copyfile(source, target)
+
+
+def _prepare_for_readers(folder: Path, model_type: str) -> None:
+    """Add what transformers without this package, and sentence-transformers, load the folder by."""
+    write_remote_code(folder)
+    write_sentence_transformers_files(folder, _VECTOR_METHODS[model_type])
+    tokenizer_config = folder / _TOKENIZER_CONFIG_NAME
+    if model_type == "xmodal_sentence_encoder" and tokenizer_config.is_file():
+        # A tokenizer that was a processor's names it, and AutoProcessor would look for it here.
+        content = {key: value for key, value in read_json(tokenizer_config).items() if key != "processor_class"}
+        write_json(tokenizer_config, content)

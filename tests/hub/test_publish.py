@@ -1,0 +1,292 @@
+"""Publishing to a Hub on this machine, with the real client, and everything that can go wrong."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from xmodal_hf.hub.publish import HubError, list_files, push_folder
+from xmodal_hf.hub.safety import UnsafeFolderError
+
+REPO = "someone/model"
+SCRIPT = Path(__file__).parents[2] / "training_scripts" / "publish_model.py"
+
+
+def safetensors_bytes(size: int = 1000) -> bytes:
+    """One tensor of `size` zeros, one byte each."""
+    header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small published folder: weights, text, a picture (binary)."""
+    folder = tmp_path / "folder"
+    (folder / "1_Normalize").mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(safetensors_bytes())
+    (folder / "config.json").write_text('{"model_type": "xmodal_image_text"}\n')
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n")
+    (folder / "map.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    (folder / "1_Normalize" / "config.json").write_text("{}\n")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_published(client: Any, folder: Path, branch: str = "main") -> None:
+    """Assert that a branch holds the folder, byte for byte, and what makes a repository, and nothing else."""
+    files = client.repos["model", REPO].branches[branch][-1].files
+    assert {path: file.content for path, file in files.items() if path != ".gitattributes"} == contents(folder)
+
+
+def test_everything_is_one_commit(client: Any, folder: Path) -> None:
+    published = push_folder(folder, REPO, message="First version")
+    assert_published(client, folder)
+    assert client.commit_count(REPO) == 1
+    head = client.repos["model", REPO].branches["main"][-1]
+    assert (head.sha, head.message) == (published.commit, "First version")
+    assert [file.path for file in published.sent] == sorted(contents(folder)) and published.deleted == []
+    large = {path for path, file in head.files.items() if file.is_lfs}
+    assert large == {"model.safetensors", "map.png"} == {file.path for file in published.sent if file.is_large}
+
+
+def test_a_second_time_nothing_is_sent(client: Any, folder: Path) -> None:
+    first = push_folder(folder, REPO)
+    client.requests.clear()
+    second = push_folder(folder, REPO)
+    assert (second.sent, second.deleted, second.commit) == ([], [], first.commit)
+    assert client.commit_count(REPO) == 1
+    assert not any(path.startswith("/lfs/") or "/commit/" in path for _, path, _ in client.requests)
+    assert client.sent_bytes() < 1000  # the weights alone are more
+
+
+@pytest.mark.parametrize("changed", ["README.md", "model.safetensors"])
+def test_only_what_changed_is_sent(changed: str, client: Any, folder: Path) -> None:
+    push_folder(folder, REPO)
+    content = (folder / changed).read_bytes()
+    (folder / changed).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # as long as before
+    client.requests.clear()
+    published = push_folder(folder, REPO)
+    assert [file.path for file in published.sent] == [changed]
+    assert_published(client, folder)
+    assert client.commit_count(REPO) == 2
+    assert any(path.startswith("/lfs/") for _, path, _ in client.requests) == (changed == "model.safetensors")
+
+
+def test_stale_weights_are_removed_and_other_files_stay(client: Any, folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "notes.txt").write_text("written on the Hub\n")
+    push_folder(folder, REPO)
+    (folder / "notes.txt").unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model-00001-of-00001.safetensors").rename(folder / "model.safetensors")
+    published = push_folder(folder, REPO)
+    assert published.deleted == ["model-00001-of-00001.safetensors", "model.safetensors.index.json"]
+    assert client.commit_count(REPO) == 2
+    (folder / "notes.txt").write_text("written on the Hub\n")
+    assert_published(client, folder)
+
+
+def test_branch_and_tag(client: Any, folder: Path) -> None:
+    published = push_folder(folder, REPO, branch="v2", tag="v2.0")
+    repo = client.repos["model", REPO]
+    assert_published(client, folder, branch="v2")
+    assert repo.files.keys() == {".gitattributes"}  # main is as it was
+    assert repo.tags["v2.0"].sha == published.commit
+    assert push_folder(folder, REPO, branch="v2", tag="v2.0").sent == []  # the same again is no error
+    (folder / "README.md").write_text("another\n")
+    with pytest.raises(HubError, match=r"has a tag v2.0 already, on commit \w{12}: nothing was published"):
+        push_folder(folder, REPO, branch="v2", tag="v2.0")
+    assert len(repo.branches["v2"]) == 2
+
+
+def test_a_tag_that_failed_is_made_the_next_time(client: Any, folder: Path) -> None:
+    client.fail("POST", "/tag/", 500, times=float("inf"))
+    with pytest.raises(HubError, match="the Hub failed"):
+        push_folder(folder, REPO, tag="v1")
+    client.faults.clear()
+    published = push_folder(folder, REPO, tag="v1")
+    assert client.repos["model", REPO].tags["v1"].sha == published.commit and client.commit_count(REPO) == 1
+
+
+def test_private_and_public(client: Any, folder: Path) -> None:
+    push_folder(folder, REPO, private=True)
+    assert client.repos["model", REPO].private
+    push_folder(folder, REPO, private=True)
+    push_folder(folder, "someone/public")
+    assert not client.repos["model", "someone/public"].private
+    (folder / "README.md").write_text("a secret\n")
+    with pytest.raises(HubError, match="exists and is public: nothing was published"):
+        push_folder(folder, "someone/public", private=True)
+    assert client.commit_count("someone/public") == 1
+
+
+UPLOAD = r"^/lfs/"
+COMMIT = r"/commit/"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "action", "message"),
+    [
+        ("POST", "/api/repos/create", 500, r"the Hub failed \(HTTP 500\)"),
+        ("GET", "/tree/", 500, "the Hub failed"),
+        ("POST", "/preupload/", 500, "the Hub failed"),
+        ("POST", "/objects/batch", 500, "the Hub failed"),
+        ("PUT", UPLOAD, 500, "the Hub failed"),
+        ("PUT", UPLOAD, "break", r"the connection to the Hub broke \(\w+\)"),
+        ("POST", COMMIT, 500, "the Hub failed"),
+        ("POST", COMMIT, "break", "the connection to the Hub broke"),
+        ("POST", COMMIT, 403, "the access token may not write to someone/model"),
+        ("GET", "/refs", 404, "the Hub has no someone/model, or the access token may not see it"),
+        ("POST", COMMIT, 413, r"the Hub refused \(HTTP 413\): something is wrong with the server"),
+    ],
+)
+def test_a_fault_publishes_nothing_and_the_repeat_everything(
+    method: str, path: str, action: int | str, message: str, client: Any, folder: Path
+) -> None:
+    before = contents(folder)
+    client.fail(method, path, action, times=float("inf"))
+    with pytest.raises(HubError, match=message) as caught:
+        push_folder(folder, REPO)
+    assert re.search(r"Nothing was published|there whole or not at all: publish again", str(caught.value))
+    assert client.write_token not in str(caught.value)
+    assert ("model", REPO) not in client.repos or client.commit_count(REPO) == 0
+    assert contents(folder) == before
+    client.faults.clear()
+    push_folder(folder, REPO)
+    assert_published(client, folder)
+    assert client.commit_count(REPO) == 1
+
+
+def test_a_short_fault_is_ridden_out(client: Any, folder: Path) -> None:
+    client.fail("PUT", UPLOAD, 500, times=2)
+    client.fail("PUT", UPLOAD, "break", times=1)
+    push_folder(folder, REPO)
+    assert_published(client, folder)
+
+
+def test_what_was_uploaded_before_a_fault_is_not_sent_again(client: Any, folder: Path) -> None:
+    client.fail("POST", COMMIT, "break")
+    with pytest.raises(HubError, match="publish again, and only what is missing is sent"):
+        push_folder(folder, REPO)
+    client.requests.clear()
+    push_folder(folder, REPO)
+    assert not any(path.startswith("/lfs/") for _, path, _ in client.requests)
+    assert_published(client, folder)
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(client: Any, folder: Path) -> None:
+    client.fail("POST", COMMIT, "lose")
+    with pytest.raises(HubError, match="A commit is there whole or not at all"):
+        push_folder(folder, REPO)
+    assert push_folder(folder, REPO).sent == []
+    assert_published(client, folder)
+    assert client.commit_count(REPO) == 1
+
+
+def test_two_at_once(client: Any, folder: Path, tmp_path: Path, loopback: Any) -> None:
+    """Somebody commits between our look at the branch and our commit."""
+    push_folder(folder, REPO)
+    repo = client.repos["model", REPO]
+    theirs = loopback.File(b"theirs", False)
+    client.fail("POST", COMMIT, lambda: repo.add("main", "theirs", repo.files | {"theirs.txt": theirs}))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nours\n")
+    with pytest.raises(HubError, match="somebody else committed to main of someone/model meanwhile"):
+        push_folder(folder, REPO)
+    assert [commit.message for commit in repo.branches["main"]][2:] == ["theirs"]
+    assert b"ours" not in repo.files["README.md"].content
+    push_folder(folder, REPO)
+    assert b"ours" in repo.files["README.md"].content and repo.files["theirs.txt"] == theirs
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("", "there is no access token: make one with the role write"),
+        ("hf_unknownUNKNOWNunknownUNKNOWNunkn", "may not write"),
+        ("read", "the access token may not write to someone/model: it needs the role write"),
+    ],
+)
+def test_without_a_token_that_may_write(
+    token: str, message: str, client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = client.read_token if token == "read" else token
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match=message) as caught:
+        push_folder(folder, REPO)
+    assert not token or token not in str(caught.value)
+    assert client.repos == {}
+
+
+def test_offline(client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    huggingface_hub.close_session()
+    with pytest.raises(HubError, match=r"huggingface_hub is offline \(HF_HUB_OFFLINE=1\)"):
+        push_folder(folder, REPO)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    huggingface_hub.close_session()
+    push_folder(folder, REPO)
+    assert_published(client, folder)
+
+
+def test_metadata_that_the_hub_refuses(client: Any, folder: Path) -> None:
+    (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
+    with pytest.raises(HubError, match=r"Invalid metadata in README\.md"):
+        push_folder(folder, REPO)
+    assert client.commit_count(REPO) == 0
+
+
+def link(folder: Path, name: str, target: Path) -> None:
+    (folder / name).symlink_to(target)
+
+
+SPOILERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "pickle by name": (lambda f: (f / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin is a pickle"),
+    "pickle by content": (lambda f: (f / "notes.txt").write_bytes(b"\x80\x04K\x01."), "notes.txt is a pickle"),
+    "torch.save": (lambda f: (f / "model.safetensors").write_bytes(b"PK\x03\x04data"), "model.safetensors is a pickle"),
+    "no safetensors": (lambda f: (f / "model.safetensors").write_bytes(b"12345678{"), "is no safetensors file"),
+    "cut weights": (
+        lambda f: (f / "model.safetensors").write_bytes(safetensors_bytes()[:-1]),
+        r"has 1073 bytes and should have 1074: it was cut",
+    ),
+    "link outside": (lambda f: link(f, "passwd.txt", Path("/etc/passwd")), "passwd.txt links to /etc/passwd, outside"),
+    "folder outside": (lambda f: link(f, "etc", Path("/etc")), "etc links to /etc, outside"),
+    "token": (lambda f: (f / "run.json").write_text(f'"hf_{"a" * 34}"'), "run.json contains an access token"),
+    "index": (
+        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../../other.safetensors"}}'),
+        "names ../../other.safetensors, which is outside",
+    ),
+    "modules": (
+        lambda f: (f / "modules.json").write_text('[{"path": "/etc"}]'),
+        "modules.json names /etc, which is outside",
+    ),
+}
+
+
+@pytest.mark.parametrize("spoiler", SPOILERS)
+def test_what_is_not_published(spoiler: str, client: Any, folder: Path) -> None:
+    spoil, message = SPOILERS[spoiler]
+    spoil(folder)
+    with pytest.raises(UnsafeFolderError, match=message) as caught:
+        push_folder(folder, REPO)
+    assert "hf_aaa" not in str(caught.value)
+    assert client.requests == []
+
+
+def test_links_inside_the_folder_are_files(client: Any, folder: Path) -> None:
+    link(folder, "weights.safetensors", folder / "model.safetensors")
+    assert "weights.safetensors" in {file.path for file in list_files(folder)}
+
+
+def run_script(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(SCRIPT), *options], env=environment, capture_output=True, text=True)

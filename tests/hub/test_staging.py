@@ -1,0 +1,190 @@
+"""The folder that is published, and the script that writes and sends it."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModel
+
+from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
+from xmodal_hf.hub.arguments import CardArguments
+from xmodal_hf.hub.publish import push_folder
+from xmodal_hf.hub.safety import UnsafeFolderError
+from xmodal_hf.hub.staging import stage_checkpoint
+
+REPO = "someone/model"
+SCRIPT = Path(__file__).parents[2] / "training_scripts" / "publish_model.py"
+WRITTEN = {
+    *("README.md", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"),
+    "1_Normalize/config.json",
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def checkpoint(image_text_folder: Path) -> Path:
+    """A model with what a training leaves beside it."""
+    (image_text_folder / "results.json").write_text('{"retrieval": {"text_to_image_recall@1": 12.5}, "meta": {}}\n')
+    (image_text_folder / "recipe.yaml").write_text("dataset: openmoji\nmodality: image\nobjective: clip\n")
+    (image_text_folder / "map.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    (image_text_folder / "train_log.jsonl").write_text("{}\n")
+    (image_text_folder / "events.out.tfevents.1").write_bytes(b"\0")
+    (image_text_folder / "checkpoints" / "step_10").mkdir(parents=True)
+    (image_text_folder / "checkpoints" / "step_10" / "optimizer.bin").write_bytes(b"state")
+    return image_text_folder
+
+
+def test_the_staged_folder_is_exactly_what_a_model_needs(checkpoint: Path, tmp_path: Path) -> None:
+    before = contents(checkpoint)
+    staged = stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments(license="mit"))
+    found = contents(staged)
+    code = {path for path in found if path.endswith(".py")}
+    own = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert found.keys() == own | WRITTEN | code | {"results.json", "recipe.yaml", "map.png"}
+    assert {"modeling_dual_encoder.py", "processing_dual_encoder.py"} <= code
+    assert found["model.safetensors"] == before["model.safetensors"]
+    assert contents(checkpoint) == before  # not a byte of the checkpoint changed
+    assert ModelCard(found["README.md"].decode()).data.license == "mit"
+
+
+def test_a_staged_model_is_the_model(checkpoint: Path, tmp_path: Path, image_text_model: ImageTextDualEncoder) -> None:
+    staged = stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments())
+    loaded = AutoModel.from_pretrained(staged)
+    assert type(loaded) is ImageTextDualEncoder
+    for name, value in image_text_model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_results_and_plots_come_from_the_evaluation(checkpoint: Path, tmp_path: Path) -> None:
+    evaluated = tmp_path / "evaluation"
+    evaluated.mkdir()
+    (evaluated / "results.json").write_text('{"sts": {"average": 76.54321}, "meta": {"dataset": "STS"}}\n')
+    (evaluated / "spectrum.png").write_bytes(b"\x89PNG")
+    staged = stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments(results=str(evaluated)))
+    card = (staged / "README.md").read_text()
+    assert "| average | 76.54 |" in card and "(spectrum.png)" in card and "(map.png)" in card
+    assert json.loads((staged / "results.json").read_text())["sts"]["average"] == 76.54321
+    assert (staged / "spectrum.png").is_file()
+    with pytest.raises(ValueError, match=r"has no results\.json: pass the folder that was evaluated into"):
+        stage_checkpoint(checkpoint, tmp_path / "other", REPO, CardArguments(results=str(tmp_path)))
+
+
+def test_a_processors_tokenizer_is_no_processor_beside_a_sentence_encoder(
+    sentence_encoder_folder: Path, tmp_path: Path
+) -> None:
+    path = sentence_encoder_folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "processor_class": "ImageTextProcessor"}))
+    staged = stage_checkpoint(sentence_encoder_folder, tmp_path / "staged", REPO, CardArguments())
+    assert "processor_class" not in json.loads((staged / "tokenizer_config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"x"), r"pytorch_model\.bin is a pickle"),
+        (lambda folder: (folder / "x.txt").symlink_to("/etc/passwd"), r"x\.txt links to /etc/passwd, outside"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"has no model\.safetensors"),
+        (lambda folder: (folder / "recipe.yaml").write_text(f"token: hf_{'x' * 34}\n"), "contains an access token"),
+    ],
+)
+def test_what_cannot_be_staged(spoil: Callable[[Path], Any], message: str, checkpoint: Path, tmp_path: Path) -> None:
+    spoil(checkpoint)
+    with pytest.raises(ValueError, match=message):
+        stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments())
+    assert not (tmp_path / "staged").exists()
+
+
+def test_nothing_is_overwritten(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not empty: remove it, or pass another --output_dir"):
+        stage_checkpoint(checkpoint, checkpoint, REPO, CardArguments())
+
+
+def test_a_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(checkpoint)
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(OSError, match="No space left on device"):
+        stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments())
+    assert not (tmp_path / "staged").exists() and contents(checkpoint) == before
+    monkeypatch.undo()
+    assert (stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments()) / "config.json").is_file()
+
+
+def run_script(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_help_and_wrong_options_need_no_torch() -> None:
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['publish_model.py', '--checkpoint', 'x', '--repo_id', 'x']\n"
+        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "except SystemExit as error: assert error.code == 2\n"
+        "assert not {'torch', 'datasets', 'evaluate'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--repo_id must be user/name, got 'x'" in done.stderr
+
+
+def test_the_script(hub: Any, client_environment: dict[str, str], checkpoint: Path, tmp_path: Path) -> None:
+    """A dry run, the push, a push again, and a push that fails: nothing of the token is anywhere."""
+    options = ("--checkpoint", str(checkpoint), "--repo_id", REPO)
+    dry = run_script(client_environment, *options, "--dry_run", "--output_dir", str(tmp_path / "dry"))
+    assert dry.returncode == 0, dry.stderr
+    assert hub.requests == []
+    lines = dict(reversed(line.split(maxsplit=1)) for line in dry.stdout.splitlines()[:-2])
+    expected = contents(tmp_path / "dry")
+    assert {line.split()[1]: int(size.replace(",", "")) for line, size in lines.items()} == {
+        path: len(content) for path, content in expected.items()
+    }
+    assert {line.split()[1] for line in lines if line.startswith("LFS")} == {"model.safetensors", "map.png"}
+
+    pushed = run_script(client_environment, *options, "--private", "--tag", "v1", "--message", "First")
+    assert pushed.returncode == 0, pushed.stderr
+    repo = hub.repos["model", REPO]
+    assert {path: file.content for path, file in repo.files.items() if path != ".gitattributes"} == expected
+    assert repo.private and repo.tags["v1"] is repo.branches["main"][-1] and hub.commit_count(REPO) == 1
+
+    again = run_script(client_environment, *options, "--private", "--tag", "v1")
+    assert "nothing had changed" in again.stdout and hub.commit_count(REPO) == 1
+    reader = {**client_environment, "HF_TOKEN": hub.read_token}
+    refused = run_script(reader, "--checkpoint", str(checkpoint), "--repo_id", "someone/other")
+    assert refused.returncode == 1
+    assert "error: the access token may not write to someone/other" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+    outputs = "".join(done.stdout + done.stderr for done in (dry, pushed, again, refused))
+    files = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    for token in (hub.write_token, hub.read_token):
+        assert token not in outputs and token.encode() not in files
+
+
+def test_a_published_sentence_encoder_in_this_process(
+    client: Any, sentence_encoder_folder: Path, tmp_path: Path, sentence_encoder: SentenceEncoder
+) -> None:
+    push_folder(stage_checkpoint(sentence_encoder_folder, tmp_path / "s", REPO, CardArguments()), REPO)
+    loaded = AutoModel.from_pretrained(REPO, cache_dir=tmp_path / "cache")
+    assert type(loaded) is SentenceEncoder
+    assert torch.equal(loaded.text_model.embeddings.word_embeddings.weight.data, next(sentence_encoder.parameters()))
+
+
+def test_unsafe_is_a_value_error() -> None:
+    """The script reports both alike."""
+    assert issubclass(UnsafeFolderError, ValueError)

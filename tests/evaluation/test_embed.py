@@ -12,7 +12,8 @@ from transformers import AutoModel
 
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
 from xmodal_hf.evaluation import Embedder, as_embedder, embed_pairs, evaluate_retrieval
-from xmodal_hf.evaluation.embed import EmbedOptions, evaluation_mode, token_batches
+from xmodal_hf.evaluation.embed import EmbedOptions, evaluation_mode
+from xmodal_hf.models.text_tower import token_batches
 
 
 def unit(embeds):

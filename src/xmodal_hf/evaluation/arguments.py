@@ -23,9 +23,11 @@ class EvaluationArguments:
     compare: str | None = option(
         None, "Comma-separated name=results.json of other models: a comparison table and a scatter plot are made."
     )
-    pooling: Literal["cls", "mean", "max", "eos"] = option("mean", "Pooling of an Auto text model; others know theirs.")
+    pooling: Literal["cls", "mean", "max", "eos", "pooler"] = option(
+        "mean", "Pooling of an Auto text model; others know theirs."
+    )
     max_length: int | None = option(None, "Tokens a text at most. Default: the model's own limit.")
-    max_tokens_per_batch: int = option(4096, "Tokens of a text batch, padding included.")
+    max_tokens_per_batch: int = option(8192, "Tokens of a text batch, padding included.")
     batch_size: int = option(32, "Images or clips a batch.")
     dtype: Literal["auto", "bfloat16", "float16"] = option("auto", "Autocast precision; auto keeps the weights' own.")
     device: str | None = option(None, "Such as cpu or cuda:1. Default: a GPU where there is one.")

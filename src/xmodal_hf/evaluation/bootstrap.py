@@ -6,7 +6,7 @@ together (cluster bootstrap).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -22,24 +22,41 @@ def mean_interval(
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % interval of the mean of `values` (n,), resampling whole groups.
+    """95 % interval of the mean of `values` (n,); arguments as `ratio_resamples`."""
+    ones = np.ones(len(values))
+    return percentile_interval(ratio_resamples(values, ones, groups, num_resamples=num_resamples, seed=seed))
 
-    `groups` (n,) holds a non-negative integer a value: values of one group are drawn together. None draws each value
-    alone.
+
+def ratio_resamples(
+    numerators: np.ndarray,
+    denominators: np.ndarray,
+    groups: np.ndarray | None = None,
+    *,
+    num_resamples: int = DEFAULT_RESAMPLES,
+    seed: int = 0,
+) -> np.ndarray:
+    """sum(numerators) / sum(denominators) of each resample of whole groups, (num_resamples,).
+
+    Args:
+        numerators, denominators: (n,); with denominators of one it is the mean.
+        groups: (n,) a non-negative integer each: what has the same one is drawn together. None draws each alone.
+        num_resamples, seed: of the bootstrap.
     """
     if groups is None:
-        groups = np.arange(len(values))
+        groups = np.arange(len(numerators))
     _, members = np.unique(groups, return_inverse=True)
-    counts = np.bincount(members).astype(np.float64)  # (G,) values a group
-    sums = np.bincount(members, weights=values)  # (G,)
+    above, below = (np.bincount(members, weights=values) for values in (numerators, denominators))  # (G,)
+    ratios = [(draws @ above) / (draws @ below) for draws in group_draws(len(above), num_resamples, seed)]
+    return np.concatenate(ratios)
+
+
+def group_draws(num_groups: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each group is drawn in each resample, (R, num_groups) float64 at a time."""
     rng = np.random.default_rng(seed)
-    equal_chances = np.full(len(counts), 1.0 / len(counts))
-    means = []
+    equal_chances = np.full(num_groups, 1.0 / num_groups)
     for start in range(0, num_resamples, _RESAMPLES_AT_ONCE):
         at_once = min(_RESAMPLES_AT_ONCE, num_resamples - start)
-        draws = rng.multinomial(len(counts), equal_chances, size=at_once).astype(np.float64)  # (R, G) times drawn
-        means.append((draws @ sums) / (draws @ counts))
-    return percentile_interval(np.concatenate(means))
+        yield rng.multinomial(num_groups, equal_chances, size=at_once).astype(np.float64)
 
 
 def statistic_interval(

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from xmodal_hf.data.files import read_media
+from xmodal_hf.data.soundfont import ADDRESS_SCHEME
 
 from .embed import Counted, Embedder, Modality
 
@@ -134,7 +135,7 @@ def content_digest(item: Any, modality: str) -> bytes:
     elif isinstance(item, Image.Image):
         parts = [f"{item.mode} {item.size}".encode(), item.tobytes()]
     elif isinstance(item, dict):
-        parts = [read_media(item)]
+        parts = [_cell_content(item)]
     elif isinstance(item, bytes):
         parts = [item]
     elif isinstance(item, (str, os.PathLike)):
@@ -143,3 +144,10 @@ def content_digest(item: Any, modality: str) -> bytes:
         array = np.ascontiguousarray(item)
         parts = [f"{array.dtype} {array.shape}".encode(), array.tobytes()]
     return hashlib.blake2b(b"\0".join(parts), digest_size=_DIGEST_BYTES).digest()
+
+
+def _cell_content(cell: dict[str, Any]) -> bytes:
+    """The encoded file of an undecoded cell; of a rendered sound, the address that determines it."""
+    if cell["bytes"] is None and (cell["path"] or "").startswith(ADDRESS_SCHEME):
+        return cell["path"].encode()
+    return read_media(cell)

@@ -28,11 +28,12 @@ from transformers import (
     ProcessorMixin,
 )
 
-from xmodal_hf.data.audio import decode_audio
+from xmodal_hf.data.audio import load_waveform
 from xmodal_hf.data.files import read_media
 from xmodal_hf.data.images import decode_image
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder
 from xmodal_hf.models.pooling import pool
+from xmodal_hf.models.text_tower import longest_text, own_pooled_output, token_batches
 
 from .checks import as_embeds
 
@@ -40,9 +41,8 @@ Modality = Literal["image", "audio"]
 
 _SECONDS_BEFORE_BAR = 2.0
 _TOKENIZED_AT_ONCE = 10_000
-# Text models that were trained with every text padded to one length, and read the last position.
+# Read the last of a fixed number of tokens. Their published tokenizers give no mask: padding is attended to.
 _FIXED_LENGTH_MODELS = ("siglip", "siglip2")
-_NO_LIMIT = 100_000  # tokenizers without a limit of their own report a huge number
 _FUSION_SEED = 0
 # Modality -> the processor's part that prepares it.
 _ENCODER_PART: dict[Modality, str] = {"image": "image_processor", "audio": "feature_extractor"}
@@ -60,7 +60,7 @@ class EmbedOptions:
         show_progress: a bar for what takes longer than two seconds.
     """
 
-    max_tokens_per_batch: int = 4096
+    max_tokens_per_batch: int = 8192
     batch_size: int = 32
     max_length: int | None = None
     dtype: torch.dtype | None = None
@@ -136,7 +136,10 @@ class TextModelEmbedder(Embedder):
     def _forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if isinstance(self.model, SentenceEncoder):
             return self.model(**inputs).pooler_output  # (B, D)
-        hidden = self.model(**inputs).last_hidden_state  # (B, T, D)
+        outputs = self.model(**inputs)
+        if self.pooling == "pooler":
+            return own_pooled_output(outputs, self.model, "pooling")  # (B, D)
+        hidden = outputs.last_hidden_state  # (B, T, D)
         eos_token_id = self.model.config.eos_token_id if self.pooling == "eos" else None
         return pool(hidden, self.pooling, inputs["attention_mask"], inputs["input_ids"], eos_token_id)  # (B, D)
 
@@ -211,7 +214,7 @@ def as_embedder(
             `SentenceEncoder` or an Auto text model with its tokenizer as `processor`; a SentenceTransformer; or a
             function from a list of sentences to (n, D) embeddings.
         processor: as above; None takes the one in the folder or Hub repository that the model was loaded from.
-        pooling: of an Auto text model: cls, mean, max or eos.
+        pooling: of an Auto text model: cls, mean, max, eos or pooler (its own pooled output).
         options: batch sizes, precision, progress bar.
 
     Raises:
@@ -239,8 +242,12 @@ def as_embedder(
 
 def load_processor(model: PreTrainedModel, source: str, **kwargs: Any) -> Any:
     """The tokenizer of a text model, the processor of a model that takes something else too."""
-    text_only = model.input_modalities in ("text", ("text",))
-    return (AutoTokenizer if text_only else AutoProcessor).from_pretrained(source, **kwargs)
+    if model.input_modalities not in ("text", ("text",)):
+        return AutoProcessor.from_pretrained(source, **kwargs)
+    tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # decoders have none; the mask hides whatever pads
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -271,7 +278,7 @@ def embed_pairs(embedder: Embedder, dataset: Iterable[Mapping[str, Any]], modali
 
     def items() -> Iterator[Any]:
         for index, row in enumerate(dataset):
-            texts = [row["text"]] if isinstance(row["text"], str) else list(row["text"])
+            texts = [row["text"]] if isinstance(row["text"], str) else list(row["text"] or [])
             if not texts:
                 raise ValueError(f"row {index} has no caption: leave it out or give it one")
             captions.extend(texts)
@@ -308,24 +315,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def token_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Split texts into batches of similar length, the longest first.
-
-    A batch of B texts with at most T tokens has B * T <= max_tokens, or one text.
-
-    Example:
-        >>> token_batches([2, 9, 3, 2], max_tokens=6)
-        [[1], [2, 0], [3]]
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
 def _encode_texts(
     texts: list[str],
     model: PreTrainedModel,
@@ -334,11 +323,12 @@ def _encode_texts(
     options: EmbedOptions,
 ) -> np.ndarray:
     """Tokenize, batch by tokens, run `forward`, restore the order."""
-    rows = _tokenize(texts, tokenizer, options.max_length or _text_limit(model, tokenizer))
-    padding: dict[str, Any] = {}
-    if model.config.model_type in _FIXED_LENGTH_MODELS:
-        padding = {"padding": "max_length", "max_length": _text_limit(model, tokenizer)}
-    batches = token_batches([len(row["input_ids"]) for row in rows], options.max_tokens_per_batch)
+    limit = longest_text(model, tokenizer)
+    fixed_length = _has_fixed_length(model, tokenizer)
+    rows = _tokenize(texts, tokenizer, min(options.max_length or limit, limit), with_mask=not fixed_length)
+    padding: dict[str, Any] = {"padding": "max_length", "max_length": limit} if fixed_length else {}
+    lengths = [limit if fixed_length else len(row["input_ids"]) for row in rows]
+    batches = token_batches(lengths, options.max_tokens_per_batch)
     embeds: np.ndarray | None = None
     bar = _bar(len(texts), "text", options)
     with bar, evaluation_mode(model):
@@ -354,24 +344,22 @@ def _encode_texts(
     return embeds
 
 
-def _tokenize(texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> list[dict[str, list[int]]]:
-    """One dictionary of unpadded lists a text."""
+def _has_fixed_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the model reads the last of a fixed number of tokens, as SigLIP does; a tokenizer's file can say so."""
+    return model.config.model_type in _FIXED_LENGTH_MODELS or tokenizer.init_kwargs.get("padding") == "max_length"
+
+
+def _tokenize(
+    texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int, with_mask: bool
+) -> list[dict[str, list[int]]]:
+    """One dictionary of unpadded lists a text; without `with_mask` the tokenizer decides whether there is a mask."""
+    mask = {"return_attention_mask": True} if with_mask else {}
     rows = []
     for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
         chunk = texts[start : start + _TOKENIZED_AT_ONCE]
-        columns = tokenizer(chunk, truncation=True, max_length=limit, return_attention_mask=True)
+        columns = tokenizer(chunk, truncation=True, max_length=limit, **mask)
         rows += [{name: column[i] for name, column in columns.items()} for i in range(len(chunk))]
     return rows
-
-
-def _text_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """The most tokens that both the tokenizer and the text tower take."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _NO_LIMIT
-    for name, module in model.named_modules():
-        is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
-        if is_table and module.padding_idx is not None:
-            positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
-    return min(tokenizer.model_max_length, positions)
 
 
 def _encode_items(
@@ -417,7 +405,7 @@ def _picture(item: Any) -> Image.Image:
 def _waveform(item: Any, sampling_rate_hz: int) -> np.ndarray:
     """A mono float32 waveform (samples,) at the model's rate."""
     if isinstance(item, dict):
-        return decode_audio(read_media(item), sampling_rate_hz)
+        return load_waveform(item, sampling_rate_hz)
     waveform = np.asarray(item, dtype=np.float32)
     if waveform.ndim != 1:
         raise ValueError(f"a clip is a mono waveform (samples,); this one has the shape {waveform.shape}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.utils import cached_file
 
 import xmodal_hf  # noqa: F401  (registers our models with the Auto classes)
+from xmodal_hf.models.text_tower import tower_class
 
 from .embed import Embedder, EmbedOptions, as_embedder, load_processor
 from .held_data import files_checksum
@@ -32,7 +33,7 @@ def load_embedder(
     Args:
         model: path or Hub id of one of our checkpoints, of a CLIPModel, SiglipModel or ClapModel, of a
             sentence-transformers model, or of any Auto text model.
-        pooling: of an Auto text model: cls, mean, max or eos. The others know theirs.
+        pooling: of an Auto text model: cls, mean, max, eos or pooler. The others know theirs.
         device: such as "cpu" or "cuda:1"; None takes a GPU where there is one.
         options: batch sizes, precision, progress bar.
         trust_remote_code: run the code that comes with a checkpoint.
@@ -44,7 +45,9 @@ def load_embedder(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if _needs_sentence_transformers(model):
         return as_embedder(_sentence_transformer(model, device, trust_remote_code, options), options=options)
-    loaded = AutoModel.from_pretrained(model, trust_remote_code=trust_remote_code).to(device)
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+    model_class = tower_class(config) if config.is_encoder_decoder else AutoModel  # of T5, the encoder
+    loaded = model_class.from_pretrained(model, trust_remote_code=trust_remote_code).to(device)
     processor = load_processor(loaded, model, trust_remote_code=trust_remote_code)
     return as_embedder(loaded, processor, pooling=pooling, options=options)
 
@@ -61,10 +64,16 @@ def model_identity(model: str) -> str:
 
 def _needs_sentence_transformers(model: str) -> bool:
     """Whether the checkpoint is in sentence-transformers' format and not one of ours, which only looks like it."""
-    if cached_file(model, "modules.json", _raise_exceptions_for_missing_entries=False) is None:
+    if not _has_file(model, "modules.json"):
         return False
+    if not _has_file(model, "config.json"):
+        return True  # of an old release, with the transformer in a folder of its own
     config, _ = PreTrainedConfig.get_config_dict(model)
     return config.get("model_type") != _OWN_SENTENCE_ENCODER
+
+
+def _has_file(model: str, name: str) -> bool:
+    return cached_file(model, name, _raise_exceptions_for_missing_entries=False) is not None
 
 
 def _sentence_transformer(model: str, device: str, trust_remote_code: bool, options: EmbedOptions | None) -> object:

@@ -67,11 +67,13 @@ def load_sts(source: str | os.PathLike | None = None, *, protocol: str = "simcse
         protocol: "simcse" takes the test part of SICK-R (rows whose `subset` is "test"); "mteb" takes SICK-R whole.
 
     Raises:
-        ValueError: unknown protocol; or SICK-R without a column `subset` (mteb's copy has none) under "simcse".
+        ValueError: unknown protocol; under "simcse" SICK-R without a column `subset`, as mteb's copy.
         FileNotFoundError: a set is not in the folder.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
+    if source is None and protocol == "simcse":
+        raise ValueError("mteb's SICK-R does not say which rows are its test part: pass a folder, or protocol='mteb'")
     sets: dict[str, Rows] = {}
     for name, (stem, hub_id) in STS_SETS.items():
         table = load_table(hub_id, split="test") if source is None else local_table(Path(source), stem)
@@ -105,7 +107,7 @@ def evaluate_sts(
         `<set>` and `average`, each with `_ci95_low` and `_ci95_high`.
 
     Raises:
-        ValueError: an empty set, constant scores or similarities, non-finite embeddings.
+        ValueError: an empty set, a missing score, constant scores or similarities, non-finite embeddings.
     """
     embedder = as_embedder(embedder)
     sets = data if isinstance(data, Mapping) else load_sts(data, protocol=protocol)
@@ -129,11 +131,16 @@ def evaluate_sts(
 
 def _columns(name: str, rows: Rows) -> tuple[list[str], list[str], np.ndarray]:
     """The sentences and scores of a set, in one pass."""
-    triples = [(row["sentence1"], row["sentence2"], float(row["score"])) for row in rows]
+    triples = []
+    for index, row in enumerate(rows):
+        triple = [row.get(column) for column in ("sentence1", "sentence2", "score")]
+        if None in triple:
+            raise ValueError(f"pair {index} of the STS set {name!r} lacks a sentence or its score: leave it out")
+        triples.append(triple)
     if not triples:
         raise ValueError(f"the STS set {name!r} is empty")
     first, second, scores = zip(*triples, strict=True)
-    return list(first), list(second), np.array(scores)
+    return list(first), list(second), np.array(scores, dtype=np.float64)
 
 
 def _embed_once(embedder: Embedder, texts: list[str]) -> dict[str, np.ndarray]:

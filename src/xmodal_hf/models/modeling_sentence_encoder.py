@@ -27,6 +27,7 @@ from .text_tower import (
     make_tower,
     output_flags,
     text_inputs_of,
+    token_batches,
 )
 
 
@@ -199,58 +200,62 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
         losses = nn.functional.cross_entropy(logits.float(), labels[rows, columns], reduction="none")
         return losses.new_zeros(len(labels)).index_add(0, rows, losses)
 
-    @torch.no_grad()
     def encode(
         self,
         sentences: Sequence[str],
-        batch_size: int = 64,
+        batch_size: int | None = None,
         normalize: bool = True,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_length: int | None = None,
+        max_tokens_per_batch: int = 8192,
         show_progress: bool = False,
     ) -> torch.Tensor:
-        """Embed sentences in evaluation mode, the longest first so that batches hold little padding.
+        """Embed sentences in evaluation mode, those of similar length together so that batches hold little padding.
 
         Args:
             sentences: n strings.
-            batch_size: sentences a batch.
+            batch_size: sentences a batch at most; None: as many as `max_tokens_per_batch` allows.
             normalize: return unit-norm rows.
             tokenizer: None: the one saved beside the model.
             max_length: tokens a sentence; None: the tokenizer's or the tower's limit.
+            max_tokens_per_batch: padding included; a longer sentence is a batch of its own.
             show_progress: show a bar with rate and remaining time.
 
         Returns:
-            (n, D) fp32 tensor on the CPU, in the order of `sentences`.
+            (n, D) fp32 tensor on the CPU, in the order of `sentences`. The weights' precision is used, or that of a
+            `torch.autocast` context around the call.
 
         Raises:
             TypeError: for a single string.
-            ValueError: for no sentences, or no tokenizer beside the model.
+            ValueError: for no sentences, no tokenizer beside the model, or limits below 1.
         """
         if isinstance(sentences, str):
             raise TypeError("encode takes a list of sentences: pass [sentence]")
         if len(sentences) == 0:
             raise ValueError("encode got no sentences")
+        if max_tokens_per_batch < 1 or (batch_size is not None and batch_size < 1):
+            raise ValueError(f"batches start at 1: got batch_size {batch_size}, {max_tokens_per_batch} tokens")
         tokenizer = tokenizer or self._own_tokenizer()
         limit = max_length or self.max_tokens(tokenizer)
         token_ids = tokenizer(list(sentences), truncation=True, max_length=limit)["input_ids"]
-        order = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
+        batches = token_batches([len(ids) for ids in token_ids], max_tokens_per_batch, batch_size)
         was_training = self.training
         self.eval()
-        batches = []
-        starts = tqdm(range(0, len(order), batch_size), desc="encode", unit="batch", disable=not show_progress)
-        for start in starts:
-            rows = [token_ids[row] for row in order[start : start + batch_size]]
-            batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device)
-            outputs = self(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            batches.append(outputs.pooler_output.float().cpu())
+        pooled = []
+        with torch.inference_mode(), tqdm(total=len(token_ids), desc="encode", disable=not show_progress) as bar:
+            for rows in batches:
+                padded = tokenizer.pad({"input_ids": [token_ids[row] for row in rows]}, return_tensors="pt")
+                inputs = padded.to(self.device)
+                outputs = self(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+                pooled.append(outputs.pooler_output.float().cpu())
+                bar.update(len(rows))
         self.train(was_training)
-        embeds = torch.cat(batches)  # (n, D), in the order of `order`
-        if normalize:
-            embeds = nn.functional.normalize(embeds, dim=-1)
-        restored = torch.empty_like(embeds)
-        restored[order] = embeds
-        return restored
+        # Outside inference mode, so that the result may take part in training.
+        in_batches = torch.cat(pooled)  # (n, D)
+        embeds = torch.empty_like(in_batches)
+        embeds[[row for rows in batches for row in rows]] = in_batches
+        return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
 
     def _own_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer saved beside the model, once."""

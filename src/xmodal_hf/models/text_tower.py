@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, H hidden.
 import copy
 import inspect
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -233,6 +234,35 @@ def _checked_text_inputs(inputs: dict[str, torch.Tensor | None]) -> dict[str, to
     return present
 
 
+def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the most tokens that both the tokenizer and the model's text tower take."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _NO_LIMIT
+    for name, module in model.named_modules():
+        is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+        if is_table and module.padding_idx is not None:
+            positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
+    return min(tokenizer.model_max_length, positions)
+
+
+def token_batches(lengths: Sequence[int], max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
+    """Split texts into batches of similar length, the longest first.
+
+    A batch of B texts with at most T tokens has B * T <= max_tokens, or one text; B is at most `max_rows`.
+
+    Example:
+        >>> token_batches([2, 9, 3, 2], max_tokens=6)
+        [[1], [2, 0], [3]]
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        rows = len(batches[-1]) + 1 if batches else 0
+        if batches and lengths[batches[-1][0]] * rows <= max_tokens and (max_rows is None or rows <= max_rows):
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
 class TextTowerMixin:
     """For models with `self.text_model`: runs it and pools, in sub-batches of similar length if asked."""
 
@@ -251,12 +281,7 @@ class TextTowerMixin:
 
     def max_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Return the longest input that both the tokenizer and the tower take."""
-        positions = getattr(self.text_model.config, "max_position_embeddings", None) or _NO_LIMIT
-        for name, module in self.text_model.named_modules():
-            is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
-            if is_table and module.padding_idx is not None:
-                positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
-        return min(tokenizer.model_max_length, positions)
+        return longest_text(self.text_model, tokenizer)
 
     def encode_text(
         self, pooling: str, inputs: dict[str, torch.Tensor | None], text_sub_batches: int = 1, **kwargs: bool

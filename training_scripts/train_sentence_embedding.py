@@ -10,54 +10,52 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xmodal_hf.training.arguments import SentenceArguments, TextModelArguments, TrainingArguments, parse_arguments
+from xmodal_hf.training.arguments import (
+    SentenceArguments,
+    TextModelArguments,
+    TrainingArguments,
+    ValidationArguments,
+    check_phase_1,
+    parse_arguments,
+)
+
+DESCRIPTION = "Train a sentence encoder (SimCSE)."
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run phase 1 and write the checkpoint, the log, its plot and the resolved recipe."""
-    classes = (TrainingArguments, TextModelArguments, SentenceArguments)
-    training, text, sentence = parse_arguments(classes, "Train a sentence encoder (SimCSE).", args)
+    classes = (TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments)
+    arguments = parse_arguments(classes, DESCRIPTION, args, check_phase_1)
+    training, validation, text, sentence = arguments
 
     # After parsing: --help and a wrong option answer without torch.
     from accelerate.utils import set_seed
 
-    from xmodal_hf.data.collators import SentenceCollator
-    from xmodal_hf.data.sampling import SentenceDataset
-    from xmodal_hf.data.sentences import load_sentences, load_triplets
-    from xmodal_hf.objectives import SentenceObjective
-    from xmodal_hf.training.building import build_sentence_encoder, build_tokenizer
-    from xmodal_hf.training.loop import build_accelerator, build_loader, run_phase, text_sub_batches
-    from xmodal_hf.training.output import finish_output, start_output
+    from xmodal_hf.training import batches, building
+    from xmodal_hf.training.loop import build_accelerator, run_phase, text_sub_batches
+    from xmodal_hf.training.output import finish_output, options_of, start_output
+    from xmodal_hf.training.validation import build_validation
 
     accelerator = build_accelerator(training)
-    start_output(accelerator, training, text, sentence)
+    resume_from = start_output(accelerator, *arguments)
     set_seed(training.seed)
     with accelerator.main_process_first():
-        if sentence.triplets is None:
-            table = load_sentences(
-                sentence.sentences,
-                column=sentence.sentence_column,
-                max_sentences=sentence.max_sentences,
-                seed=training.seed,
-            )
-        else:
-            table = load_triplets(sentence.triplets, seed=training.seed)
-    dataset = SentenceDataset(table)
-    tokenizer = build_tokenizer(text, lambda: (text for view in dataset.views for text in table[view]))
-    model = build_sentence_encoder(text, sentence, tokenizer)
-    objective = SentenceObjective(
-        num_views=len(dataset.views),
-        temperature=sentence.temperature,
-        hard_negative_weight=sentence.hard_negative_weight,
-        mlm_weight=sentence.mlm_weight,
-        text_sub_batches=text_sub_batches(training, accelerator),
+        table = batches.load_sentence_table(sentence, training.seed)
+    tokenizer = building.build_tokenizer(text, lambda: batches.texts_of(None, table))
+    model = building.build_sentence_encoder(text, sentence, tokenizer)
+    objective = building.build_sentence_objective(sentence, table, text_sub_batches(training, accelerator))
+    stream = batches.sentence_stream(accelerator, table, tokenizer, training, text, sentence)
+    result = run_phase(
+        accelerator,
+        model,
+        objective,
+        stream,
+        training,
+        "phase 1: sentences",
+        resume_from=resume_from,
+        options=options_of(*arguments),
+        validation=build_validation(accelerator, training, validation, tokenizer),
     )
-    mlm_probability = sentence.mlm_probability if sentence.mlm_weight > 0 else 0.0
-    collator = SentenceCollator(
-        tokenizer, max_length=text.max_length, mlm_probability=mlm_probability, seed=training.seed
-    )
-    loader = build_loader(dataset, collator, training)
-    result = run_phase(accelerator, model, objective, loader, training, "phase 1: sentences")
     finish_output(accelerator, training, result, model, tokenizer)
 
 

@@ -13,35 +13,55 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def demo_folder(tmp_path_factory):
-    """A working folder in which the demo ran; its results are in outputs/demo, as after `make demo`."""
-    folder = tmp_path_factory.mktemp("demo")
-    command = [sys.executable, str(ROOT / "training_scripts" / "run_demo.py"), "--max_steps", "2"]
+def run_demo(folder: Path, *options: str) -> Path:
+    """A working folder in which the demo ran; its results are where `make` leaves them."""
+    command = [sys.executable, str(ROOT / "training_scripts" / "run_demo.py"), "--max_steps", "2", *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
-def test_results_hold_everything_that_is_reported(demo_folder):
-    results = json.loads((demo_folder / "outputs/demo/results.json").read_text(encoding="utf-8"))
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory):
+    return run_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="module")
+def audio_results(tmp_path_factory):
+    return run_demo(tmp_path_factory.mktemp("demo_audio"), "--modality", "audio") / "outputs/demo_audio"
+
+
+def check_results(folder: Path, modality: str, num_items: int, top_k: int) -> dict:
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     for state in ("before", "after"):
         retrieval = results[f"retrieval_{state}"]
-        for way in ("text_to_image", "image_to_text"):
+        for way in (f"text_to_{modality}", f"{modality}_to_text"):
             recalls = [retrieval[f"{way}_recall@{k}"] for k in (1, 5, 10)]
             assert recalls == sorted(recalls) and recalls[0] >= 0 and recalls[-1] <= 100
-        assert retrieval["num_items"] == 300
-        assert {"alignment", "text_uniformity", "image_uniformity"} <= results[f"representation_{state}"].keys()
+        assert retrieval["num_items"] == num_items
+        expected = {"alignment", "text_uniformity", f"{modality}_uniformity"}
+        assert expected <= results[f"representation_{state}"].keys()
+    assert results["meta"]["chance_recall@10"] == 1000 / num_items
     assert len(results["search"]) == 6
-    assert all(len(answers) == 5 for answers in results["search"].values())
+    assert all(len(answers) == top_k for answers in results["search"].values())
     # Two steps with warm-up move the model, and the untrained copy is no copy of the trained one.
     assert results["representation_before"]["alignment"] != results["representation_after"]["alignment"]
-
-
-def test_pictures_are_drawn(demo_folder):
     for name in ("contact_sheet", "map", "loss_curves", "cosines", "alignment_uniformity"):
-        with Image.open(demo_folder / f"outputs/demo/{name}.png") as picture:
+        with Image.open(folder / f"{name}.png") as picture:
             assert min(picture.size) > 200
+    return results
+
+
+def test_images(demo_folder):
+    check_results(demo_folder / "outputs/demo", "image", num_items=300, top_k=5)
+
+
+def test_audio(audio_results):
+    results = check_results(audio_results, "audio", num_items=400, top_k=4)
+    zero_shot = results["zero_shot_after"]
+    assert zero_shot["num_items"] == 200 and zero_shot["num_classes"] == 17
+    assert zero_shot["chance_top1_accuracy"] == pytest.approx(100 / 17)
+    assert {"text_to_audio_map@10", "audio_to_text_map@10"} <= results["retrieval_after"].keys()
 
 
 def readme_code(containing: str) -> str:

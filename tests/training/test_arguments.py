@@ -6,16 +6,24 @@ import pytest
 
 from xmodal_hf.training.arguments import (
     ContrastiveArguments,
+    LoraArguments,
     PairArguments,
     SentenceArguments,
     TextModelArguments,
     TrainingArguments,
+    ValidationArguments,
+    check_phase_1,
+    check_phase_2,
     parse_arguments,
     read_recipe,
     save_recipe,
 )
 
-CLASSES = (TrainingArguments, TextModelArguments, SentenceArguments)
+CLASSES = (TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments)
+PHASE_2 = (
+    *(TrainingArguments, ValidationArguments, TextModelArguments, PairArguments),
+    *(ContrastiveArguments, SentenceArguments, LoraArguments),
+)
 
 
 def test_command_line_wins_over_the_recipe(tmp_path):
@@ -25,7 +33,7 @@ def test_command_line_wins_over_the_recipe(tmp_path):
         "text_config: {model_type: bert, hidden_size: 64}\ngradient_checkpointing: true\n",
         encoding="utf-8",
     )
-    training, text, sentence = parse_arguments(CLASSES, "", ["--recipe", str(recipe), "--batch_size", "8"])
+    training, _, text, sentence = parse_arguments(CLASSES, "", ["--recipe", str(recipe), "--batch_size", "8"])
     assert (training.batch_size, training.learning_rate) == (8, 3e-5)
     assert training.gradient_checkpointing is True and training.micro_batch_size is None
     assert sentence.sentences == "corpus.txt"
@@ -35,20 +43,56 @@ def test_command_line_wins_over_the_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--sentences", "a", "--triplets", "b"], "pass one of --sentences"),
-        ([], "pass one of --sentences"),
+        (["--sentences", "a", "--triplets", "b"], "exclude each other"),
+        ([], "pass --sentences (unsupervised) or --triplets (supervised)"),
         (["--sentences", "a", "--batch_size", "0"], "--batch_size must be at least 1"),
         (["--sentences", "a", "--text_model", "x", "--text_config", "{}"], "exclude each other"),
         (["--sentences", "a", "--learning_rate", "-1"], "--learning_rate must be positive"),
+        (["--sentences", "a", "--ema_decay", "1"], "--ema_decay must lie between 0 and 1"),
+        (["--sentences", "a", "--keep_last", "0"], "--keep_last must be at least 1"),
         (["--sentences", "a", "--lr_schedule", "cosin"], "invalid choice"),
+        (["--sentences", "a", "--eval_steps", "5"], "--eval_steps needs something to measure on"),
+        (["--sentences", "a", "--eval_sts", "x"], "--eval_sts needs --eval_steps"),
+        (["--sentences", "a", "--best_metric", "x"], "--best_metric needs --eval_steps"),
         (["--recipe", "missing.yaml"], "no recipe at missing.yaml"),
     ],
 )
 def test_wrong_options_exit_with_the_fix(args, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse_arguments(CLASSES, "", args)
+        parse_arguments(CLASSES, "", args, check_phase_1)
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--freeze", "audio"], "--freeze audio with --modality image: there is no such tower"),
+        (["--freeze", "vision"], "--freeze takes text, image and audio, not vision"),
+        (["--model", "x", "--text_model", "y"], "--model brings its own text tower"),
+        (["--model", "x", "--image_config", "{}"], "--model brings its own image tower"),
+        (["--lora_rank", "4"], "an adapter needs the model that it belongs to"),
+        (["--lora_rank", "0"], "--lora_rank must be at least 1"),
+        (["--lora_alpha", "4"], "the other --lora_... options need --lora_rank"),
+        (["--model", "x", "--lora_rank", "4", "--freeze", "text"], "--lora_rank trains the text tower"),
+        (["--sentences", "x", "--freeze", "image", "text"], "--sentences and --triplets train the text tower"),
+        (["--sentences", "x", "--mlm_weight", "0.1"], "--mlm_weight and --head belong to phase 1"),
+    ],
+)
+def test_wrong_combinations_of_phase_2(args, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(PHASE_2, "", ["--dataset", "a", *args], check_phase_2)
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_lists_in_recipes(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("dataset: a\nfreeze: [image, text]\n", encoding="utf-8")
+    options = parse_arguments(PHASE_2, "", ["--recipe", str(recipe)], check_phase_2)
+    assert options[4].freeze == ["image", "text"]
+    save_recipe(tmp_path / "saved.yaml", *options)
+    assert parse_arguments(PHASE_2, "", ["--recipe", str(tmp_path / "saved.yaml")], check_phase_2) == options
+    assert parse_arguments(PHASE_2, "", ["--dataset", "a"], check_phase_2)[4].freeze == []
 
 
 def test_unknown_recipe_key_names_the_nearest(tmp_path, capsys):
@@ -75,7 +119,6 @@ def test_a_saved_recipe_gives_the_same_options(tmp_path):
 
 
 def test_every_option_is_documented_and_names_are_unique():
-    classes = (*CLASSES, PairArguments, ContrastiveArguments)
-    fields = [item for class_ in classes for item in dataclasses.fields(class_)]
+    fields = [item for class_ in PHASE_2 for item in dataclasses.fields(class_)]
     assert all(item.metadata["help"].endswith((".", ".)")) for item in fields)
     assert len({item.name for item in fields}) == len(fields)

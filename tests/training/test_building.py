@@ -56,7 +56,7 @@ def test_phase_2_takes_over_tower_pooling_and_tokenizer(phase1):
     text = TextModelArguments(text_model=str(phase1), max_length=8)
     tokenizer = build_tokenizer(text, lambda: pytest.fail("a tokenizer was trained"))
     contrastive = ContrastiveArguments(image_config=IMAGE, image_size=16, projection_dim=8, objective="siglip")
-    processor = build_processor(contrastive, "image", tokenizer)
+    processor = build_processor(contrastive, "image", lambda: tokenizer)
     model = build_dual_encoder(text, contrastive, processor)
     assert isinstance(model, ImageTextDualEncoder) and model.config.text_pooling == "cls"
     assert model.logit_scale.item() == pytest.approx(math.log(10)) and model.logit_bias.item() == -10
@@ -69,7 +69,7 @@ def test_audio_towers_from_scratch_fit_their_features():
     tokenizer = build_tokenizer(text, lambda: CORPUS)
     audio = '{"model_type": "audio-spectrogram-transformer", "hidden_size": 24, "num_hidden_layers": 1}'
     contrastive = ContrastiveArguments(audio_config=audio, max_seconds=1.0, projection_dim=8)
-    processor = build_processor(contrastive, "audio", tokenizer)
+    processor = build_processor(contrastive, "audio", lambda: tokenizer)
     model = build_dual_encoder(text, contrastive, processor)
     rate = processor.feature_extractor.sampling_rate
     inputs = processor(

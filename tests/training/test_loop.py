@@ -1,21 +1,29 @@
 """The loop: it learns, logs what happened, repeats itself, and refuses data that give no batch."""
 
 import json
+import math
+import os
+import signal
 
 import pytest
 import torch
 from torch.utils.data import Dataset
+from transformers import ResNetConfig
 
+from xmodal_hf import ImageTextConfig, ImageTextDualEncoder
 from xmodal_hf.objectives import CrossModalObjective
-from xmodal_hf.training.arguments import TrainingArguments
-from xmodal_hf.training.loop import LOG_NAME, build_accelerator, build_loader, run_phase
+from xmodal_hf.training.arguments import TrainingArguments, ValidationArguments
+from xmodal_hf.training.batches import build_stream
+from xmodal_hf.training.faults import BadStepsError, StopSignals
+from xmodal_hf.training.loop import LOG_NAME, VALIDATION_LOG_NAME, build_accelerator, run_phase
+from xmodal_hf.training.validation import Validation
 
 
 class Pairs(Dataset):
     """Rows of a fixed batch of pairs, addressed as the sampler does."""
 
     def __init__(self, batch):
-        self.batch = {name: value for name, value in batch.items() if name != "ids"}
+        self.batch = batch
 
     def __len__(self):
         return len(self.batch["input_ids"])
@@ -25,13 +33,18 @@ class Pairs(Dataset):
 
 
 def collate(rows):
-    return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0] if name != "ids"}
+    return batch | {"ids": [row["ids"] for row in rows]}
 
 
-def train(model, pairs, folder, **options):
-    arguments = TrainingArguments(output_dir=str(folder), report_to="none", warmup_steps=0.1, **options)
-    loader = build_loader(Pairs(pairs), collate, arguments)
-    result = run_phase(build_accelerator(arguments), model, CrossModalObjective("clip"), loader, arguments, "test")
+def train(model, pairs, folder, validate=None, **options):
+    arguments = TrainingArguments(output_dir=str(folder), report_to="none", **{"warmup_steps": 0.1, **options})
+    accelerator = build_accelerator(arguments)
+    stream = build_stream(accelerator, Pairs(pairs), collate, arguments)
+    validation = None if validate is None else validate(accelerator, folder)
+    result = run_phase(
+        accelerator, model, CrossModalObjective("clip"), stream, arguments, "test", validation=validation
+    )
     log = [json.loads(line) for line in (folder / LOG_NAME).read_text(encoding="utf-8").splitlines()]
     return result, log
 
@@ -78,3 +91,137 @@ def test_clipping_bounds_the_update_and_logs_the_norm_before(dual_encoder, pair_
 def test_too_few_items(dual_encoder, pair_batch, tmp_path):
     with pytest.raises(ValueError, match="4 items do not fill a batch of 8: lower --batch_size"):
         train(dual_encoder(), pair_batch(4), tmp_path, batch_size=8)
+
+
+class TestBadSteps:
+    """The picture of row 5 holds a NaN; each row is met once an epoch."""
+
+    @pytest.fixture
+    def pairs(self, pair_batch):
+        pairs = pair_batch(16)
+        pairs["pixel_values"][5, 0, 0, 0] = math.nan
+        return pairs
+
+    def test_they_are_left_out_and_counted(self, dual_encoder, pairs, tmp_path):
+        model = dual_encoder(0.0)
+        result, log = train(model, pairs, tmp_path, batch_size=4, num_epochs=3, ema_decay=0.5, learning_rate=1e-2)
+        bad = [entry for entry in log if "not_finite" in entry]
+        assert result.bad_steps == len(bad) == 3 and [entry["epoch"] for entry in bad] == [0, 1, 2]
+        assert all("5" in entry["ids"] and len(entry["ids"]) == 4 for entry in bad)
+        good = [entry for entry in log if "not_finite" not in entry]
+        assert len(good) == 9 and all(math.isfinite(entry["loss"]) for entry in good)
+        assert all(value.isfinite().all() for value in model.state_dict().values())
+
+    def test_they_leave_no_trace(self, dual_encoder, pairs, tmp_path):
+        """With batch normalisation, whose running statistics the forward changes; one step, which is bad."""
+        torch.manual_seed(0)
+        image = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+        text = dual_encoder().config.text_config
+        model = ImageTextDualEncoder(ImageTextConfig(text_config=text, image_config=image, projection_dim=8))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        pairs["pixel_values"] = torch.full((16, 3, 32, 32), math.inf)
+        result, _ = train(model, pairs, tmp_path, batch_size=4, max_steps=1, warmup_steps=0)
+        assert result.bad_steps == 1 and any("running_mean" in name for name in before)
+        after = model.state_dict()
+        # Not a number that an average could be off by: the count of batches is an integer.
+        assert all(torch.equal(after[name], value) for name, value in before.items() if value.is_floating_point())
+
+    def test_too_many_stop_the_run(self, dual_encoder, pairs, tmp_path):
+        options = {"batch_size": 16, "num_epochs": 9, "max_bad_steps": 2, "checkpoint_steps": 2}
+        with pytest.raises(BadStepsError) as error:
+            train(dual_encoder(0.0), pairs, tmp_path, **options)
+        message = str(error.value)
+        assert message.startswith("step 3: the loss or its gradient is not finite, for the 3th time")
+        assert "Ids of the batch: " in message and " 5" in message and "step_00000002" in message
+
+
+class TestValidation:
+    def validation(self, values, **options):
+        """Build a validation that finds the given values, one after the other."""
+        found = iter(values)
+
+        def build(accelerator, folder):
+            arguments = ValidationArguments(eval_steps=2, eval_sts="x", **options)
+            return Validation(accelerator, lambda model: next(found), arguments, str(folder))
+
+        return build
+
+    def weights_after(self, steps, dual_encoder, pairs, folder):
+        """The weights of a run of the same schedule that is looked at after some steps."""
+        seen = []
+
+        def look(accelerator, folder):
+            def measure(model):
+                seen.append({name: value.clone() for name, value in model.state_dict().items()})
+                return {"task.number": 0.0}
+
+            return Validation(accelerator, measure, ValidationArguments(eval_steps=2, eval_sts="x"), str(folder))
+
+        train(dual_encoder(0.1), pairs, folder, look, batch_size=8, num_epochs=3)
+        return seen[steps // 2 - 1]
+
+    @pytest.mark.parametrize(
+        ("metric", "values", "best_step"),
+        [
+            ("task.number", (1.0, 3.0, 2.0), 4),
+            ("task.alignment", (3.0, 1.0, 1.0), 4),
+            ("task.number", (5.0, 5.0, 4.0), 2),
+        ],
+    )
+    def test_the_best_weights_are_released(self, metric, values, best_step, dual_encoder, pair_batch, tmp_path):
+        model = dual_encoder(0.1)
+        found = self.validation([{metric: value} for value in values], best_metric=metric)
+        result, log = train(model, pair_batch(16), tmp_path, found, batch_size=8, num_epochs=3)
+        assert result.best == {"step": best_step, "value": values[best_step // 2 - 1]} and len(log) == 6
+        expected = self.weights_after(best_step, dual_encoder, pair_batch(16), tmp_path / "other")
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+        lines = (tmp_path / VALIDATION_LOG_NAME).read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line) for line in lines] == [
+            {"step": 2 * number, metric: value} for number, value in enumerate(values, start=1)
+        ]
+
+    def test_it_changes_nothing(self, dual_encoder, pair_batch, tmp_path):
+        def noisy(model):
+            torch.rand(5)
+            return {"task.number": 1.0}
+
+        def build(accelerator, folder):
+            return Validation(accelerator, noisy, ValidationArguments(eval_steps=1, eval_sts="x"), str(folder))
+
+        weights = []
+        for name, validate in (("with", build), ("without", None)):
+            model = dual_encoder(0.1)
+            train(model, pair_batch(16), tmp_path / name, validate, batch_size=8, num_epochs=2)
+            weights.append(model.state_dict())
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+    def test_an_unknown_metric(self, dual_encoder, pair_batch, tmp_path):
+        found = self.validation([{"task.number": 1.0}], best_metric="task.numbr")
+        with pytest.raises(ValueError, match=r"--best_metric task\.numbr was not measured; there are task\.number"):
+            train(dual_encoder(), pair_batch(16), tmp_path, found, batch_size=8)
+
+
+def test_the_average_is_released(dual_encoder, pair_batch, tmp_path):
+    models = []
+    for name, decay in (("plain", None), ("averaged", 0.9)):
+        model = dual_encoder(0.0)
+        first = model.text_projection.weight.detach().clone()
+        options = {"lr_schedule": "constant_with_warmup", "learning_rate": 1e-2, "ema_decay": decay}
+        train(model, pair_batch(16), tmp_path / name, batch_size=8, num_epochs=3, **options)
+        models.append((model.text_projection.weight - first).norm())
+    assert 0 < models[1] < 0.97 * models[0]  # the average lags behind
+
+
+def test_stop_signals_are_remembered_and_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals(build_accelerator(TrainingArguments(report_to="none"))) as signals:
+        assert signals.agreed() == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.agreed() == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == before  # a second one acts at once
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_unknown_tracker():
+    with pytest.raises(ValueError, match="--report_to tensorbord is unknown: pass one of"):
+        build_accelerator(TrainingArguments(report_to="tensorbord"))

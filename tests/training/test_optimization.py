@@ -11,7 +11,8 @@ from xmodal_hf.training.optimization import build_optimizer, build_scheduler, cl
 
 def test_only_matrices_decay(dual_encoder):
     model = dual_encoder()
-    decayed, plain = build_optimizer(model, TrainingArguments(weight_decay=0.1)).param_groups
+    groups = build_optimizer(model, TrainingArguments(weight_decay=0.1)).param_groups
+    plain, decayed = sorted(groups, key=lambda group: group["weight_decay"])
     assert decayed["weight_decay"] == 0.1 and plain["weight_decay"] == 0.0
     assert all(parameter.ndim > 1 for parameter in decayed["params"])
     assert any(parameter is model.logit_scale for parameter in plain["params"])

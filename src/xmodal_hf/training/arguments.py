@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,10 @@ class TrainingArguments:
         "with plain gradient accumulation, which adds no negatives.",
     )
     learning_rate: float = option(5e-4, "Peak learning rate.")
+    text_learning_rate: float | None = option(None, "That of the text tower. Default: --learning_rate.")
+    modality_learning_rate: float | None = option(
+        None, "That of the image or audio tower. Default: --learning_rate, which is then that of the projections."
+    )
     weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only.")
     adam_beta1: float = option(0.9, "AdamW's beta 1.")
     adam_beta2: float = option(0.999, "AdamW's beta 2.")
@@ -44,23 +48,75 @@ class TrainingArguments:
     max_grad_norm: float = option(1.0, "Clip the norm of all gradients to this; 0 does not clip.")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast precision.")
     gradient_checkpointing: bool = option(False, "Recompute tower activations in backward: less memory, more time.")
+    torch_compile: bool = option(False, "Compile the towers with torch.compile; the first steps then take longer.")
+    ema_decay: float | None = option(
+        None, "Average the weights over the steps with that decay (0.999, say); the average is evaluated and released."
+    )
     num_workers: int = option(0, "Worker processes that load data; 0 loads in the main process.")
     text_sub_batches: int | None = option(
         None,
         "Run the text tower in that many parts of similar length; results are the same. Default: 4 on a CPU, where "
         "it saves the most, 1 on an accelerator.",
     )
-    report_to: Literal["tensorboard", "none"] = option("tensorboard", "Tracker of the logged numbers.")
+    report_to: str = option("tensorboard", "Accelerate tracker of the logged numbers (wandb, mlflow, ...), or none.")
+    checkpoint_steps: int = option(
+        1000, "Save the whole state of the training, for --resume, every that many steps; 0: only when stopped."
+    )
+    keep_last: int = option(2, "Training states to keep; older ones are removed.")
+    resume: str | None = option(
+        None, "Go on from a training state: its folder, or `auto` for the newest of --output_dir, if there is one."
+    )
+    max_bad_steps: int = option(
+        10, "Skip steps whose loss or gradient is not finite; stop when there are more of them than this."
+    )
+    dry_run: bool = option(False, "Build everything, take one step, print what the whole run will need, and stop.")
 
     def __post_init__(self) -> None:
-        for name in ("num_epochs", "batch_size", "max_steps", "micro_batch_size", "text_sub_batches"):
+        for name in ("num_epochs", "batch_size", "max_steps", "micro_batch_size", "text_sub_batches", "keep_last"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"--learning_rate must be positive, got {self.learning_rate}")
-        if self.warmup_steps < 0 or self.num_workers < 0 or self.seed < 0:
-            raise ValueError("--warmup_steps, --num_workers and --seed must not be negative")
+        for name in ("learning_rate", "text_learning_rate", "modality_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} must be positive, got {value}")
+        for name in ("warmup_steps", "num_workers", "seed", "checkpoint_steps", "max_bad_steps", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"--ema_decay must lie between 0 and 1, got {self.ema_decay}")
+
+
+@dataclass
+class ValidationArguments:
+    """Options of the measurements during training."""
+
+    eval_steps: int | None = option(None, "Measure the model every that many steps, and after the last one.")
+    eval_sts: str | None = option(
+        None, "Semantic textual similarity (sentence1, sentence2, score): a file or Hub id, such as STS-B's dev split."
+    )
+    eval_dataset: str | None = option(
+        None, "Pairs for retrieval and geometry. Default: the first --dataset, when --eval_split is given."
+    )
+    eval_split: str | None = option(None, "Split of --eval_dataset. Default: validation.")
+    eval_max_samples: int = option(5000, "Use only the first pairs of it.")
+    best_metric: str | None = option(
+        None,
+        "Release the weights of the step that was best by this number, not the last ones: sts_dev.spearman, "
+        "retrieval.text_to_image_recall@10, ... (the names of validation_log.jsonl). Lower is better for alignment "
+        "and uniformity.",
+    )
+
+    def __post_init__(self) -> None:
+        if self.eval_steps is not None and self.eval_steps < 1:
+            raise ValueError(f"--eval_steps must be at least 1, got {self.eval_steps}")
+        named = [name for name in ("eval_sts", "eval_dataset", "eval_split") if getattr(self, name) is not None]
+        if named and self.eval_steps is None:
+            raise ValueError(f"--{named[0]} needs --eval_steps")
+        if self.eval_steps is not None and not named:
+            raise ValueError("--eval_steps needs something to measure on: --eval_sts, --eval_dataset or --eval_split")
+        if self.best_metric is not None and self.eval_steps is None:
+            raise ValueError("--best_metric needs --eval_steps")
 
 
 @dataclass
@@ -89,7 +145,7 @@ class TextModelArguments:
 
 @dataclass
 class SentenceArguments:
-    """Options of phase 1, sentence-embedding training (SimCSE)."""
+    """Options of sentence-embedding training (SimCSE): of phase 1, or of a joint phase 2."""
 
     sentences: str | None = option(
         None,
@@ -114,34 +170,99 @@ class SentenceArguments:
     def __post_init__(self) -> None:
         if self.mlm_weight < 0 or not 0 < self.mlm_probability < 1:
             raise ValueError("--mlm_weight must not be negative, --mlm_probability must lie between 0 and 1")
-        if (self.sentences is None) == (self.triplets is None):
-            raise ValueError("pass one of --sentences (unsupervised) and --triplets (supervised)")
+        if self.sentences is not None and self.triplets is not None:
+            raise ValueError("--sentences (unsupervised) and --triplets (supervised) exclude each other")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is something to train sentences on."""
+        return self.sentences is not None or self.triplets is not None
 
 
 @dataclass
 class PairArguments:
     """Options of phase 2, contrastive training on pairs."""
 
-    dataset: str = option("", "Pairs: a folder, file, Hub id or built-in data set (openmoji, soundfont). Required.")
-    split: str = option("train", "Split of the data set.")
+    dataset: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Pairs: folders, files, tars, Hub ids or built-in data sets (openmoji, soundfont). Required."
+        },
+    )
+    dataset_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "Share of each --dataset in every epoch, of any sum. Default: by their lengths."},
+    )
+    split: str = option("train", "Split of the data sets.")
     modality: Literal["image", "audio"] = option("image", "What is paired with text.")
     image_column: str | None = option(None, "Column of images. Default: found by its usual names.")
     audio_column: str | None = option(None, "Column of audio. Default: found by its usual names.")
     text_column: str | None = option(
         None, "Column of captions, one or a list a row. Default: found by its usual names."
     )
+    id_column: str | None = option(
+        None, "Column of ids; rows with equal ids are one item. Default: found by its usual names, else the path."
+    )
     max_samples: int | None = option(None, "Use only the first rows.")
+    streaming: bool = option(
+        False, "Read parquet files in place, local or remote, instead of downloading and converting them first."
+    )
+    shuffle_buffer: int | None = option(
+        None,
+        "Shuffle shards, and rows among that many neighbours, instead of all rows: parquet files that are streamed "
+        "(default: 10000) and tars (default: all rows) are then read nearly in sequence.",
+    )
     augment: bool = option(False, "Images: random resized crop and colour jitter, without flips.")
+    spec_augment: bool = option(False, "Audio: masks over stripes of time and frequency (SpecAugment).")
+    audio_window: Literal["random", "center", "first"] = option(
+        "random", "Which part of a clip that is longer than the feature extractor takes; drawn anew each epoch."
+    )
+    on_bad_item: Literal["skip", "error"] = option(
+        "skip",
+        "What to do about an item that cannot be used: put another one in its place and list it in bad_items.jsonl "
+        "beside the output, or stop.",
+    )
+    max_bad_fraction: float = option(0.01, "Stop when more than that share of the items had to be skipped.")
 
     def __post_init__(self) -> None:
+        if isinstance(self.dataset, str):  # from Python, one is enough
+            self.dataset = [self.dataset]
         if not self.dataset:
             raise ValueError("pass --dataset: a folder, file, Hub id, openmoji or soundfont")
+        if self.dataset_weights is not None and len(self.dataset_weights) != len(self.dataset):
+            raise ValueError(f"{len(self.dataset)} data sets need as many --dataset_weights")
+        if self.dataset_weights is not None and min(self.dataset_weights) <= 0:
+            raise ValueError(f"--dataset_weights must be positive, got {self.dataset_weights}")
+        if len(set(self.dataset)) < len(self.dataset):
+            raise ValueError("--dataset names a data set twice: give it more weight instead")
+        if self.streaming and self.max_samples is not None:
+            raise ValueError("--max_samples and --streaming exclude each other")
+        if self.shuffle_buffer is not None and self.shuffle_buffer < 1:
+            raise ValueError(f"--shuffle_buffer must be at least 1, got {self.shuffle_buffer}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"--max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}")
+        wrong = {"image": "spec_augment", "audio": "augment"}[self.modality]
+        if getattr(self, wrong):
+            raise ValueError(f"--{wrong} does not go with --modality {self.modality}")
 
 
 @dataclass
 class ContrastiveArguments:
     """Options of the dual encoder and its objective."""
 
+    model: str | None = option(
+        None,
+        "Go on with a whole dual encoder, a folder or Hub id: one of ours, or a CLIPModel, SiglipModel or ClapModel, "
+        "which is converted. It has its own towers, projections and processor.",
+    )
+    freeze: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Towers that stay as they are: text, image or audio (a locked image tower is LiT)."},
+    )
+    sentence_weight: float = option(
+        1.0, "Weight of the sentence loss when --sentences or --triplets is given (joint training); the other has 1."
+    )
+    sentence_batch_size: int | None = option(None, "Sentences a process and step. Default: --batch_size.")
     image_model: str | None = option(None, "Image model: a folder or Hub id. Default: from scratch (--image_config).")
     image_config: str | None = option(None, "Config of an image tower from scratch, as JSON with model_type.")
     audio_model: str | None = option(None, "Audio model: a folder or Hub id. Default: from scratch (--audio_config).")
@@ -161,15 +282,47 @@ class ContrastiveArguments:
     cross_modal_weight: float = option(0.25, "CyCLIP: weight of the cross-modal consistency.")
 
     def __post_init__(self) -> None:
+        unknown = sorted(set(self.freeze) - {"text", "image", "audio"})
+        if unknown:
+            raise ValueError(f"--freeze takes text, image and audio, not {', '.join(unknown)}")
         for kind in ("image", "audio"):
+            if self.model and (getattr(self, f"{kind}_model") or getattr(self, f"{kind}_config")):
+                raise ValueError(f"--model brings its own {kind} tower: drop --{kind}_model and --{kind}_config")
             if getattr(self, f"{kind}_model") and getattr(self, f"{kind}_config"):
                 raise ValueError(f"--{kind}_model and --{kind}_config exclude each other: a model has its own config")
 
 
-def parse_arguments(classes: Sequence[type], description: str, args: Sequence[str] | None = None) -> tuple[Any, ...]:
+@dataclass
+class LoraArguments:
+    """Options of a LoRA adapter on the language encoder."""
+
+    lora_rank: int | None = option(
+        None, "Train a LoRA adapter of that rank on the text tower, with the projections; all else is frozen."
+    )
+    lora_alpha: float | None = option(None, "LoRA's scale, alpha / rank. Default: twice the rank.")
+    lora_dropout: float = option(0.0, "Dropout of the adapter's input.")
+    lora_merge: bool = option(False, "Release the model with the adapter merged in, instead of the adapter.")
+    lora_target_modules: str | None = option(
+        None, "Regular expression of the adapted layers. Default: all linear layers in the text tower's blocks."
+    )
+
+    def __post_init__(self) -> None:
+        if self.lora_rank is not None and self.lora_rank < 1:
+            raise ValueError(f"--lora_rank must be at least 1, got {self.lora_rank}")
+        if self.lora_rank is None and (self.lora_alpha or self.lora_dropout or self.lora_target_modules):
+            raise ValueError("the other --lora_... options need --lora_rank")
+
+
+def parse_arguments(
+    classes: Sequence[type],
+    description: str,
+    args: Sequence[str] | None = None,
+    check: Callable[..., None] | None = None,
+) -> tuple[Any, ...]:
     """Parse `--recipe FILE` and the command line into one instance of each dataclass; the command line wins.
 
-    Exits with the parser's usage message for an unknown option, a wrong value or a rejected combination.
+    `check` gets the instances and raises a ValueError for a combination that makes no sense. Exits with the parser's
+    usage message for an unknown option, a wrong value or a rejected combination.
     """
     # Not at the top: dataclasses and their checks are used without a parser too.
     from transformers.hf_argparser import HfArgumentParser
@@ -181,6 +334,8 @@ def parse_arguments(classes: Sequence[type], description: str, args: Sequence[st
     try:
         recipe_args = [] if known.recipe is None else recipe_to_args(Path(known.recipe), classes)
         *instances, _ = parser.parse_args_into_dataclasses([*recipe_args, *args], look_for_args_file=False)
+        if check is not None:
+            check(*instances)
     except ValueError as error:
         parser.error(str(error))
     return tuple(instances)
@@ -203,9 +358,47 @@ def recipe_to_args(path: Path, classes: Sequence[type]) -> list[str]:
         if key not in valid:
             nearest = difflib.get_close_matches(str(key), valid, n=1, cutoff=0)
             raise ValueError(f"{path} has an unknown key {key!r}: did you mean {nearest[0]!r}?")
-        if value is not None:
+        if isinstance(value, list):
+            args += [f"--{key}", *map(str, value)] if value else []
+        elif value is not None:
             args.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return args
+
+
+def check_phase_1(
+    training: TrainingArguments,
+    validation: ValidationArguments,
+    text: TextModelArguments,
+    sentence: SentenceArguments,
+) -> None:
+    """Raise a ValueError for options of phase 1 that do not go together."""
+    if not sentence.is_given:
+        raise ValueError("pass --sentences (unsupervised) or --triplets (supervised)")
+
+
+def check_phase_2(
+    training: TrainingArguments,
+    validation: ValidationArguments,
+    text: TextModelArguments,
+    pairs: PairArguments,
+    contrastive: ContrastiveArguments,
+    sentence: SentenceArguments,
+    lora: LoraArguments,
+) -> None:
+    """Raise a ValueError for options of phase 2, alone or joint, that do not go together."""
+    other = "audio" if pairs.modality == "image" else "image"
+    if other in contrastive.freeze:
+        raise ValueError(f"--freeze {other} with --modality {pairs.modality}: there is no such tower")
+    if contrastive.model is not None and (text.text_model or text.text_config or text.tokenizer):
+        raise ValueError("--model brings its own text tower: drop --text_model, --text_config and --tokenizer")
+    if lora.lora_rank is not None and "text" in contrastive.freeze:
+        raise ValueError("--lora_rank trains the text tower, which --freeze text keeps as it is: drop one of them")
+    if lora.lora_rank is not None and contrastive.model is None and not lora.lora_merge:
+        raise ValueError("an adapter needs the model that it belongs to: pass --model, or --lora_merge")
+    if sentence.is_given and "text" in contrastive.freeze and lora.lora_rank is None:
+        raise ValueError("--sentences and --triplets train the text tower, which --freeze text keeps as it is")
+    if sentence.mlm_weight > 0 or sentence.head != "none":
+        raise ValueError("--mlm_weight and --head belong to phase 1: a dual encoder has no such layers")
 
 
 def read_recipe(path: Path, classes: Sequence[type]) -> tuple[Any, ...]:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+from datasets import Dataset
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -21,13 +23,18 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from ..data.sampling import SentenceDataset
+from ..models.conversion import load_dual_encoder, load_dual_processor
 from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from ..models.modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder
 from ..models.modeling_sentence_encoder import SentenceEncoder
 from ..models.processing_dual_encoder import AudioTextProcessor, ImageTextProcessor
 from ..models.text_tower import build_tower
-from .arguments import ContrastiveArguments, SentenceArguments, TextModelArguments
+from ..objectives import CrossModalObjective, SentenceObjective
+from .adapters import add_lora
+from .arguments import ContrastiveArguments, LoraArguments, SentenceArguments, TextModelArguments
 from .tokenizer import train_tokenizer
+from .towers import freeze_towers
 
 # Towers from scratch when no config is given: small enough for two cores (the demo's are in its recipes).
 _DEFAULT_CONFIGS: dict[str, dict[str, Any]] = {
@@ -130,7 +137,13 @@ def build_dual_encoder(
     contrastive: ContrastiveArguments,
     processor: ProcessorMixin,
 ) -> DualEncoder:
-    """Return the model of phase 2 for a processor: two towers, loaded or from scratch, and new projections."""
+    """Return the model of phase 2 for a processor: `--model`, or two towers, loaded or new, with new projections.
+
+    Raises:
+        ValueError: `--model` is of the other modality, or has no `logit_bias` for SigLIP's objective.
+    """
+    if contrastive.model is not None:
+        return _load_dual_encoder(contrastive, processor)
     text_model = build_text_model(text, processor.tokenizer)
     modality: Literal["image", "audio"] = "image" if isinstance(processor, ImageTextProcessor) else "audio"
     source = getattr(contrastive, f"{modality}_model")
@@ -152,15 +165,59 @@ def build_dual_encoder(
 
 
 def build_processor(
-    contrastive: ContrastiveArguments, modality: Literal["image", "audio"], tokenizer: PreTrainedTokenizerBase
+    contrastive: ContrastiveArguments,
+    modality: Literal["image", "audio"],
+    build_tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> ProcessorMixin:
-    """Return the processor: the pretrained tower's own, or one for a tower from scratch."""
+    """Return the processor: that of `--model`, the pretrained tower's own, or one for a tower from scratch."""
+    if contrastive.model is not None:
+        return load_dual_processor(contrastive.model)
     if modality == "audio":
-        return AudioTextProcessor(_build_feature_extractor(contrastive), tokenizer)
+        return AudioTextProcessor(_build_feature_extractor(contrastive), build_tokenizer())
     if contrastive.image_model is not None:
-        return ImageTextProcessor(AutoImageProcessor.from_pretrained(contrastive.image_model), tokenizer)
+        return ImageTextProcessor(AutoImageProcessor.from_pretrained(contrastive.image_model), build_tokenizer())
     size = {"height": contrastive.image_size, "width": contrastive.image_size}
-    return ImageTextProcessor(ViTImageProcessor(size=size), tokenizer)
+    return ImageTextProcessor(ViTImageProcessor(size=size), build_tokenizer())
+
+
+def build_trained_dual_encoder(
+    text: TextModelArguments, contrastive: ContrastiveArguments, lora: LoraArguments, processor: ProcessorMixin
+) -> PreTrainedModel | PeftModel:
+    """Return `build_dual_encoder`'s model with towers frozen and an adapter added as the options say."""
+    model = build_dual_encoder(text, contrastive, processor)
+    freeze_towers(model, contrastive.freeze)
+    return model if lora.lora_rank is None else add_lora(model, lora)
+
+
+def build_cross_modal_objective(contrastive: ContrastiveArguments, text_sub_batches: int) -> CrossModalObjective:
+    """Return the objective of pairs."""
+    return CrossModalObjective(
+        loss_type=contrastive.objective,
+        in_modal_weight=contrastive.in_modal_weight,
+        cross_modal_weight=contrastive.cross_modal_weight,
+        text_sub_batches=text_sub_batches,
+    )
+
+
+def build_sentence_objective(sentence: SentenceArguments, table: Dataset, text_sub_batches: int) -> SentenceObjective:
+    """Return the objective of a table of sentences or triplets."""
+    return SentenceObjective(
+        num_views=len(SentenceDataset(table).views),
+        temperature=sentence.temperature,
+        hard_negative_weight=sentence.hard_negative_weight,
+        mlm_weight=sentence.mlm_weight,
+        text_sub_batches=text_sub_batches,
+    )
+
+
+def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMixin) -> DualEncoder:
+    model = load_dual_encoder(contrastive.model)
+    wanted = ImageTextDualEncoder if isinstance(processor, ImageTextProcessor) else AudioTextDualEncoder
+    if not isinstance(model, wanted):
+        raise ValueError(f"--model {contrastive.model} is a {type(model).__name__}, not an {wanted.__name__}")
+    if contrastive.objective == "siglip" and getattr(model, "logit_bias", None) is None:
+        raise ValueError("--objective siglip needs a logit_bias, which --model does not have: pass clip or cyclip")
+    return model
 
 
 def _input_sizes(contrastive: ContrastiveArguments, processor: ProcessorMixin) -> dict[str, int]:

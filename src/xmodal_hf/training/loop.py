@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import os
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType, set_seed
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..data.sampling import EpochSampler
 from ..objectives import Batch, Objective, ObjectiveOutput
 from .arguments import TrainingArguments
+from .averaging import WeightAverage
+from .batches import Stream
+from .checkpoint import StateKeeper, check_same_run, read_state
+from .faults import BadStepsError, BufferGuard, StopSignals, batch_ids, describe_ids
 from .grad_cache import cached_backward
 from .optimization import build_optimizer, build_scheduler, clamp_logit_scale
+from .towers import compile_towers
+from .validation import Validation
 
 LOG_NAME = "train_log.jsonl"
+VALIDATION_LOG_NAME = "validation_log.jsonl"
 # Measured on two cores (benchmarks/results/padding_cpu.json); on an accelerator small parts cost launches.
 _CPU_TEXT_SUB_BATCHES = 4
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainingResult:
-    """What a phase did: optimiser steps, items seen by all processes, seconds, and the log of the last step."""
+    """What a phase did so far; its state on the disk holds this too.
 
-    steps: int
-    items: int
-    seconds: float
-    last_log: dict[str, float]
+    `steps` of the optimizer, of which `bad_steps` changed nothing; `items` seen by all processes; `seconds`, those
+    before a resumption included; the log of the last good step; the best validation, {"step", "value"}, where one
+    chooses the weights.
+    """
+
+    steps: int = 0
+    items: int = 0
+    seconds: float = 0.0
+    last_log: dict[str, float] = field(default_factory=dict)
+    bad_steps: int = 0
+    best: dict[str, float] | None = None
 
 
 def build_accelerator(arguments: TrainingArguments) -> Accelerator:
@@ -42,12 +61,18 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     # Buffers stay as they are between the two forwards of a joint objective: broadcasting batch-norm statistics in
     # between would change tensors that backward still needs.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
-    return Accelerator(
+    known = {"none", "all", *(tracker.value for tracker in LoggerType)}
+    if arguments.report_to not in known:
+        raise ValueError(f"--report_to {arguments.report_to} is unknown: pass one of {', '.join(sorted(known))}")
+    accelerator = Accelerator(
         mixed_precision=arguments.mixed_precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_dir=arguments.output_dir,
         kwargs_handlers=[ddp],
     )
+    if accelerator.state.deepspeed_plugin is not None:  # it would look for a loader, and ours is not prepared by it
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = arguments.batch_size
+    return accelerator
 
 
 def text_sub_batches(arguments: TrainingArguments, accelerator: Accelerator) -> int:
@@ -57,34 +82,88 @@ def text_sub_batches(arguments: TrainingArguments, accelerator: Accelerator) -> 
     return _CPU_TEXT_SUB_BATCHES if accelerator.device.type == "cpu" else 1
 
 
-def build_loader(dataset: Dataset, collator: Callable[[list[Any]], Batch], arguments: TrainingArguments) -> DataLoader:
-    """Return the training loader: an order that depends on (seed, epoch) only, incomplete batches dropped.
+class TrainingStep:
+    """One step: backward, clip, optimizer, schedule, average; left without trace where numbers are not finite.
 
-    Raises:
-        ValueError: when the data do not fill one batch of all processes.
+    Args:
+        accelerator: of the run.
+        model: as it was before `prepare`.
+        objective: what a step minimises.
+        arguments: of the loop.
+        total_steps: of the schedule.
     """
-    if len(dataset) < arguments.batch_size:  # type: ignore[arg-type]
-        raise ValueError(
-            f"{len(dataset)} items do not fill a batch of {arguments.batch_size}: lower --batch_size"  # type: ignore[arg-type]
-        )
-    return DataLoader(
-        dataset,
-        batch_size=arguments.batch_size,
-        sampler=EpochSampler(len(dataset), seed=arguments.seed),  # type: ignore[arg-type]
-        collate_fn=collator,
-        drop_last=True,
-        num_workers=arguments.num_workers,
-        persistent_workers=arguments.num_workers > 0,
-    )
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        objective: Objective,
+        arguments: TrainingArguments,
+        total_steps: int,
+    ) -> None:
+        self.accelerator = accelerator
+        self.objective = objective
+        self.arguments = arguments
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, arguments))
+        self.scheduler = build_scheduler(self.optimizer, arguments, total_steps)
+        accelerator.register_for_checkpointing(self.scheduler)
+        self.guard = BufferGuard(self.model)
+        self.average: WeightAverage | None = None
+        if arguments.ema_decay is not None:
+            self.average = WeightAverage(self.model, arguments.ema_decay)
+            accelerator.register_for_checkpointing(self.average)
+
+    def __call__(self, batch: Batch) -> tuple[ObjectiveOutput, dict[str, torch.Tensor | float], bool]:
+        """Return the objective's output, what else to log, and whether the step was good."""
+        self.guard.remember()
+        output = self._backward(batch)
+        learning_rate = self.scheduler.get_last_lr()[0]
+        max_norm = self.arguments.max_grad_norm or float("inf")
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
+        good = self._is_finite(output.loss, grad_norm)
+        # The scaler of fp16 has seen this step's gradients already; it leaves the weights alone by itself.
+        if good or self.accelerator.scaler is not None:
+            self.optimizer.step()
+            clamp_logit_scale(self.model)
+        if not good:
+            self.guard.restore()
+        elif self.average is not None:
+            self.average.update()
+        self.optimizer.zero_grad()
+        with warnings.catch_warnings():
+            # The schedule follows the steps, whether or not the first of them could be taken.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step\\(\\)` before")
+            self.scheduler.step()
+        return output, {"grad_norm": grad_norm, "learning_rate": learning_rate}, good
+
+    def _backward(self, batch: Batch) -> ObjectiveOutput:
+        """Accumulate the gradients of one batch."""
+        if self.arguments.micro_batch_size is not None:
+            return cached_backward(self.accelerator, self.objective, self.model, batch, self.arguments.micro_batch_size)
+        output = self.objective(self.model, batch)
+        self.accelerator.backward(output.loss)
+        return output
+
+    def _is_finite(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
+        """Tell whether a step can be taken; the numbers are those of all processes, and so is the answer.
+
+        fp16's gradients overflow now and then, which its scaler deals with: there the loss alone decides.
+        """
+        checked = loss.detach() if self.accelerator.scaler is not None else loss.detach() + grad_norm.to(loss.device)
+        return bool(torch.isfinite(checked))
 
 
 def run_phase(
     accelerator: Accelerator,
     model: nn.Module,
     objective: Objective,
-    loader: DataLoader,
+    stream: Stream,
     arguments: TrainingArguments,
     description: str,
+    *,
+    resume_from: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    validation: Validation | None = None,
 ) -> TrainingResult:
     """Train `model` in place and log every step to `train_log.jsonl` (and the tracker) in the output folder.
 
@@ -92,107 +171,167 @@ def run_phase(
         accelerator: of the run.
         model: on any device; `accelerator.prepare` moves and wraps it.
         objective: what a step minimises.
-        loader: as `build_loader` returns it.
+        stream: the batches.
         arguments: of the loop.
         description: of the progress bar.
+        resume_from: training state to go on from.
+        options: of the whole run, kept in its states; a resumption with others is refused.
+        validation: measures the model now and then, and may choose the weights that it has in the end.
+
+    Raises:
+        BadStepsError: after more than `max_bad_steps` steps without finite loss and gradient.
+        CheckpointError: `resume_from` does not fit this run.
+        OSError: no room for training states.
+        SystemExit: after SIGTERM or SIGINT, with 128 plus its number; the state is saved.
     """
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
-    optimizer = build_optimizer(model, arguments)
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    if len(loader) == 0:
-        raise ValueError(
-            f"the data do not fill a batch of {arguments.batch_size} in each of {accelerator.num_processes} processes: "
-            "lower --batch_size"
-        )
-    total_steps = arguments.num_epochs * len(loader)
+    if arguments.torch_compile:
+        compile_towers(model)
+    total_steps = arguments.num_epochs * len(stream)
     if arguments.max_steps is not None:
         total_steps = min(total_steps, arguments.max_steps)
-    scheduler = build_scheduler(optimizer, arguments, total_steps)
+    take_step = TrainingStep(accelerator, model, objective, arguments, total_steps)
+    keeper = StateKeeper(accelerator, arguments.output_dir, arguments.keep_last)
+    keeper.check_room(model)
     set_seed(arguments.seed, device_specific=True)  # dropout differs between processes, the weights are equal by now
-    items_per_step = arguments.batch_size * accelerator.num_processes
+    identity = {"num_processes": accelerator.num_processes, "options": dict(options or {})}
+    result, log_bytes = _restored(keeper, resume_from, stream, identity)
+    started = time.perf_counter() - result.seconds
+    items = arguments.batch_size * accelerator.num_processes
+    with (
+        StepLog(accelerator, Path(arguments.output_dir), log_bytes) as log,
+        progress_bar(accelerator, description, total_steps * items, result.items) as bar,
+        StopSignals(accelerator) as signals,
+    ):
+        for batch in islice(stream, total_steps - result.steps):
+            result.steps, result.items = result.steps + 1, result.items + items
+            _logged_step(take_step, batch, stream.epoch, result, log, keeper)
+            bar.set_postfix({"loss": f"{result.last_log.get('loss', math.nan):.3f}"}, refresh=False)
+            bar.update(items)
+            if validation is not None and validation.is_due(result.steps, total_steps):
+                result.best = validation.measure(model, take_step.average, result, log)
+            stop = signals.agreed()
+            result.seconds = time.perf_counter() - started
+            if stop or (arguments.checkpoint_steps and result.steps % arguments.checkpoint_steps == 0):
+                counters = {"result": dataclasses.asdict(result), "stream": stream.state_dict()}
+                keeper.save(result.steps, {**identity, **counters, "log_bytes": log.flush_to_disk()})
+            if stop:
+                raise SystemExit(_stopped(accelerator, stop, result.steps, keeper))
+    if take_step.average is not None:
+        take_step.average.copy_to_model()
+    if result.best is not None and validation is not None:
+        validation.load_best(model)
+    return result
 
-    model.train()
-    started = time.perf_counter()
-    log: dict[str, float] = {}
-    with StepLog(accelerator, Path(arguments.output_dir), total_steps, items_per_step, description) as step_log:
-        for step, (epoch, batch) in zip(range(1, total_steps + 1), _endless(loader), strict=False):
-            output = _backward(accelerator, objective, model, batch, arguments.micro_batch_size)
-            learning_rate = scheduler.get_last_lr()[0]
-            max_norm = arguments.max_grad_norm or float("inf")
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
-            optimizer.step()
-            if not accelerator.optimizer_step_was_skipped:
-                scheduler.step()
-            optimizer.zero_grad()
-            clamp_logit_scale(model)
-            log = step_log.write(step, epoch, output, {"grad_norm": grad_norm, "learning_rate": learning_rate})
-    return TrainingResult(total_steps, total_steps * items_per_step, time.perf_counter() - started, log)
+
+def progress_bar(accelerator: Accelerator, description: str, total: int, done: int) -> tqdm:
+    """Return the bar of the main process; those of the others are silent."""
+    silent = not accelerator.is_main_process
+    return tqdm(total=total, initial=done, desc=description, unit=" items", disable=silent)
 
 
-def _backward(
-    accelerator: Accelerator, objective: Objective, model: nn.Module, batch: Batch, micro_batch_size: int | None
-) -> ObjectiveOutput:
-    """Accumulate the gradients of one batch."""
-    if micro_batch_size is not None:
-        return cached_backward(accelerator, objective, model, batch, micro_batch_size)
-    output = objective(model, batch)
-    accelerator.backward(output.loss)
-    return output
+def _restored(
+    keeper: StateKeeper, resume_from: Path | None, stream: Stream, identity: dict[str, Any]
+) -> tuple[TrainingResult, dict[str, int]]:
+    """Return what the run has done before, and the lengths of its logs then; puts everything else back."""
+    if resume_from is None:
+        return TrainingResult(), {}
+    check_same_run(read_state(resume_from), identity)
+    counters = keeper.load(resume_from)
+    stream.load_state_dict(counters["stream"])
+    return TrainingResult(**counters["result"]), counters["log_bytes"]
 
 
-def _endless(loader: DataLoader) -> Iterator[tuple[int, Batch]]:
-    """Yield (epoch, batch) without end; the prepared loader counts its passes and reseeds the sampler by them."""
-    epoch = 0
-    while True:
-        for batch in loader:
-            yield epoch, batch
-        epoch += 1
+def _logged_step(
+    take_step: TrainingStep, batch: Batch, epoch: int, result: TrainingResult, log: StepLog, keeper: StateKeeper
+) -> None:
+    """Take a step and log it; stop the run where too many have been bad."""
+    output, extra, good = take_step(batch)
+    if good:
+        result.last_log = log.write(result.steps, epoch, output, extra)
+        return
+    ids = batch_ids(take_step.accelerator, batch)
+    log.write_bad(result.steps, epoch, ids)
+    result.bad_steps += 1
+    if result.bad_steps > take_step.arguments.max_bad_steps:
+        raise BadStepsError(
+            f"step {result.steps}: the loss or its gradient is not finite, for the {result.bad_steps}th time (more "
+            f"than --max_bad_steps). Ids of the batch: {describe_ids(ids)}. Last good training state: "
+            f"{keeper.newest() or 'none'}"
+        )
+
+
+def _stopped(accelerator: Accelerator, number: int, step: int, keeper: StateKeeper) -> int:
+    """Say how to go on after a signal; return the exit status, 128 plus its number."""
+    name = signal.Signals(number).name
+    accelerator.print(
+        f"\n{name}: stopped after step {step}; the training state is {keeper.newest() or 'not saved'}. "
+        "Go on with the same command and --resume auto",
+        file=sys.stderr,
+    )
+    return 128 + number
 
 
 class StepLog:
-    """Writes each step's numbers to a JSONL file and the tracker, and shows them in a progress bar.
+    """Writes each step's numbers to a JSONL file and the tracker, and validations to another.
 
-    Only the main process writes. The file holds no times, so that equal runs give equal files.
+    Only the main process writes. The files hold no times, so that equal runs give equal files.
+
+    Args:
+        accelerator: of the run.
+        folder: of the files.
+        kept_bytes: of each file, what a resumed run keeps; files that are not named start empty.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, folder: Path, total_steps: int, items_per_step: int, description: str
-    ) -> None:
+    def __init__(self, accelerator: Accelerator, folder: Path, kept_bytes: Mapping[str, int]) -> None:
         self.accelerator = accelerator
-        self.path = folder / LOG_NAME
-        self.items_per_step = items_per_step
-        self.bar = tqdm(
-            total=total_steps * items_per_step,
-            desc=description,
-            unit=" items",
-            disable=not accelerator.is_main_process,
-        )
+        self.folder = folder
+        self.kept_bytes = kept_bytes
+        self.files: dict[str, TextIO] = {}
 
     def __enter__(self) -> StepLog:
         if self.accelerator.is_main_process:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.path.open("w", encoding="utf-8")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in (LOG_NAME, VALIDATION_LOG_NAME):
+                file = (self.folder / name).open("a", encoding="utf-8")
+                file.truncate(self.kept_bytes.get(name, 0))
+                self.files[name] = file
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
-        if self.accelerator.is_main_process:
-            self.file.close()
+        for file in self.files.values():
+            file.close()
 
     def write(
-        self, step: int, epoch: int, output: ObjectiveOutput, extra: dict[str, torch.Tensor | float]
+        self, step: int, epoch: int, output: ObjectiveOutput, extra: Mapping[str, torch.Tensor | float]
     ) -> dict[str, float]:
         """Log one step; return its numbers."""
         values = {**output.logs, **extra}
         # One transfer for all numbers: each would wait for the accelerator.
         stacked = torch.stack([torch.as_tensor(value, device=output.loss.device).float() for value in values.values()])
-        log = {"step": step, "epoch": epoch, **dict(zip(values, stacked.tolist(), strict=True))}
-        if self.accelerator.is_main_process:
-            self.file.write(json.dumps(log) + "\n")
-            self.file.flush()
-        if self.accelerator.trackers:
-            self.accelerator.log({name: log[name] for name in values}, step=step)
-        self.bar.set_postfix({"loss": f"{log['loss']:.3f}"}, refresh=False)
-        self.bar.update(self.items_per_step)
+        numbers = dict(zip(values, stacked.tolist(), strict=True))
+        log = {"step": step, "epoch": epoch, **numbers}
+        self._write(LOG_NAME, log)
+        self.accelerator.log(numbers, step=step)
         return log
+
+    def write_bad(self, step: int, epoch: int, ids: list[str]) -> None:
+        """Log a step that was left out, with the ids of its batch."""
+        self._write(LOG_NAME, {"step": step, "epoch": epoch, "not_finite": True, "ids": ids})
+
+    def write_validation(self, step: int, values: Mapping[str, float]) -> None:
+        """Log a validation."""
+        self._write(VALIDATION_LOG_NAME, {"step": step, **values})
+        self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
+
+    def flush_to_disk(self) -> dict[str, int]:
+        """Return the length of each file in bytes, all of them on the disk."""
+        for file in self.files.values():
+            os.fsync(file.fileno())
+        return {name: file.tell() for name, file in self.files.items()}
+
+    def _write(self, name: str, entry: Mapping[str, Any]) -> None:
+        if name in self.files:
+            self.files[name].write(json.dumps(entry) + "\n")
+            self.files[name].flush()

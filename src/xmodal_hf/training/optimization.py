@@ -16,26 +16,40 @@ LOGIT_SCALE_RANGE = (0.0, math.log(100))
 
 
 def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.AdamW:
-    """Return AdamW over the trainable parameters, without weight decay on vectors and scalars.
+    """Return AdamW over the trainable parameters, each tower at its own learning rate.
 
-    Norms, biases and logit_scale have ndim <= 1; decay would pull them to zero (CyCLIP's and open_clip's rule).
+    Parameters with ndim <= 1 have no weight decay: norms, biases and logit_scale, which it would pull to zero (CyCLIP's
+    and open_clip's rule).
 
     Raises:
         ValueError: when nothing is trainable.
     """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trainable:
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = arguments.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((_learning_rate(name, arguments), decay), []).append(parameter)
+    if not groups:
         raise ValueError("no parameter is trainable: freeze fewer towers")
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": arguments.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
     return torch.optim.AdamW(
-        groups,
+        [
+            {"params": parameters, "lr": learning_rate, "weight_decay": decay}
+            for (learning_rate, decay), parameters in groups.items()
+        ],
         lr=arguments.learning_rate,
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         eps=arguments.adam_epsilon,
     )
+
+
+def _learning_rate(name: str, arguments: TrainingArguments) -> float:
+    """Return the peak learning rate of a parameter by the tower that its name is in."""
+    parts = name.split(".")
+    if "text_model" in parts:
+        return arguments.text_learning_rate or arguments.learning_rate
+    if "image_model" in parts or "audio_model" in parts:
+        return arguments.modality_learning_rate or arguments.learning_rate
+    return arguments.learning_rate
 
 
 def build_scheduler(

@@ -1,0 +1,263 @@
+"""From options to endless streams of batches that can start anywhere.
+
+A position is (epoch, batch), and the batches from it on are a function of (seed, position): a run that is resumed, and
+one in another number of workers, sees what the first one saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from ..data.audio import SpecAugment, clip_seconds
+from ..data.bad_items import BAD_ITEMS_NAME, BadItemLog
+from ..data.collators import PairCollator, SentenceCollator
+from ..data.images import ImageAugment
+from ..data.mixing import ConcatenatedPairs, PairTable, training_order
+from ..data.orders import Order, ShuffledOrder
+from ..data.sampling import EpochBatchSampler, PairDataset, SentenceDataset
+from ..data.sentences import load_sentences, load_triplets
+from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs
+from ..models.processing_dual_encoder import ImageTextProcessor
+from ..objectives import Batch
+from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
+from .faults import ignore_stop_signals
+
+# The smallest side of a crop of 70 % of the area with aspect 1.15 (ImageAugment's defaults) is 0.78 of the picture's.
+_CROP_MARGIN = 1 / 0.78
+
+
+class Stream(Protocol):
+    """Endless batches of an objective, which can go on from where another such stream stood."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the batch that came last."""
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches without end."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of the next batch."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a position; iterators that exist already do not follow."""
+
+
+class BatchStream:
+    """Batches of a loader on a device, without end; `epoch` and `batch` are the position of the next one.
+
+    Args:
+        loader: whose batch sampler has `set_position(epoch, batch)`; its length is that of an epoch.
+        device: where tensors are moved to.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device) -> None:
+        self.loader = loader
+        self.device = device
+        self.epoch = 0
+        self.batch = 0
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return len(self.loader.batch_sampler)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "batch": self.batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.batch = state["epoch"], state["batch"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            self.loader.batch_sampler.set_position(self.epoch, self.batch)  # type: ignore[union-attr]
+            for batch in self.loader:
+                self.batch += 1
+                yield send_to_device(batch, self.device, non_blocking=True)
+            self.epoch, self.batch = self.epoch + 1, 0
+
+
+class JointStream:
+    """One batch of pairs and one of sentences a step: {"pairs": ..., "sentences": ...}."""
+
+    def __init__(self, pairs: Stream, sentences: Stream) -> None:
+        self.pairs = pairs
+        self.sentences = sentences
+
+    @property
+    def epoch(self) -> int:
+        """That of the pairs."""
+        return self.pairs.epoch
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def state_dict(self) -> dict[str, dict[str, int]]:
+        return {"pairs": self.pairs.state_dict(), "sentences": self.sentences.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict[str, int]]) -> None:
+        self.pairs.load_state_dict(state["pairs"])
+        self.sentences.load_state_dict(state["sentences"])
+
+    def __iter__(self) -> Iterator[Batch]:
+        for pairs, sentences in zip(self.pairs, self.sentences, strict=False):
+            yield {"pairs": pairs, "sentences": sentences}
+
+
+def build_stream(
+    accelerator: Accelerator,
+    dataset: TorchDataset,
+    collator: Callable[[list[Any]], Batch],
+    training: TrainingArguments,
+    batch_size: int | None = None,
+    order: Order | None = None,
+) -> BatchStream:
+    """Return the training batches of this process.
+
+    `batch_size` is the options' unless given. Without an `order` the rows are shuffled.
+
+    The loader is not passed to `Accelerator.prepare`, which would shard it once more and lose the position.
+
+    Raises:
+        ValueError: when the data do not fill one batch of all processes.
+    """
+    sampler = EpochBatchSampler(
+        order or ShuffledOrder(len(dataset), training.seed),  # type: ignore[arg-type]
+        batch_size or training.batch_size,
+        rank=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collator,
+        num_workers=training.num_workers,
+        persistent_workers=training.num_workers > 0,
+        worker_init_fn=ignore_stop_signals,
+        pin_memory=accelerator.device.type == "cuda",
+        # Its own generator: each pass draws a seed for the workers, which must not move the global random state.
+        generator=torch.Generator(),
+    )
+    return BatchStream(loader, accelerator.device)
+
+
+def load_pair_table(pairs: PairArguments) -> PairTable:
+    """Load the pairs in canonical columns."""
+    tables = {
+        source: load_pairs(
+            source,
+            modality=pairs.modality,
+            split=pairs.split,
+            image_column=pairs.image_column,
+            audio_column=pairs.audio_column,
+            text_column=pairs.text_column,
+            id_column=pairs.id_column,
+            max_samples=pairs.max_samples,
+            streaming=pairs.streaming,
+            buffer_size=pairs.shuffle_buffer or DEFAULT_BUFFER_SIZE,
+        )
+        for source in pairs.dataset
+    }
+    return ConcatenatedPairs(tables) if len(tables) > 1 else tables[pairs.dataset[0]]
+
+
+def load_sentence_table(sentence: SentenceArguments, seed: int) -> Dataset:
+    """Load the sentences or triplets in canonical columns."""
+    if sentence.triplets is not None:
+        return load_triplets(sentence.triplets, seed=seed)
+    assert sentence.sentences is not None
+    return load_sentences(
+        sentence.sentences, column=sentence.sentence_column, max_sentences=sentence.max_sentences, seed=seed
+    )
+
+
+def texts_of(pairs: PairTable | None, sentences: Dataset | None) -> Iterator[str]:
+    """Yield every caption of the pairs and every text of the sentences or triplets."""
+    for text in [] if pairs is None else pairs["text"]:
+        yield from [text] if isinstance(text, str) else text
+    if sentences is not None:
+        for view in SentenceDataset(sentences).views:
+            yield from sentences[view]
+
+
+def text_lengths(tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> dict[str, Any]:
+    """Return the collators' options of text length.
+
+    A tower like SigLIP's reads the last of a fixed number of tokens; its tokenizer's file then asks for that padding.
+    """
+    if tokenizer.init_kwargs.get("padding") == "max_length":
+        return {"max_length": tokenizer.model_max_length, "pad_to_max_length": True}
+    return {"max_length": text.max_length}
+
+
+def pair_stream(
+    accelerator: Accelerator,
+    table: PairTable,
+    processor: ProcessorMixin,
+    training: TrainingArguments,
+    text: TextModelArguments,
+    pairs: PairArguments,
+) -> BatchStream:
+    """Return the training batches of pairs, for the processor's modality."""
+    common: dict[str, Any] = {"seed": training.seed, "bad_items": _bad_item_log(accelerator, table, training, pairs)}
+    lengths = text_lengths(processor.tokenizer, text)
+    if isinstance(processor, ImageTextProcessor):
+        size = min(dict(processor.image_processor.size).values())  # height and width, or the shortest edge
+        # JPEGs are decoded at reduced scale: a random crop then still has the pixels that the tower sees.
+        min_image_size = round(size * _CROP_MARGIN) if pairs.augment else size
+        dataset = PairDataset(table, min_image_size=min_image_size, **common)
+        augment = ImageAugment(size, seed=training.seed) if pairs.augment else None
+        collator = PairCollator(processor, image_augment=augment, **lengths)
+    else:
+        extractor = processor.feature_extractor
+        max_seconds, window = clip_seconds(extractor), pairs.audio_window
+        rate = extractor.sampling_rate
+        dataset = PairDataset(table, sampling_rate=rate, max_seconds=max_seconds, window=window, **common)
+        spec_augment = SpecAugment(training.seed) if pairs.spec_augment else None
+        collator = PairCollator(processor, feature_augment=spec_augment, **lengths)
+    order = training_order(table, seed=training.seed, weights=pairs.dataset_weights, buffer_size=pairs.shuffle_buffer)
+    return build_stream(accelerator, dataset, collator, training, order=order)
+
+
+def _bad_item_log(
+    accelerator: Accelerator, table: PairTable, training: TrainingArguments, pairs: PairArguments
+) -> BadItemLog | None:
+    """Return the list of items that are skipped; a run that is not resumed begins a new one."""
+    if pairs.on_bad_item == "error":
+        return None
+    path = Path(training.output_dir) / BAD_ITEMS_NAME
+    with accelerator.main_process_first():
+        if accelerator.is_main_process and training.resume is None:
+            path.unlink(missing_ok=True)
+    return BadItemLog(path, total=len(table), max_fraction=pairs.max_bad_fraction)
+
+
+def sentence_stream(
+    accelerator: Accelerator,
+    table: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    training: TrainingArguments,
+    text: TextModelArguments,
+    sentence: SentenceArguments,
+    batch_size: int | None = None,
+) -> BatchStream:
+    """Return the training batches of sentences or triplets."""
+    collator = SentenceCollator(
+        tokenizer,
+        **text_lengths(tokenizer, text),
+        mlm_probability=sentence.mlm_probability if sentence.mlm_weight > 0 else 0.0,
+        seed=training.seed,
+    )
+    return build_stream(accelerator, SentenceDataset(table), collator, training, batch_size)

@@ -1,0 +1,51 @@
+"""Which towers are trained, and how they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+from transformers import PreTrainedModel
+
+_TOWERS = ("text_model", "image_model", "audio_model")
+
+
+def freeze_towers(model: PreTrainedModel, towers: Iterable[str]) -> None:
+    """Freeze whole towers of a dual encoder; its projections and `logit_scale` stay trainable.
+
+    A frozen image tower is locked-image tuning (Zhai et al. 2022, "LiT").
+
+    Args:
+        model: a dual encoder.
+        towers: of text, image, audio.
+
+    Raises:
+        ValueError: when the model has no such tower.
+    """
+    for tower in towers:
+        module = getattr(model, f"{tower}_model", None)
+        if module is None:
+            raise ValueError(f"--freeze {tower}: {type(model).__name__} has no {tower} tower")
+        module.requires_grad_(False)
+
+
+def set_training_mode(model: nn.Module) -> None:
+    """Put a model in training mode, but for towers without any trainable parameter.
+
+    Those run as they will be used: no dropout, batch statistics as they were learned.
+    """
+    model.train()
+    for name, module in model.named_modules():
+        is_tower = name.rpartition(".")[2] in _TOWERS
+        if is_tower and not any(parameter.requires_grad for parameter in module.parameters()):
+            module.eval()
+
+
+def compile_towers(model: nn.Module) -> None:
+    """Compile each tower in place; parameter names stay as they are.
+
+    Texts have another length in every batch, hence dynamic shapes.
+    """
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in _TOWERS:
+            module.compile(dynamic=True)

@@ -1,0 +1,188 @@
+"""Measurements during training, and the choice of the weights that did best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
+from datasets import Dataset
+from peft import PeftModel
+from torch import nn
+
+from ..data.sources import load_pairs
+from ..data.tables import load_table
+from ..evaluation.embed import as_embedder, embed_pairs
+from ..evaluation.representation import evaluate_representation
+from ..evaluation.retrieval import evaluate_retrieval
+from ..evaluation.sts import evaluate_sts
+from .arguments import PairArguments, TrainingArguments, ValidationArguments
+from .averaging import WeightAverage
+from .checkpoint import STATE_FOLDER, load_weights, save_weights
+
+if TYPE_CHECKING:
+    from .loop import StepLog, TrainingResult
+
+_BEST_NAME = "best.safetensors"
+_SHOWN = ("spearman", "recall@10", ".alignment", "uniformity")  # beside the progress bar; the log has them all
+# Metrics of which less is better, by the end of their names (`modality_gap` and the like have no better side).
+_LOWER_IS_BETTER = ("alignment", "uniformity", "median_rank")
+
+
+class Validator(Protocol):
+    """Measures a model."""
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Return numbers by `<task>.<metric>`."""
+
+
+class Validation:
+    """Calls the validator when it is due, and keeps the weights that did best.
+
+    The main process measures, the others wait.
+
+    Args:
+        accelerator: of the run.
+        validator: what to call.
+        arguments: when, and which number chooses the weights.
+        output_dir: of the run.
+
+    Raises:
+        ValueError: under FSDP or DeepSpeed, where one process does not hold the whole model.
+    """
+
+    def __init__(
+        self, accelerator: Accelerator, validator: Validator, arguments: ValidationArguments, output_dir: str
+    ) -> None:
+        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError("--eval_steps does not work with a sharded model: evaluate what it saved instead")
+        self.accelerator = accelerator
+        self.validator = validator
+        self.arguments = arguments
+        self.best_path = Path(output_dir) / STATE_FOLDER / _BEST_NAME
+
+    def is_due(self, step: int, total_steps: int) -> bool:
+        """Tell whether to measure after a step."""
+        every = self.arguments.eval_steps
+        return every is not None and (step % every == 0 or step == total_steps)
+
+    def measure(
+        self, model: nn.Module, average: WeightAverage | None, result: TrainingResult, log: StepLog
+    ) -> dict[str, float] | None:
+        """Measure the model, or the average of its weights; return the best measurement so far.
+
+        Raises:
+            ValueError: when `--best_metric` names no number that was measured.
+        """
+        best: list[Any] = [result.best]
+        # Whatever a validator draws, training goes on as if it had not been called.
+        devices = [] if self.accelerator.device.type == "cpu" else [self.accelerator.device]
+        with (
+            torch.random.fork_rng(devices, device_type=self.accelerator.device.type if devices else "cuda"),
+            nullcontext() if average is None else average.applied(),
+        ):
+            if self.accelerator.is_main_process:
+                values = self.validator(model)
+                log.write_validation(result.steps, values)
+                self.accelerator.print(f"\nstep {result.steps}: " + _in_words(values))
+                best = [self._better(result, values)]
+                if best[0] is not result.best:
+                    save_weights(model, self.best_path)
+        broadcast_object_list(best)
+        return best[0]
+
+    def load_best(self, model: nn.Module) -> None:
+        """Give the model the weights that did best."""
+        load_weights(model, self.best_path)
+
+    def _better(self, result: TrainingResult, values: Mapping[str, float]) -> dict[str, float] | None:
+        """Return the best measurement with a new one taken in; an equal one does not replace it."""
+        name = self.arguments.best_metric
+        if name is None:
+            return None
+        if name not in values:
+            raise ValueError(f"--best_metric {name} was not measured; there are {', '.join(values)}")
+        sign = -1 if name.endswith(_LOWER_IS_BETTER) else 1
+        if result.best is not None and sign * values[name] <= sign * result.best["value"]:
+            return result.best
+        return {"step": result.steps, "value": values[name]}
+
+
+class TaskValidator:
+    """Measures semantic textual similarity, retrieval both ways and the geometry of held-out pairs.
+
+    Args:
+        processor: of the model; the tokenizer of a text model.
+        sts: rows of `sentence1`, `sentence2`, `score`.
+        pairs: in canonical columns.
+        modality: of the pairs.
+    """
+
+    def __init__(
+        self, processor: Any, *, sts: Dataset | None = None, pairs: Dataset | None = None, modality: str = "image"
+    ) -> None:
+        self.processor = processor
+        self.sts = sts
+        self.pairs = pairs
+        self.modality = modality
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        # peft's wrapper is no PreTrainedModel; the model inside it has the adapter's layers.
+        embedder = as_embedder(model.get_base_model() if isinstance(model, PeftModel) else model, self.processor)
+        values: dict[str, float] = {}
+        if self.sts is not None:
+            results = evaluate_sts(embedder, {"spearman": self.sts}, num_resamples=0)
+            values["sts_dev.spearman"] = results["spearman"]
+        if self.pairs is not None:
+            pairs = embed_pairs(embedder, self.pairs, self.modality)
+            embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
+            tasks = {
+                "retrieval": evaluate_retrieval(*embeds, modality=self.modality, num_resamples=0),
+                "representation": evaluate_representation(*embeds, modality=self.modality),
+            }
+            values |= {f"{task}.{name}": value for task, found in tasks.items() for name, value in found.items()}
+        return values
+
+
+def build_validation(
+    accelerator: Accelerator,
+    training: TrainingArguments,
+    arguments: ValidationArguments,
+    processor: Any,
+    pairs: PairArguments | None = None,
+) -> Validation | None:
+    """Return the validation that the options ask for, its data loaded; None where they ask for none.
+
+    Raises:
+        ValueError: pairs for a text model, or data without the columns that are needed.
+    """
+    if arguments.eval_steps is None:
+        return None
+    sts = None if arguments.eval_sts is None else load_table(arguments.eval_sts, split="validation")
+    if sts is not None and not {"sentence1", "sentence2", "score"} <= set(sts.column_names):
+        raise ValueError(f"--eval_sts needs the columns sentence1, sentence2, score, not {', '.join(sts.column_names)}")
+    held_out = None
+    if arguments.eval_dataset is not None or arguments.eval_split is not None:
+        if pairs is None:
+            raise ValueError("--eval_dataset and --eval_split are for training on pairs: pass --eval_sts")
+        held_out = load_pairs(
+            arguments.eval_dataset or pairs.dataset[0],
+            modality=pairs.modality,
+            split=arguments.eval_split or "validation",
+            image_column=pairs.image_column,
+            audio_column=pairs.audio_column,
+            text_column=pairs.text_column,
+            max_samples=arguments.eval_max_samples,
+        )
+    modality = "image" if pairs is None else pairs.modality
+    validator = TaskValidator(processor, sts=sts, pairs=held_out, modality=modality)
+    return Validation(accelerator, validator, arguments, training.output_dir)
+
+
+def _in_words(values: Mapping[str, float]) -> str:
+    shown = {name.partition(".")[2]: value for name, value in values.items() if name.endswith(_SHOWN)}
+    return ", ".join(f"{name} {value:.3f}" for name, value in shown.items())

@@ -1,0 +1,70 @@
+"""The real scripts in two processes end as in one process on the same global batches."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+WORKER = Path(__file__).with_name("processes_worker.py")
+GLOBAL_BATCH, STEPS = 8, 5
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def launch(cases, path, processes):
+    """Run all cases; in two processes under torchrun with gloo."""
+    path.write_text(json.dumps([[str(option) for option in case] for case in cases]), encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = torchrun if processes == 2 else [sys.executable]
+    command = [*launcher, str(WORKER), str(path)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture
+def cases(image_rows, sentence_file, tmp_path):
+    """Name -> script and options, without batch size and output folder."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    triplets = tmp_path / "triplets.jsonl"
+    rows = [{"sent0": f"a {n} b", "sent1": f"{n} c", "hard_neg": f"no {n} d"} for n in range(20)]
+    triplets.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    common = [
+        *("--text_config", json.dumps({"model_type": "bert", **shape, **NO_DROPOUT})),
+        *("--vocab_size", 300, "--max_length", 8, "--report_to", "none", "--max_steps", STEPS, "--num_epochs", 5),
+        # Far below every gradient that matters: AdamW turns the rounding errors of vanishing ones into steps.
+        *("--adam_epsilon", 1e-5, "--learning_rate", 1e-2),
+    ]
+    image = {"model_type": "vit", "patch_size": 8, **shape, "num_hidden_layers": 1, **NO_DROPOUT}
+    pairs = ["train_contrastive.py", *common, "--dataset", image_rows, "--image_config", json.dumps(image)]
+    pairs += ["--image_size", 16, "--projection_dim", 8]
+    texts = ["train_sentence_embedding.py", *common]
+    return {
+        "clip": [*pairs, "--augment", "--num_workers", 1],
+        "cyclip": [*pairs, "--objective", "cyclip", "--freeze", "image"],
+        "siglip": [*pairs, "--objective", "siglip", "--micro_batch_size", 2],
+        "unsupervised": [*texts, "--sentences", sentence_file],
+        "supervised": [*texts, "--triplets", triplets, "--head", "mlp", "--hard_negative_weight", 0.5],
+        "joint": [*pairs, "--objective", "cyclip", "--triplets", triplets, "--ema_decay", 0.9],
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(cases, tmp_path):
+    for processes in (1, 2):
+        runs = [
+            [*case, "--batch_size", GLOBAL_BATCH // processes, "--output_dir", tmp_path / f"{name}{processes}"]
+            for name, case in cases.items()
+        ]
+        launch(runs, tmp_path / "cases.json", processes)
+    for name in cases:
+        one, two = (load_file(tmp_path / f"{name}{processes}" / "model.safetensors") for processes in (1, 2))
+        logs = [(tmp_path / f"{name}{processes}" / "train_log.jsonl").read_text("utf-8") for processes in (1, 2)]
+        assert all(len(log.splitlines()) == STEPS for log in logs)
+        assert json.loads((tmp_path / f"{name}2" / "run.json").read_text("utf-8"))["processes"] == 2
+        for parameter, expected in one.items():
+            scale = max(expected.norm().item(), 1e-2)
+            assert (two[parameter] - expected).norm().item() <= 1e-5 * scale, (name, parameter)

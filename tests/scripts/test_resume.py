@@ -1,0 +1,116 @@
+"""A run that is killed at any moment and resumed ends as the run that was left alone: weights, logs, random state."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+STEPS, EVERY = 24, 4
+JOINT = ["--micro_batch_size", 3, "--num_workers", 2, "--batch_size", 6, "--ema_decay", 0.9, "--augment"]
+
+
+@pytest.fixture
+def options(tiny_options, sentence_file):
+    return [*tiny_options, "--sentences", sentence_file, *JOINT, "--objective", "cyclip"]
+
+
+@pytest.fixture
+def lora_options(tiny_base, image_rows, sentence_file):
+    data = ["--dataset", image_rows, "--sentences", sentence_file, "--max_length", 8, "--report_to", "none"]
+    return [*data, "--model", tiny_base, "--lora_rank", 2, "--lora_dropout", 0.1, *JOINT, "--learning_rate", 0.01]
+
+
+def training(script_command, options, folder):
+    length = ["--num_epochs", 9, "--max_steps", STEPS, "--checkpoint_steps", EVERY]
+    return script_command("train_contrastive.py", *options, *length, "--output_dir", folder, "--resume", "auto")
+
+
+def kill_when(command, condition):
+    """Start a run and kill it as soon as a condition holds."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def number_of_lines(path):
+    return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+
+def equal(first, second):
+    """Compare nested states."""
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(equal, first, second))
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    return (first == second).all() if hasattr(first, "all") else first == second
+
+
+def check_same_end(folder: Path, expected: Path, weights: str) -> None:
+    assert (folder / "train_log.jsonl").read_bytes() == (expected / "train_log.jsonl").read_bytes()
+    assert (folder / weights).read_bytes() == (expected / weights).read_bytes()
+    state, expected_state = (path / "checkpoints" / f"step_{STEPS:08d}" for path in (folder, expected))
+    names = {path.name for path in expected_state.iterdir()}
+    assert {"optimizer.bin", "random_states_0.pkl", "model.safetensors"} <= names
+    assert names == {path.name for path in state.iterdir()}
+    for name in names - {"state.json", "model.safetensors"}:
+        loaded = [torch.load(path / name, weights_only=False) for path in (state, expected_state)]
+        assert equal(*loaded), name
+    assert equal(load_file(state / "model.safetensors"), load_file(expected_state / "model.safetensors"))
+    counters = [json.loads((path / "state.json").read_text(encoding="utf-8")) for path in (state, expected_state)]
+    assert counters[0]["stream"] == counters[1]["stream"] and counters[0]["log_bytes"] == counters[1]["log_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["joint", "lora"])
+def test_killed_and_resumed(kind, request, script_command, tmp_path):
+    options = request.getfixturevalue("options" if kind == "joint" else "lora_options")
+    weights = "model.safetensors" if kind == "joint" else "adapter_model.safetensors"
+    left_alone, killed = tmp_path / "left_alone", tmp_path / "killed"
+    subprocess.run(training(script_command, options, left_alone), check=True, capture_output=True)
+    assert number_of_lines(left_alone / "train_log.jsonl") == STEPS
+
+    command = training(script_command, options, killed)
+    states = killed / "checkpoints"
+    kill_when(command, lambda: number_of_lines(killed / "train_log.jsonl") == EVERY + 3)  # between two states
+    assert [path.name for path in states.iterdir()] == [f"step_{EVERY:08d}"]
+    kill_when(command, lambda: (states / f"step_{3 * EVERY:08d}.tmp").is_dir())  # while a state is being written
+    kill_when(command, lambda: (states / f"step_{4 * EVERY:08d}").is_dir())  # just after one
+    subprocess.run(command, check=True, capture_output=True)
+    check_same_end(killed, left_alone, weights)
+    assert sorted(path.name for path in states.glob("step_*")) == [f"step_{n * EVERY:08d}" for n in (5, 6)]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop(number, status, script_command, options, tmp_path):
+    command = training(script_command, options, tmp_path)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while number_of_lines(tmp_path / "train_log.jsonl") < 2:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        time.sleep(0.01)
+    process.send_signal(number)
+    errors = process.communicate()[1]
+    assert process.returncode == status, errors[-3000:]
+    steps = number_of_lines(tmp_path / "train_log.jsonl")
+    assert 2 <= steps < STEPS and f"stopped after step {steps}" in errors and "--resume auto" in errors
+    assert (tmp_path / "checkpoints" / f"step_{steps:08d}" / "state.json").is_file()
+
+
+def test_another_run_is_not_resumed(run_script, script_command, options, tmp_path):
+    run_script("train_contrastive.py", *options, "--max_steps", 2, "--checkpoint_steps", 2, "--output_dir", tmp_path)
+    changed = ["--max_steps", 3, "--seed", 5, "--output_dir", tmp_path, "--resume", "auto"]
+    done = run_script("train_contrastive.py", *options, *changed, returncode=1)
+    assert "--max_steps was 2, is 3; --seed was 0, is 5. Resume with the same options" in done.stderr
+    done = run_script("train_contrastive.py", *options, "--output_dir", tmp_path, "--resume", tmp_path, returncode=1)
+    assert "is no training state: pass a folder checkpoints/step_..., or auto" in done.stderr

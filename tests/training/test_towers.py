@@ -1,0 +1,81 @@
+"""Which towers are trained, at which rate, and how frozen ones run."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import ResNetConfig
+
+from xmodal_hf import ImageTextConfig, ImageTextDualEncoder
+from xmodal_hf.objectives import CrossModalObjective
+from xmodal_hf.training.arguments import TrainingArguments
+from xmodal_hf.training.optimization import build_optimizer
+from xmodal_hf.training.towers import compile_towers, freeze_towers, set_training_mode
+
+
+def test_a_frozen_tower_gets_no_gradient_and_runs_as_in_use(dual_encoder, pair_batch):
+    model = dual_encoder(0.5)
+    freeze_towers(model, ["image"])
+    set_training_mode(model)
+    assert model.training and model.text_model.training and not model.image_model.training
+    batch = pair_batch(8)
+    features = [model.image_model(pixel_values=batch["pixel_values"]).last_hidden_state for _ in range(2)]
+    assert torch.equal(*features)  # no dropout
+    CrossModalObjective("clip")(model, batch).loss.backward()
+    assert all(parameter.grad is None for parameter in model.image_model.parameters())
+    assert model.image_projection.weight.grad.abs().sum() > 0 and model.logit_scale.grad.abs() > 0
+    set_training_mode(dual_encoder(0.5))
+
+
+def test_batch_statistics_of_a_frozen_tower_stay(text_batch):
+    image = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    text = {"model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = ImageTextDualEncoder(ImageTextConfig(text_config=text, image_config=image, projection_dim=8))
+    batch = {**text_batch(6), "pixel_values": torch.randn(6, 3, 32, 32)}
+    before = {name: value.clone() for name, value in model.image_model.named_buffers()}
+
+    def changed():
+        set_training_mode(model)
+        model(**batch)
+        return [name for name, value in model.image_model.named_buffers() if not torch.equal(value, before[name])]
+
+    freeze_towers(model, ["image"])
+    assert before and not changed()
+    model.requires_grad_(True)
+    assert changed()
+
+
+def test_a_tower_that_is_not_there(dual_encoder):
+    with pytest.raises(ValueError, match="--freeze audio: ImageTextDualEncoder has no audio tower"):
+        freeze_towers(dual_encoder(), ["audio"])
+
+
+def test_each_tower_has_its_learning_rate(dual_encoder):
+    model = dual_encoder()
+    arguments = TrainingArguments(learning_rate=1e-3, text_learning_rate=1e-4, modality_learning_rate=1e-5)
+    rates = {
+        parameter: group["lr"]
+        for group in build_optimizer(model, arguments).param_groups
+        for parameter in group["params"]
+    }
+    assert {rates[parameter] for parameter in model.text_model.parameters()} == {1e-4}
+    assert {rates[parameter] for parameter in model.image_model.parameters()} == {1e-5}
+    others = [model.logit_scale, *model.text_projection.parameters(), *model.image_projection.parameters()]
+    assert {rates[parameter] for parameter in others} == {1e-3}
+    assert len(rates) == len(list(model.parameters()))
+
+
+@pytest.mark.slow
+def test_compiled_towers_give_the_same_gradients(dual_encoder, pair_batch):
+    gradients = []
+    for compiled in (False, True):
+        model = dual_encoder(0.0)
+        if compiled:
+            compile_towers(model)
+        names = [name for name, _ in model.named_parameters()]
+        CrossModalObjective("clip", text_sub_batches=2)(model, pair_batch(8)).loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert names == [name for name, _ in dual_encoder(0.0).named_parameters()]
+    assert isinstance(model.text_model, nn.Module) and model.text_model._compiled_call_impl is not None
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-4, atol=1e-6)

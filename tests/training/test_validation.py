@@ -1,0 +1,71 @@
+"""What is measured during training, on which data, and options that cannot work."""
+
+import json
+
+import pytest
+from accelerate import Accelerator
+from PIL import Image
+
+from xmodal_hf.evaluation import as_embedder, embed_pairs, evaluate_retrieval, evaluate_sts
+from xmodal_hf.training.adapters import add_lora
+from xmodal_hf.training.arguments import LoraArguments, PairArguments, TrainingArguments, ValidationArguments
+from xmodal_hf.training.validation import build_validation
+
+STS_ROWS = [
+    {"sentence1": "a red apple", "sentence2": "a green table", "score": 1.0},
+    {"sentence1": "the dog barks", "sentence2": "the dog barks at night", "score": 4.0},
+    {"sentence1": "rain", "sentence2": "music plays softly", "score": 0.0},
+    {"sentence1": "two small birds", "sentence2": "two small birds sing", "score": 5.0},
+]
+
+
+def write_rows(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def sts_file(tmp_path):
+    return write_rows(tmp_path / "dev.jsonl", STS_ROWS)
+
+
+@pytest.fixture
+def pair_file(tmp_path):
+    rows = []
+    for index, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{index}.png")
+        rows.append({"image": f"{index}.png", "text": [f"the {colour} apple", colour], "split": "val"})
+    return write_rows(tmp_path / "pairs.jsonl", [*rows, rows[0] | {"split": "train"}])
+
+
+def build(options, processor, dataset=None):
+    pairs = None if dataset is None else PairArguments(dataset=dataset)
+    arguments = ValidationArguments(eval_steps=5, **options)
+    return build_validation(Accelerator(cpu=True), TrainingArguments(), arguments, processor, pairs)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_numbers_are_those_of_the_evaluation(adapted, image_text_model, image_text_processor, sts_file, pair_file):
+    validation = build({"eval_sts": sts_file, "eval_split": "validation"}, image_text_processor, pair_file)
+    model = add_lora(image_text_model, LoraArguments(lora_rank=2)) if adapted else image_text_model
+    values = validation.validator(model)
+
+    embedder = as_embedder(image_text_model, image_text_processor)
+    assert values["sts_dev.spearman"] == evaluate_sts(embedder, {"x": STS_ROWS}, num_resamples=0)["x"]
+    pairs = embed_pairs(embedder, validation.validator.pairs)
+    expected = evaluate_retrieval(pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item, num_resamples=0)
+    assert {f"retrieval.{name}": value for name, value in expected.items()}.items() <= values.items()
+    assert values["retrieval.num_items"] == 3 and values["representation.alignment"] > 0
+
+
+def test_steps_that_are_due(image_text_processor, sts_file):
+    validation = build({"eval_sts": sts_file}, image_text_processor)
+    assert [step for step in range(1, 13) if validation.is_due(step, 12)] == [5, 10, 12]
+    assert build_validation(None, TrainingArguments(), ValidationArguments(), image_text_processor) is None
+
+
+def test_what_cannot_be_measured(image_text_processor, pair_file, sts_file):
+    with pytest.raises(ValueError, match="--eval_sts needs the columns sentence1, sentence2, score, not image"):
+        build({"eval_sts": pair_file}, image_text_processor)
+    with pytest.raises(ValueError, match="are for training on pairs: pass --eval_sts"):
+        build({"eval_split": "validation"}, image_text_processor)

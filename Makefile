@@ -8,7 +8,7 @@ STAMP := $(VENV)/installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check static format bench clean
+.PHONY: help install demo demo-audio test check static format bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ $(STAMP): setup.py constraints.txt
 
 demo: install  ## Train, evaluate, save and load back on the built-in emoji pictures (outputs/demo)
 	$(BIN)/python training_scripts/run_demo.py
+
+demo-audio: install  ## The same on the built-in notes and drums (outputs/demo_audio)
+	$(BIN)/python training_scripts/run_demo.py --modality audio
 
 test: static  ## Lint, formatting, types, then the whole test suite
 	$(PYTEST) -m "slow or not slow"

@@ -1,8 +1,9 @@
-"""The main job on the built-in emoji pictures: both training phases, evaluation, save, load back, search.
+"""The main job on built-in data: both training phases, evaluation, save, load back, search.
 
-    python training_scripts/run_demo.py
+    python training_scripts/run_demo.py                    # emoji and their names: outputs/demo
+    python training_scripts/run_demo.py --modality audio   # notes and drums with captions: outputs/demo_audio
 
-Everything that it reports is in `outputs/demo/results.json`; pictures and the trained model lie beside it.
+Everything that it reports is in `results.json` there; pictures and the trained model lie beside it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS / "recipes"
@@ -26,39 +28,86 @@ LAUNCH_OPTIONS = (
     *("--num_cpu_threads_per_process", str(os.cpu_count())),
 )
 CARD_FILES = ("results.json", "contact_sheet.png", "map.png", "loss_curves.png")
-NUM_HELD_OUT = 300
-TOP_K = 5
-# Free text that no training picture is captioned with (checked at the start), answered from the held-out pictures.
-QUERIES = (
-    "a heart",
-    "an angry face",
-    "a clock",
-    "pink circle",
-    "a flag with a blue stripe",
-    "woman worker",
-)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is particular to a modality.
+
+    Attributes:
+        modality: `image` or `audio`.
+        output_dir: folder of all results, unless another is given.
+        dataset: the built-in one.
+        recipes: of phase 1 and phase 2.
+        split: in words, what is held out.
+        num_held_out: items of the test split that are evaluated.
+        top_k: answers to a query.
+        queries: free text that no training item is captioned with (checked at the start).
+    """
+
+    modality: Literal["image", "audio"]
+    output_dir: Path
+    dataset: str
+    recipes: tuple[str, str]
+    split: str
+    num_held_out: int
+    top_k: int
+    queries: tuple[str, ...]
+
+
+DEMOS = {
+    "image": Demo(
+        modality="image",
+        output_dir=Path("outputs/demo"),
+        dataset="openmoji",
+        recipes=("demo_sentences.yaml", "demo_pairs.yaml"),
+        split="openmoji, test split (whole base emoji held out)",
+        num_held_out=300,
+        top_k=5,
+        queries=("a heart", "an angry face", "a clock", "pink circle", "a flag with a blue stripe", "woman worker"),
+    ),
+    "audio": Demo(
+        modality="audio",
+        output_dir=Path("outputs/demo_audio"),
+        dataset="soundfont",
+        recipes=("demo_audio_sentences.yaml", "demo_audio_pairs.yaml"),
+        split="soundfont, test split (combinations of instrument, register and manner held out)",
+        num_held_out=400,
+        top_k=4,
+        queries=(
+            "a church organ",
+            "three drum hits",
+            "a violin playing quietly",
+            "a rising phrase on a trumpet",
+            "a loud guitar, then a snare drum",
+            "a low note on a synthesizer",
+        ),
+    ),
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the stages one after the other, each as a user would."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="Folder of all results.")
+    parser.add_argument("--modality", choices=tuple(DEMOS), default="image", help="What is paired with text.")
+    parser.add_argument("--output_dir", type=Path, help="Folder of all results.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of everything.")
     parser.add_argument("--max_steps", type=int, help="Stop each phase after that many steps (for a quick trial).")
     parser.add_argument("--card_dir", type=Path, help="Also copy results.json and the pictures of the README there.")
     parser.add_argument("--search", action="store_true", help="Only answer the queries with the saved model.")
     options = parser.parse_args(args)
+    demo = DEMOS[options.modality]
+    folder: Path = options.output_dir or demo.output_dir
     if options.search:
-        search(options.output_dir)
+        search(demo, folder)
         return
 
     started = time.perf_counter()
-    folder: Path = options.output_dir
-    check_queries()
-    train_phases(folder, options.seed, options.max_steps)
-    results = evaluate_before_and_after(folder, options.seed)
+    check_queries(demo)
+    train_phases(demo, folder, options.seed, options.max_steps)
+    results = evaluate_before_and_after(demo, folder, options.seed)
     # A process of its own, which knows nothing but the saved folder.
-    run([sys.executable, __file__, "--search", "--output_dir", str(folder)])
+    run([sys.executable, __file__, "--search", "--modality", demo.modality, "--output_dir", str(folder)])
     results["search"] = json.loads((folder / "search.json").read_text(encoding="utf-8"))
     results["meta"]["seconds"] = round(time.perf_counter() - started, 1)
     (folder / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -66,24 +115,25 @@ def main(args: Sequence[str] | None = None) -> None:
         options.card_dir.mkdir(parents=True, exist_ok=True)
         for name in CARD_FILES:
             shutil.copy(folder / name, options.card_dir / name)
-    print_summary(folder, results)
+    print_summary(demo, folder, results)
 
 
-def check_queries() -> None:
+def check_queries(demo: Demo) -> None:
     """Raise a ValueError if a query is a training caption."""
-    from xmodal_hf.data.openmoji import openmoji_captions
+    from xmodal_hf.data.sentences import load_sentences
 
-    known = sorted({caption.lower() for caption in openmoji_captions("train")} & set(QUERIES))
+    known = sorted({caption.lower() for caption in load_sentences(demo.dataset)["anchor"]} & set(demo.queries))
     if known:
         raise ValueError(f"these queries are training captions: {', '.join(known)}")
 
 
-def train_phases(folder: Path, seed: int, max_steps: int | None) -> None:
+def train_phases(demo: Demo, folder: Path, seed: int, max_steps: int | None) -> None:
     """Run both training scripts as they are launched by hand."""
     limit = [] if max_steps is None else ["--max_steps", str(max_steps)]
+    sentences, pairs = demo.recipes
     phases: tuple[tuple[str, str, Path, list[str]], ...] = (
-        ("train_sentence_embedding.py", "demo_sentences.yaml", folder / "phase1", []),
-        ("train_contrastive.py", "demo_pairs.yaml", folder / "model", ["--text_model", str(folder / "phase1")]),
+        ("train_sentence_embedding.py", sentences, folder / "phase1", []),
+        ("train_contrastive.py", pairs, folder / "model", ["--text_model", str(folder / "phase1")]),
     )
     for script, recipe, output, extra in phases:
         options = ["--recipe", str(RECIPES / recipe), "--output_dir", str(output), "--seed", str(seed)]
@@ -98,22 +148,26 @@ def run(command: Sequence[str]) -> None:
     subprocess.run(command, check=True)
 
 
-def evaluate_before_and_after(folder: Path, seed: int) -> dict[str, Any]:
-    """Measure the model as phase 2 found it and as it left it, on held-out emoji; draw the pictures."""
+def evaluate_before_and_after(demo: Demo, folder: Path, seed: int) -> dict[str, Any]:
+    """Measure the model as phase 2 found it and as it left it, on held-out items; draw the pictures."""
     from transformers import AutoModel, AutoProcessor
 
+    from xmodal_hf.evaluation import as_embedder, embed_pairs
     from xmodal_hf.evaluation.plots import alignment_uniformity_scatter, cosine_histogram, joint_map, loss_curves
     from xmodal_hf.training.loop import LOG_NAME
 
     processor = AutoProcessor.from_pretrained(folder / "model")
     trained = AutoModel.from_pretrained(folder / "model")
+    rows = held_out(demo)
     results: dict[str, Any] = {}
     for name, model in (("before", untrained_copy(folder, processor, seed)), ("after", trained)):
-        pairs = embed_held_out(model, processor)
-        results |= measure(name, pairs, model.logit_scale.exp().item(), seed)
+        embedder = as_embedder(model, processor)
+        pairs = embed_pairs(embedder, rows, demo.modality)
+        results |= {f"{task}_{name}": numbers for task, numbers in measure(embedder, pairs, rows, seed).items()}
+    embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
     figures = {
-        "map.png": joint_map(pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item, method="tsne"),
-        "cosines.png": cosine_histogram(pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item),
+        "map.png": joint_map(*embeds, modality=demo.modality, method="tsne"),
+        "cosines.png": cosine_histogram(*embeds, modality=demo.modality),
         "alignment_uniformity.png": alignment_uniformity_scatter(
             {name: results[f"representation_{name}"] for name in ("before", "after")}
         ),
@@ -124,16 +178,16 @@ def evaluate_before_and_after(folder: Path, seed: int) -> dict[str, Any]:
     for file_name, figure in figures.items():
         figure.savefig(folder / file_name)
     results["meta"] = {
-        "dataset": "openmoji, test split (whole base emoji held out)",
-        "num_held_out": NUM_HELD_OUT,
-        "chance_recall@10": 100 * 10 / NUM_HELD_OUT,
+        "dataset": demo.split,
+        "num_held_out": demo.num_held_out,
+        "chance_recall@10": 100 * 10 / demo.num_held_out,
         "seed": seed,
     }
     return results
 
 
 def untrained_copy(folder: Path, processor: Any, seed: int) -> Any:
-    """Return the model as phase 2 started from: phase 1's text tower, a random image tower and projections."""
+    """Return the model as phase 2 started from: phase 1's text tower, a random other tower and projections."""
     from accelerate.utils import set_seed
 
     from xmodal_hf.training.arguments import ContrastiveArguments, TextModelArguments, read_recipe
@@ -145,67 +199,93 @@ def untrained_copy(folder: Path, processor: Any, seed: int) -> Any:
     return build_dual_encoder(text, contrastive, processor)
 
 
-def held_out() -> Any:
-    """Return the held-out pictures with their first names."""
-    from xmodal_hf.data.openmoji import load_openmoji
+def held_out(demo: Demo) -> Any:
+    """Return the held-out items, each with its first caption."""
+    from xmodal_hf.data.sources import load_pairs
 
-    rows = load_openmoji("test").select(range(NUM_HELD_OUT))
-    names = [captions[0] for captions in rows["text"]]
-    return rows.remove_columns("text").add_column("text", names)
-
-
-def embed_held_out(model: Any, processor: Any) -> Any:
-    """Embed the held-out pictures and their names."""
-    from xmodal_hf.evaluation import as_embedder, embed_pairs
-
-    return embed_pairs(as_embedder(model, processor), held_out(), "image")
+    rows = load_pairs(demo.dataset, modality=demo.modality, split="test", max_samples=demo.num_held_out)
+    return rows.remove_columns("text").add_column("text", [captions[0] for captions in rows["text"]])
 
 
-def measure(name: str, pairs: Any, logit_scale: float, seed: int) -> dict[str, Any]:
-    """Return retrieval and geometry of embedded pairs, as tasks of results.json."""
+def measure(embedder: Any, pairs: Any, rows: Any, seed: int) -> dict[str, dict[str, float]]:
+    """Return retrieval, geometry and, of sounds, zero-shot classification of embedded pairs."""
     from xmodal_hf.evaluation import evaluate_representation, evaluate_retrieval
 
     embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
-    return {
-        f"retrieval_{name}": evaluate_retrieval(*embeds, seed=seed),
-        f"representation_{name}": evaluate_representation(*embeds, logit_scale=logit_scale, seed=seed),
+    scale = embedder.logit_scale
+    results = {
+        "retrieval": evaluate_retrieval(*embeds, modality=pairs.modality, seed=seed),
+        "representation": evaluate_representation(*embeds, modality=pairs.modality, logit_scale=scale, seed=seed),
     }
+    if pairs.modality == "audio":
+        results["zero_shot"] = classify_families(embedder, pairs.modality_embeds, rows["family"][:], seed)
+    return results
 
 
-def search(folder: Path) -> None:
-    """Answer the queries from the held-out pictures with the saved model: a contact sheet and `search.json`."""
+def classify_families(embedder: Any, audio_embeds: Any, families: Sequence[str | None], seed: int) -> dict[str, float]:
+    """Return the zero-shot accuracy over the instrument families of clips with one instrument."""
+    from xmodal_hf.data.soundfont import family_prompts
+    from xmodal_hf.evaluation.zero_shot import prompt_embeddings, zero_shot_metrics
+
+    prompts = family_prompts()
+    names = list(prompts)
+    clips = [index for index, family in enumerate(families) if family is not None]
+    scores = audio_embeds[clips] @ prompt_embeddings(embedder, list(prompts.values())).T  # (clips, families)
+    numbers = zero_shot_metrics(scores, [names.index(str(families[index])) for index in clips], names, seed=seed)
+    return numbers | {"chance_top1_accuracy": 100 / len(names)}
+
+
+def search(demo: Demo, folder: Path) -> None:
+    """Answer the queries from the held-out items with the saved model: a contact sheet and `search.json`."""
     from transformers import AutoModel, AutoProcessor
 
     import xmodal_hf  # noqa: F401  (the Auto classes learn our models from it)
     from xmodal_hf.evaluation import as_embedder
     from xmodal_hf.evaluation.plots import contact_sheet
 
-    model = AutoModel.from_pretrained(folder / "model")
-    embedder = as_embedder(model, AutoProcessor.from_pretrained(folder / "model"))
-    gallery = held_out()
-    cosines = embedder.encode_text(list(QUERIES)) @ embedder.encode_image(gallery["image"]).T  # (queries, pictures)
-    best = (-cosines).argsort(axis=1, kind="stable")[:, :TOP_K].tolist()
-    scores = [[round(float(cosines[row, item]), 4) for item in items] for row, items in enumerate(best)]
-    contact_sheet(QUERIES, [gallery[items]["image"] for items in best], scores).savefig(
-        folder / "contact_sheet.png", dpi=90
-    )
+    processor = AutoProcessor.from_pretrained(folder / "model")
+    embedder = as_embedder(AutoModel.from_pretrained(folder / "model"), processor)
+    gallery = held_out(demo)
+    items = embedder.encode_items(demo.modality, gallery[demo.modality])
+    cosines = embedder.encode_text(list(demo.queries)) @ items.T  # (queries, items)
+    best = (-cosines).argsort(axis=1, kind="stable")[:, : demo.top_k].tolist()
+    scores = [[round(float(cosines[row, item]), 4) for item in found] for row, found in enumerate(best)]
+    captions = [gallery[found]["text"] for found in best]
+    pictures = [pictures_of(demo, gallery[found], processor) for found in best]
+    sheet = contact_sheet(demo.queries, pictures, scores, captions if demo.modality == "audio" else None)
+    sheet.savefig(folder / "contact_sheet.png", dpi=90)
     answers = {
-        query: dict(zip(gallery[items]["text"], row, strict=True))
-        for query, items, row in zip(QUERIES, best, scores, strict=True)
+        query: dict(zip(texts, row, strict=True))
+        for query, texts, row in zip(demo.queries, captions, scores, strict=True)
     }
     (folder / "search.json").write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def print_summary(folder: Path, results: dict[str, Any]) -> None:
+def pictures_of(demo: Demo, rows: dict[str, list[Any]], processor: Any) -> list[Any]:
+    """Return the pictures of some rows, or those of the spectrograms that the model hears."""
+    if demo.modality == "image":
+        return rows["image"]
+    from xmodal_hf.data.audio import load_waveform
+    from xmodal_hf.evaluation.plots import spectrogram_picture
+
+    extractor = processor.feature_extractor
+    clips = [load_waveform(cell, extractor.sampling_rate) for cell in rows["audio"]]
+    features = extractor(clips, sampling_rate=extractor.sampling_rate)["input_features"]  # (clips, 1, frames, bands)
+    return [spectrogram_picture(spectrogram[0]) for spectrogram in features]
+
+
+def print_summary(demo: Demo, folder: Path, results: dict[str, Any]) -> None:
     """Print the numbers that people look at first."""
-    print(f"\n{'held-out emoji (' + str(NUM_HELD_OUT) + ')':<28}{'before':>10}{'after':>10}")
-    rows = [
-        *(("retrieval", f"{way}_recall@{k}") for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
-        *(("representation", name) for name in ("alignment", "text_uniformity", "image_uniformity")),
-    ]
+    print(f"\n{f'held-out {demo.dataset} ({demo.num_held_out})':<28}{'before':>10}{'after':>10}")
+    ways = (f"text_to_{demo.modality}", f"{demo.modality}_to_text")
+    rows = [("retrieval", f"{way}_recall@{k}") for way in ways for k in (1, 5, 10)]
+    if demo.modality == "audio":
+        rows += [*(("retrieval", f"{way}_map@10") for way in ways), ("zero_shot", "top1_accuracy")]
+    rows += [("representation", name) for name in ("alignment", "text_uniformity", f"{demo.modality}_uniformity")]
     for task, metric in rows:
         before, after = (results[f"{task}_{name}"][metric] for name in ("before", "after"))
         print(f"{metric:<28}{before:>10.2f}{after:>10.2f}")
+    print(f"recall@10 by chance: {results['meta']['chance_recall@10']:.2f}")
     for query, answers in results["search"].items():
         print(f"{query!r}: {', '.join(answers)}")
     print(f"{results['meta']['seconds']:.0f} s; results, pictures and the model are in {folder}")

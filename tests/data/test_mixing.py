@@ -10,7 +10,7 @@ from datasets import Dataset
 from xmodal_hf.data.mixing import ConcatenatedPairs, training_order
 from xmodal_hf.data.orders import MixedOrder, ShardOrder, ShuffledOrder
 from xmodal_hf.data.sampling import EpochBatchSampler, PairDataset
-from xmodal_hf.data.sources import load_pairs
+from xmodal_hf.data.sources import load_pairs, stream_pairs
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def sources(tmp_path, image_table):
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=5)
     return {
         "plain": load_pairs(tmp_path / "rows.jsonl"),
-        "streamed": load_pairs(tmp_path / "a.parquet", streaming=True),
+        "streamed": stream_pairs(tmp_path / "a.parquet"),
     }
 
 

@@ -19,7 +19,7 @@ from xmodal_hf.data.collators import PairCollator
 from xmodal_hf.data.orders import ShardOrder
 from xmodal_hf.data.sampling import PairDataset
 from xmodal_hf.data.seeding import EpochIndex
-from xmodal_hf.data.sources import load_pairs
+from xmodal_hf.data.sources import load_pairs, stream_pairs
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def shards(tmp_path, image_table):
 
 
 def test_rows_are_those_of_the_loaded_table(shards):
-    streamed, loaded = (load_pairs(str(shards), streaming=streaming) for streaming in (True, False))
+    streamed, loaded = stream_pairs(shards), load_pairs(shards)
     assert len(streamed) == len(loaded) == 12
     assert streamed.shard_lengths.tolist() == [3, 1] * 3
     items = [PairDataset(pairs, seed=0) for pairs in (streamed, loaded)]
@@ -51,7 +51,7 @@ def test_rows_are_those_of_the_loaded_table(shards):
 
 
 def test_batches_are_the_same_in_any_number_of_workers(shards, processor):
-    pairs = load_pairs(str(shards), streaming=True)
+    pairs = stream_pairs(str(shards))
     rows = ShardOrder(pairs.shard_lengths, seed=0, buffer_size=4)(1)
 
     def batches(num_workers):
@@ -70,7 +70,7 @@ def test_batches_are_the_same_in_any_number_of_workers(shards, processor):
 def test_a_pass_in_shard_order_reads_each_row_group_once(tmp_path, monkeypatch):
     table = pa.table({"image": [b"x"] * 1000, "text": ["y"] * 1000})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=20)
-    pairs = load_pairs(tmp_path / "a.parquet", streaming=True, buffer_size=100)
+    pairs = stream_pairs(tmp_path / "a.parquet", buffer_size=100)
     reads = []
     original = parquet.ParquetPairs._read
     monkeypatch.setattr(
@@ -91,32 +91,30 @@ def test_remote_files(shards):
     memory = fsspec.filesystem("memory")
     for file in sorted(shards.glob("*.parquet")):
         memory.pipe(f"/remote/{file.name}", file.read_bytes())
-    pairs = load_pairs("memory://remote/train-*.parquet", streaming=True)
+    pairs = stream_pairs("memory://remote/train-*.parquet")
     assert [PairDataset(pairs, seed=0)[index]["id"] for index in range(12)] == [str(index) for index in range(12)]
 
 
 def test_paths_are_relative_to_their_file(tmp_path, image_table, samples):
     Dataset.from_list(image_table).to_parquet(tmp_path / "rows.parquet")
-    items = PairDataset(load_pairs(tmp_path / "rows.parquet", streaming=True), seed=0)
+    items = PairDataset(stream_pairs(tmp_path / "rows.parquet"), seed=0)
     assert items[5]["id"] == "files/5.png" and samples.number_of(items[5]["image"]) == 5
 
 
 def test_wrong_use_says_what_to_do(shards, tmp_path):
     with pytest.raises(ValueError, match="no split 'test', only train"):
-        load_pairs(str(shards), split="test", streaming=True)
+        stream_pairs(str(shards), split="test")
     with pytest.raises(ValueError, match=r"no column 'alt' for the text\. Columns found: png, captions, unused"):
-        load_pairs(str(shards), text_column="alt", streaming=True)
-    with pytest.raises(ValueError, match="exclude each other"):
-        load_pairs(str(shards), max_samples=3, streaming=True)
+        stream_pairs(str(shards), text_column="alt")
     pq.write_table(pa.table({"other": [1]}), shards / "train-00001-of-00003.parquet")
     with pytest.raises(ValueError, match=r"00001-of-00003\.parquet has no column 'captions', only other"):
-        load_pairs(str(shards), streaming=True)
+        stream_pairs(str(shards))
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "rows.jsonl").write_text('{"image": "x", "text": "y"}\n')
     with pytest.raises(
         ValueError, match=r"only parquet files and tars can be streamed, .*rows\.jsonl: drop --streaming"
     ):
-        load_pairs(str(tmp_path / "tables"), streaming=True)
+        stream_pairs(str(tmp_path / "tables"))
 
 
 @pytest.mark.slow
@@ -133,8 +131,8 @@ def test_memory_does_not_grow_with_the_data(tmp_path, samples):
     program = textwrap.dedent("""
         import resource, sys
         from xmodal_hf.data.orders import ShardOrder
-        from xmodal_hf.data.sources import load_pairs
-        pairs = load_pairs(sys.argv[1], streaming=True, buffer_size=1000)
+        from xmodal_hf.data.sources import stream_pairs
+        pairs = stream_pairs(sys.argv[1], buffer_size=1000)
         rows = ShardOrder(pairs.shard_lengths, seed=0, buffer_size=1000)(0)
         seen = sum(len(pairs[int(row)]["image"]["bytes"]) > 1728 for row in rows)
         print(seen, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from xmodal_hf.data import soundfont
-from xmodal_hf.data.soundfont import load_soundfont, make_clip, render, render_address, soundfont_captions
+from xmodal_hf.data.soundfont import (
+    family_prompts,
+    load_soundfont,
+    make_clip,
+    render,
+    render_address,
+    soundfont_captions,
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +71,14 @@ def test_families_label_single_events(splits):
     assert families[None] == 200
     assert len(families) == 18  # 16 of General MIDI, drums, none
     assert splits["test"][0]["family"] == soundfont._family(make_clip("test", 0).events[0].source)
+
+
+def test_prompts_describe_every_family_by_its_instruments(splits):
+    prompts = family_prompts()
+    assert set(prompts) == set(splits["train"]["family"]) - {None}
+    assert "a viola plays a long mid-range note loudly" in prompts["Strings"]
+    assert "a loud hit of a cowbell" in prompts["Drums"]
+    assert len(prompts["Drums"]) == 47 * 3 and len(prompts["Piano"]) == 8 * 3
 
 
 @pytest.mark.parametrize("rate", [16_000, 32_000, 48_000])

@@ -2,6 +2,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import zipfile
 
 import pytest
@@ -116,6 +117,16 @@ def test_rows_of_one_picture_are_one_item(tmp_path, image_table):
     assert len(set(groups)) == 12
 
 
+def test_equal_ids_are_counted(tmp_path, image_table, caplog):
+    path = write_jsonl(tmp_path / "rows.jsonl", [*image_table, *image_table[:5]])
+    with caplog.at_level(logging.WARNING, logger="xmodal_hf"):
+        assert len(load_pairs(path)) == 17
+    assert "17 rows have 12 different ids" in caplog.text and "--id_column" in caplog.text
+    caplog.clear()
+    load_pairs(write_jsonl(tmp_path / "unique.jsonl", image_table))
+    assert not caplog.text
+
+
 def test_a_column_named_split_selects_rows(tmp_path, image_table):
     rows = [row | {"split": "val" if index % 3 == 0 else "train"} for index, row in enumerate(image_table)]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -171,8 +182,13 @@ def test_sources_that_are_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"rows\.docx is none of \.txt, \.csv"):
         load_pairs(tmp_path / "rows.docx")
     (tmp_path / "broken.jsonl").write_text('{"image": "a.png", "caption": "x"}\n{"image": \n')
-    with pytest.raises(ValueError, match=r"broken\.jsonl cannot be read"):
+    with pytest.raises(ValueError, match=r"broken\.jsonl cannot be read: line 2: Expecting value"):
         load_pairs(tmp_path / "broken.jsonl")
+    lines = ['{"image": "a.png", "caption": "x"}', *["nonsense"] * 8]
+    with gzip.open(tmp_path / "broken.jsonl.gz", "wt") as file:
+        file.write("\n".join(lines))
+    with pytest.raises(ValueError, match=r"line 2: .*line 6: .* \(and 3 more lines\)"):
+        load_pairs(tmp_path / "broken.jsonl.gz")
     with pytest.raises(ValueError, match="modality is 'image' or 'audio', not 'video'"):
         load_pairs("openmoji", modality="video")
     with pytest.raises(ValueError, match="has no audio, only id, image, text"):

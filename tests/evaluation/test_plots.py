@@ -86,6 +86,17 @@ def test_contact_sheet_has_a_panel_a_picture(tmp_path):
     assert is_png(figure, tmp_path / "sheet.png")
 
 
+def test_contact_sheet_of_sounds_has_captions_below_spectrograms(tmp_path):
+    picture = plots.spectrogram_picture(np.arange(12.0).reshape(4, 3))
+    assert picture.size == (4, 3)
+    assert sum(picture.getpixel((0, 2))) < sum(picture.getpixel((3, 0)))  # first and lowest, last and highest
+    assert plots.spectrogram_picture(np.zeros((4, 3))).getpixel((0, 0)) == picture.getpixel((0, 2))  # silence
+    figure = plots.contact_sheet(["bells"], [[picture] * 2], [[0.9, 0.1]], [["a bell", "a gong that is hit " * 3]])
+    labels = [axes.get_xlabel() for axes in figure.axes if axes.images]
+    assert labels[0] == "0.90\na bell" and len(labels[1].splitlines()) == 3
+    assert is_png(figure, tmp_path / "sheet.png")
+
+
 def test_pyplot_is_never_imported():
     code = "import sys, xmodal_hf.evaluation.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

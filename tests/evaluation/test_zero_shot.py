@@ -8,7 +8,7 @@ import pytest
 from xmodal_hf.evaluation import as_embedder, evaluate_zero_shot
 from xmodal_hf.evaluation.embed import Embedder
 from xmodal_hf.evaluation.prompts import PROMPT_SETS, clean_class_name, resolve_templates
-from xmodal_hf.evaluation.zero_shot import class_embeddings, confusion_counts, zero_shot_metrics
+from xmodal_hf.evaluation.zero_shot import class_embeddings, confusion_counts, prompt_embeddings, zero_shot_metrics
 
 CLASSES = ["dog", "cat_small", "red"]
 
@@ -37,6 +37,14 @@ def test_classes_are_renormalised_means_of_prompts(clip):
     for row, name in zip(classes, ("dog", "cat small", "red"), strict=True):
         mean = embedder.encode_text([f"a photo of a {name}", f"a {name}"]).mean(axis=0)
         assert np.allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_classes_may_have_different_numbers_of_prompts(clip):
+    embedder = as_embedder(*clip)
+    classes = prompt_embeddings(embedder, [["rain", "a dog", "red"], ["birds sing"]])
+    mean = embedder.encode_text(["rain", "a dog", "red"]).mean(axis=0)
+    assert np.allclose(classes[0], mean / np.linalg.norm(mean), atol=1e-6)
+    assert np.allclose(classes[1], embedder.encode_text(["birds sing"])[0], atol=1e-6)
 
 
 class OneHot(Embedder):

@@ -46,6 +46,8 @@ _MANNERS = {
     "rising phrase": ((0, 0.3), (3, 0.3), (6, 0.4)),
     "falling phrase": ((6, 0.3), (3, 0.3), (0, 0.4)),
 }
+# What a family's description says of its instruments, beside their names.
+_PROMPT_MANNERS, _PROMPT_REGISTERS = ("long note", "once"), ("middle", "")
 _DRUM_MANNERS = {"once": ((0, 0.4),), "three times": ((0, 0.25), (0, 0.25), (0, 0.4))}
 
 
@@ -119,6 +121,15 @@ def load_soundfont(split: str = "train", *, num_clips: int | None = None) -> Dat
 def soundfont_captions(split: str = "train") -> list[str]:
     """All captions of a split of `load_soundfont`, without building its rows."""
     return [caption for index in range(SPLIT_SIZES[split]) for caption in captions(make_clip(split, index))]
+
+
+def family_prompts() -> dict[str, list[str]]:
+    """Instrument family -> descriptions of its instruments, by which zero-shot classification knows the family."""
+    prompts: dict[str, list[str]] = {}
+    for event in _all_events():
+        if event.manner in _PROMPT_MANNERS and event.register in _PROMPT_REGISTERS:
+            prompts.setdefault(_family(event.source), []).extend(_wordings(event))
+    return prompts
 
 
 def render_address(address: str, sampling_rate: int) -> np.ndarray:

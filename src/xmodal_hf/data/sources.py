@@ -5,12 +5,14 @@ Loading reads tables and lists files; pictures and sounds are opened when a row 
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.compute
 from datasets import Audio, Dataset, Image, Json, Value
 
 from .files import AUDIO_CELL, zip_member
@@ -19,6 +21,8 @@ from .parquet import ParquetPairs, find_parquet, parquet_columns
 from .soundfont import load_soundfont
 from .tables import find_column, load_table
 from .tars import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_tars, load_tars
+
+logger = logging.getLogger(__name__)
 
 BUILT_IN: dict[str, Callable[[str], Dataset]] = {"openmoji": load_openmoji, "soundfont": load_soundfont}
 # Usual names, the most specific first.
@@ -42,10 +46,8 @@ def load_pairs(
     text_column: str | None = None,
     id_column: str | None = None,
     max_samples: int | None = None,
-    streaming: bool = False,
-    buffer_size: int = DEFAULT_BUFFER_SIZE,
-) -> Dataset | ParquetPairs:
-    """A paired dataset in canonical columns.
+) -> Dataset:
+    """A paired dataset in canonical columns. Rows with equal ids are captions of one item; a warning counts them.
 
     Args:
         source: `openmoji` or `soundfont` (built in); a csv, tsv, jsonl or parquet file whose image or audio column has
@@ -58,13 +60,10 @@ def load_pairs(
         image_column, audio_column, text_column, id_column: columns of the source; found by their usual names if None.
             Without an id, the path of the item is its id, and else the number of its row.
         max_samples: keep the first rows only.
-        streaming: read parquet files in place, local or remote, instead of downloading and converting them. (Tars are
-            read in place in any case.)
-        buffer_size: rows that are shuffled together when streaming; their row groups stay in memory.
 
     Returns:
         A `Dataset` with `id` (str), `text` (str or list of str) and `image` (`datasets.Image`) or `audio`
-        ({"bytes", "path"}); `ParquetPairs`, which has the same rows, for parquet files that are streamed.
+        ({"bytes", "path"}).
 
     Raises:
         ValueError: unknown modality, or a column cannot be found (the message lists those that are there).
@@ -77,14 +76,56 @@ def load_pairs(
         pairs = _built_in(BUILT_IN[str(source)](split), modality)
     elif tars := find_tars(source, split):
         pairs = load_tars(tars, modality=modality, text_names=TEXT_COLUMNS, text_column=text_column)
-    elif streaming:
-        if max_samples is not None:
-            raise ValueError("--max_samples and --streaming exclude each other.")
-        return _streamed(str(source), modality, split, given, text_column, id_column, buffer_size)
     else:
         table, folder = _load(Path(source), source, modality, split)
         pairs = _canonical(table, folder, modality, given, text_column, id_column)
+    _report_equal_ids(pairs, source)
     return pairs if max_samples is None else pairs.select(range(min(max_samples, len(pairs))))
+
+
+def stream_pairs(
+    source: str | os.PathLike,
+    *,
+    modality: Literal["image", "audio"] = "image",
+    split: str = "train",
+    image_column: str | None = None,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    buffer_size: int = DEFAULT_BUFFER_SIZE,
+) -> Dataset | ParquetPairs:
+    """A paired dataset in canonical columns that is read in place, neither downloaded nor converted.
+
+    Args:
+        source: parquet files: a Hub id ("owner/name:configuration"), a folder, or a path, pattern or address that
+            fsspec opens; or anything that `load_pairs` reads in place too: WebDataset tars and built-in datasets.
+        modality, split, image_column, audio_column, text_column, id_column: as in `load_pairs`.
+        buffer_size: rows that will be shuffled together; their row groups stay in memory.
+
+    Raises:
+        ValueError: other kinds of files, no such split, or a column cannot be found.
+        FileNotFoundError: no such file.
+    """
+    columns = {"text_column": text_column, "id_column": id_column}
+    given = image_column if modality == "image" else audio_column
+    if str(source) in BUILT_IN or find_tars(source, split):
+        return load_pairs(source, modality=modality, split=split, **{f"{modality}_column": given}, **columns)
+    files = find_parquet(str(source), split)
+    media, text, row_id = _find_columns(parquet_columns(files[0]), modality, given, text_column, id_column)
+    return ParquetPairs(
+        files, modality=modality, media_column=media, text_column=text, id_column=row_id, buffer_size=buffer_size
+    )
+
+
+def _report_equal_ids(pairs: Dataset, source: str | os.PathLike) -> None:
+    """Warn of rows that share an id: meant where a row holds one of several captions, and a mistake elsewhere."""
+    distinct = pyarrow.compute.count_distinct(pairs.data["id"]).as_py()
+    if distinct < len(pairs):
+        logger.warning(
+            "%s: %d rows have %d different ids; rows with equal ids count as captions of the same item. If they are "
+            "not, name another column with --id_column.",
+            *(source, len(pairs), distinct),
+        )
 
 
 def _built_in(pairs: Dataset, modality: str) -> Dataset:
@@ -92,22 +133,6 @@ def _built_in(pairs: Dataset, modality: str) -> Dataset:
         columns = ", ".join(pairs.column_names)
         raise ValueError(f"This built-in dataset has no {modality}, only {columns}.")
     return pairs
-
-
-def _streamed(
-    source: str,
-    modality: Literal["image", "audio"],
-    split: str,
-    media_column: str | None,
-    text_column: str | None,
-    id_column: str | None,
-    buffer_size: int,
-) -> ParquetPairs:
-    files = find_parquet(source, split)
-    media, text, row_id = _find_columns(parquet_columns(files[0]), modality, media_column, text_column, id_column)
-    return ParquetPairs(
-        files, modality=modality, media_column=media, text_column=text, id_column=row_id, buffer_size=buffer_size
-    )
 
 
 def _find_columns(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import fsspec
 from datasets import Dataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
@@ -18,6 +20,7 @@ _BUILDERS: dict[str, tuple[str, dict]] = {
     ".jsonl": ("json", {}),
     ".parquet": ("parquet", {}),
 }
+_SHOWN_LINES = 5
 _COMPRESSIONS = {".gz", ".xz", ".zst", ".bz2"}
 _SPLIT_COLUMN = "split"
 _SPLIT_SYNONYMS = ({"val", "valid", "validation", "dev"},)
@@ -81,7 +84,21 @@ def _load_file(path: Path) -> Dataset:
     try:
         return load_dataset(builder, data_files=str(path), split="train", **options)
     except DatasetGenerationError as error:
-        raise ValueError(f"{path} cannot be read: {error.__cause__}") from error
+        lines = _malformed_lines(path) if suffix == ".jsonl" else ""
+        raise ValueError(f"{path} cannot be read: {lines or error.__cause__}") from error
+
+
+def _malformed_lines(path: Path) -> str:
+    """Which lines of a JSONL file are no JSON, and why."""
+    found = []
+    with fsspec.open(str(path), "rb", compression="infer") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                json.loads(line)
+            except ValueError as error:
+                found.append(f"line {number}: {error}")
+    more = f" (and {len(found) - _SHOWN_LINES} more lines)" if len(found) > _SHOWN_LINES else ""
+    return "; ".join(found[:_SHOWN_LINES]) + more
 
 
 def _load_folder(path: Path, split: str) -> Dataset:

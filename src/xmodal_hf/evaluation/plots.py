@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
@@ -32,6 +33,7 @@ _DPI = 150
 _SMOOTHING_SHARE = 0.02  # loss curves are averaged over this share of their steps
 _MAX_ANNOTATED_CLASSES = 20
 _LABEL_CHARACTERS = 22  # fit beside the pictures at 11 points
+_CAPTION_CHARACTERS = 36  # fit below them at 6.5
 _METHODS = {"pca": "PCA", "tsne": "t-SNE"}
 
 
@@ -167,12 +169,17 @@ def contact_sheet(
     queries: Sequence[str],
     results: Sequence[Sequence[Image.Image]],
     scores: Sequence[Sequence[float]] | None = None,
+    captions: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-    """One row a query: its words, then the pictures that answer it, best first, with their cosines where given."""
+    """One row a query: its words, then the pictures that answer it, best first, with cosines and captions if given.
+
+    Sounds are shown as pictures of their spectrograms (`spectrogram_picture`), which need their captions.
+    """
     num_columns = max(len(images) for images in results)
-    figure = Figure(figsize=(2.6 + 1.25 * num_columns, 1.45 * len(queries)), dpi=_DPI, layout="constrained")
+    width, height = (1.25, 1.45) if captions is None else (1.9, 1.75)  # of a picture with its label, in inches
+    figure = Figure(figsize=(2.6 + width * num_columns, height * len(queries)), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(len(queries), num_columns + 1, width_ratios=[2.0] + [1.0] * num_columns)
+    grid = figure.add_gridspec(len(queries), num_columns + 1, width_ratios=[2.0] + [width / 1.25] * num_columns)
     for row, (query, images) in enumerate(zip(queries, results, strict=True)):
         label = figure.add_subplot(grid[row, 0])
         label.axis("off")
@@ -182,9 +189,17 @@ def contact_sheet(
             axes.imshow(np.asarray(image.convert("RGB")))
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_color("#D9D9D9")
-            if scores is not None:
-                axes.set_xlabel(f"{scores[row][column]:.2f}", fontsize=8, color=_GREY, labelpad=2)
+            lines = [] if scores is None else [f"{scores[row][column]:.2f}"]
+            lines += [] if captions is None else [textwrap.fill(captions[row][column], _CAPTION_CHARACTERS)]
+            axes.set_xlabel("\n".join(lines), fontsize=8 if captions is None else 6.5, color=_GREY, labelpad=2)
     return figure
+
+
+def spectrogram_picture(spectrogram: Any) -> Image.Image:
+    """A (frames, bands) spectrogram as a picture: time from left to right, low bands at the bottom."""
+    values = np.asarray(spectrogram, dtype=np.float32).T[::-1]  # (bands, frames)
+    shades = (values - values.min()) / max(float(values.max() - values.min()), 1e-9)
+    return Image.fromarray((colormaps["magma"](shades)[..., :3] * 255).astype(np.uint8))
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -35,9 +35,14 @@ def class_embeddings(embedder: Embedder, class_names: Sequence[str], templates: 
     if len(names) < 2 or len(set(names)) != len(names):
         raise ValueError(f"zero-shot classification needs at least two classes with names of their own; got {names}")
     prompts = resolve_templates(templates if isinstance(templates, str) else tuple(templates))
-    texts = [template.replace("{}", name) for name in names for template in prompts]
-    embeds = embedder.encode_text(texts).reshape(len(names), len(prompts), -1)  # (C, prompts, D)
-    means = embeds.mean(axis=1)  # (C, D)
+    return prompt_embeddings(embedder, [[template.replace("{}", name) for template in prompts] for name in names])
+
+
+def prompt_embeddings(embedder: Embedder, prompts: Sequence[Sequence[str]]) -> np.ndarray:
+    """(C, D) unit-norm class embeddings from the prompts of each class, which may differ in number."""
+    embeds = embedder.encode_text([prompt for of_class in prompts for prompt in of_class])  # (all prompts, D)
+    ends = np.cumsum([len(of_class) for of_class in prompts])
+    means = np.stack([part.mean(axis=0) for part in np.split(embeds, ends[:-1])])  # (C, D)
     return means / np.linalg.norm(means, axis=1, keepdims=True)
 
 

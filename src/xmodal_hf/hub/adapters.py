@@ -1,0 +1,205 @@
+"""LoRA adapters on the Hub: small folders that name the model which they belong to."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from .arguments import CardArguments
+from .citations import citations
+from .model_card import CARD_NAME, RESULTS_NAME, Phase, model_index, result_tables
+from .remote_code import read_json
+from .safety import check_folder
+from .staging import make_empty
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+_BASE = "base_model_name_or_path"
+_TEMPLATE = "adapter_card_template.md"
+_RECIPE_NAME, _RUN_NAME = "recipe.yaml", "run.json"
+# The rest of a training folder, its processor too, is the base's or stays at home.
+_PUBLISHED = (ADAPTER_WEIGHTS_NAME, _RECIPE_NAME, _RUN_NAME)
+# Class of the base -> modality, and pipeline tag as the Hub has it.
+_CLASSES = {
+    "ImageTextDualEncoder": ("image", "zero-shot-image-classification"),
+    "AudioTextDualEncoder": ("audio", "feature-extraction"),
+    "SentenceEncoder": (None, "sentence-similarity"),
+}
+# Options of the recipe that the card lists.
+_OPTIONS = (
+    "objective",
+    "batch_size",
+    "num_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_schedule",
+    "weight_decay",
+    "seed",
+)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Tell whether a folder holds an adapter and not a whole model."""
+    return (folder / ADAPTER_CONFIG_NAME).is_file()
+
+
+def load_adapted(source: str | os.PathLike, *, merge: bool = False) -> PeftModel | PreTrainedModel:
+    """Load an adapter on its base, which may be ours or a CLIPModel, SiglipModel or ClapModel.
+
+    Where the base is ours, `from_pretrained` of our classes loads an adapter too.
+
+    Args:
+        source: folder or Hub id of the adapter; its config names the base.
+        merge: add the adapter to the weights and return our plain model: faster, and it can be saved whole.
+
+    Raises:
+        ValueError: for a base that is no model of these.
+        OSError: when the adapter or its base is not there.
+    """
+    from peft import PeftConfig, PeftModel
+
+    from ..models.conversion import load_dual_encoder, load_two_tower_model
+    from ..models.modeling_sentence_encoder import SentenceEncoder
+
+    base = load_two_tower_model(PeftConfig.from_pretrained(source).base_model_name_or_path)
+    if not isinstance(base, SentenceEncoder):
+        base = load_dual_encoder(base)
+    adapted = PeftModel.from_pretrained(base, source)
+    return adapted.merge_and_unload() if merge else adapted
+
+
+def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArguments) -> Path:
+    """Fill a new folder with what is published of an adapter: its weights and config, card, results and recipe.
+
+    Args:
+        checkpoint: folder that a training script wrote with `--lora_rank`, or peft's `save_pretrained`.
+        folder: made here; may exist if it is empty.
+        repo_id: what the card tells people to load.
+        card: what the card says beside what the files do. Its first base model, where there is one, is the base that
+            the adapter names; else that of its config.
+
+    Raises:
+        ValueError: when the base is not on the Hub, or files are missing.
+        UnsafeFolderError: for a pickle, a link that leaves the folder, an access token.
+    """
+    config = read_json(checkpoint / ADAPTER_CONFIG_NAME)
+    if not (checkpoint / ADAPTER_WEIGHTS_NAME).is_file():
+        raise ValueError(f"{checkpoint} has no {ADAPTER_WEIGHTS_NAME}: save the adapter again, as safetensors")
+    config[_BASE] = _hub_base(card.base_models[0] if card.base_models else config.get(_BASE))
+    results_path = Path(card.results or checkpoint) / RESULTS_NAME
+    make_empty(folder)
+    try:
+        for path in (*(checkpoint / name for name in _PUBLISHED), results_path):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+        (folder / ADAPTER_CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / CARD_NAME).write_text(render_adapter_card(folder, repo_id, card), encoding="utf-8")
+        check_folder(folder)
+    except (OSError, ValueError):
+        shutil.rmtree(folder)
+        raise
+    return folder
+
+
+def _hub_base(base: str | None) -> str:
+    """Return the base's Hub id.
+
+    Raises:
+        ValueError: for a folder, which nobody else has.
+    """
+    fix = "publish the base first, and pass its id with --base_models"
+    if not base or Path(base).exists():
+        raise ValueError(f"the adapter's base is {base!r}, which others cannot load: {fix}")
+    try:
+        validate_repo_id(base)
+    except HFValidationError as error:
+        raise ValueError(f"the adapter's base is {base!r}, which is no id on the Hub: {fix}") from error
+    return base
+
+
+def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
+    """Return the card of a staged adapter as Markdown with its metadata in front.
+
+    Args:
+        folder: with the adapter, and recipe and results where there are some.
+        repo_id: what the code of the card loads.
+        card: what the card says beside what the files do.
+
+    Raises:
+        ValueError: for an adapter of a model that is none of ours.
+    """
+    config = read_json(folder / ADAPTER_CONFIG_NAME)
+    model_class = (config.get("auto_mapping") or {}).get("base_model_class")
+    if model_class not in _CLASSES:
+        raise ValueError(f"the adapter is for a {model_class}: pass one that was trained with --lora_rank here")
+    modality, _ = _CLASSES[model_class]
+    phase = Phase.read(folder)
+    results = read_json(folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else {}
+    recipe = phase.recipe if phase is not None else {}
+    name = repo_id.rpartition("/")[2]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template(_TEMPLATE).render(
+        metadata=_metadata(config, model_class, results, name, card).to_yaml(),
+        title=card.title or name,
+        repo_id=repo_id,
+        description=card.description,
+        limitations=card.limitations,
+        base=config[_BASE],
+        model_class=model_class,
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        dropout=config["lora_dropout"],
+        trained_whole=[f"`{layer}`" for layer in config.get("modules_to_save") or []],
+        num_parameters=_count_numbers(folder / ADAPTER_WEIGHTS_NAME),
+        tasks=result_tables(results),
+        recipe=[(option, recipe[option]) for option in _OPTIONS if recipe.get(option) is not None],
+        run=phase is not None and phase.run,
+        citations=citations(
+            objective=recipe.get("objective"),
+            modality=modality,
+            has_sentence_training=phase is not None and phase.trains_sentences,
+        ),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _metadata(
+    config: dict[str, Any], model_class: str, results: dict[str, Any], name: str, card: CardArguments
+) -> ModelCardData:
+    modality, pipeline_tag = _CLASSES[model_class]
+    return ModelCardData(
+        language=card.language or None,
+        license=card.license,
+        library_name="peft",
+        pipeline_tag=pipeline_tag,
+        tags=["xmodal_hf", "lora", *([modality] if modality else []), *card.tags],
+        datasets=card.datasets or None,
+        base_model=config[_BASE],
+        base_model_relation="adapter",
+        model_name=name,
+        eval_results=model_index(results) or None,
+    )
+
+
+def _count_numbers(path: Path) -> int:
+    """Return how many numbers a safetensors file holds, from its header: eight bytes of its length, then JSON."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+    return sum(math.prod(shape) for shape in shapes)

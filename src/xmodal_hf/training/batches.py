@@ -7,6 +7,7 @@ one in another number of workers, sees what the first one saw.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,12 +27,14 @@ from ..data.mixing import ConcatenatedPairs, PairTable, training_order
 from ..data.orders import Order, ShuffledOrder
 from ..data.sampling import EpochBatchSampler, PairDataset, SentenceDataset
 from ..data.sentences import load_sentences, load_triplets
-from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs
+from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs, stream_pairs
 from ..models.processing_dual_encoder import ImageTextProcessor
 from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
 from .faults import ignore_stop_signals
 
+# Options of `load_pairs` and `stream_pairs` that have the same names here.
+_SOURCE_OPTIONS = ("modality", "split", "image_column", "audio_column", "text_column", "id_column")
 # The smallest side of a crop of 70 % of the area with aspect 1.15 (ImageAugment's defaults) is 0.78 of the picture's.
 _CROP_MARGIN = 1 / 0.78
 
@@ -155,21 +158,12 @@ def build_stream(
 
 def load_pair_table(pairs: PairArguments) -> PairTable:
     """Load the pairs in canonical columns."""
-    tables = {
-        source: load_pairs(
-            source,
-            modality=pairs.modality,
-            split=pairs.split,
-            image_column=pairs.image_column,
-            audio_column=pairs.audio_column,
-            text_column=pairs.text_column,
-            id_column=pairs.id_column,
-            max_samples=pairs.max_samples,
-            streaming=pairs.streaming,
-            buffer_size=pairs.shuffle_buffer or DEFAULT_BUFFER_SIZE,
-        )
-        for source in pairs.dataset
-    }
+    options: dict[str, Any] = {name: getattr(pairs, name) for name in _SOURCE_OPTIONS}
+    if pairs.streaming:
+        load = partial(stream_pairs, buffer_size=pairs.shuffle_buffer or DEFAULT_BUFFER_SIZE)
+    else:
+        load = partial(load_pairs, max_samples=pairs.max_samples)
+    tables = {source: load(source, **options) for source in pairs.dataset}
     return ConcatenatedPairs(tables) if len(tables) > 1 else tables[pairs.dataset[0]]
 
 

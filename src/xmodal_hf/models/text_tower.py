@@ -14,9 +14,11 @@ import torch
 # The Auto classes are read from here when a function runs. Importing them with this module would import and register
 # our models while this module, which they need, is half imported.
 import transformers
+from huggingface_hub.errors import HTTPError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import has_file
 
 from .configuration_dual_encoder import tower_hidden_size
 from .pooling import pool
@@ -153,6 +155,28 @@ def load_model(source: PreTrainedModel | str, argument: str) -> PreTrainedModel:
     raise ValueError(f"{argument} must be a PreTrainedModel, a local folder or a Hub id, got {type(source).__name__}")
 
 
+def refuse_pickles(source: str | os.PathLike, options: dict[str, Any]) -> None:
+    """Raise an OSError for a checkpoint whose weights are pickled and not in safetensors.
+
+    transformers would have a third party convert them, with the caller's token.
+
+    Args:
+        source: a folder or Hub id.
+        options: of `from_pretrained`.
+    """
+    known = {name: options[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in options}
+
+    def has(name: str) -> bool:
+        path = os.path.join(options.get("subfolder", ""), name)
+        return has_file(source, path, **known) or has_file(source, f"{path}.index.json", **known)
+
+    if not has("model.safetensors") and has("pytorch_model.bin"):
+        raise OSError(
+            f"the weights of {source} are pickled, and reading them can run code: ask its author for safetensors, or "
+            "convert them where you trust them"
+        )
+
+
 def find_tower(model: PreTrainedModel, names: tuple[str, ...]) -> PreTrainedModel:
     """Return the part that a composite model (CLIPModel, ClapModel, ours) keeps under one of `names`.
 
@@ -273,11 +297,23 @@ class TextTowerMixin:
         """Load a checkpoint, as every transformers model does, from safetensors only: pickled weights can run code.
 
         Raises:
-            OSError: when there is no `model.safetensors`.
+            OSError: when there are pickled weights only, or a download failed.
             ValueError: when the checkpoint is of another model type.
         """
         kwargs["use_safetensors"] = True
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        try:
+            if pretrained_model_name_or_path is not None:  # None: the weights are an argument
+                refuse_pickles(pretrained_model_name_or_path, kwargs)
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        except OSError as error:
+            cause = error.__cause__ or error.__context__
+            if not isinstance(cause, HTTPError) or str(cause) in str(error):
+                raise
+            # transformers says that there is no such model.
+            raise OSError(
+                f"the download of {pretrained_model_name_or_path} broke: {cause}. Load it again: files that are there "
+                "already are not downloaded again"
+            ) from error
 
     def max_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Return the longest input that both the tokenizer and the tower take."""

@@ -7,6 +7,7 @@ class TextTowerConfigMixin:
     """What the configs of models with a text tower share."""
 
     model_type: str
+    sub_configs_defaults: dict[str, Any]
     text_config: Any
 
     @property
@@ -19,7 +20,8 @@ class TextTowerConfigMixin:
         """Build from a dictionary as `config.json` holds it.
 
         Raises:
-            ValueError: when it is of another model type. transformers itself warns and goes on with random weights.
+            ValueError: when it is of another model type, or describes other towers. transformers itself warns and goes
+                on with random weights.
         """
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
@@ -27,4 +29,7 @@ class TextTowerConfigMixin:
                 f"this config.json is of model type {found!r}, {cls.__name__} reads {cls.model_type!r}: load it "
                 "with AutoModel, or convert the checkpoint first"
             )
+        missing = [name for name in cls.sub_configs_defaults if config_dict.get(name) is None]
+        if missing:
+            raise ValueError(f"this config.json, of model type {found!r}, has no {missing[0]}: it is damaged or forged")
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]

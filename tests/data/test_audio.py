@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import ASTFeatureExtractor, ClapFeatureExtractor, Wav2Vec2FeatureExtractor
 
-from xmodal_hf.data.audio import SpecAugment, decode_audio, load_waveform
+from xmodal_hf.data.audio import SpecAugment, clip_seconds, decode_audio, load_waveform, split_windows
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.seeding import EpochIndex
+from xmodal_hf.models.feature_extraction_log_mel import LogMelFeatureExtractor
 
 
 def encoded(samples, rate=8000, kind="WAV", **options):
@@ -89,6 +91,30 @@ def test_cells(tmp_path, samples):
     for cell in (None, {"bytes": None, "path": None}):
         with pytest.raises(BadItemError, match="no media"):
             load_waveform(cell, 8000)
+
+
+@pytest.mark.parametrize("length, starts", [(5, [0]), (10, [0]), (11, [0, 1]), (20, [0, 10]), (25, [0, 8, 15])])
+def test_windows_cover_a_clip_evenly(length, starts):
+    waveform = np.arange(length)
+    windows = split_windows(waveform, 10)
+    assert [int(window[0]) for window in windows] == starts
+    assert {len(window) for window in windows} == {min(length, 10)}
+    assert set(np.concatenate(windows)) == set(range(length))
+
+
+@pytest.mark.parametrize(
+    "extractor, seconds",
+    [
+        (LogMelFeatureExtractor.from_preset("clap", max_length_s=7.5), 7.5),
+        (LogMelFeatureExtractor.from_preset("ast", num_frames=100), 1.015),  # the last frame is longer than a hop
+        (ClapFeatureExtractor(truncation="rand_trunc"), 10),
+        (ClapFeatureExtractor(truncation="fusion"), None),
+        (ASTFeatureExtractor(max_length=512), 5.12),
+        (Wav2Vec2FeatureExtractor(), None),
+    ],
+)
+def test_how_much_of_a_clip_is_used(extractor, seconds):
+    assert clip_seconds(extractor) == (seconds and pytest.approx(seconds))
 
 
 class TestSpecAugment:

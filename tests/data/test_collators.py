@@ -1,19 +1,23 @@
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import ClapFeatureExtractor
+from transformers import BertConfig, ClapAudioConfig, ClapFeatureExtractor
 
+from xmodal_hf import AudioTextConfig, AudioTextDualEncoder
 from xmodal_hf.data.audio import SpecAugment
 from xmodal_hf.data.collators import PairCollator, SentenceCollator
 from xmodal_hf.data.images import ImageAugment
 from xmodal_hf.data.orders import ShuffledOrder
 from xmodal_hf.data.sampling import EpochBatchSampler, PairDataset, SentenceDataset, group_id
+from xmodal_hf.data.seeding import EpochIndex
 from xmodal_hf.data.sources import load_pairs
 from xmodal_hf.models.feature_extraction_log_mel import LogMelFeatureExtractor
 from xmodal_hf.models.processing_dual_encoder import AudioTextProcessor
+from xmodal_hf.objectives import CrossModalObjective
 
 
 @pytest.fixture
@@ -95,6 +99,58 @@ def test_audio_batches(extractor, tokenizer):
     if isinstance(extractor, LogMelFeatureExtractor):  # the other one crops at random
         changed = (augmented["input_features"] != batch["input_features"]).flatten(1).float().mean(dim=1)
         assert (changed > 0).all() and (changed < 0.9).all()
+
+
+class TestFusedClap:
+    """Clips that are longer than the model takes become four channels, from crops that any run repeats."""
+
+    @pytest.fixture
+    def collator(self, tokenizer):
+        extractor = ClapFeatureExtractor(
+            sampling_rate=8000, hop_length=80, max_length_s=1, fft_window_size=256, frequency_max=4000
+        )
+        return PairCollator(AudioTextProcessor(extractor, tokenizer), max_length=7)
+
+    @pytest.fixture
+    def rows(self, samples):
+        noise = np.random.default_rng(0).normal(size=30_000).astype(np.float32)
+        clips = [noise[:4000], noise, noise[:20_000], noise[:8000]]
+        return [
+            {"id": str(i), "text": "a sound", "audio": clip, "group_id": i, "position": EpochIndex(0, i)}
+            for i, clip in enumerate(clips)
+        ]
+
+    def test_four_channels(self, collator, rows):
+        batch = collator(rows)
+        assert batch["input_features"].shape == (4, 4, 101, 64)
+        assert batch["is_longer"].tolist() == [[False], [True], [True], [False]]
+        channels = batch["input_features"][:, 1:] - batch["input_features"][:, :1]
+        assert [bool(x.any()) for x in channels] == [False, True, True, False]
+
+    def test_crops_follow_the_position_only(self, collator, rows):
+        batch = collator(rows)
+        np.random.seed(5)
+        state = np.random.get_state()[1].copy()
+        again = collator(rows[1:2])
+        assert torch.equal(again["input_features"][0], batch["input_features"][1])
+        assert np.array_equal(np.random.get_state()[1], state)
+        other = collator([rows[1] | {"position": EpochIndex(1, 1)}])
+        assert not torch.equal(other["input_features"], again["input_features"])
+
+    def test_every_process_uses_the_weights_of_long_clips(self, collator, rows):
+        assert collator([rows[0], rows[3]])["is_longer"].tolist() == [[True], [False]]
+
+    def test_a_fused_model_trains(self, collator, rows):
+        audio = ClapAudioConfig(
+            window_size=8, num_mel_bins=64, spec_size=256, patch_size=4, patch_stride=[4, 4], hidden_size=32,
+            depths=[1, 1], num_attention_heads=[2, 2], patch_embeds_hidden_size=16, enable_fusion=True,
+            aff_block_r=2, patch_embed_input_channels=1,
+        )  # fmt: skip
+        text = BertConfig(vocab_size=250, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        model = AudioTextDualEncoder(AudioTextConfig(text_config=text, audio_config=audio, projection_dim=8))
+        CrossModalObjective("clip")(model, collator(rows)).loss.backward()
+        fusion = {name: p.grad for name, p in model.named_parameters() if "fusion_model" in name}
+        assert fusion and all(grad is not None and grad.isfinite().all() for grad in fusion.values())
 
 
 class TestSentenceCollator:

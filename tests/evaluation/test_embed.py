@@ -98,6 +98,23 @@ def test_random_truncation_is_replaced_by_the_beginning(clap):
     assert np.allclose(embeds[0], embeds[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_long_clips_are_the_mean_of_their_windows(clap, batch_size):
+    """In any batch, to 1e-5: 2.5 s in a model of 1 s are three windows, a short clip is itself."""
+    rng = np.random.default_rng(0)
+    clips = [rng.normal(size=length).astype(np.float32) for length in (20_000, 5000, 30_000)]
+    first = as_embedder(*clap)
+    windows = [first.encode_audio([clips[0][start : start + 8000]])[0] for start in (0, 6000, 12_000)]
+    expected = np.mean(windows, axis=0)
+    embedder = as_embedder(*clap, options=EmbedOptions(long_clips="mean", batch_size=batch_size))
+    together = embedder.encode_audio(clips)
+    assert np.allclose(together[0], expected / np.linalg.norm(expected), atol=1e-5)
+    assert np.allclose(together[1], first.encode_audio([clips[1]])[0], atol=1e-5)
+    alone = np.concatenate([embedder.encode_audio([clip]) for clip in clips])
+    assert np.allclose(together, alone, atol=1e-5)
+    assert np.abs(together[0] - first.encode_audio([clips[0]])[0]).max() > 1e-3
+
+
 def test_embed_pairs_keeps_owners_and_order(clip, pictures, sentences):
     rows = [{"text": sentences[3 * i : 3 * i + 1 + i % 3], "image": picture} for i, picture in enumerate(pictures)]
     rows[0]["text"] = sentences[0]  # a plain string is one caption

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import soundfile
 import torch
 from torchaudio.functional import resample
-from transformers import ASTFeatureExtractor, ClapFeatureExtractor, SequenceFeatureExtractor
+from transformers import ASTFeatureExtractor, BatchFeature, ClapFeatureExtractor, SequenceFeatureExtractor
 
 from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from .errors import BadItemError
@@ -94,6 +95,55 @@ def clip_seconds(extractor: SequenceFeatureExtractor) -> float | None:
     if isinstance(extractor, ASTFeatureExtractor):
         return extractor.max_length * _AST_HOP_SECONDS
     return None
+
+
+def clap_features(
+    extractor: ClapFeatureExtractor,
+    waveforms: Sequence[np.ndarray],
+    *,
+    seeds: Sequence[int],
+    any_longer: bool = False,
+) -> BatchFeature:
+    """What CLAP's own extractor makes of clips, without its dependence on neighbours and global random state.
+
+    Too long clips are cut to their beginning; a fused model gets three crops of them instead.
+
+    Args:
+        extractor: of the model.
+        waveforms: B of them, (samples,).
+        seeds: of each clip's crops.
+        any_longer: in a batch for a fused model without a long clip, mark the first one as long. Training in several
+            processes needs that: each must use all weights. (The extractor itself marks one at random.)
+
+    Returns:
+        `input_features` (B, 1 or 4, frames, F) and `is_longer` (B, 1).
+    """
+    limit = int(extractor.nb_max_samples)
+    if extractor.truncation != "fusion":
+        waveforms = [waveform[:limit] for waveform in waveforms]
+    state = np.random.get_state()  # the extractor draws from NumPy's global generator
+    features = []
+    for waveform, seed in zip(waveforms, seeds, strict=True):
+        np.random.seed(seed)
+        one = extractor(waveform, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+        features.append(one["input_features"])
+    np.random.set_state(state)
+    is_longer = torch.tensor([[len(waveform) > limit] for waveform in waveforms])
+    if any_longer and extractor.truncation == "fusion" and not is_longer.any():
+        is_longer[0] = True
+    return BatchFeature({"input_features": torch.cat(features), "is_longer": is_longer})
+
+
+def split_windows(waveform: np.ndarray, num_samples: int) -> list[np.ndarray]:
+    """As few windows of `num_samples` as cover a waveform (samples,), evenly spread from its start to its end.
+
+    A waveform that is no longer than a window comes back as it is.
+    """
+    count = -(-len(waveform) // num_samples)
+    if count <= 1:
+        return [waveform]
+    starts = np.linspace(0, len(waveform) - num_samples, count).round().astype(int)
+    return [waveform[start : start + num_samples] for start in starts]
 
 
 @dataclass(frozen=True)

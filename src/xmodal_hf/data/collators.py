@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import ClapFeatureExtractor, PreTrainedTokenizerBase, ProcessorMixin
 
+from .audio import clap_features
 from .sampling import SENTENCE_VIEWS
 from .seeding import EpochIndex, row_generator
 
-_MASK_STREAM = 4  # the others are in sampling.py
+_MASK_STREAM, _CROP_STREAM = 4, 5  # the others are in sampling.py
 
 
 class PairCollator:
@@ -27,7 +28,7 @@ class PairCollator:
 
     Returns (when called with B rows):
         input_ids, attention_mask (B, T) and what else the tokenizer gives; pixel_values (B, C, height, width) or
-        input_features; group_ids (B,) int64; ids, a list of B str.
+        input_features (with CLAP's extractor also is_longer); group_ids (B,) int64; ids, a list of B str.
     """
 
     def __init__(
@@ -48,25 +49,34 @@ class PairCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         # Text options go in a dictionary of their own: a flat `padding` would reach the feature extractor too.
         text_kwargs = {"padding": self.padding, "truncation": True, "max_length": self.max_length}
-        inputs = self.processor(
-            text=[row["text"] for row in rows], text_kwargs=text_kwargs, return_tensors="pt", **self._media(rows)
-        )
+        media, features = self._media(rows)
+        texts = [row["text"] for row in rows]
+        inputs = dict(self.processor(text=texts, text_kwargs=text_kwargs, return_tensors="pt", **media)) | features
         if self.feature_augment is not None:
-            features = zip(inputs["input_features"], rows, strict=True)
-            inputs["input_features"] = torch.stack([self.feature_augment(x, row["position"]) for x, row in features])
+            name = self.processor.feature_extractor.model_input_names[0]  # input_features, or AST's input_values
+            augmented = [self.feature_augment(x, row["position"]) for x, row in zip(inputs[name], rows, strict=True)]
+            inputs[name] = torch.stack(augmented)
         return {
             **inputs,
             "group_ids": torch.tensor([row["group_id"] for row in rows], dtype=torch.int64),
             "ids": [row["id"] for row in rows],
         }
 
-    def _media(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _media(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the processor is to prepare beside the texts, and what is prepared already."""
         if "audio" in rows[0]:
-            sampling_rate = self.processor.feature_extractor.sampling_rate
-            return {"audio": [row["audio"] for row in rows], "audio_kwargs": {"sampling_rate": sampling_rate}}
+            extractor, clips = self.processor.feature_extractor, [row["audio"] for row in rows]
+            if isinstance(extractor, ClapFeatureExtractor):
+                seeds = [_crop_seed(row["position"]) for row in rows]
+                return {}, dict(clap_features(extractor, clips, seeds=seeds, any_longer=True))
+            return {"audio": clips, "audio_kwargs": {"sampling_rate": extractor.sampling_rate}}, {}
         if self.image_augment is None:
-            return {"images": [row["image"] for row in rows]}
-        return {"images": [self.image_augment(row["image"], row["position"]) for row in rows]}
+            return {"images": [row["image"] for row in rows]}, {}
+        return {"images": [self.image_augment(row["image"], row["position"]) for row in rows]}, {}
+
+
+def _crop_seed(position: EpochIndex) -> int:
+    return int(row_generator(0, position, stream=_CROP_STREAM).integers(2**32))
 
 
 class SentenceCollator:

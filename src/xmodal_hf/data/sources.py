@@ -106,10 +106,9 @@ def stream_pairs(
         ValueError: other kinds of files, no such split, or a column cannot be found.
         FileNotFoundError: no such file.
     """
-    columns = {"text_column": text_column, "id_column": id_column}
-    given = image_column if modality == "image" else audio_column
     if str(source) in BUILT_IN or find_tars(source, split):
-        return load_pairs(source, modality=modality, split=split, **{f"{modality}_column": given}, **columns)
+        return load_pairs(source, modality=modality, split=split, text_column=text_column)
+    given = image_column if modality == "image" else audio_column
     files = find_parquet(str(source), split)
     media, text, row_id = _find_columns(parquet_columns(files[0]), modality, given, text_column, id_column)
     return ParquetPairs(

@@ -28,7 +28,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from xmodal_hf.data.audio import load_waveform
+from xmodal_hf.data.audio import clap_features, clip_seconds, load_waveform, split_windows
 from xmodal_hf.data.files import read_media
 from xmodal_hf.data.images import decode_image
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder
@@ -56,6 +56,8 @@ class EmbedOptions:
         max_tokens_per_batch: of a text batch, padding included; texts are sorted by length first.
         batch_size: images or clips a batch.
         max_length: tokens after which texts are cut; None is the model's own limit.
+        long_clips: of clips that are longer than the model takes, embed the `first` window, or the `mean` of the unit
+            embeddings of as many windows as cover the clip. Fused CLAP takes clips whole in any case.
         dtype: run under autocast in this type; None keeps the weights' own. bfloat16 moves cosines by about 1e-3.
         show_progress: a bar for what takes longer than two seconds.
     """
@@ -63,6 +65,7 @@ class EmbedOptions:
     max_tokens_per_batch: int = 8192
     batch_size: int = 32
     max_length: int | None = None
+    long_clips: Literal["first", "mean"] = "first"
     dtype: torch.dtype | None = None
     show_progress: bool = True
 
@@ -192,9 +195,15 @@ class DualEncoderEmbedder(Embedder):
     def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
         extractor = self._part("feature_extractor")
 
+        def embed(waveforms: list[np.ndarray]) -> torch.Tensor:
+            features = _audio_features(extractor, waveforms).to(self.model.device)
+            return self.model.get_audio_features(**features).pooler_output  # (B, D)
+
         def forward(batch: list[Any]) -> torch.Tensor:
-            features = _audio_features(extractor, [_waveform(clip, extractor.sampling_rate) for clip in batch])
-            return self.model.get_audio_features(**features.to(self.model.device)).pooler_output  # (B, D)
+            waveforms = [_waveform(clip, extractor.sampling_rate) for clip in batch]
+            if self.options.long_clips == "first":
+                return embed(waveforms)
+            return _mean_over_windows(waveforms, extractor, embed, self.options.batch_size)
 
         return _encode_items(clips, self.model, forward, "clip", self.options)
 
@@ -412,26 +421,25 @@ def _waveform(item: Any, sampling_rate_hz: int) -> np.ndarray:
     return waveform
 
 
+def _mean_over_windows(
+    waveforms: list[np.ndarray], extractor: Any, embed: Callable[[list[np.ndarray]], torch.Tensor], batch_size: int
+) -> torch.Tensor:
+    """(B, D) means of the unit embeddings of each waveform's windows."""
+    seconds = clip_seconds(extractor)
+    if seconds is None:
+        return embed(waveforms)
+    windows = [split_windows(waveform, round(seconds * extractor.sampling_rate)) for waveform in waveforms]
+    flat = [window for of_clip in windows for window in of_clip]
+    parts = [embed(flat[start : start + batch_size]) for start in range(0, len(flat), batch_size)]
+    embeds = nn.functional.normalize(torch.cat(parts).float(), dim=-1)  # (windows, D)
+    return torch.stack([part.mean(dim=0) for part in embeds.split([len(of_clip) for of_clip in windows])])
+
+
 def _audio_features(extractor: Any, clips: list[np.ndarray]) -> Any:
     """Features of a batch, each clip's independent of its neighbours and of global random state."""
-    rate_hz = extractor.sampling_rate
-    if not isinstance(extractor, ClapFeatureExtractor):
-        return extractor(clips, sampling_rate=rate_hz, return_tensors="pt")
-    limit = extractor.nb_max_samples
-    is_longer = [[len(clip) > limit] for clip in clips]
-    if extractor.truncation == "rand_trunc":
-        clips = [clip[:limit] for clip in clips]
-    state = np.random.get_state()  # the extractor draws from NumPy's global generator
-    features = []
-    for clip in clips:
-        np.random.seed(_FUSION_SEED)
-        features.append(extractor(clip, sampling_rate=rate_hz, return_tensors="pt"))
-    np.random.set_state(state)
-    merged = features[0]
-    merged["input_features"] = torch.cat([feature["input_features"] for feature in features])
-    # With no long clip in a batch the extractor marks a random one as long: restore the truth.
-    merged["is_longer"] = torch.tensor(is_longer)
-    return merged
+    if isinstance(extractor, ClapFeatureExtractor):
+        return clap_features(extractor, clips, seeds=[_FUSION_SEED] * len(clips))
+    return extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt")
 
 
 def _is_sentence_transformer(model: Any) -> bool:

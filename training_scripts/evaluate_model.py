@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xmodal_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
+from xmodal_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments, check_tasks
 from xmodal_hf.training.arguments import parse_arguments
 
 if TYPE_CHECKING:
@@ -23,24 +23,22 @@ if TYPE_CHECKING:
 def main(args: Sequence[str] | None = None) -> None:
     """Evaluate, write results and plots, print the tables."""
     arguments, data = parse_arguments((EvaluationArguments, EvaluationDataArguments), "Evaluate a model.", args)
+    check_tasks(arguments, data)
 
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.evaluation import suite
 
-    suite.parse_tasks(arguments.tasks, data)
     compared = suite.read_compared(arguments.compare) if arguments.compare else {}
     folder = Path(arguments.output_dir)
     earlier = suite.read_earlier_results(folder, arguments.model)
-    results, figures = suite.run_suite(build_embedder(arguments), arguments, data)
-    path = suite.write_results(folder, results, earlier)
+    for results, figures in suite.run_suite(build_embedder(arguments), arguments, data):
+        path = suite.write_results(folder, results, earlier, figures)  # what is done stays if a later task fails
     models = compared | {suite.model_name(arguments): results}
-    figures |= suite.comparison_figures(models)
-    for name, figure in figures.items():
-        figure.savefig(folder / name)
+    suite.write_figures(folder, suite.comparison_figures(models))
     print(suite.results_table(results))
     if compared:
         print("\n" + suite.comparison_table(models))
-    print(f"\n{path}" + "".join(f", {name}" for name in sorted(figures)))
+    print(f"\n{path}")
 
 
 def build_embedder(arguments: EvaluationArguments) -> Embedder:
@@ -55,6 +53,7 @@ def build_embedder(arguments: EvaluationArguments) -> Embedder:
         max_tokens_per_batch=arguments.max_tokens_per_batch,
         batch_size=arguments.batch_size,
         max_length=arguments.max_length,
+        long_clips=arguments.long_clips,
         dtype=None if arguments.dtype == "auto" else getattr(torch, arguments.dtype),
     )
     embedder = load_embedder(
@@ -66,8 +65,13 @@ def build_embedder(arguments: EvaluationArguments) -> Embedder:
     )
     if arguments.cache_dir is None:
         return CachedEmbedder(embedder)
-    identity = f"{model_identity(arguments.model)} {arguments.pooling} {arguments.max_length} {arguments.dtype}"
-    return CachedEmbedder(embedder, arguments.cache_dir, identity)
+    settings = (
+        arguments.pooling,
+        arguments.max_length,
+        arguments.long_clips,
+        arguments.dtype,
+    )  # that change embeddings
+    return CachedEmbedder(embedder, arguments.cache_dir, f"{model_identity(arguments.model)} {settings}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, SiglipProcessor
 
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
 from xmodal_hf.evaluation import Embedder, as_embedder, embed_pairs, evaluate_retrieval
@@ -49,14 +49,37 @@ def test_siglip_pads_to_its_fixed_length(siglip, sentences):
     assert not np.allclose(as_embedder(model, processor).encode_text(["dog"])[0], unpadded, atol=1e-3)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos"])
+def test_siglip_attends_to_padding_where_its_tokenizer_gives_no_mask(siglip, sentences):
+    model, processor = siglip
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.model_input_names = ["input_ids"]  # as in the published checkpoints
+    inputs = tokenizer(sentences, padding="max_length", max_length=24, truncation=True, return_tensors="pt")
+    assert "attention_mask" not in inputs
+    embeds = as_embedder(model, SiglipProcessor(processor.image_processor, tokenizer)).encode_text(sentences)
+    assert np.allclose(embeds, unit(model.get_text_features(**inputs).pooler_output), atol=1e-6)
+    assert not np.allclose(embeds, as_embedder(model, processor).encode_text(sentences), atol=1e-3)
+
+
+def test_a_tokenizers_file_can_ask_for_a_fixed_length(bert, tokenizer):
+    fixed = copy.deepcopy(tokenizer)
+    fixed.init_kwargs["padding"] = "max_length"
+    seen = []
+    handle = bert.register_forward_pre_hook(lambda *hook: seen.append(hook[2]["input_ids"].shape), with_kwargs=True)
+    as_embedder(bert, fixed).encode_text(["dog"])
+    handle.remove()
+    assert seen == [(1, 24)]
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos", "pooler"])
 def test_text_model_pooling(bert, tokenizer, sentences, pooling):
     if pooling == "eos":
         bert.config.eos_token_id = tokenizer.eos_token_id
     embeds = as_embedder(bert, tokenizer, pooling=pooling).encode_text(sentences)
     ids = tokenizer([sentences[3]], return_tensors="pt")
-    hidden = bert(**ids).last_hidden_state[0]
-    expected = {"cls": hidden[0], "mean": hidden.mean(0), "max": hidden.amax(0), "eos": hidden[-1]}[pooling]
+    outputs = bert(**ids)
+    hidden, own = outputs.last_hidden_state[0], outputs.pooler_output[0]
+    expected = {"cls": hidden[0], "mean": hidden.mean(0), "max": hidden.amax(0), "eos": hidden[-1], "pooler": own}
+    expected = expected[pooling]
     assert np.allclose(embeds[3], unit(expected[None])[0], atol=1e-6)
 
 
@@ -177,8 +200,9 @@ def test_bad_input_is_named(clip, clap, bert, tokenizer):
         as_embedder(clip[0])
     with pytest.raises(ValueError, match="cannot embed with int"):
         as_embedder(3)
-    with pytest.raises(ValueError, match="row 0 has no caption"):
-        embed_pairs(embedder, [{"text": [], "image": None}])
+    for nothing in ([], None):
+        with pytest.raises(ValueError, match="row 0 has no caption"):
+            embed_pairs(embedder, [{"text": nothing, "image": None}])
     with pytest.raises(ValueError, match="unknown modality 'video'"):
         Embedder().encode_items("video", [])
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import xmodal_hf.evaluation.representation as representation
+import xmodal_hf.evaluation.representation_intervals as intervals
 from xmodal_hf.evaluation import alignment, effective_rank, evaluate_representation, modality_gap, uniformity
 from xmodal_hf.evaluation.representation import anisotropy, singular_spectrum
 
@@ -85,6 +86,47 @@ def test_subset_is_seeded_and_keeps_captions_with_their_items(rows):
     assert results == evaluate_representation(rows, texts, text_to_item, max_items=20, seed=1)
     other = evaluate_representation(rows, texts, text_to_item, max_items=20, seed=2)
     assert other["image_uniformity"] != results["image_uniformity"]
+
+
+def test_intervals_of_the_geometry_surround_it_and_shrink_with_items():
+    rng = np.random.default_rng(0)
+
+    def widths(num_items):
+        items = rng.normal(size=(num_items, 8)) + 0.5
+        text_item = np.repeat(np.arange(num_items), 3)
+        texts = items[text_item] + rng.normal(size=(3 * num_items, 8))
+        results = evaluate_representation(items, texts, text_item, num_resamples=200, seed=1)
+        names = [name.removesuffix("_ci95_low") for name in results if name.endswith("_ci95_low")]
+        assert set(names) == {"alignment", "text_alignment", "modality_gap", "image_uniformity", "image_anisotropy",
+                              "text_uniformity", "text_anisotropy"}  # fmt: skip
+        for name in names:
+            assert results[f"{name}_ci95_low"] < results[name] < results[f"{name}_ci95_high"]
+        return np.array([results[f"{name}_ci95_high"] - results[f"{name}_ci95_low"] for name in names])
+
+    assert 1.5 < np.median(widths(50) / widths(200)) < 2.7  # the square root of four, roughly
+
+
+def test_a_resample_equals_the_plain_measure_of_its_rows(rows):
+    """By slow loops over the drawn rows, copies of one item apart."""
+    text_item = np.array([0, 0, 1, 2, 2, 2])
+    texts = torch.from_numpy(rows[:6])
+    draws = torch.tensor([[2.0, 0.0, 1.0]], dtype=torch.float64)
+    drawn = [(copy, row) for copy, item in ((0, 0), (1, 0), (2, 2)) for row in np.flatnonzero(text_item == item)]
+    distinct = [
+        (first, second)
+        for k, (first_copy, first) in enumerate(drawn)
+        for second_copy, second in drawn[k + 1 :]
+        if first_copy == second_copy or text_item[first] != text_item[second]
+    ]
+    cosines = np.array([rows[a] @ rows[b] for a, b in distinct])
+    cosine = intervals.mean_cosine(texts, text_item, 3)(draws)
+    assert float(cosine) == pytest.approx(cosines.mean(), abs=1e-12)
+    tiles = representation.kernel_tiles(texts)
+    kernel = intervals.log_mean_kernel(tiles, text_item, 3, texts.device)(draws)
+    assert float(kernel) == pytest.approx(np.log(np.exp(-2 * (2 - 2 * cosines)).mean()), abs=1e-12)
+    gap = intervals.gap_of_means(torch.from_numpy(rows[10:13]), texts, text_item)(draws)
+    mean = (2 * rows[10] + rows[12]) / 3 - np.mean([rows[row] for _, row in drawn], axis=0)
+    assert float(gap) == pytest.approx(np.linalg.norm(mean), abs=1e-12)
 
 
 def test_bad_input_is_named(rows):

@@ -99,6 +99,12 @@ def test_bad_input_is_named(tmp_path, sets):
         load_sts(tmp_path)
     with pytest.raises(ValueError, match="'sts12' is empty"):
         evaluate_sts(by_length, {"sts12": []})
+    with pytest.raises(ValueError, match="mteb's SICK-R does not say"):
+        load_sts(None, protocol="simcse")
+    with pytest.raises(ValueError, match="pair 1 of the STS set 'stsb' lacks a sentence or its score"):
+        evaluate_sts(by_length, {"stsb": [*sets["stsb"][:1], {"sentence1": "a", "sentence2": "b", "score": None}]})
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        evaluate_sts(lambda texts: np.full((len(texts), 2), np.nan), sets)
     with pytest.raises(ValueError, match="a correlation with a constant is undefined"):
         evaluate_sts(lambda texts: np.ones((len(texts), 2)), sets)
 

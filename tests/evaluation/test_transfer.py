@@ -113,7 +113,21 @@ def test_evaluate_transfer_on_three_kinds_of_tasks():
     }
     results = evaluate_transfer(sentiment, data, num_folds=FOLDS, num_jobs=1, num_resamples=50)
     assert results["mr"] == results["sst2"] == results["mrpc"] == results["mrpc_f1"] == results["average"] == 100
-    assert results["mr_ci95_low"] == results["mr_ci95_high"] == 100
+    assert results["mr_ci95_low"] == results["mr_ci95_high"] == results["average_ci95_low"] == 100
+    assert results["mrpc_f1_ci95_low"] == 100
+
+
+def test_rows_are_dealt_into_folds_in_sentevals_order(monkeypatch):
+    """By length in words, then by label, then as they come."""
+    seen = {}
+    monkeypatch.setattr(transfer, "probe", lambda features, **_: seen.update(features) or probe_of_nothing(features))
+    rows = [{"text": "b c d", "label": 1}, {"text": "a e", "label": 1}, {"text": "f g", "label": 0}]
+    evaluate_transfer(lambda texts: np.array([[len(t), ord(t[0])] for t in texts]), {"mr": {"all": rows}})
+    assert [chr(int(row[1])) for row in seen["all"][0]] == ["f", "a", "b"] and seen["all"][1].tolist() == [0, 1, 1]
+
+
+def probe_of_nothing(features):
+    return transfer.Probed(0.0, np.zeros(len(features["all"][1])), features["all"][1])
 
 
 def test_embeddings_are_not_normalised():
@@ -129,6 +143,7 @@ def test_embeddings_are_not_normalised():
 def test_f1_of_mrpc():
     rng = np.random.default_rng(0)
     rows = [{"sentence1": "good" + " fine" * i, "sentence2": "bad", "label": int(rng.integers(2))} for i in range(40)]
+    rows.sort(key=lambda row: (len(row["sentence1"].split()), row["label"]))  # SentEval's order, which deals the folds
     results = evaluate_transfer(
         sentiment, {"mrpc": {"train": rows, "test": rows}}, num_folds=FOLDS, num_jobs=1, num_resamples=0
     )
@@ -139,6 +154,8 @@ def test_f1_of_mrpc():
         {"train": (features, labels), "test": (features, labels)}, num_folds=FOLDS, num_jobs=1
     ).predictions
     assert results["mrpc_f1"] == pytest.approx(100 * f1_score(labels, predictions))
+    counts = transfer._f1_counts(np.array([1, 1, 0, 0]), np.array([1, 0, 1, 0]))
+    assert counts[0].sum() / counts[1].sum() == f1_score([1, 0, 1, 0], [1, 1, 0, 0]) == 0.5
 
 
 def test_load_transfer_joins_the_tables_of_mrpc(tmp_path):
@@ -158,5 +175,9 @@ def test_bad_input_is_named(tmp_path):
         evaluate_transfer(sentiment, {"mr": {"all": []}})
     with pytest.raises(ValueError, match="at least two classes"):
         evaluate_transfer(sentiment, {"mr": {"all": [{"text": "good", "label": 1}] * 20}}, num_jobs=1)
+    with pytest.raises(ValueError, match="row 1 of the transfer split 'mr/all' has no label"):
+        evaluate_transfer(sentiment, {"mr": {"all": [{"text": "good", "label": 1}, {"text": "bad", "label": None}]}})
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        evaluate_transfer(lambda texts: np.full((len(texts), 2), np.nan), {"mr": {"all": sentences(8, 0)}})
     with pytest.raises(ValueError, match="n_splits=10"):
         evaluate_transfer(sentiment, {"mr": {"all": sentences(8, 0)}}, num_jobs=1)

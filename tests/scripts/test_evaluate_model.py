@@ -85,9 +85,10 @@ def test_our_model_on_all_cross_modal_tasks(main, image_text_folder, pictures, s
     assert set(results["zero_shot"]) >= {"accuracy/dog bark", "accuracy/rain", "top1_accuracy_ci95_low"}
     assert results["representation"]["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-3)
     meta = results["meta"]
-    assert meta["name"] == "tiny" and meta["versions"]["torch"]
+    assert meta["name"] == "tiny"
     for task in ("retrieval", "zero_shot", "representation"):
         assert set(meta["tasks"][task]) >= {"dataset", "sha256", "protocol", "seed", "runtime_seconds"}
+        assert meta["tasks"][task]["versions"]["torch"]
     for name in ("map.png", "map_tsne.png", "cosines.png", "spectrum.png", "confusion.png"):
         assert Image.open(out / name).size[0] > 300
     printed = capsys.readouterr().out
@@ -189,12 +190,62 @@ def test_the_cache_folder_is_used_again(main, image_text_folder, pictures, tmp_p
         (["--tasks", "transfer"], "needs --transfer_data"),
         (["--tasks", "sts,retrieval"], "needs --pairs"),
         (["--tasks", "zero_shot", "--zero_shot_data", "x.jsonl"], "needs --label_column"),
-        (["--compare", "results.json"], "takes name=results.json"),
+        (["--tasks", "sts"], "needs --sts_data, or --sts_protocol mteb"),
+        (["--sts_protocol", "mteb", "--compare", "results.json"], "takes name=results.json"),
     ],
 )
 def test_wrong_options_are_named_before_the_model_is_loaded(main, args, message):
     with pytest.raises(ValueError, match=message):
         main(["--model", "nowhere", *args])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "--model is required"),
+        (["--model", "x", "--prompts", "imagnet"], "--prompts takes imagenet, photo"),
+        (["--model", "x", "--sts_data", "nowhere"], "there is no folder nowhere"),
+        (["--model", "x", "--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--model", "x", "--sets", "sts"], "--sets"),
+    ],
+)
+def test_wrong_values_give_the_usage(main, args, message, capsys):
+    with pytest.raises((SystemExit, ValueError)) as stopped:
+        main(args)
+    assert message in capsys.readouterr().err + str(stopped.value)
+
+
+def test_missing_data_of_a_late_task_is_told_before_the_first_one(main, image_text_folder, pictures, tmp_path):
+    args = ["--model", str(image_text_folder), "--output_dir", str(tmp_path / "out"), "--pairs", str(pictures)]
+    args += ["--tasks", "retrieval,zero_shot", "--zero_shot_data", str(pictures)]
+    for wrong, message in (
+        (["--label_column", "colour"], "no column 'colour'"),
+        (["--label_column", "kind", "--fold_column", "fold"], "--fold_column fold: the columns are"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main([*args, *wrong])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_done_stays_when_a_later_task_fails(main, image_text_folder, pictures, tmp_path):
+    rows = [json.loads(line) for line in pictures.read_text().splitlines()]
+    write_rows(pictures.with_name("broken.jsonl"), [*rows, {"file": "none.png", "captions": ["x"], "kind": "rain"}])
+    with pytest.raises(ValueError, match=r"missing file: .*none\.png"):
+        main(["--model", str(image_text_folder), "--output_dir", str(tmp_path / "out"), "--pairs", str(pictures),
+              "--tasks", "retrieval,zero_shot", "--zero_shot_data", str(pictures.with_name("broken.jsonl")),
+              "--label_column", "kind"])  # fmt: skip
+    results = results_of(tmp_path / "out")
+    assert results["retrieval"]["num_items"] == 6 and "zero_shot" not in results
+
+
+@pytest.mark.parametrize(("column", "message"), [("kind", "item 1 has no class"), ("fold", "item 1 has no fold")])
+def test_a_missing_class_or_fold_is_named(main, image_text_folder, pictures, tmp_path, column, message):
+    rows = [json.loads(line) | {"fold": 1} for line in pictures.read_text().splitlines()]
+    rows[1][column] = None
+    write_rows(pictures, rows)
+    with pytest.raises(ValueError, match=message):
+        main(["--model", str(image_text_folder), "--tasks", "zero_shot", "--zero_shot_data", str(pictures),
+              "--label_column", "kind", "--fold_column", "fold", "--output_dir", str(tmp_path / "out")])  # fmt: skip
 
 
 def test_a_text_model_has_no_cross_modal_tasks(main, sentence_encoder_folder, pictures, tmp_path):

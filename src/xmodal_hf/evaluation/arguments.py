@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from xmodal_hf.training.arguments import option
 
+from .prompts import PROMPT_SETS
+
+# Task -> the option that it cannot do without.
+_NEEDED = {"transfer": "transfer_data", "retrieval": "pairs", "representation": "pairs", "zero_shot": "zero_shot_data"}
 TASKS = ("sts", "transfer", "retrieval", "zero_shot", "representation")
 
 
@@ -29,6 +34,9 @@ class EvaluationArguments:
     max_length: int | None = option(None, "Tokens a text at most. Default: the model's own limit.")
     max_tokens_per_batch: int = option(8192, "Tokens of a text batch, padding included.")
     batch_size: int = option(32, "Images or clips a batch.")
+    long_clips: Literal["first", "mean"] = option(
+        "first", "Of a clip longer than the model takes: its first window, or the mean of all its windows."
+    )
     dtype: Literal["auto", "bfloat16", "float16"] = option("auto", "Autocast precision; auto keeps the weights' own.")
     device: str | None = option(None, "Such as cpu or cuda:1. Default: a GPU where there is one.")
     trust_remote_code: bool = option(False, "Run the code that comes with a checkpoint.")
@@ -39,6 +47,9 @@ class EvaluationArguments:
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("--model is required")
+        for name, least in (("max_tokens_per_batch", 1), ("batch_size", 1), ("num_resamples", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass
@@ -63,4 +74,38 @@ class EvaluationDataArguments:
         None, "Column of the class names of --zero_shot_data; not for a folder with one folder a class."
     )
     fold_column: str | None = option(None, "Folds of --zero_shot_data, where it is published in folds.")
-    prompts: str | None = option(None, "Prompt set (see evaluation/prompts.py). Default: imagenet or laion_clap.")
+    prompts: str | None = option(
+        None, f"Prompt set, of {', '.join(PROMPT_SETS)}. Default: imagenet for images, laion_clap for audio."
+    )
+
+    def __post_init__(self) -> None:
+        if self.prompts is not None and self.prompts not in PROMPT_SETS:
+            raise ValueError(f"--prompts takes {', '.join(PROMPT_SETS)}; got {self.prompts!r}")
+        for name in ("sts_data", "transfer_data"):
+            folder = getattr(self, name)
+            if folder is not None and not Path(folder).is_dir():
+                raise ValueError(f"--{name}: there is no folder {folder}")
+
+
+def task_names(arguments: EvaluationArguments) -> list[str]:
+    """The names in `--tasks`.
+
+    Raises:
+        ValueError: none, or an unknown one.
+    """
+    names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
+    if not names or not set(names) <= set(TASKS):
+        raise ValueError(f"--tasks takes {', '.join(TASKS)}; got {arguments.tasks!r}")
+    return list(dict.fromkeys(names))
+
+
+def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -> None:
+    """Raise ValueError for an unknown task, or one without its data; says what to pass."""
+    names = task_names(arguments)
+    for name in names:
+        if name in _NEEDED and getattr(data, _NEEDED[name]) is None:
+            raise ValueError(f"the task {name} needs --{_NEEDED[name]}")
+    if "sts" in names and data.sts_data is None and data.sts_protocol == "simcse":
+        raise ValueError("the task sts needs --sts_data, or --sts_protocol mteb for mteb's copies on the Hub")
+    if "zero_shot" in names and data.label_column is None and not Path(str(data.zero_shot_data)).is_dir():
+        raise ValueError("the task zero_shot needs --label_column, unless its data is one folder a class")

@@ -6,11 +6,14 @@ rows and normalise what is not; all are computed in float64.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
+from . import representation_intervals as intervals
+from .bootstrap import DEFAULT_RESAMPLES
 from .checks import as_embeds, check_same_width
 from .retrieval import gold_pairs
 
@@ -35,7 +38,7 @@ def alignment(first_embeds: Any, second_embeds: Any, alpha: float = 2.0) -> floa
         raise ValueError(
             f"positive pairs come row by row; the shapes are {tuple(first.shape)} and {tuple(second.shape)}"
         )
-    return float((first - second).pow(2).sum(dim=1).pow(alpha / 2).mean())
+    return float(_squared_distances(first, second).pow(alpha / 2).mean())
 
 
 def uniformity(embeds: Any, t: float = 2.0) -> float:
@@ -52,13 +55,18 @@ def uniformity(embeds: Any, t: float = 2.0) -> float:
     """
     rows = unit_rows(embeds, "embeds")
     _need_two(rows)
-    total = torch.zeros((), dtype=torch.float64, device=rows.device)
-    for start in range(0, len(rows), _TILE_ROWS):
-        tile = rows[start : start + _TILE_ROWS]
-        squared = 2 - 2 * (tile @ rows[start:].T)  # (r, n - start) squared distances to this tile's rows and later ones
-        kernel = (-t * squared).exp()
-        total += kernel.triu(diagonal=1).sum()  # each distinct pair once
+    total = torch.stack([kernel.sum() for _, kernel in kernel_tiles(rows, t)]).sum()
     return float(torch.log(total / (len(rows) * (len(rows) - 1) / 2)))
+
+
+def kernel_tiles(rows: torch.Tensor, t: float = 2.0) -> Iterator[tuple[int, torch.Tensor]]:
+    """exp(-t * squared distance) of (n, D) unit rows in tiles: the first row of each, and (r, n - first row) values.
+
+    The columns begin at that row too. Each distinct pair comes once; the rest of a tile is zero.
+    """
+    for start in range(0, len(rows), _TILE_ROWS):
+        squared = 2 - 2 * (rows[start : start + _TILE_ROWS] @ rows[start:].T)
+        yield start, (-t * squared).exp().triu(diagonal=1)
 
 
 def modality_gap(first_embeds: Any, second_embeds: Any) -> float:
@@ -118,6 +126,7 @@ def evaluate_representation(
     modality: str = "image",
     logit_scale: float | None = None,
     max_items: int = DEFAULT_MAX_ITEMS,
+    num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, float]:
     """Geometry of the joint space on a fixed subset: the same items for every model of the same data and seed.
@@ -128,13 +137,16 @@ def evaluate_representation(
         text_to_item: (M,) the item of each caption; None means row i for row i.
         modality: names the keys.
         logit_scale: the model's multiplier of cosines, recorded beside the geometry that it goes with.
-        max_items: items (with all their captions) beyond this number are left out, by a seeded draw.
-        seed: of the draw.
+        max_items: items (with all their captions) beyond this number are left out, by a seeded draw. Memory is
+            quadratic in it.
+        num_resamples: of the bootstrap over items; 0 leaves the intervals out.
+        seed: of the draw and of the bootstrap.
 
     Returns:
         `alignment` (text against item), `text_alignment` (captions of one item, where items have several),
-        `modality_gap`, and for the modality and for text `<modality>_uniformity`, `..._effective_rank`,
-        `..._anisotropy`; then `logit_scale` where given, `num_items`, `num_texts`.
+        `modality_gap`, and for the modality and for text `<modality>_uniformity` and `..._anisotropy`, all with
+        `_ci95_low` and `_ci95_high`; `<modality>_effective_rank`, without, because resampling lowers a rank; then
+        `logit_scale` where given, `num_items`, `num_texts`.
 
     Raises:
         ValueError: empty or non-finite embeddings, fewer than two items, a caption of an unknown item.
@@ -144,13 +156,23 @@ def evaluate_representation(
     check_same_width(items, texts, f"{modality}_embeds and text_embeds")
     text_item = gold_pairs(text_to_item, len(texts), len(items))[1]
     items, texts, text_item = _draw_items(items, texts, text_item, max_items, seed)
-    results = {"alignment": alignment(texts, items[torch.from_numpy(text_item)])}
-    results |= _text_alignment(texts, text_item)
-    results["modality_gap"] = modality_gap(items, texts)
-    for name, rows in ((modality, items), ("text", texts)):
-        results[f"{name}_uniformity"] = uniformity(rows)
-        results[f"{name}_effective_rank"] = effective_rank(rows)
-        results[f"{name}_anisotropy"] = anisotropy(rows)
+    measures = {
+        "alignment": intervals.mean_of_pairs(
+            _squared_distances(texts, items[text_item.tolist()]), text_item, len(items)
+        )
+    }
+    measures |= _text_alignment(texts, text_item, len(items))
+    measures["modality_gap"] = intervals.gap_of_means(items, texts, text_item)
+    ranks = {}
+    for name, rows, row_item in ((modality, items, np.arange(len(items))), ("text", texts, text_item)):
+        _need_two(rows)
+        measures[f"{name}_uniformity"] = intervals.log_mean_kernel(
+            kernel_tiles(rows), row_item, len(items), rows.device
+        )
+        measures[f"{name}_anisotropy"] = intervals.mean_cosine(rows, row_item, len(items))
+        ranks[f"{name}_effective_rank"] = effective_rank(rows)
+    results = intervals.with_intervals(measures, len(items), items.device, num_resamples=num_resamples, seed=seed)
+    results |= ranks
     if logit_scale is not None:
         results["logit_scale"] = float(logit_scale)
     return results | {"num_items": len(items), "num_texts": len(texts)}
@@ -174,14 +196,21 @@ def _draw_items(
     return items[torch.from_numpy(drawn)], texts[torch.from_numpy(kept)], new_index[text_item[kept]]
 
 
-def _text_alignment(texts: torch.Tensor, text_item: np.ndarray) -> dict[str, float]:
+def _squared_distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """(P,) squared distances of the rows of two (P, D) matrices."""
+    return (first - second).pow(2).sum(dim=1)
+
+
+def _text_alignment(texts: torch.Tensor, text_item: np.ndarray, num_items: int) -> dict[str, intervals.Measure]:
     """Alignment of neighbouring captions of one item; nothing where every item has one caption."""
     order = np.argsort(text_item, kind="stable")
     first, second = order[:-1], order[1:]
     same_item = text_item[first] == text_item[second]
     if not same_item.any():
         return {}
-    return {"text_alignment": alignment(texts[first[same_item].tolist()], texts[second[same_item].tolist()])}
+    first, second = first[same_item], second[same_item]
+    distances = _squared_distances(texts[first.tolist()], texts[second.tolist()])
+    return {"text_alignment": intervals.mean_of_pairs(distances, text_item[first], num_items)}
 
 
 def _entropy_rank(singular_values: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from xmodal_hf.data.sources import load_pairs
 from xmodal_hf.data.tables import load_table
 
 from . import plots
-from .arguments import TASKS, EvaluationArguments, EvaluationDataArguments
+from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
 from .embed import Counted, Embedder, Modality, PairEmbeddings, embed_pairs
 from .held_data import describe_source
 from .loading import model_identity
@@ -27,16 +27,14 @@ from .prompts import DEFAULT_PROMPTS
 from .representation import evaluate_representation
 from .retrieval import evaluate_retrieval
 from .sts import evaluate_sts, load_sts
-from .transfer import NUM_FOLDS, evaluate_transfer
+from .transfer import NUM_FOLDS, evaluate_transfer, load_transfer
 from .transfer import SEED as TRANSFER_SEED
 from .zero_shot import confusion_counts, zero_shot_metrics, zero_shot_scores
 
 RESULTS_NAME = "results.json"
 _PACKAGES = ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn")
 # Options that change a number, recorded with each task.
-_RECORDED = ("seed", "num_resamples", "pooling", "max_length", "dtype")
-# Task -> the option that it cannot do without.
-_NEEDED = {"transfer": "transfer_data", "retrieval": "pairs", "representation": "pairs", "zero_shot": "zero_shot_data"}
+_RECORDED = ("seed", "num_resamples", "pooling", "max_length", "long_clips", "dtype")
 # What a comparison shows of each task.
 _HEADLINES = {
     "sts": ("average",),
@@ -64,58 +62,42 @@ class Outcome:
     figures: dict[str, Figure] = field(default_factory=dict)
 
 
-def parse_tasks(tasks: str, data: EvaluationDataArguments) -> list[str]:
-    """The names in a comma-separated list, checked before any work is done.
-
-    Raises:
-        ValueError: unknown task, or a task without its data; says what to pass.
-    """
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    unknown = sorted(set(names) - set(TASKS))
-    if unknown or not names:
-        raise ValueError(f"--tasks takes {', '.join(TASKS)}; got {tasks!r}")
-    for name in names:
-        if name in _NEEDED and getattr(data, _NEEDED[name]) is None:
-            raise ValueError(f"the task {name} needs --{_NEEDED[name]}")
-    if "zero_shot" in names and data.label_column is None and not Path(str(data.zero_shot_data)).is_dir():
-        raise ValueError("the task zero_shot needs --label_column, unless its data is one folder a class")
-    return names
+# A task whose data has been opened and that only needs to be run.
+Run = Callable[[], Outcome]
 
 
 def run_suite(
     embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments
-) -> tuple[Results, dict[str, Figure]]:
-    """Run the tasks in turn.
+) -> Iterator[tuple[Results, dict[str, Figure]]]:
+    """Run the tasks in turn, after the data of all of them has been opened: what is missing is told before any work.
 
-    Returns:
-        Results as {task: {metric: number}, "meta": {...}}, and figures by file name.
+    Yields:
+        After each task the results so far, {task: {metric: number}, "meta": {...}}, and its figures by file name.
     """
-    runners = {
-        "sts": _run_sts,
-        "transfer": _run_transfer,
-        "retrieval": _run_retrieval,
-        "zero_shot": _run_zero_shot,
-        "representation": _run_representation,
+    loaders = {
+        "sts": _load_sts,
+        "transfer": _load_transfer,
+        "retrieval": _load_retrieval,
+        "representation": _load_representation,
+        "zero_shot": _load_zero_shot,
     }
+    runs = {task: loaders[task](embedder, arguments, data) for task in task_names(arguments)}
     results: Results = {}
     task_meta: dict[str, Any] = {}
-    figures: dict[str, Figure] = {}
-    for task in parse_tasks(arguments.tasks, data):
+    for task, run in runs.items():
         started = time.perf_counter()
-        outcome = runners[task](embedder, arguments, data)
+        outcome = run()
         results[task] = outcome.numbers
         seconds = round(time.perf_counter() - started, 2)
         settings = {name: getattr(arguments, name) for name in _RECORDED}
-        task_meta[task] = settings | {"runtime_seconds": seconds} | outcome.meta
-        figures |= outcome.figures
-    meta = {
-        "model": arguments.model,
-        "identity": model_identity(arguments.model),
-        "name": model_name(arguments),
-        "tasks": task_meta,
-        "versions": versions(),
-    }
-    return results | {"meta": meta}, figures
+        task_meta[task] = settings | {"runtime_seconds": seconds} | outcome.meta | {"versions": versions()}
+        meta = {
+            "model": arguments.model,
+            "identity": model_identity(arguments.model),
+            "name": model_name(arguments),
+            "tasks": dict(task_meta),
+        }
+        yield results | {"meta": meta}, outcome.figures
 
 
 def model_name(arguments: EvaluationArguments) -> str:
@@ -144,15 +126,22 @@ def read_earlier_results(folder: Path, model: str) -> Results:
     return earlier
 
 
-def write_results(folder: Path, results: Results, earlier: Results) -> Path:
-    """Write results.json: these results, and the earlier ones of tasks that were not run again."""
+def write_results(folder: Path, results: Results, earlier: Results, figures: Mapping[str, Figure]) -> Path:
+    """Write figures and results.json: these results, and the earlier ones of tasks that were not run again."""
     merged = earlier | results
     if earlier:
         merged["meta"] = results["meta"] | {"tasks": earlier["meta"]["tasks"] | results["meta"]["tasks"]}
-    folder.mkdir(parents=True, exist_ok=True)
+    write_figures(folder, figures)
     path = folder / RESULTS_NAME
     path.write_text(json.dumps(merged, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
+    """Write each figure under its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / name)
 
 
 def results_table(results: Results) -> str:
@@ -205,81 +194,117 @@ def comparison_figures(models: Mapping[str, Results]) -> dict[str, Figure]:
     return {"alignment_uniformity.png": plots.alignment_uniformity_scatter(measured)} if len(measured) > 1 else {}
 
 
-def _run_sts(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Outcome:
+def _load_sts(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Run:
     sets = load_sts(data.sts_data, protocol=data.sts_protocol)
-    numbers = evaluate_sts(embedder, sets, num_resamples=arguments.num_resamples, seed=arguments.seed)
+    source: dict[str, Any]
     if data.sts_data is not None:
-        source: dict[str, Any] = describe_source(data.sts_data)
+        source = describe_source(data.sts_data)
     else:
         source = {"dataset": "mteb", "revisions": {name: describe_source(name, rows) for name, rows in sets.items()}}
-    return Outcome(numbers, source | {"protocol": f"{data.sts_protocol}: Spearman of cosine over all pairs, x 100"})
+    meta = source | {"protocol": f"{data.sts_protocol}: Spearman of cosine over all pairs, x 100"}
+
+    def run() -> Outcome:
+        numbers = evaluate_sts(embedder, sets, num_resamples=arguments.num_resamples, seed=arguments.seed)
+        return Outcome(numbers, meta)
+
+    return run
 
 
-def _run_transfer(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Outcome:
-    numbers = evaluate_transfer(embedder, str(data.transfer_data), num_resamples=arguments.num_resamples)
+def _load_transfer(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Run:
+    tasks = load_transfer(str(data.transfer_data))
     protocol = {"protocol": f"SentEval, scikit-learn logistic regression, {NUM_FOLDS} folds", "seed": TRANSFER_SEED}
-    return Outcome(numbers, describe_source(str(data.transfer_data)) | protocol)
+    meta = describe_source(str(data.transfer_data)) | protocol
+    return lambda: Outcome(evaluate_transfer(embedder, tasks, num_resamples=arguments.num_resamples), meta)
 
 
-def _run_retrieval(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Outcome:
-    pairs, meta = _embedded_pairs(embedder, data)
-    numbers = evaluate_retrieval(
-        pairs.modality_embeds,
-        pairs.text_embeds,
-        pairs.text_to_item,
-        modality=pairs.modality,
-        num_resamples=arguments.num_resamples,
-        seed=arguments.seed,
-    )
-    return Outcome(numbers, meta | {"protocol": "all captions, each item once, ties against the gold"})
+def _load_retrieval(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Run:
+    table, modality, meta = _load_pairs(embedder, data)
+
+    def run() -> Outcome:
+        pairs = _embedded_pairs(embedder, table, modality)
+        numbers = evaluate_retrieval(
+            pairs.modality_embeds,
+            pairs.text_embeds,
+            pairs.text_to_item,
+            modality=modality,
+            num_resamples=arguments.num_resamples,
+            seed=arguments.seed,
+        )
+        return Outcome(numbers, meta | {"protocol": "all captions, each item once, ties against the gold"})
+
+    return run
 
 
-def _run_representation(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Outcome:
-    pairs, meta = _embedded_pairs(embedder, data)
-    embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
-    numbers = evaluate_representation(
-        *embeds, modality=pairs.modality, logit_scale=embedder.logit_scale, seed=arguments.seed
-    )
-    figures = {
-        "map.png": plots.joint_map(*embeds, modality=pairs.modality, seed=arguments.seed),
-        "map_tsne.png": plots.joint_map(*embeds, modality=pairs.modality, method="tsne", seed=arguments.seed),
-        "cosines.png": plots.cosine_histogram(*embeds, modality=pairs.modality, seed=arguments.seed),
-        "spectrum.png": plots.spectrum({pairs.modality: pairs.modality_embeds, "text": pairs.text_embeds}),
-    }
-    return Outcome(numbers, meta | {"protocol": "alignment alpha 2, uniformity t 2, seeded subset of items"}, figures)
+def _load_representation(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Run:
+    table, modality, meta = _load_pairs(embedder, data)
+
+    def run() -> Outcome:
+        pairs = _embedded_pairs(embedder, table, modality)
+        embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
+        bootstrap = {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
+        numbers = evaluate_representation(*embeds, modality=modality, logit_scale=embedder.logit_scale, **bootstrap)
+        shown: dict[str, Any] = {"modality": modality, "seed": arguments.seed}
+        figures = {
+            "map.png": plots.joint_map(*embeds, **shown),
+            "map_tsne.png": plots.joint_map(*embeds, method="tsne", **shown),
+            "cosines.png": plots.cosine_histogram(*embeds, **shown),
+            "spectrum.png": plots.spectrum({modality: pairs.modality_embeds, "text": pairs.text_embeds}),
+        }
+        protocol = {"protocol": "alignment alpha 2, uniformity t 2, seeded subset of items"}
+        return Outcome(numbers, meta | protocol, figures)
+
+    return run
 
 
-def _run_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Outcome:
+def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Run:
     modality = _modality(embedder, data)
-    source = str(data.zero_shot_data)
-    table = load_pairs(source, modality=modality, split=data.zero_shot_split, text_column=data.label_column)
+    source, split = str(data.zero_shot_data), data.zero_shot_split
+    table = load_pairs(source, modality=modality, split=split, text_column=data.label_column)
     labels, class_names = class_labels(table)
-    folds = None
-    if data.fold_column is not None:
-        folds = load_table(source, split=data.zero_shot_split)[data.fold_column][:]
+    folds = None if data.fold_column is None else fold_labels(source, split, data.fold_column)
     prompts = data.prompts or DEFAULT_PROMPTS[modality]
-    scores = zero_shot_scores(embedder, _items(table, modality), class_names, modality=modality, templates=prompts)
-    numbers = zero_shot_metrics(
-        scores, labels, class_names, folds=folds, num_resamples=arguments.num_resamples, seed=arguments.seed
-    )
-    meta = describe_source(source, table) | {"split": data.zero_shot_split, "protocol": f"prompt set {prompts}"}
-    return Outcome(
-        numbers, meta, {"confusion.png": plots.confusion_matrix(confusion_counts(scores, labels), class_names)}
-    )
+    meta = describe_source(source, table) | {"split": split, "protocol": f"prompt set {prompts}"}
+
+    def run() -> Outcome:
+        scores = zero_shot_scores(embedder, _items(table, modality), class_names, modality=modality, templates=prompts)
+        numbers = zero_shot_metrics(
+            scores, labels, class_names, folds=folds, num_resamples=arguments.num_resamples, seed=arguments.seed
+        )
+        figure = plots.confusion_matrix(confusion_counts(scores, labels), class_names)
+        return Outcome(numbers, meta, {"confusion.png": figure})
+
+    return run
 
 
 def class_labels(table: Dataset) -> tuple[list[int], list[str]]:
     """Class indices and names from the column `text` of `load_pairs`: names, or integers with `ClassLabel` names."""
-    feature = table.features["text"]
+    feature, names = table.features["text"], table["text"][:]
+    if None in names:
+        raise ValueError(f"item {names.index(None)} has no class: leave it out of the data")
     if isinstance(feature, ClassLabel):
-        return table["text"][:], feature.names
-    names = [str(name) for name in table["text"][:]]
+        return names, feature.names
+    names = [str(name) for name in names]
     classes = sorted(set(names))
     return [classes.index(name) for name in names], classes
 
 
-def _embedded_pairs(embedder: Embedder, data: EvaluationDataArguments) -> tuple[PairEmbeddings, dict[str, Any]]:
-    """Embed the captioned items; for a second task they come from the embedder's memory."""
+def fold_labels(source: str, split: str, column: str) -> list[Any]:
+    """The fold of each item.
+
+    Raises:
+        ValueError: no such column, or an item without a fold.
+    """
+    table = load_table(source, split=split)
+    if column not in table.column_names:
+        raise ValueError(f"--fold_column {column}: the columns are {', '.join(table.column_names)}")
+    folds = table[column][:]
+    if None in folds:
+        raise ValueError(f"item {folds.index(None)} has no fold: leave it out of the data, or drop --fold_column")
+    return folds
+
+
+def _load_pairs(embedder: Embedder, data: EvaluationDataArguments) -> tuple[Dataset, Modality, dict[str, Any]]:
+    """The captioned items, not yet opened, and what identifies them."""
     modality = _modality(embedder, data)
     table = load_pairs(
         str(data.pairs),
@@ -288,10 +313,14 @@ def _embedded_pairs(embedder: Embedder, data: EvaluationDataArguments) -> tuple[
         text_column=data.text_column,
         max_samples=data.max_pairs,
     )
+    return table, modality, describe_source(str(data.pairs), table) | {"split": data.pairs_split}
+
+
+def _embedded_pairs(embedder: Embedder, table: Dataset, modality: Modality) -> PairEmbeddings:
+    """For a second task the embeddings come from the embedder's memory."""
     items = zip(_items(table, modality), table["text"], strict=True)
     rows = Counted(({modality: item, "text": text} for item, text in items), len(table))
-    meta = describe_source(str(data.pairs), table) | {"split": data.pairs_split}
-    return embed_pairs(embedder, rows, modality), meta
+    return embed_pairs(embedder, rows, modality)
 
 
 def _items(table: Dataset, modality: str) -> Iterable[Any]:

@@ -1,7 +1,9 @@
-"""Publish a model, or a metric, on the Hub: card, results, plots and the code that runs it, in one commit.
+"""Publish a model, an adapter or a metric on the Hub: card, results, plots and the code that runs it, in one commit.
 
     python training_scripts/publish_model.py --checkpoint outputs/clip --repo_id user/clip --license mit --dry_run
     python training_scripts/publish_model.py --checkpoint outputs/clip --repo_id user/clip --private --tag v1.0
+    python training_scripts/publish_model.py --checkpoint outputs/clip --repo_id user/clip --space user/clip-demo
+    python training_scripts/publish_model.py --metric retrieval_recall --repo_id user/retrieval_recall
 
 The access token is that of `hf auth login`, or HF_TOKEN in the environment. Publishing again sends only what changed.
 """
@@ -12,54 +14,75 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from xmodal_hf.hub.arguments import CardArguments, PublishArguments
+from xmodal_hf.hub.arguments import CardArguments, PublishArguments, SpaceArguments
 from xmodal_hf.training.arguments import parse_arguments
 
+if TYPE_CHECKING:
+    from xmodal_hf.hub.publish import Published
+
 DRY_RUN_FOLDER = Path("outputs/publish")
+SPACE = {"repo_type": "space", "space_sdk": "gradio"}
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Write the folder and send it; with `--dry_run`, list it."""
-    arguments, card = parse_arguments((PublishArguments, CardArguments), "Publish a model on the Hub.", args)
+    """Write what is published and send it; with `--dry_run`, list it."""
+    classes = (PublishArguments, CardArguments, SpaceArguments)
+    arguments, card, space = parse_arguments(classes, "Publish a model on the Hub.", args)
 
     # After parsing: --help and a wrong option answer without the Hub's client.
-    from xmodal_hf.hub.publish import HubError, file_table, list_files
+    from xmodal_hf.hub.publish import HubError
 
     try:
         if arguments.card_only:
             print(write_card(arguments, card))
-        elif arguments.dry_run:
-            folder = stage(arguments, card, Path(arguments.output_dir or DRY_RUN_FOLDER))
-            print(file_table(list_files(folder)))
-            print(f"This is {folder}. Without --dry_run, what differs from {arguments.repo_id} would be sent.")
-        elif arguments.output_dir is not None:
-            push(arguments, stage(arguments, card, Path(arguments.output_dir)))
+        elif arguments.dry_run or arguments.output_dir is not None:
+            publish(arguments, card, space, Path(arguments.output_dir or DRY_RUN_FOLDER))
         else:
             with tempfile.TemporaryDirectory(prefix="xmodal_hf-") as temporary:
-                push(arguments, stage(arguments, card, Path(temporary) / "folder"))
+                publish(arguments, card, space, Path(temporary))
     except (HubError, ValueError, OSError) as error:
         sys.exit(f"publish_model.py: error: {error}")
 
 
+def publish(arguments: PublishArguments, card: CardArguments, space: SpaceArguments, folder: Path) -> None:
+    """Write the folders below `folder`, and send or list them."""
+    kind = SPACE if arguments.metric is not None else {}
+    published = send(arguments, stage(arguments, card, folder / "repository"), arguments.repo_id, kind)
+    if space.space is None:
+        return
+    from xmodal_hf.hub.space import stage_space
+
+    revision = published.commit if published is not None else None
+    staged = stage_space(Path(str(arguments.checkpoint)), folder / "space", arguments.repo_id, space, revision)
+    send(arguments, staged, space.space, SPACE)
+
+
 def stage(arguments: PublishArguments, card: CardArguments, folder: Path) -> Path:
     """Write exactly what is sent."""
+    from xmodal_hf.hub.adapters import is_adapter, stage_adapter
     from xmodal_hf.hub.metric_space import stage_metric
     from xmodal_hf.hub.staging import stage_checkpoint
 
     if arguments.metric is not None:
         return stage_metric(arguments.metric, folder)
-    return stage_checkpoint(Path(str(arguments.checkpoint)), folder, arguments.repo_id, card)
+    checkpoint = Path(str(arguments.checkpoint))
+    stage_folder = stage_adapter if is_adapter(checkpoint) else stage_checkpoint
+    return stage_folder(checkpoint, folder, arguments.repo_id, card)
 
 
-def push(arguments: PublishArguments, folder: Path) -> None:
-    """Send the folder and print what was sent."""
-    from xmodal_hf.hub.publish import file_table, push_folder
+def send(arguments: PublishArguments, folder: Path, repo_id: str, kind: dict[str, str]) -> Published | None:
+    """Send a folder and print what was sent; in a dry run, list it only."""
+    from xmodal_hf.hub.publish import file_table, list_files, push_folder
 
-    kind = {"repo_type": "space", "space_sdk": "gradio"} if arguments.metric is not None else {}
+    if arguments.dry_run:
+        print(file_table(list_files(folder)))
+        print(f"This is {folder}. Without --dry_run, what differs from {repo_id} would be sent.")
+        return None
     published = push_folder(
         folder,
-        arguments.repo_id,
+        repo_id,
         private=arguments.private,
         branch=arguments.branch,
         tag=arguments.tag,
@@ -73,6 +96,7 @@ def push(arguments: PublishArguments, folder: Path) -> None:
     done = "sent" if published.sent or published.deleted else "nothing had changed"
     tagged = f", tagged {arguments.tag}" if arguments.tag else ""
     print(f"{published.url}: {done}, commit {published.commit[:12]}{tagged}")
+    return published
 
 
 def write_card(arguments: PublishArguments, card: CardArguments) -> Path:

@@ -20,6 +20,10 @@ import yaml
 
 # As in the .gitattributes of a new repository.
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".npy", ".npz", ".zip", ".parquet", ".model")
+NAME, REPO_ID, TAG = r"[\w.-]+", r"([\w.-]+/)?[\w.-]+", r"[\w.:/-]+"
+LANGUAGE = r"[a-z]{2,3}|multilingual|code"
+LICENSE = r"(apache-2\.0|mit|bsd-3-clause|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-4\.0|openrail|other|unknown)"
+PIPELINE_TAG = r"(zero-shot-image-classification|feature-extraction|sentence-similarity|audio-classification)"
 WRITE_TOKEN = "hf_writeWRITEwriteWRITEwriteWRITE42"
 READ_TOKEN = "hf_readREADreadREADreadREADreadREAD"
 USER = "someone"
@@ -27,6 +31,41 @@ USER = "someone"
 
 def git_hash(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def metadata_errors(metadata: dict[str, Any]) -> list[str]:
+    """Return what the Hub would say against a model card's metadata, by its documentation of model cards."""
+    errors = []
+    patterns = {"license": LICENSE, "pipeline_tag": PIPELINE_TAG, "library_name": NAME}
+    patterns |= {"language": LANGUAGE, "datasets": REPO_ID, "base_model": REPO_ID, "tags": TAG}
+    for key, pattern in patterns.items():
+        value = metadata.get(key, [])
+        for item in value if isinstance(value, list) else [value]:
+            if not isinstance(item, str) or not re.fullmatch(pattern, item):
+                errors.append(f"{key}: {item!r} is not valid")
+    for model in metadata.get("model-index", []):
+        if not isinstance(model.get("name"), str) or not model.get("results"):
+            errors.append("model-index: each model has a name and results")
+        errors += [error for result in model.get("results", []) for error in result_errors(result)]
+    emissions = metadata.get("co2_eq_emissions")
+    if isinstance(emissions, dict) and not isinstance(emissions.get("emissions"), int | float):
+        errors.append("co2_eq_emissions: emissions is a number of grams")
+    return errors
+
+
+def result_errors(result: dict[str, Any]) -> list[str]:
+    """Return what is wrong with an entry of the model index."""
+    errors = []
+    if not re.fullmatch(NAME, str(result.get("task", {}).get("type"))):
+        errors.append(f"model-index: task {result.get('task')} needs a type")
+    dataset = result.get("dataset", {})
+    if not isinstance(dataset.get("name"), str) or not re.fullmatch(REPO_ID, str(dataset.get("type"))):
+        errors.append(f"model-index: dataset {dataset} needs a name and a type, which is an id")
+    for metric in result.get("metrics") or [{}]:
+        is_number = isinstance(metric.get("value"), int | float) and not isinstance(metric["value"], bool)
+        if not re.fullmatch(NAME, str(metric.get("type"))) or not is_number:
+            errors.append(f"model-index: metric {metric} needs a type and a value")
+    return errors
 
 
 @dataclass(frozen=True)
@@ -271,7 +310,8 @@ class Handler(BaseHTTPRequestHandler):
         self.require_write()
         data = self.json()
         key = data.get("type", "model"), f"{data.get('organization') or USER}/{data['name']}"
-        url = f"{self.server.url}/{key[1]}"
+        prefix = "" if key[0] == "model" else f"{key[0]}s/"
+        url = f"{self.server.url}/{prefix}{key[1]}"
         if key in self.server.repos:
             self.answer(409, {"error": "You already created this model repo", "url": url})
             return
@@ -286,7 +326,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(400, {"errors": [{"message": str(error)}], "warnings": []})
             return
         warnings = [] if metadata else [{"message": "empty or missing yaml metadata in repo card"}]
-        self.answer(200, {"errors": [], "warnings": warnings})
+        errors = [{"message": message} for message in metadata_errors(metadata or {})]
+        self.answer(400 if errors else 200, {"errors": errors, "warnings": warnings})
 
     def preupload(self, kind: str, repo_id: str, revision: str) -> None:
         self.require_write()

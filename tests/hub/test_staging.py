@@ -81,6 +81,25 @@ def test_results_and_plots_come_from_the_evaluation(checkpoint: Path, tmp_path: 
         stage_checkpoint(checkpoint, tmp_path / "other", REPO, CardArguments(results=str(tmp_path)))
 
 
+def test_no_paths_of_this_machine_are_published(checkpoint: Path, tmp_path: Path) -> None:
+    phase1 = tmp_path / "phase1"
+    phase1.mkdir()
+    (phase1 / "recipe.yaml").write_text(f"sentences: {tmp_path}/corpus.txt.gz\nlearning_rate: 0.1\n")
+    run = {"command": f"train.py --recipe={tmp_path}/a.yaml --text_model '{phase1}' --x a/b", "url": "https://x.y/z/w"}
+    (checkpoint / "run.json").write_text(json.dumps(run | {"steps": 1, "items": 2, "seconds": 3.0}))
+    (checkpoint / "recipe.yaml").write_text(
+        f"text_model: {phase1}\ndataset: [openmoji, {tmp_path}/pairs]\nmodality: image\nobjective: clip\n"
+    )
+    staged = stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments())
+    text = b"".join(content for name, content in contents(staged).items() if name != "model.safetensors")
+    assert str(tmp_path).encode() not in text
+    found = json.loads((staged / "run.json").read_text())
+    assert found["command"] == "train.py --recipe=a.yaml --text_model 'phase1' --x a/b"
+    assert found["url"] == run["url"]
+    assert "on `corpus.txt.gz`" in (staged / "README.md").read_text()  # phase 1 was found where the recipe says
+    assert (staged / "phase1" / "recipe.yaml").read_text() == "sentences: corpus.txt.gz\nlearning_rate: 0.1\n"
+
+
 def test_a_processors_tokenizer_is_no_processor_beside_a_sentence_encoder(
     sentence_encoder_folder: Path, tmp_path: Path
 ) -> None:
@@ -150,7 +169,7 @@ def test_the_script(hub: Any, client_environment: dict[str, str], checkpoint: Pa
     assert dry.returncode == 0, dry.stderr
     assert hub.requests == []
     lines = dict(reversed(line.split(maxsplit=1)) for line in dry.stdout.splitlines()[:-2])
-    expected = contents(tmp_path / "dry")
+    expected = contents(tmp_path / "dry" / "repository")
     assert {line.split()[1]: int(size.replace(",", "")) for line, size in lines.items()} == {
         path: len(content) for path, content in expected.items()
     }

@@ -21,7 +21,9 @@ class PublishArguments:
     dry_run: bool = option(False, "Write the folder, print what would be sent, and send nothing.")
     card_only: bool = option(False, "Only render the card, into --checkpoint, which needs no weights for that.")
     output_dir: str | None = option(
-        None, "New folder for exactly what is sent. Default: a temporary one, or outputs/publish in a dry run."
+        None,
+        "Write exactly what is sent below this folder, as repository (and space). Default: a temporary folder, or "
+        "outputs/publish in a dry run.",
     )
 
     def __post_init__(self) -> None:
@@ -33,6 +35,8 @@ class PublishArguments:
             raise ValueError("pass one of --checkpoint and --metric")
         if self.card_only and self.checkpoint is None:
             raise ValueError("--card_only needs --checkpoint: a metric has its card already")
+        if self.metric is not None and self.repo_id.rpartition("/")[2] != self.metric:
+            raise ValueError(f"evaluate.load finds a metric by its name: pass --repo_id user/{self.metric}")
 
 
 @dataclass
@@ -60,3 +64,28 @@ class CardArguments:
     phase1: str | None = option(
         None, "Output folder of phase 1. Default: --text_model of the recipe, where that is one of ours."
     )
+
+
+@dataclass
+class SpaceArguments:
+    """A demo of the model: a Space with a page that searches a gallery and classifies with a visitor's labels."""
+
+    space: str | None = option(None, "Also publish a demo Space of the model there: user/name.")
+    gallery: str = option("openmoji", "What the demo searches, as --dataset of train_contrastive.py.")
+    gallery_split: str = option("test", "Split of --gallery.")
+    gallery_size: int = option(300, "Only the first items of --gallery, this many.")
+    space_title: str | None = option(None, "Title of the page. Default: made of the model's name.")
+    space_license: str | None = option(None, "Licence of the Space, by its id on the Hub.")
+    queries: list[str] = field(
+        default_factory=list, metadata={"help": "Texts to begin with. Default: made of --gallery."}
+    )
+    labels: list[str] = field(default_factory=list, metadata={"help": "Labels to begin with. Default: likewise."})
+    template: str | None = option(
+        None, "Sentence with {} in the place of a label. Default: {} alone, or a sound of {}."
+    )
+
+    def __post_init__(self) -> None:
+        if self.gallery_size < 1:
+            raise ValueError(f"--gallery_size must be at least 1, got {self.gallery_size}")
+        if self.template is not None and "{}" not in self.template:
+            raise ValueError(f"--template needs {{}} where the label goes, got {self.template!r}")

@@ -24,7 +24,8 @@ from .remote_code import CONFIG_NAME, read_json, read_model_type
 CARD_NAME = "README.md"
 RESULTS_NAME = "results.json"
 PHASE1_FOLDER = "phase1"
-_RECIPE_NAME, _RUN_NAME, _EMISSIONS_NAME = "recipe.yaml", "run.json", "emissions.csv"
+RUN_NAMES = _RECIPE_NAME, _RUN_NAME = "recipe.yaml", "run.json"
+_EMISSIONS_NAME = "emissions.csv"
 _TEMPLATE = "model_card_template.md"
 _SENTENCE_ENCODER = "xmodal_sentence_encoder"
 _MODALITIES = {"xmodal_image_text": "image", "xmodal_audio_text": "audio", _SENTENCE_ENCODER: None}
@@ -67,6 +68,8 @@ _OBJECTIVES = {
 # Options of the recipe that a card lists, in its order, with their names there.
 _HYPERPARAMETERS = {
     "objective": "objective",
+    "in_modal_weight": "weight of the in-modal consistency",
+    "cross_modal_weight": "weight of the cross-modal consistency",
     "batch_size": "batch size a process",
     "num_epochs": "epochs",
     "max_steps": "step limit",
@@ -85,6 +88,10 @@ _HYPERPARAMETERS = {
     "max_length": "tokens a text",
     "seed": "seed",
 }
+# Those of a loss on sentences, of one on pairs, and of CyCLIP: recipes have them all.
+_OF_SENTENCES = ("temperature",)
+_OF_PAIRS = ("objective",)
+_OF_CYCLIP = ("in_modal_weight", "cross_modal_weight")
 
 
 @dataclass(frozen=True)
@@ -393,13 +400,21 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _towers(sources: CardSources) -> list[tuple[str, str, str]]:
-    """Return name, model type and pooling of each tower."""
+    """Return name, architecture and pooling of each tower."""
     config = sources.config
     if sources.modality is None:
-        return [("text", config["text_config"]["model_type"], config["pooling"])]
+        return [("text", _architecture(config["text_config"]), config["pooling"])]
     return [
-        (name, config[f"{name}_config"]["model_type"], config[f"{name}_pooling"]) for name in ("text", sources.modality)
+        (name, _architecture(config[f"{name}_config"]), config[f"{name}_pooling"])
+        for name in ("text", sources.modality)
     ]
+
+
+def _architecture(tower: Mapping[str, Any]) -> str:
+    """Name a tower's architecture and, for a plain transformer, its size."""
+    layers, width = tower.get("num_hidden_layers"), tower.get("hidden_size")
+    size = f", {layers} layers of width {width}" if layers and width else ""
+    return f"`{tower['model_type']}`{size}"
 
 
 def _dimension(config: Mapping[str, Any]) -> int:
@@ -467,10 +482,19 @@ def _hyperparameters(phases: list[Phase]) -> list[tuple[str, list[str]]]:
     """Return rows of an option and its value in each phase, without those that no phase set."""
     rows = []
     for option, name in _HYPERPARAMETERS.items():
-        values = [phase.recipe.get(option) for phase in phases]
+        values = [phase.recipe.get(option) if _matters(option, phase) else None for phase in phases]
         if any(value is not None for value in values):
             rows.append((name, ["" if value is None else str(value) for value in values]))
     return rows
+
+
+def _matters(option: str, phase: Phase) -> bool:
+    """Tell whether a phase read an option of its recipe."""
+    if option in _OF_SENTENCES:
+        return phase.trains_sentences
+    if option in _OF_PAIRS:
+        return phase.trains_pairs
+    return option not in _OF_CYCLIP or phase.recipe.get("objective") == "cyclip"
 
 
 def _environment(phases: list[Phase]) -> list[tuple[str, list[str]]]:
@@ -478,6 +502,7 @@ def _environment(phases: list[Phase]) -> list[tuple[str, list[str]]]:
     runs = [phase.run for phase in phases]
     rows = [("device", [str(run.get("device", "")) for run in runs])]
     rows.append(("processes", [str(run.get("processes", "")) for run in runs]))
+    rows.append(("code", [str(run.get("git_commit") or "")[:12] for run in runs]))
     packages = dict.fromkeys(name for run in runs for name in run.get("versions", {}))
     rows += [(name, [run.get("versions", {}).get(name, "") for run in runs]) for name in packages]
     return [(name, values) for name, values in rows if any(values)]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 from ..models.sentence_transformers_files import write_json, write_sentence_transformers_files
 from .arguments import CardArguments
-from .model_card import CARD_NAME, PHASE1_FOLDER, RESULTS_NAME, CardSources, render_card
+from .model_card import CARD_NAME, PHASE1_FOLDER, RESULTS_NAME, RUN_NAMES, CardSources, render_card
 from .remote_code import read_json, read_model_type, write_remote_code
 from .safety import UnsafeFolderError, check_folder, is_pickle
 
 # What of a checkpoint's folder is published, by suffix. Logs, events of trackers and training states stay at home.
 _SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".yaml", ".png", ".jinja"})
+# A path from the root, after a space, a quote or an equals sign; no URL.
+_ABSOLUTE_PATH = re.compile(r"""(?<=[\s"'=])/(?:[^/\s"']+/)+([^/\s"']*)""")
 _TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 # Model type -> modality -> the method that returns its vector.
 _VECTOR_METHODS = {
@@ -46,12 +49,13 @@ def stage_checkpoint(checkpoint: Path, folder: Path, repo_id: str, card: CardArg
     make_empty(folder)
     try:
         _copy_files(checkpoint, folder)
+        copy_run(checkpoint, folder)
         for path in sources.plots:
             _copy(path, folder / path.name)
         if sources.results_folder != checkpoint and sources.results:
             _copy(sources.results_folder / RESULTS_NAME, folder / RESULTS_NAME)
         if sources.phase1_folder is not None:
-            _copy_run(sources.phase1_folder, folder / PHASE1_FOLDER)
+            copy_run(sources.phase1_folder, folder / PHASE1_FOLDER)
         _prepare_for_readers(folder, model_type)
         (folder / CARD_NAME).write_text(render_card(sources, repo_id, card), encoding="utf-8")
         check_folder(folder)
@@ -85,16 +89,17 @@ def _copy_files(checkpoint: Path, folder: Path) -> None:
             raise UnsafeFolderError(
                 f"{path.name} links to {path.resolve()}, outside {checkpoint}: copy the file instead"
             )
-        if path.suffix in _SUFFIXES:
+        if path.suffix in _SUFFIXES and path.name not in RUN_NAMES:
             _copy(path, folder / path.name)
 
 
-def _copy_run(source: Path, folder: Path) -> None:
-    """Copy what tells how phase 1 went."""
-    folder.mkdir()
-    for name in ("recipe.yaml", "run.json"):
+def copy_run(source: Path, folder: Path) -> None:
+    """Copy what tells how a training went, without the paths of this machine: of absolute ones the last part stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in RUN_NAMES:
         if (source / name).is_file():
-            _copy(source / name, folder / name)
+            text = (source / name).read_text(encoding="utf-8")
+            (folder / name).write_text(_ABSOLUTE_PATH.sub(r"\1", text), encoding="utf-8")
 
 
 def _copy(source: Path, target: Path) -> None:

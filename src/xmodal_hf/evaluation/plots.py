@@ -33,6 +33,7 @@ _DPI = 150
 _SMOOTHING_SHARE = 0.02  # loss curves are averaged over this share of their steps
 _MAX_ANNOTATED_CLASSES = 20
 _LABEL_CHARACTERS = 22  # fit beside the pictures at 11 points
+_SHOWN_DECIBELS = 80
 _CAPTION_CHARACTERS = 36  # fit below them at 6.5
 _METHODS = {"pca": "PCA", "tsne": "t-SNE"}
 
@@ -176,7 +177,7 @@ def contact_sheet(
     Sounds are shown as pictures of their spectrograms (`spectrogram_picture`), which need their captions.
     """
     num_columns = max(len(images) for images in results)
-    width, height = (1.25, 1.45) if captions is None else (1.9, 1.75)  # of a picture with its label, in inches
+    width, height = (1.25, 1.45) if captions is None else (1.9, 1.3)  # of a picture with its label, in inches
     figure = Figure(figsize=(2.6 + width * num_columns, height * len(queries)), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(queries), num_columns + 1, width_ratios=[2.0] + [width / 1.25] * num_columns)
@@ -186,7 +187,7 @@ def contact_sheet(
         label.text(1.0, 0.5, textwrap.fill(query, _LABEL_CHARACTERS), ha="right", va="center", fontsize=11)
         for column, image in enumerate(images):
             axes = figure.add_subplot(grid[row, column + 1])
-            axes.imshow(np.asarray(image.convert("RGB")))
+            axes.imshow(np.asarray(image.convert("RGB")), aspect="equal" if captions is None else "auto")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_color("#D9D9D9")
             lines = [] if scores is None else [f"{scores[row][column]:.2f}"]
@@ -196,8 +197,9 @@ def contact_sheet(
 
 
 def spectrogram_picture(spectrogram: Any) -> Image.Image:
-    """A (frames, bands) spectrogram as a picture: time from left to right, low bands at the bottom."""
+    """A (frames, bands) spectrogram in decibels as a picture: time from left to right, low bands at the bottom."""
     values = np.asarray(spectrogram, dtype=np.float32).T[::-1]  # (bands, frames)
+    values = np.maximum(values, values.max() - _SHOWN_DECIBELS)
     shades = (values - values.min()) / max(float(values.max() - values.min()), 1e-9)
     return Image.fromarray((colormaps["magma"](shades)[..., :3] * 255).astype(np.uint8))
 

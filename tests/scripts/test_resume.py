@@ -6,6 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,6 +25,19 @@ def options(tiny_options, sentence_file):
 def lora_options(tiny_base, image_rows, sentence_file):
     data = ["--dataset", image_rows, "--sentences", sentence_file, "--max_length", 8, "--report_to", "none"]
     return [*data, "--model", tiny_base, "--lora_rank", 2, "--lora_dropout", 0.1, *JOINT, "--learning_rate", 0.01]
+
+
+@pytest.fixture
+def streaming_options(tiny_options, image_rows, tmp_path):
+    """Two sets of parquet shards, streamed and mixed by weight."""
+    rows = [json.loads(line) for line in image_rows.read_text(encoding="utf-8").splitlines()]
+    for shard in range(6):
+        part = rows[8 * shard : 8 * shard + 8]
+        images = [(image_rows.parent / row["image"]).read_bytes() for row in part]
+        table = pyarrow.table({"image": images, "captions": [row["captions"] for row in part]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{'ab'[shard % 2]}-{shard}.parquet", row_group_size=3)
+    data = ["--dataset", tmp_path / "a-*.parquet", tmp_path / "b-*.parquet", "--dataset_weights", 0.7, 0.3]
+    return [*tiny_options, *data, "--streaming", "--shuffle_buffer", 7, "--num_workers", 2, "--batch_size", 6]
 
 
 def training(script_command, options, folder):
@@ -73,10 +88,10 @@ def check_same_end(folder: Path, expected: Path, weights: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["joint", "lora"])
+@pytest.mark.parametrize("kind", ["joint", "lora", "streaming"])
 def test_killed_and_resumed(kind, request, script_command, tmp_path):
-    options = request.getfixturevalue("options" if kind == "joint" else "lora_options")
-    weights = "model.safetensors" if kind == "joint" else "adapter_model.safetensors"
+    options = request.getfixturevalue("options" if kind == "joint" else f"{kind}_options")
+    weights = "adapter_model.safetensors" if kind == "lora" else "model.safetensors"
     left_alone, killed = tmp_path / "left_alone", tmp_path / "killed"
     subprocess.run(training(script_command, options, left_alone), check=True, capture_output=True)
     assert number_of_lines(left_alone / "train_log.jsonl") == STEPS

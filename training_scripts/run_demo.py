@@ -27,7 +27,9 @@ LAUNCH_OPTIONS = (
     *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
     *("--num_cpu_threads_per_process", str(os.cpu_count())),
 )
-CARD_FILES = ("results.json", "contact_sheet.png", "map.png", "loss_curves.png")
+# What `--card_dir` gets, of the results and of the model.
+SHOWN_FILES = ("results.json", "contact_sheet.png", "map.png", "loss_curves.png")
+CONFIGS = ("config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, help="Folder of all results.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of everything.")
     parser.add_argument("--max_steps", type=int, help="Stop each phase after that many steps (for a quick trial).")
-    parser.add_argument("--card_dir", type=Path, help="Also copy results.json and the pictures of the README there.")
+    parser.add_argument("--card_dir", type=Path, help="Also copy what the README shows and the model card needs there.")
     parser.add_argument("--search", action="store_true", help="Only answer the queries with the saved model.")
     options = parser.parse_args(args)
     demo = DEMOS[options.modality]
@@ -112,10 +114,18 @@ def main(args: Sequence[str] | None = None) -> None:
     results["meta"]["seconds"] = round(time.perf_counter() - started, 1)
     (folder / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.card_dir is not None:
-        options.card_dir.mkdir(parents=True, exist_ok=True)
-        for name in CARD_FILES:
-            shutil.copy(folder / name, options.card_dir / name)
+        copy_card_files(folder, options.card_dir)
     print_summary(demo, folder, results)
+
+
+def copy_card_files(folder: Path, card_dir: Path) -> None:
+    """Copy what the README shows and what the model card is rendered from."""
+    from xmodal_hf.hub.staging import copy_run
+
+    for phase, target in (("model", card_dir), ("phase1", card_dir / "phase1")):
+        copy_run(folder / phase, target)
+    for path in (*(folder / name for name in SHOWN_FILES), *(folder / "model" / name for name in CONFIGS)):
+        shutil.copy(path, card_dir / path.name)
 
 
 def check_queries(demo: Demo) -> None:

@@ -184,6 +184,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for an acknowledgement
     server: LoopbackHub
 
     def log_message(self, *arguments: Any) -> None:

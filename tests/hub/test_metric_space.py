@@ -73,6 +73,7 @@ def test_pushed_and_loaded(client: Any, tmp_path: Path, monkeypatch: pytest.Monk
     assert metric.compute(**example) == {"recall@1": 0.5, "recall@2": 1.0, "median_rank": 1.5}
 
 
+@pytest.mark.slow
 def test_the_script(hub: Any, client_environment: dict[str, str]) -> None:
     command = [sys.executable, str(SCRIPT), "--metric", "sts_correlation", "--repo_id"]
     done = subprocess.run([*command, "someone/sts_correlation"], env=client_environment, capture_output=True, text=True)

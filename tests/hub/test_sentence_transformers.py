@@ -1,15 +1,26 @@
 """sentence-transformers on our folders and on exports of the language encoder: the same vectors."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from xmodal_hf import SentenceEncoder
+from xmodal_hf import (
+    AudioTextDualEncoder,
+    AudioTextProcessor,
+    ImageTextDualEncoder,
+    ImageTextProcessor,
+    SentenceEncoder,
+)
+from xmodal_hf.hub.arguments import CardArguments
 from xmodal_hf.hub.sentence_transformers import export_sentence_transformers
+from xmodal_hf.hub.staging import stage_checkpoint
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 
@@ -127,5 +138,68 @@ def test_a_sentence_encoder_folder_loads_where_it_lies(
 ) -> None:
     model = make_sentence_encoder(**fields)
     model.save_pretrained(tmp_path)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer._processor_class = None  # of a processor that another test saved
     tokenizer.save_pretrained(tmp_path)
     assert_same(vectors(tmp_path, SENTENCES), model.encode(SENTENCES, tokenizer=tokenizer))
+
+
+STAGED_CODE = """
+import json, numpy as np
+from sentence_transformers import SentenceTransformer
+folders, texts = json.loads({arguments!r})
+for folder in folders:
+    np.save(folder + "/vectors.npy", SentenceTransformer(folder, device="cpu", trust_remote_code=True).encode(texts))
+"""
+
+
+@pytest.mark.slow
+def test_published_folders_without_the_package(
+    tmp_path: Path,
+    image_text_folder: Path,
+    image_text_model: ImageTextDualEncoder,
+    sentence_encoder_folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    run_with_only: Callable,
+) -> None:
+    staged = [
+        str(stage_checkpoint(source, tmp_path / f"staged_{source.name}", "someone/model", CardArguments()))
+        for source in (image_text_folder, sentence_encoder_folder)
+    ]
+    code = STAGED_CODE.format(arguments=json.dumps([staged, SENTENCES]))
+    run_with_only(["sentence-transformers", "torchvision", "pillow"], code)
+    with torch.no_grad():
+        expected = image_text_model(**tokenizer(SENTENCES, padding=True, return_tensors="pt")).text_embeds
+    assert_same(torch.as_tensor(np.load(Path(staged[0]) / "vectors.npy")), expected)
+    expected = SentenceEncoder.from_pretrained(sentence_encoder_folder).encode(SENTENCES)
+    assert_same(torch.as_tensor(np.load(Path(staged[1]) / "vectors.npy")), expected)
+
+
+def test_a_published_dual_encoder_gives_unit_vectors_of_both_sides(
+    tmp_path: Path,
+    image_text_folder: Path,
+    image_text_model: ImageTextDualEncoder,
+    image_text_processor: ImageTextProcessor,
+    images: list[Image.Image],
+) -> None:
+    staged = stage_checkpoint(image_text_folder, tmp_path / "staged", "someone/model", CardArguments())
+    with torch.no_grad():
+        outputs = image_text_model(**image_text_processor(text=SENTENCES, images=images, return_tensors="pt"))
+    assert_same(vectors(staged, SENTENCES), outputs.text_embeds)
+    assert_same(vectors(staged, images), outputs.image_embeds)
+
+
+def test_a_published_audio_model_gives_unit_vectors_of_both_sides(
+    tmp_path: Path,
+    audio_text_folder: Path,
+    audio_text_model: AudioTextDualEncoder,
+    audio_text_processor: AudioTextProcessor,
+    clips: list[np.ndarray],
+) -> None:
+    staged = stage_checkpoint(audio_text_folder, tmp_path / "staged", "someone/model", CardArguments())
+    inputs = audio_text_processor(text=SENTENCES, audio=clips, sampling_rate=8000, return_tensors="pt")
+    with torch.no_grad():
+        outputs = audio_text_model(**inputs)
+    assert_same(vectors(staged, SENTENCES), outputs.text_embeds)
+    sounds = [{"array": clip, "sampling_rate": 8000} for clip in clips]
+    assert_same(vectors(staged, sounds), outputs.audio_embeds)

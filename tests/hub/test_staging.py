@@ -15,6 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModel
 
+import xmodal_hf.hub
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
 from xmodal_hf.hub.arguments import CardArguments
 from xmodal_hf.hub.publish import push_folder
@@ -207,3 +208,11 @@ def test_a_published_sentence_encoder_in_this_process(
 def test_unsafe_is_a_value_error() -> None:
     """The script reports both alike."""
     assert issubclass(UnsafeFolderError, ValueError)
+
+
+def test_public_names() -> None:
+    assert set(dir(xmodal_hf.hub)) == set(xmodal_hf.hub.__all__)
+    for name in xmodal_hf.hub.__all__:
+        assert getattr(xmodal_hf.hub, name) is not None
+    with pytest.raises(AttributeError, match=r"module 'xmodal_hf\.hub' has no attribute 'pull'"):
+        _ = xmodal_hf.hub.pull

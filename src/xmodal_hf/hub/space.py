@@ -1,0 +1,201 @@
+"""A demo Space of a model: a small Gradio app that searches a gallery and classifies with labels of one's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from .arguments import SpaceArguments
+from .remote_code import read_model_type
+from .safety import check_folder
+from .staging import make_empty
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import Dataset
+
+SPACE_FOLDER = "space"
+_HERE = Path(__file__).parent
+_FILES = {"space_app.py": "app.py", "space_search.py": "search.py"}
+_MODALITIES = {"xmodal_image_text": "image", "xmodal_audio_text": "audio"}
+# Version of Gradio for a Space where none is installed here; the page was tested with it.
+_GRADIO = "6.31.0"
+# What the app imports beside Gradio, which Spaces install by themselves, in the ranges of setup.py.
+_REQUIREMENTS = ["transformers>=5.17,<6", "torch>=2.8,<2.12", "safetensors", "pillow"]
+_MODALITY_REQUIREMENTS = {"image": ["torchvision>=0.23,<0.27"], "audio": ["torchaudio>=2.8,<2.12", "soundfile"]}
+# Built-in gallery -> what its licence asks for, and words to begin with.
+_ATTRIBUTIONS = {
+    "openmoji": "Pictures: [OpenMoji](https://openmoji.org), the open-source emoji and icon project, CC BY-SA 4.0.",
+    "soundfont": "Sounds: rendered with the General-MIDI soundfont TimGM6mb.",
+}
+_QUERIES = {
+    "openmoji": ["an angry face", "a heart", "a clock", "a flag with a blue stripe", "woman worker"],
+    "soundfont": ["a low note on a synthesizer", "a violin playing quietly", "a loud guitar, then a snare drum"],
+}
+_LABELS = {
+    "openmoji": ["a face", "a flag", "an animal", "food", "a building", "a symbol"],
+    "soundfont": ["a piano", "a guitar", "strings", "a brass instrument", "drums", "a synthesizer"],
+}
+_TEMPLATES = {"image": "{}", "audio": "This is a sound of {}."}
+# Side of the emoji that people look at, in pixels: those that the model is trained on are too small for a page.
+_EMOJI_SIZE = 160
+# Longer side of the gallery's images, in pixels, and their WebP quality.
+_MAX_SIDE, _QUALITY = 480, 90
+_NUM_QUERIES, _NUM_LABELS = 5, 6
+
+
+def stage_space(
+    checkpoint: Path, folder: Path, model: str, arguments: SpaceArguments, revision: str | None = None
+) -> Path:
+    """Fill a new folder with a demo Space: page, requirements, card, and a gallery that the model has embedded.
+
+    `python app.py` in the folder runs it, where Gradio is installed.
+
+    Args:
+        checkpoint: folder of the model.
+        folder: made here; may exist if it is empty. `<checkpoint>/space` puts the app into a model's folder.
+        model: what the app loads: the Hub id of the model, or its folder relative to the Space's (`..`).
+        arguments: gallery, words on the page, licence.
+        revision: commit of the model on the Hub, whose code the app runs; None: the newest.
+
+    Raises:
+        ValueError: for a model without images or sounds, or a folder that is not empty.
+        UnsafeFolderError: for what must not be published.
+        OSError: when the disk is full; what was written is removed.
+    """
+    model_type = read_model_type(checkpoint)
+    if model_type not in _MODALITIES:
+        raise ValueError(f"{checkpoint} is a {model_type}: a demo Space needs a model of images or sounds")
+    modality = _MODALITIES[model_type]
+    make_empty(folder)
+    try:
+        rows = _load_gallery(modality, arguments)
+        captions = [text if isinstance(text, str) else text[0] for text in rows["text"]]
+        _write_gallery(checkpoint, folder, modality, rows, captions)
+        settings = _settings(modality, model, revision, captions, arguments)
+        _write_json(folder / "space.json", settings)
+        for source, target in _FILES.items():
+            shutil.copyfile(_HERE / source, folder / target)
+        requirements = [*_REQUIREMENTS, *_MODALITY_REQUIREMENTS[modality]]
+        (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_card(settings, arguments), encoding="utf-8")
+        check_folder(folder)
+    except (OSError, ValueError):
+        shutil.rmtree(folder)
+        raise
+    return folder
+
+
+def _load_gallery(modality: str, arguments: SpaceArguments) -> Dataset:
+    from ..data.openmoji import load_openmoji
+    from ..data.sources import load_pairs
+
+    split, size = arguments.gallery_split, arguments.gallery_size
+    if arguments.gallery == "openmoji":
+        rows = load_openmoji(split, image_size=_EMOJI_SIZE)
+        return rows.select(range(min(size, len(rows))))
+    return load_pairs(arguments.gallery, modality=modality, split=split, max_samples=size)  # type: ignore[arg-type]
+
+
+def _write_gallery(checkpoint: Path, folder: Path, modality: str, rows: Dataset, captions: list[str]) -> None:
+    """Write the files that people see or hear, their embeddings, and what is what."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModel, AutoProcessor
+
+    from ..evaluation import as_embedder
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    embedder = as_embedder(AutoModel.from_pretrained(checkpoint), processor)
+    embeds: np.ndarray = embedder.encode_items(modality, rows[modality])  # (n, D), unit norm
+    save_file({"embeds": torch.from_numpy(embeds)}, folder / "gallery.safetensors")
+    (folder / "gallery").mkdir()
+    entries = []
+    for number, (cell, caption) in enumerate(zip(rows[modality], captions, strict=True)):
+        if modality == "image":
+            file = _write_image(cell, folder / "gallery" / f"{number:04}.webp")
+        else:
+            file = _write_sound(cell, folder / "gallery" / f"{number:04}.flac", processor)
+        entries.append({"file": file.relative_to(folder).as_posix(), "caption": caption})
+    _write_json(folder / "gallery.json", entries)
+
+
+def _write_image(cell: Any, path: Path) -> Path:
+    from ..data.images import decode_image
+
+    image = decode_image(cell)
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
+    image.save(path, quality=_QUALITY)
+    return path
+
+
+def _write_sound(cell: dict[str, Any], path: Path, processor: Any) -> Path:
+    """Write what the model hears of a clip, as FLAC, which browsers play."""
+    import soundfile
+
+    from ..data.audio import clip_seconds, load_waveform
+
+    extractor = processor.feature_extractor
+    clip = load_waveform(cell, extractor.sampling_rate, max_seconds=clip_seconds(extractor))
+    soundfile.write(path, clip, extractor.sampling_rate)
+    return path
+
+
+def _settings(
+    modality: str, model: str, revision: str | None, captions: list[str], arguments: SpaceArguments
+) -> dict[str, Any]:
+    """Return what the page says."""
+    gallery = arguments.gallery
+    link = f"[{model}](https://huggingface.co/{model})" if "/" in model else "The model of this folder"
+    kind = "images" if modality == "image" else "sounds"
+    return {
+        "model": model,
+        "revision": revision,
+        "modality": modality,
+        "title": arguments.space_title or f"Search {kind} in your own words",
+        "description": f"{link} finds what you describe among {len(captions):,} {kind}. It never reads their captions.",
+        "queries": arguments.queries or _QUERIES.get(gallery) or captions[:_NUM_QUERIES],
+        "labels": arguments.labels or _LABELS.get(gallery) or captions[:_NUM_LABELS],
+        "template": arguments.template or _TEMPLATES[modality],
+        "attribution": _ATTRIBUTIONS.get(
+            gallery, f"Gallery: the {arguments.gallery_split} split of `{Path(gallery).name}`."
+        ),
+    }
+
+
+def _card(settings: dict[str, Any], arguments: SpaceArguments) -> str:
+    """Return the README.md of the Space: what the Hub runs it by, and what it is."""
+    metadata = {
+        "title": settings["title"],
+        "emoji": "🔎",
+        "colorFrom": "indigo",
+        "colorTo": "pink",
+        "sdk": "gradio",
+        "sdk_version": _gradio_version(),
+        "app_file": "app.py",
+        "pinned": False,
+        **({"models": [settings["model"]]} if "/" in settings["model"] else {}),
+        **({"license": arguments.space_license} if arguments.space_license else {}),
+        "tags": ["xmodal_hf"],
+    }
+    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
+    return (
+        f"---\n{front}---\n\n# {settings['title']}\n\n{settings['description']}\n\n{settings['attribution']}\n\n"
+        "Made with `xmodal_hf`. To run it here: `pip install gradio -r requirements.txt`, then `python app.py`.\n"
+    )
+
+
+def _gradio_version() -> str:
+    try:
+        return version("gradio")
+    except PackageNotFoundError:
+        return _GRADIO
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,118 @@
+"""The page of a demo Space: search by text, image or sound, and zero-shot. Copied beside search.py as app.py."""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from search import Demo, Hit, titles
+
+NUM_IMAGES, NUM_SOUNDS, NUM_EXAMPLES = 12, 6, 6
+NOUNS = {"image": "image", "audio": "sound"}
+# Captions under the images, not upon them, and all rows in sight.
+CSS = """
+.answers .grid-wrap {max-height: none; overflow: visible}
+.answers .thumbnail-lg img {height: 78% !important; object-position: top}
+.answers .caption-label {left: 0; right: 0; bottom: 0; max-width: 100%; padding: 2px 4px; border: 0; box-shadow: none;
+    background: none; text-align: center; font-size: 11px; line-height: 1.2; white-space: normal}
+"""
+
+
+def build_page(demo: Demo) -> gr.Blocks:
+    """Return the page of a model and its gallery."""
+    settings, noun = demo.settings, NOUNS[demo.modality]
+    top_k = NUM_IMAGES if demo.modality == "image" else NUM_SOUNDS
+    first = demo.gallery[:NUM_EXAMPLES]
+    examples = [[str(demo.folder / entry["file"])] for entry in first]
+    # Images are shown; of sounds, names of files would be.
+    names = [entry["caption"] for entry in first] if demo.modality == "audio" else None
+
+    def search_text(text: str) -> Any:
+        return show(demo.search_text(text, top_k), demo.modality)
+
+    def search_item(value: Any) -> Any:
+        # A visitor who takes the item away sees no answers.
+        return show([] if value is None else demo.search_item(value, top_k), demo.modality)
+
+    with gr.Blocks(title=settings["title"]) as page:
+        gr.Markdown(f"# {settings['title']}\n\n{settings['description']}")
+        with gr.Tab("Search by text"):
+            query = gr.Textbox(
+                settings["queries"][0], label=f"Describe the {noun}", submit_btn="Search", autofocus=True
+            )
+            answers = answer_components(demo.modality, columns=6, render=False)
+            texts = [[text] for text in settings["queries"]]
+            gr.Examples(texts, query, answers, search_text, run_on_click=True, label="For example")
+            for component in answers:
+                component.render()
+            gr.on([query.submit, page.load], shows_errors(search_text), query, answers, show_progress="hidden")
+        with gr.Tab(f"Search by {noun}"), gr.Row():
+            with gr.Column(scale=1):
+                item = item_component(demo.modality, f"Your {noun}")
+                gr.Examples(examples, item, label="From the gallery", example_labels=names)
+            with gr.Column(scale=2):
+                alike = answer_components(demo.modality, columns=4)
+            item.change(search_item, item, alike, show_progress="hidden")
+        with gr.Tab("Zero-shot"), gr.Row():
+            with gr.Column():
+                subject = item_component(demo.modality, f"Your {noun}")
+                gr.Examples(examples, subject, label="From the gallery", example_labels=names)
+            with gr.Column():
+                labels = gr.Textbox("\n".join(settings["labels"]), label="Labels, one a line", lines=6)
+                template = gr.Textbox(settings["template"], label="Sentence around each label")
+                button = gr.Button("Classify", variant="primary")
+                scores = gr.Label(label="Probabilities", num_top_classes=10)
+            button.click(shows_errors(demo.classify), [subject, labels, template], scores)
+        gr.Markdown(settings["attribution"])
+    return page
+
+
+def item_component(modality: str, label: str) -> gr.components.Component:
+    """Return where a visitor puts an image or a sound."""
+    if modality == "image":
+        return gr.Image(label=label, type="pil", height=280)
+    return gr.Audio(label=label, type="filepath", sources=["upload", "microphone"])
+
+
+def answer_components(modality: str, columns: int, render: bool = True) -> list[gr.components.Component]:
+    """Return where answers appear: one gallery of images, or a player a sound."""
+    if modality == "audio":
+        return [gr.Audio(interactive=False, buttons=[], render=render) for _ in range(NUM_SOUNDS)]
+    style = {"show_label": False, "buttons": [], "height": "auto", "object_fit": "contain", "elem_classes": "answers"}
+    return [gr.Gallery(columns=columns, render=render, **style)]
+
+
+def show(hits: list[Hit], modality: str) -> Any:
+    """Return answers as the values of `answer_components`."""
+    captioned = list(zip([str(hit.path) for hit in hits], titles(hits), strict=True))
+    if modality == "image":
+        return captioned
+    players = [gr.Audio(path, label=title, visible=True) for path, title in captioned]
+    return players + [gr.Audio(visible=False)] * (NUM_SOUNDS - len(players))
+
+
+def shows_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a visitor read what is wrong with an input."""
+
+    @wraps(function)
+    def run(*values: Any) -> Any:
+        try:
+            return function(*values)
+        except ValueError as error:
+            raise gr.Error(str(error)) from error
+
+    return run
+
+
+def launch(folder: Path, **options: Any) -> Any:
+    """Serve the Space in a folder; `options` are those of Gradio's `launch`, and what it returns is returned."""
+    # The system's fonts: nothing is loaded from elsewhere.
+    theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    return build_page(Demo(folder)).launch(
+        theme=theme, css=CSS, footer_links=["gradio"], allowed_paths=[str(folder)], **options
+    )
+
+
+if __name__ == "__main__":
+    launch(Path(__file__).parent)

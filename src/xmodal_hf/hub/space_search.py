@@ -1,0 +1,128 @@
+"""What a demo Space computes: search in a gallery, and zero-shot classification. Copied beside its page as search.py.
+
+Shapes: n gallery items, D embedding.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor
+
+# An image, or the path of a sound, as the page's components give them.
+Item = Image.Image | str
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An answer: a file of the gallery, what it shows, and its cosine with the query."""
+
+    path: Path
+    caption: str
+    cosine: float
+
+
+class Demo:
+    """A model and a gallery that it has embedded.
+
+    Args:
+        folder: with `space.json`, `gallery.json`, `gallery.safetensors` and the gallery's files.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.settings = json.loads((folder / "space.json").read_text(encoding="utf-8"))
+        self.gallery = json.loads((folder / "gallery.json").read_text(encoding="utf-8"))
+        self.embeds = load_file(folder / "gallery.safetensors")["embeds"]  # (n, D), unit norm
+        self.modality = self.settings["modality"]
+        beside = folder / self.settings["model"]
+        source = beside if beside.is_dir() else self.settings["model"]
+        # The code in the model's repository is from those who published this Space, at the commit that they chose.
+        options = {"trust_remote_code": True, "revision": self.settings["revision"]}
+        self.model = AutoModel.from_pretrained(source, **options).eval()
+        self.processor = AutoProcessor.from_pretrained(source, **options)
+
+    def search_text(self, query: str, top_k: int) -> list[Hit]:
+        """Return the items that a text describes best.
+
+        Raises:
+            ValueError: for an empty text.
+        """
+        if not query.strip():
+            raise ValueError("Write what to look for.")
+        return self._best(self._embed(text=[query.strip()]), top_k)
+
+    def search_item(self, item: Item | None, top_k: int) -> list[Hit]:
+        """Return the items that are most like an image or a sound.
+
+        Raises:
+            ValueError: without one.
+        """
+        return self._best(self._embed(**self._inputs(item)), top_k)
+
+    def classify(self, item: Item | None, labels: str, template: str) -> dict[str, float]:
+        """Return the probability of each label, by the model's softmax over all of them.
+
+        Args:
+            item: the image or sound.
+            labels: one a line, or separated by commas.
+            template: sentence with `{}` in the place of the label.
+
+        Raises:
+            ValueError: without an item, with fewer than two labels, or a template without a place for them.
+        """
+        names = list(dict.fromkeys(name.strip() for name in labels.replace(",", "\n").splitlines() if name.strip()))
+        if len(names) < 2:
+            raise ValueError("Write two labels or more, one a line.")
+        if "{}" not in template:
+            raise ValueError("The sentence needs {} where the label goes.")
+        inputs = self._inputs(item)
+        texts = [template.replace("{}", name) for name in names]
+        with torch.inference_mode():
+            outputs = self.model(**self.processor(text=texts, **inputs, return_tensors="pt"))
+        probabilities = outputs[f"logits_per_{self.modality}"][0].softmax(dim=0)  # (labels,)
+        return dict(zip(names, probabilities.tolist(), strict=True))
+
+    def _inputs(self, item: Item | None) -> dict[str, Any]:
+        """Return the processor's arguments for an image or a sound."""
+        if item is None:
+            raise ValueError(f"Choose {'an image' if self.modality == 'image' else 'a sound'} first.")
+        if isinstance(item, Image.Image):
+            return {"images": [item.convert("RGB")]}
+        wanted = self.processor.feature_extractor.sampling_rate
+        return {"audio": [read_clip(item, wanted)], "sampling_rate": wanted}
+
+    def _embed(self, **inputs: Any) -> torch.Tensor:
+        """Return the unit-norm embedding (D,) of one text, image or sound."""
+        with torch.inference_mode():
+            outputs = self.model(**self.processor(**inputs, return_tensors="pt"))
+        return outputs["text_embeds" if "text" in inputs else f"{self.modality}_embeds"][0]
+
+    def _best(self, query: torch.Tensor, top_k: int) -> list[Hit]:
+        cosines = self.embeds @ query  # (n,)
+        best = cosines.topk(min(top_k, len(cosines)))
+        return [
+            Hit(self.folder / self.gallery[index]["file"], self.gallery[index]["caption"], cosine)
+            for cosine, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+
+def read_clip(path: str, sampling_rate: int) -> np.ndarray:
+    """Return a sound as mono samples between -1 and 1 at a rate in Hz: (samples,)."""
+    # Not installed in Spaces of image models.
+    import soundfile
+    from torchaudio.functional import resample
+
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (samples, channels)
+    return resample(torch.from_numpy(samples.mean(axis=1)), rate, sampling_rate).numpy()
+
+
+def titles(hits: Sequence[Hit]) -> list[str]:
+    """Return what stands under each answer: its cosine with the query, and its caption."""
+    return [f"{hit.cosine:.2f} {hit.caption}" for hit in hits]

@@ -1,0 +1,283 @@
+"""A demo Space: what is written, what it answers, and its page in a browser."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoProcessor
+
+from xmodal_hf import AudioTextDualEncoder, ImageTextDualEncoder
+from xmodal_hf.hub.arguments import CardArguments, SpaceArguments
+from xmodal_hf.hub.remote_code import write_remote_code
+from xmodal_hf.hub.space import stage_space
+from xmodal_hf.hub.staging import stage_checkpoint
+
+SCRIPT = Path(__file__).parents[2] / "training_scripts" / "screenshot_space.py"
+NUM_ITEMS = 15
+
+
+def load_module(path: Path) -> ModuleType:
+    """Import a file as a module of its own name."""
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[path.stem] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Captioned pictures of random colours; the first is large, the last has an alpha channel."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(NUM_ITEMS):
+        colour = (*generator.integers(0, 256, 3).tolist(), 255)
+        size = (1000, 600) if number == 0 else (20, 24)
+        Image.new(
+            "RGBA" if number == NUM_ITEMS - 1 else "RGB", size, colour[: 4 if number == NUM_ITEMS - 1 else 3]
+        ).save(folder / f"{number}.png")
+        rows.append({"file": f"{number}.png", "captions": [f"colour {number}", "another name"]})
+    path = folder / "captions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    """Captioned tones of half a second at 8 kHz."""
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    rows = []
+    for number in range(NUM_ITEMS):
+        soundfile.write(folder / f"{number}.wav", 0.5 * np.sin(np.arange(4000) * (number + 1) / 20), 8000)
+        rows.append({"file": f"{number}.wav", "caption": f"tone {number}"})
+    path = folder / "captions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def image_space(image_text_folder: Path, pictures: Path) -> Path:
+    """A Space in the folder of an image-text model that could be published."""
+    write_remote_code(image_text_folder)
+    arguments = SpaceArguments(gallery=str(pictures), gallery_size=NUM_ITEMS)
+    return stage_space(image_text_folder, image_text_folder / "space", "..", arguments)
+
+
+@pytest.fixture
+def audio_space(audio_text_folder: Path, sounds: Path) -> Path:
+    """A Space in the folder of an audio-text model that could be published."""
+    write_remote_code(audio_text_folder)
+    arguments = SpaceArguments(gallery=str(sounds), gallery_size=NUM_ITEMS)
+    return stage_space(audio_text_folder, audio_text_folder / "space", "..", arguments)
+
+
+def demo_of(space: Path) -> Any:
+    """Return what the Space computes with."""
+    return load_module(space / "search.py").Demo(space)
+
+
+def test_what_is_written(image_space: Path, image_text_model: ImageTextDualEncoder) -> None:
+    names = {
+        "README.md",
+        "app.py",
+        "search.py",
+        "requirements.txt",
+        "space.json",
+        "gallery.json",
+        "gallery.safetensors",
+    }
+    assert {path.name for path in image_space.iterdir()} == names | {"gallery"}
+    entries = json.loads((image_space / "gallery.json").read_text(encoding="utf-8"))
+    assert [entry["caption"] for entry in entries] == [f"colour {number}" for number in range(NUM_ITEMS)]
+    assert sorted(path.name for path in (image_space / "gallery").iterdir()) == [
+        f"{n:04}.webp" for n in range(NUM_ITEMS)
+    ]
+    with Image.open(image_space / entries[0]["file"]) as large:
+        assert max(large.size) == 480
+    embeds = load_file(image_space / "gallery.safetensors")["embeds"]
+    torch.testing.assert_close(embeds.norm(dim=1), torch.ones(NUM_ITEMS))
+    assert embeds.shape == (NUM_ITEMS, image_text_model.config.projection_dim)
+
+
+def test_the_card_of_the_space(image_text_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    arguments = SpaceArguments(gallery=str(pictures), gallery_size=3, space_title="Look: colours", space_license="mit")
+    folder = stage_space(image_text_folder, tmp_path / "space", "someone/colours", arguments, revision="abc")
+    _, front, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    metadata = yaml.safe_load(front)
+    assert (metadata["sdk"], metadata["app_file"], metadata["title"]) == ("gradio", "app.py", "Look: colours")
+    assert (metadata["models"], metadata["license"]) == (["someone/colours"], "mit")
+    assert "[someone/colours](https://huggingface.co/someone/colours) finds what you describe among 3 images" in text
+    assert str(tmp_path) not in front + text
+    settings = json.loads((folder / "space.json").read_text(encoding="utf-8"))
+    assert (settings["model"], settings["revision"]) == ("someone/colours", "abc")
+    assert settings["queries"] == ["colour 0", "colour 1", "colour 2"]
+    requirements = (folder / "requirements.txt").read_text(encoding="utf-8")
+    assert "torchvision" in requirements and "torchaudio" not in requirements and "xmodal_hf" not in requirements
+
+
+def test_search_by_text_and_by_image(image_space: Path, image_text_model: ImageTextDualEncoder) -> None:
+    demo = demo_of(image_space)
+    embeds = load_file(image_space / "gallery.safetensors")["embeds"]
+    processor = AutoProcessor.from_pretrained(image_space.parent)
+    with torch.no_grad():
+        query = image_text_model(**processor(text=["the dog barks"], return_tensors="pt")).text_embeds[0]
+    order = (embeds @ query).argsort(descending=True)
+    hits = demo.search_text(" the dog barks ", 4)
+    assert [hit.caption for hit in hits] == [f"colour {number}" for number in order[:4].tolist()]
+    assert hits[0].cosine == pytest.approx((embeds @ query).max().item(), abs=1e-5)
+    assert all(hit.path.is_file() for hit in hits)
+    assert len(demo.search_text("rain", 100)) == NUM_ITEMS
+
+    best = demo.search_item(Image.open(image_space.parents[1] / "pictures" / "7.png"), 1)[0]
+    assert best.caption == "colour 7" and best.cosine == pytest.approx(1, abs=1e-5)
+    assert load_module(image_space / "search.py").titles([best]) == ["1.00 colour 7"]
+
+
+def test_zero_shot(image_space: Path, image_text_model: ImageTextDualEncoder) -> None:
+    demo = demo_of(image_space)
+    image = Image.open(image_space / "gallery" / "0003.webp")
+    scores = demo.classify(image, "rain, the cat sleeps\n\nrain\n two small birds ", "{} at night")
+    assert list(scores) == ["rain", "the cat sleeps", "two small birds"]
+    assert sum(scores.values()) == pytest.approx(1)
+    texts = [f"{label} at night" for label in scores]
+    inputs = demo.processor(text=texts, images=[image], return_tensors="pt")
+    with torch.no_grad():
+        expected = image_text_model(**inputs).logits_per_image[0].softmax(dim=0)
+    torch.testing.assert_close(torch.tensor(list(scores.values())), expected)
+
+
+def test_sounds(audio_space: Path, audio_text_model: AudioTextDualEncoder) -> None:
+    demo = demo_of(audio_space)
+    entries = json.loads((audio_space / "gallery.json").read_text(encoding="utf-8"))
+    file = audio_space / entries[4]["file"]
+    assert (soundfile.info(file).samplerate, soundfile.info(file).frames) == (8000, 4000)
+    best = demo.search_item(str(file), 2)
+    assert best[0].caption == "tone 4" and best[0].cosine == pytest.approx(1, abs=1e-3)
+    assert len(demo.search_text("rain", 3)) == 3
+    assert set(demo.classify(str(file), "rain\na piano", "This is a sound of {}.")) == {"rain", "a piano"}
+    requirements = (audio_space / "requirements.txt").read_text(encoding="utf-8")
+    assert "torchaudio" in requirements and "soundfile" in requirements
+
+
+def test_recordings_become_mono_at_the_models_rate(audio_space: Path, tmp_path: Path) -> None:
+    read_clip = load_module(audio_space / "search.py").read_clip
+    soundfile.write(tmp_path / "stereo.wav", np.array([[0.5, -0.5], [0.5, 0.5], [0, 1]]), 8000, subtype="FLOAT")
+    clip = read_clip(str(tmp_path / "stereo.wav"), 8000)
+    assert clip.dtype == np.float32
+    np.testing.assert_allclose(clip, [0, 0.5, 0.5], atol=1e-6)
+    tone = 0.5 * np.sin(np.arange(48000) / 50)
+    soundfile.write(tmp_path / "tone.wav", tone, 48000, subtype="FLOAT")
+    halved = read_clip(str(tmp_path / "tone.wav"), 24000)
+    np.testing.assert_allclose(halved[100:-100], tone[::2][100:-100], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda demo, _: demo.search_text("  ", 3), "Write what to look for"),
+        (lambda demo, _: demo.search_item(None, 3), "Choose an image first"),
+        (lambda demo, _: demo.classify(None, "a\nb", "{}"), "Choose an image first"),
+        (lambda demo, image: demo.classify(image, "one,  one", "{}"), "two labels or more"),
+        (lambda demo, image: demo.classify(image, "a\nb", "no place"), r"needs \{\} where the label goes"),
+    ],
+)
+def test_visitors_are_told_what_is_wrong(call: Callable, message: str, image_space: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(demo_of(image_space), Image.new("RGB", (16, 16)))
+
+
+def test_it_runs_without_this_package(
+    image_text_folder: Path, pictures: Path, tmp_path: Path, run_with_only: Callable
+) -> None:
+    """As on the Hub: a published model, and the Space beside it."""
+    published = stage_checkpoint(image_text_folder, tmp_path / "published", "someone/colours", CardArguments())
+    arguments = SpaceArguments(gallery=str(pictures), gallery_size=NUM_ITEMS)
+    space = stage_space(published, tmp_path / "space", "../published", arguments)
+    expected = demo_of(space).search_text("rain", 5)
+    code = f"""
+import sys; sys.path.insert(0, {str(space)!r})
+from pathlib import Path
+from search import Demo, titles
+print(titles(Demo(Path({str(space)!r})).search_text("rain", 5)))
+"""
+    printed = run_with_only(["transformers", "torch", "torchvision", "safetensors", "pillow"], code)
+    assert printed.strip() == str(load_module(space / "search.py").titles(expected))
+
+
+def test_what_has_no_demo(
+    sentence_encoder_folder: Path, image_text_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="needs a model of images or sounds"):
+        stage_space(sentence_encoder_folder, tmp_path / "space", "..", SpaceArguments())
+    with pytest.raises(ValueError, match="is not empty"):
+        stage_space(image_text_folder, pictures.parent, "..", SpaceArguments(gallery=str(pictures)))
+    assert pictures.exists()
+    with pytest.raises(FileNotFoundError):
+        stage_space(image_text_folder, tmp_path / "space", "..", SpaceArguments(gallery=str(tmp_path / "no.csv")))
+    assert not (tmp_path / "space").exists()
+    with pytest.raises(ValueError, match="--gallery_size must be at least 1"):
+        SpaceArguments(gallery_size=0)
+
+
+@pytest.fixture
+def browse() -> Iterator[ModuleType]:
+    """The script that opens a Space in a browser."""
+    pytest.importorskip("gradio", reason="the page is Gradio's")
+    pytest.importorskip("playwright", reason="playwright drives the browser")
+    if shutil.which("chromium") is None:
+        pytest.skip("chromium is not installed")
+    yield load_module(SCRIPT)
+
+
+def test_the_page_of_images(browse: ModuleType, image_space: Path, tmp_path: Path) -> None:
+    app = browse.load_app(image_space)
+    demo = demo_of(image_space)
+    with browse.serving(app, image_space) as url, browse.browser_page(url) as page:
+        for query in ("the dog barks", "two small birds"):
+            browse.search_by_text(page, query, browse.expected_answers(app, image_space, query))
+        browse.save_picture(page, tmp_path / "page.png")
+        page.get_by_text("colour 2", exact=True).click()  # an example
+        browse.wait_for_captions(page, browse.expected_answers(app, image_space, "colour 2"))
+
+        page.get_by_role("tab", name="Search by image").click()
+        page.locator("input[type=file]").first.set_input_files(image_space / "gallery" / "0007.webp")
+        hits = demo.search_item(Image.open(image_space / "gallery" / "0007.webp"), 1)
+        browse.wait_for_captions(page, app.titles(hits))
+
+        page.get_by_role("tab", name="Zero-shot").click()
+        page.get_by_role("button", name="Classify").click()
+        page.get_by_text("Choose an image first.").wait_for()
+        page.locator("input[type=file]").last.set_input_files(image_space / "gallery" / "0003.webp")
+        page.get_by_label("Labels, one a line").fill("rain\nthe cat sleeps")
+        page.wait_for_timeout(500)
+        page.get_by_role("button", name="Classify").click()
+        page.get_by_test_id("label-output-value").wait_for()
+        scores = demo.classify(Image.open(image_space / "gallery" / "0003.webp"), "rain\nthe cat sleeps", "{}")
+        assert page.get_by_test_id("label-output-value").inner_text() == max(scores, key=scores.get)
+    assert Image.open(tmp_path / "page.png").size == (browse.WIDTH, browse.HEIGHT)
+
+
+def test_the_page_of_sounds(browse: ModuleType, audio_space: Path) -> None:
+    app = browse.load_app(audio_space)
+    demo = demo_of(audio_space)
+    with browse.serving(app, audio_space) as url, browse.browser_page(url) as page:
+        first = app.titles(demo.search_text("tone 0", 1))[0]
+        page.get_by_text(first, exact=True).first.wait_for()
+        page.get_by_role("tab", name="Search by sound").click()
+        page.locator("input[type=file]").first.set_input_files(audio_space / "gallery" / "0004.flac")
+        page.get_by_text("1.00 tone 4", exact=True).wait_for()

@@ -5,8 +5,9 @@
 Images: the same JPEG files and captions go through `PairDataset` and `PairCollator` with transformers'
 CLIPImageProcessor, and through open_clip's evaluation transform and tokenizer, item by item as its dataset classes do.
 Both tokenizers have open_clip's vocabulary and give the same ids, which is checked, as is that the pixels agree.
-Sounds: 10-second clips at 48 kHz, one thread, beside transformers' ClapFeatureExtractor. The methods take turns for
-`--rounds` rounds; medians and the fastest rounds are reported.
+Sounds: 10-second clips at 48 kHz, one thread, beside transformers' ClapFeatureExtractor: noise, rendered music and pure
+tones, since the time of ours depends on the sound; and by how many decibels they differ. The methods take turns for
+`--rounds` rounds; medians, the fastest rounds and the ratios to the peer are reported.
 
 open_clip is optional (benchmarks/requirements.txt): without it only ours is measured.
 """
@@ -38,6 +39,7 @@ from xmodal_hf import ImageTextProcessor, LogMelFeatureExtractor
 from xmodal_hf.data.collators import PairCollator
 from xmodal_hf.data.orders import FileOrder
 from xmodal_hf.data.sampling import EpochBatchSampler, PairDataset
+from xmodal_hf.data.soundfont import render_address
 from xmodal_hf.data.sources import load_pairs
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,6 +47,7 @@ IMAGE_SIZE = 224
 MAX_TOKENS = 77
 NOUNS = ("dog", "child", "bicycle", "river", "market", "mountain", "guitar", "train")
 CLIP_SECONDS, CLIP_RATE_HZ = 10, 48_000
+OURS, THEIRS = "LogMelFeatureExtractor", "ClapFeatureExtractor"
 
 Measurement = Callable[[], int]  # does the work, returns the number of items
 
@@ -56,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         methods = image_methods(Path(folder), options) | audio_methods(options.clips)
         rates = take_turns(methods, options.rounds)
-    report(rates, options)
+    report(rates, largest_difference_db(min(options.clips, 4)), options)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -179,17 +182,57 @@ def check_agreement(ours: dict[str, Any], theirs: list[torch.Tensor]) -> None:
 
 
 def audio_methods(clips: int) -> dict[str, Measurement]:
-    noise = np.random.default_rng(0).normal(0, 0.1, (clips, CLIP_SECONDS * CLIP_RATE_HZ)).astype(np.float32)
-    extractors = {
-        "LogMelFeatureExtractor": LogMelFeatureExtractor.from_preset("clap"),
-        "LogMelFeatureExtractor, single precision": LogMelFeatureExtractor.from_preset("clap", double_precision=False),
-        "ClapFeatureExtractor": ClapFeatureExtractor(frequency_min=50, truncation="rand_trunc"),
+    """Every extractor on every kind of sound, a batch a call as in training; noise also a clip a call."""
+    extractors = audio_extractors()
+    methods: dict[str, Measurement] = {}
+    for kind, sounds in audio_signals(clips).items():
+        calls = {kind: [sounds], f"{kind}, a clip a call": [[sound] for sound in sounds]}
+        for call, batches in calls.items():
+            if kind == "noise" or call == kind:
+                for name, extractor in extractors.items():
+                    methods[f"{call}: {name}"] = partial(extract, extractor, batches)
+    return methods
+
+
+def audio_extractors() -> dict[str, Any]:
+    return {
+        OURS: LogMelFeatureExtractor.from_preset("clap"),
+        f"{OURS}, single precision": LogMelFeatureExtractor.from_preset("clap", double_precision=False),
+        THEIRS: ClapFeatureExtractor(frequency_min=50, truncation="rand_trunc"),
     }
 
-    def extract(extractor: Any) -> int:
-        return len(extractor(list(noise), sampling_rate=CLIP_RATE_HZ, return_tensors="pt")["input_features"])
 
-    return {f"sounds: {name}": partial(extract, extractor) for name, extractor in extractors.items()}
+def audio_signals(clips: int) -> dict[str, list[np.ndarray]]:
+    """Clips that differ in how many of their frames single precision is exact for: noise (all), music, tones (none)."""
+    num_samples = CLIP_SECONDS * CLIP_RATE_HZ
+    generator = np.random.default_rng(0)
+    seconds = np.arange(num_samples) / CLIP_RATE_HZ
+    notes = [render_address(f"soundfont://test/{number}", CLIP_RATE_HZ) for number in range(4 * clips)]
+    signals = {
+        "noise": list(generator.normal(0, 0.1, (clips, num_samples))),
+        "music": [np.concatenate(notes[4 * clip : 4 * clip + 4])[:num_samples] for clip in range(clips)],
+        "tones": [np.sin(2 * np.pi * 110 * (clip + 1) * seconds) for clip in range(clips)],
+    }
+    return {kind: [sound.astype(np.float32) for sound in sounds] for kind, sounds in signals.items()}
+
+
+def extract(extractor: Any, batches: list[list[np.ndarray]]) -> int:
+    features = [extractor(batch, sampling_rate=CLIP_RATE_HZ, return_tensors="pt") for batch in batches]
+    return sum(len(part["input_features"]) for part in features)
+
+
+def largest_difference_db(clips: int) -> dict[str, dict[str, float]]:
+    """By how many decibels ours differ from ClapFeatureExtractor's at most, for each kind of sound."""
+    extractors = audio_extractors()
+    differences: dict[str, dict[str, float]] = {}
+    for kind, sounds in audio_signals(clips).items():
+        features = {
+            name: extractor(sounds, sampling_rate=CLIP_RATE_HZ, return_tensors="pt")["input_features"]
+            for name, extractor in extractors.items()
+        }
+        theirs = features.pop(THEIRS)
+        differences[kind] = {name: (ours - theirs).abs().max().item() for name, ours in features.items()}
+    return differences
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
@@ -207,19 +250,38 @@ def take_turns(methods: dict[str, Measurement], rounds: int) -> dict[str, list[f
     return rates
 
 
-def report(rates: dict[str, list[float]], options: argparse.Namespace) -> None:
+def report(
+    rates: dict[str, list[float]], differences: dict[str, dict[str, float]], options: argparse.Namespace
+) -> None:
     results = {
         name: {"median_per_second": statistics.median(values), "best_per_second": max(values)}
         for name, values in rates.items()
     }
-    print(f"{'':50} {'median':>10} {'best':>10}   items per second")
+    ratios = speed_ratios(rates)
+    print(f"{'':50} {'median':>10} {'best':>10}   items per second {'of the peer':>12}")
     for name, result in results.items():
-        print(f"{name:50} {result['median_per_second']:10.1f} {result['best_per_second']:10.1f}")
+        times = f"{ratios[name]:18.2f} x" if name in ratios else ""
+        print(f"{name:50} {result['median_per_second']:10.1f} {result['best_per_second']:10.1f} {times}")
+    for kind, by_extractor in differences.items():
+        for name, difference in by_extractor.items():
+            print(f"{kind}: {name} differs from {THEIRS} by at most {difference:.1e} dB")
     settings = {name: value for name, value in vars(options).items() if name != "output"}
     packages = {name: version(name) for name in ("torch", "torchaudio", "transformers", "pillow")}
     meta = {"settings": settings, "packages": packages, "cpus": os.cpu_count(), "machine": platform.machine()}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"data": results, "meta": meta}, indent=2) + "\n")
+    contents = {"data": results, "times_of_peer": ratios, "largest_difference_db": differences, "meta": meta}
+    options.output.write_text(json.dumps(contents, indent=2) + "\n")
+
+
+def speed_ratios(rates: dict[str, list[float]]) -> dict[str, float]:
+    """Ours over the peer's: the median over rounds, whose two measurements follow each other."""
+    ratios = {}
+    for name, values in rates.items():
+        work, method = name.rsplit(": ", 1)
+        peer = rates.get(f"{work}: {THEIRS if method.startswith(OURS) else 'open_clip'}")
+        if peer is not None and method not in (THEIRS, "open_clip"):
+            ratios[name] = statistics.median(ours / theirs for ours, theirs in zip(values, peer, strict=True))
+    return ratios
 
 
 if __name__ == "__main__":

@@ -204,6 +204,21 @@ def test_a_clip_gets_a_better_language_encoder_and_goes_back(
     assert_equal_outputs(converted, CLIPModel.from_pretrained(tmp_path), image_inputs)
 
 
+def test_the_towers_of_a_clip_that_went_back_load_alone(
+    make_image_text: Callable, randomize: Callable, image_inputs: dict, tmp_path: Path
+) -> None:
+    poolings = {"text_pooling": "pooler", "image_pooling": "pooler"}
+    model = randomize(make_image_text("clip_text", "clip_vision", projection_dim=20, **poolings))
+    to_clip(model).save_pretrained(tmp_path)
+    expected = model(**image_inputs)
+    text = transformers.CLIPTextModelWithProjection.from_pretrained(tmp_path)
+    found = text(image_inputs["input_ids"], image_inputs["attention_mask"]).text_embeds
+    torch.testing.assert_close(nn.functional.normalize(found, dim=-1), expected.text_embeds, atol=1e-5, rtol=1e-5)
+    image = transformers.CLIPVisionModelWithProjection.from_pretrained(tmp_path)
+    found = nn.functional.normalize(image(image_inputs["pixel_values"]).image_embeds, dim=-1)
+    torch.testing.assert_close(found, expected.image_embeds, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("fields", [{}, _FUSED], ids=["unfused", "fused"])
 def test_clap_goes_back(
     fields: dict, make_source: Callable, audio_inputs: Callable, assert_equal_outputs: Callable, tmp_path: Path
@@ -400,6 +415,21 @@ def test_every_clap_comes_in_and_goes_back(name: str) -> None:
         converted = from_transformers(source)
         assert shapes(to_clap(converted)) == shapes(source)
     assert converted.config.text_logit_scale_offset == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [{}, _FUSED], ids=["unfused", "fused"])
+def test_a_whole_clap_in_numbers(fields: dict, randomize: Callable, assert_equal_outputs: Callable) -> None:
+    """HTSAT-tiny and RoBERTa at their full size, as published."""
+    source = randomize(ClapModel(transformers.ClapConfig(text_config={}, audio_config=fields)))
+    tilt = torch.tensor([-2.0, 2.0])[:, None, None, None] * torch.linspace(-3, 3, 64)
+    inputs = {"input_ids": torch.randint(4, 50000, (3, 12))}
+    inputs["input_features"] = torch.randn(2, 4 if fields else 1, 1001, 64) + tilt
+    if fields:
+        inputs["is_longer"] = torch.tensor([[True], [False]])
+    converted = from_transformers(source)
+    assert_equal_outputs(source, converted, inputs)
+    assert_equal_outputs(source, to_clap(converted), inputs)
 
 
 @pytest.mark.slow

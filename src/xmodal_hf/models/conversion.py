@@ -235,10 +235,12 @@ def to_clip(model: ImageTextDualEncoder) -> CLIPModel:
             "text_logit_scale_offset": (0.0,),
         },
     )
+    # The towers' configs name it too: CLIPTextModelWithProjection reads it there.
+    projection_dim = {"projection_dim": model.config.projection_dim}
     config = transformers.CLIPConfig(
-        text_config=model.config.text_config.to_dict(),
-        vision_config=model.config.image_config.to_dict(),
-        projection_dim=model.config.projection_dim,
+        text_config=model.config.text_config.to_dict() | projection_dim,
+        vision_config=model.config.image_config.to_dict() | projection_dim,
+        **projection_dim,
         logit_scale_init_value=model.config.logit_scale_init_value,
     )
     return build_with_weights(lambda: CLIPModel(config), rename_weights(model.state_dict(), _TO_CLIP_RULES))

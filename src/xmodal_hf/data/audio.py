@@ -97,6 +97,17 @@ def clip_seconds(extractor: SequenceFeatureExtractor) -> float | None:
     return None
 
 
+def set_padding(extractor: SequenceFeatureExtractor, padding: str) -> None:
+    """Let a feature extractor lengthen short clips in another way, here and after it is saved.
+
+    Raises:
+        ValueError: it knows one way only.
+    """
+    if not isinstance(extractor, LogMelFeatureExtractor | ClapFeatureExtractor):
+        raise ValueError(f"--audio_padding: {type(extractor).__name__} has no choice of padding")
+    extractor.padding = padding
+
+
 def clap_features(
     extractor: ClapFeatureExtractor,
     waveforms: Sequence[np.ndarray],

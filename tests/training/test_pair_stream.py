@@ -1,0 +1,146 @@
+"""The stream of pairs that the options ask for: sources, bad items, audio."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from transformers import ASTFeatureExtractor
+
+from xmodal_hf import AudioTextProcessor, LogMelFeatureExtractor
+from xmodal_hf.data.bad_items import TooManyBadItemsError
+from xmodal_hf.data.errors import BadItemError
+from xmodal_hf.training.arguments import PairArguments, TextModelArguments, TrainingArguments
+from xmodal_hf.training.batches import load_pair_table, pair_stream
+from xmodal_hf.training.loop import build_accelerator
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Twenty pictures; number 7 is cut off."""
+    rows = []
+    for number in range(20):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "caption": f"the dog {number}"})
+    (tmp_path / "7.png").write_bytes((tmp_path / "7.png").read_bytes()[:60])
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "rows.jsonl")
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Eight noises of 0.5 and 3 seconds at 8 kHz, alternately."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(8):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, generator.normal(0, 0.1, (4000, 24_000)[number % 2]), 8000, format="WAV")
+        (tmp_path / f"{number}.wav").write_bytes(buffer.getvalue())
+        rows.append({"audio": f"{number}.wav", "caption": "rain"})
+    (tmp_path / "sounds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "sounds.jsonl")
+
+
+@pytest.fixture
+def audio_processor(tokenizer):
+    extractor = LogMelFeatureExtractor(
+        sampling_rate=8000, hop_length=80, fft_window_size=256, frequency_max=4000.0, feature_size=16, max_length_s=1.0
+    )
+    return AudioTextProcessor(extractor, tokenizer)
+
+
+def epoch_of(pairs, processor, folder, epoch=0, **training):
+    arguments = TrainingArguments(output_dir=str(folder), batch_size=4, report_to="none", **training)
+    accelerator = build_accelerator(arguments)
+    stream = pair_stream(accelerator, load_pair_table(pairs), processor, arguments, TextModelArguments(), pairs)
+    stream.load_state_dict({"epoch": epoch, "batch": 0})
+    return [batch for _, batch in zip(range(len(stream)), stream, strict=False)]
+
+
+def test_a_bad_item_is_skipped_and_listed(pictures, image_text_processor, tmp_path):
+    pairs = PairArguments(dataset=[pictures], max_bad_fraction=0.05)
+    batches = epoch_of(pairs, image_text_processor, tmp_path)
+    assert len(batches) == 5 and "7.png" not in {item for batch in batches for item in batch["ids"]}
+    (listed,) = (json.loads(line) for line in (tmp_path / "bad_items.jsonl").read_text().splitlines())
+    assert listed["id"] == "7.png" and listed["reason"] == "corrupt image" and listed["source"].endswith("/7.png")
+
+
+def test_or_stops_the_run(pictures, image_text_processor, tmp_path):
+    with pytest.raises(TooManyBadItemsError, match=r"1 of 20 items cannot be used, more than max_bad_fraction=0\.04"):
+        epoch_of(PairArguments(dataset=[pictures], max_bad_fraction=0.04), image_text_processor, tmp_path)
+    with pytest.raises(BadItemError, match="corrupt image"):
+        epoch_of(PairArguments(dataset=[pictures], on_bad_item="error"), image_text_processor, tmp_path)
+
+
+def test_a_new_run_begins_a_new_list_and_a_resumed_one_goes_on(pictures, image_text_processor, tmp_path):
+    pairs = PairArguments(dataset=[pictures], max_bad_fraction=0.1)
+    path = tmp_path / "bad_items.jsonl"
+    path.write_text('{"index": 3, "id": "3.png", "source": "", "reason": "missing file"}\n')
+    epoch_of(pairs, image_text_processor, tmp_path, resume="auto")
+    assert len(path.read_text().splitlines()) == 2
+    epoch_of(pairs, image_text_processor, tmp_path)
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_sources_are_mixed_by_weight(pictures, image_text_processor, tmp_path):
+    pairs = PairArguments(
+        dataset=[pictures, "openmoji"], dataset_weights=[0.9, 0.1], max_samples=20, max_bad_fraction=1
+    )
+    names = [item for batch in epoch_of(pairs, image_text_processor, tmp_path) for item in batch["ids"]]
+    # Number 7 has two turns of the 36, and what stands in for it may be of either source.
+    assert 34 <= sum(name.startswith(pictures) for name in names) <= 36 and len(names) == 40
+
+
+class TestAudio:
+    def test_windows_of_long_clips_are_drawn_anew_each_epoch_or_not(self, sounds, audio_processor, tmp_path):
+        def features(window, epoch):
+            pairs = PairArguments(dataset=[sounds], modality="audio", audio_window=window)
+            batches = epoch_of(pairs, audio_processor, tmp_path, epoch)
+            return {name: x for b in batches for name, x in zip(b["ids"], b["input_features"], strict=True)}
+
+        first, second = features("random", 0), features("random", 1)
+        changed = {name for name in first if not torch.equal(first[name], second[name])}
+        assert changed == {"1.wav", "3.wav", "5.wav", "7.wav"}  # the long ones
+        first, second = features("center", 0), features("center", 1)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    def test_spec_augment_and_padding(self, sounds, audio_processor, tmp_path):
+        def features(**options):
+            pairs = PairArguments(dataset=[sounds], modality="audio", audio_window="first", **options)
+            return torch.cat([batch["input_features"] for batch in epoch_of(pairs, audio_processor, tmp_path)])
+
+        plain = features()
+        augmented = features(spec_augment=True)
+        assert 0.05 < (augmented != plain).float().mean() < 0.95
+        padded = features(audio_padding="pad")
+        assert audio_processor.feature_extractor.padding == "pad"  # and so it is saved
+        assert sorted((row == -100).float().mean() > 0.4 for row in padded) == [False] * 4 + [True] * 4
+
+    def test_an_extractor_without_a_choice_of_padding(self, sounds, tokenizer, tmp_path):
+        processor = AudioTextProcessor(ASTFeatureExtractor(sampling_rate=8000, max_length=32), tokenizer)
+        pairs = PairArguments(dataset=[sounds], modality="audio", audio_padding="pad")
+        with pytest.raises(ValueError, match="ASTFeatureExtractor has no choice of padding"):
+            epoch_of(pairs, processor, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"dataset": []}, "pass --dataset"),
+        ({"dataset": ["a", "a"]}, "names a data set twice"),
+        ({"dataset": ["a"], "dataset_weights": [1.0, 2.0]}, "1 data sets need as many --dataset_weights"),
+        ({"dataset": ["a"], "dataset_weights": [0.0]}, "must be positive"),
+        ({"dataset": ["a"], "streaming": True, "max_samples": 3}, "--max_samples and --streaming exclude"),
+        ({"dataset": ["a"], "shuffle_buffer": 0}, "--shuffle_buffer must be at least 1"),
+        ({"dataset": ["a"], "max_bad_fraction": 1.5}, "must lie between 0 and 1"),
+        ({"dataset": ["a"], "spec_augment": True}, "--spec_augment does not go with --modality image"),
+        ({"dataset": ["a"], "audio_padding": "pad"}, "--audio_padding does not go with --modality image"),
+        ({"dataset": ["a"], "augment": True, "modality": "audio"}, "--augment does not go with --modality audio"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        PairArguments(**options)

@@ -1,6 +1,6 @@
 """To the Hub and back: cards, published folders, sentence-transformers exports, adapters, Spaces.
 
-Names are loaded when first used: the options of the scripts are in this package too, and answer without the Hub's client.
+Names are loaded when first used: the options of the scripts are here too, and answer without the client of the Hub.
 """
 
 import importlib

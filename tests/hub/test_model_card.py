@@ -244,8 +244,7 @@ def test_the_code_of_a_card_runs(
         scores = eval(printed.splitlines()[0])
         assert scores.keys() == {"a red heart", "a sleeping cat", "the flag of a country"}
         assert sum(scores.values()) == pytest.approx(1)
-        assert "torch.Size([3, 16]) torch.Size([1, 16])" in printed
-    assert printed.count("tensor(") == (1 if kind == "image" else 2)
+    assert printed.count("tensor(") == 2
 
 
 def test_the_code_of_an_audio_card_runs(
@@ -264,7 +263,7 @@ def test_the_code_of_an_audio_card_runs(
     staged = stage_checkpoint(tmp_path / "model", tmp_path / "staged", str(tmp_path / "staged"), CardArguments())
     printed = run_blocks(staged, monkeypatch, capsys)
     assert sum(eval(printed.splitlines()[0]).values()) == pytest.approx(1)
-    assert "torch.Size([3, 16]) torch.Size([1, 16])" in printed
+    assert printed.count("tensor(") == 2
 
 
 @pytest.mark.parametrize("folder", sorted(CARDS.iterdir()), ids=lambda folder: folder.name)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -17,6 +18,7 @@ from transformers import AutoModel
 
 import xmodal_hf.hub
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
+from xmodal_hf.evaluation.loading import load_embedder
 from xmodal_hf.hub.arguments import CardArguments
 from xmodal_hf.hub.publish import push_folder
 from xmodal_hf.hub.safety import UnsafeFolderError
@@ -66,6 +68,15 @@ def test_a_staged_model_is_the_model(checkpoint: Path, tmp_path: Path, image_tex
     assert type(loaded) is ImageTextDualEncoder
     for name, value in image_text_model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_a_staged_model_is_evaluated_as_the_checkpoint_is(checkpoint: Path, tmp_path: Path, images: list) -> None:
+    """It looks like a model of sentence-transformers too, which would know nothing of the pictures' side."""
+    staged = stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments())
+    found, expected = (load_embedder(str(folder), device="cpu") for folder in (staged, checkpoint))
+    assert found.modality == "image"
+    np.testing.assert_array_equal(found.encode_text(["rain"]), expected.encode_text(["rain"]))
+    np.testing.assert_array_equal(found.encode_image(images), expected.encode_image(images))
 
 
 def test_results_and_plots_come_from_the_evaluation(checkpoint: Path, tmp_path: Path) -> None:
@@ -138,7 +149,7 @@ def test_a_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path, mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(shutil, "copyfile", fail)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match=r"no space left for \S+: free some, or pass --output_dir on another disk"):
         stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments())
     assert not (tmp_path / "staged").exists() and contents(checkpoint) == before
     monkeypatch.undo()

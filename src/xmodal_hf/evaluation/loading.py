@@ -14,7 +14,8 @@ from xmodal_hf.models.text_tower import tower_class
 from .embed import Embedder, EmbedOptions, as_embedder, load_processor
 from .held_data import files_checksum
 
-_OWN_SENTENCE_ENCODER = "xmodal_sentence_encoder"
+# What the model types of ours begin with: sentence encoders and published models look like sentence-transformers' too.
+_OWN_MODELS = "xmodal_"
 # Files of a checkpoint that change its embeddings: weights, configs, vocabularies, code.
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
 _RESULTS_NAME = "results.json"
@@ -69,7 +70,7 @@ def _needs_sentence_transformers(model: str) -> bool:
     if not _has_file(model, "config.json"):
         return True  # of an old release, with the transformer in a folder of its own
     config, _ = PreTrainedConfig.get_config_dict(model)
-    return config.get("model_type") != _OWN_SENTENCE_ENCODER
+    return not str(config.get("model_type")).startswith(_OWN_MODELS)
 
 
 def _has_file(model: str, name: str) -> bool:

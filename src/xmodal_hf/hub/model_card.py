@@ -53,6 +53,7 @@ _PLOTS = {
     "alignment_uniformity": "Alignment and uniformity",
     "loss_curves": "Training losses",
     "loss_curve": "Training loss",
+    "space": "The demo of this model, in a browser",
 }
 # A dataset or model of the Hub. `outputs/...` is where the training scripts write.
 _HUB_ID = re.compile(r"(?!outputs/)[A-Za-z0-9][\w.-]*/[\w.-]+")

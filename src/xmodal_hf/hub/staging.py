@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -59,8 +60,12 @@ def stage_checkpoint(checkpoint: Path, folder: Path, repo_id: str, card: CardArg
         _prepare_for_readers(folder, model_type)
         (folder / CARD_NAME).write_text(render_card(sources, repo_id, card), encoding="utf-8")
         check_folder(folder)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         shutil.rmtree(folder)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise OSError(
+                f"no space left for {folder}: free some, or pass --output_dir on another disk; {checkpoint} is as it was"
+            ) from error
         raise
     return folder
 

@@ -9,7 +9,10 @@ from transformers import ASTFeatureExtractor, ClapFeatureExtractor, Wav2Vec2Feat
 from xmodal_hf.data.audio import SpecAugment, clip_seconds, decode_audio, load_waveform, split_windows
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.seeding import EpochIndex
+from xmodal_hf.evaluation import as_embedder
+from xmodal_hf.evaluation.embed import EmbedOptions
 from xmodal_hf.models.feature_extraction_log_mel import LogMelFeatureExtractor
+from xmodal_hf.models.processing_dual_encoder import AudioTextProcessor
 
 
 def encoded(samples, rate=8000, kind="WAV", **options):
@@ -115,6 +118,37 @@ def test_windows_cover_a_clip_evenly(length, starts):
 )
 def test_how_much_of_a_clip_is_used(extractor, seconds):
     assert clip_seconds(extractor) == (seconds and pytest.approx(seconds))
+
+
+def log_mel_extractor():
+    return LogMelFeatureExtractor(
+        feature_size=16, sampling_rate=8000, hop_length=125, fft_window_size=256, max_length_s=1.0, frequency_max=4000.0
+    )
+
+
+def clap_extractor():
+    return ClapFeatureExtractor(
+        feature_size=16, sampling_rate=8000, hop_length=125, fft_window_size=256, max_length_s=1, frequency_max=4000,
+        truncation="rand_trunc",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("long_clips", ["first", "mean"])
+@pytest.mark.parametrize("make_extractor", [log_mel_extractor, clap_extractor])
+def test_a_file_has_one_embedding_in_any_batch(make_extractor, long_clips, make_audio_text, tokenizer, tmp_path):
+    generator = np.random.default_rng(0)
+    cells = []
+    for number, seconds in enumerate((0.3, 2.6, 1.0, 1.7)):
+        path = tmp_path / f"{number}.wav"
+        soundfile.write(path, generator.normal(0, 0.1, round(seconds * 16_000)), 16_000)
+        cells.append({"bytes": None, "path": str(path)})
+    options = EmbedOptions(long_clips=long_clips, batch_size=3)
+    embedder = as_embedder(make_audio_text(), AudioTextProcessor(make_extractor(), tokenizer), options=options)
+    together = embedder.encode_audio(cells)
+    np.random.seed(7)  # ClapFeatureExtractor would crop at random
+    alone = np.concatenate([embedder.encode_audio([cell]) for cell in reversed(cells)])[::-1]
+    assert np.abs(together - alone).max() < 1e-5
+    assert np.abs(together[1] - together[3]).max() > 1e-3
 
 
 class TestSpecAugment:

@@ -6,6 +6,7 @@ import sys
 import tarfile
 import textwrap
 
+import fsspec
 import pytest
 import torch
 from datasets import Dataset
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from xmodal_hf.data.collators import PairCollator
 from xmodal_hf.data.errors import BadItemError
+from xmodal_hf.data.mixing import training_order
 from xmodal_hf.data.orders import ShuffledOrder
 from xmodal_hf.data.sampling import EpochBatchSampler, PairDataset
 from xmodal_hf.data.sources import load_pairs
@@ -126,6 +128,26 @@ def test_sounds(tmp_path, samples):
     write_tar(tmp_path / "a.tar", [("1.flac", buffer.getvalue()), ("1.txt", b"a tone")])
     pairs = load_pairs(tmp_path / "a.tar", modality="audio")
     assert len(PairDataset(pairs, seed=0, sampling_rate=8000)[0]["audio"]) == 800
+
+
+def test_remote_tars(shards, samples):
+    """At any address that fsspec opens; here, its file system in memory."""
+    memory = fsspec.filesystem("memory")
+    for tar in shards.glob("*.tar"):
+        memory.pipe(f"/tars/{tar.name}", tar.read_bytes())
+    for source in ("memory://tars/*.tar", "memory://tars/part-{000..002}.tar"):
+        items = PairDataset(load_pairs(source), seed=0)
+        assert [samples.number_of(items[number]["image"]) for number in range(12)] == list(range(12))
+        assert items[7]["text"] == "picture of number 7"
+    with pytest.raises(FileNotFoundError, match=r"part-003\.tar"):
+        load_pairs("memory://tars/part-{000..003}.tar")
+
+
+def test_tars_can_be_read_one_after_the_other(shards):
+    pairs = load_pairs(shards)
+    assert pairs["shard"][:] == [0] * 4 + [1] * 4 + [2] * 4
+    tars = training_order(pairs, seed=0, buffer_size=4)(5) // 4  # of each row
+    assert [len(set(tars[start : start + 4])) for start in (0, 4, 8)] == [1, 1, 1]
 
 
 def test_what_is_not_there(tmp_path, shards):

@@ -50,7 +50,7 @@ def write_checkpoint(adapted: PeftModel, folder: Path, base: str | None = None) 
     """Write what a training script leaves: the adapter, a processor's file, recipe, summary, results."""
     save_adapter(adapted, folder, base)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
-    (folder / "run.json").write_text('{"steps": 10}', encoding="utf-8")
+    (folder / "run.json").write_text(json.dumps({"steps": 10, "command": f"train.py {folder}"}), encoding="utf-8")
     (folder / "results.json").write_text(json.dumps(RESULTS), encoding="utf-8")
     (folder / "processor_config.json").write_text("{}", encoding="utf-8")
     (folder / "log.jsonl").write_text("{}\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from .citations import citations
 from .model_card import CARD_NAME, RESULTS_NAME, Phase, model_index, result_tables
 from .remote_code import read_json
 from .safety import check_folder
-from .staging import make_empty
+from .staging import copy_run, make_empty
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -30,9 +30,6 @@ ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 _BASE = "base_model_name_or_path"
 _TEMPLATE = "adapter_card_template.md"
-_RECIPE_NAME, _RUN_NAME = "recipe.yaml", "run.json"
-# The rest of a training folder, its processor too, is the base's or stays at home.
-_PUBLISHED = (ADAPTER_WEIGHTS_NAME, _RECIPE_NAME, _RUN_NAME)
 # Class of the base -> modality, and pipeline tag as the Hub has it.
 _CLASSES = {
     "ImageTextDualEncoder": ("image", "zero-shot-image-classification"),
@@ -103,9 +100,11 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
     results_path = Path(card.results or checkpoint) / RESULTS_NAME
     make_empty(folder)
     try:
-        for path in (*(checkpoint / name for name in _PUBLISHED), results_path):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
+        # The rest of a training folder, its processor too, is the base's or stays at home.
+        shutil.copyfile(checkpoint / ADAPTER_WEIGHTS_NAME, folder / ADAPTER_WEIGHTS_NAME)
+        copy_run(checkpoint, folder)
+        if results_path.is_file():
+            shutil.copyfile(results_path, folder / RESULTS_NAME)
         (folder / ADAPTER_CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / CARD_NAME).write_text(render_adapter_card(folder, repo_id, card), encoding="utf-8")
         check_folder(folder)

@@ -82,8 +82,9 @@ def load_tars(
         }
     )
     settings: dict[str, Any] = {
-        # `datasets` caches by these settings, so a changed file must change them. It takes lists for data files.
-        "tars": [(tar, _version(tar)) for tar in tars],
+        # `datasets` caches by these settings, so a changed file must change them. It takes lists for data files, and
+        # calls the generator with one of them at a time.
+        "tars": [(number, tar, _version(tar)) for number, tar in enumerate(tars)],
         "modality": modality,
         "text_names": (text_column,) if text_column else tuple(text_names),
     }
@@ -92,9 +93,9 @@ def load_tars(
     return Dataset.from_generator(_rows, features=features, gen_kwargs=settings)
 
 
-def _rows(tars: list[tuple[str, str]], modality: str, text_names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _rows(tars: list[tuple[int, str, str]], modality: str, text_names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     suffixes = IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES
-    for shard, (tar, _) in enumerate(tars):
+    for shard, tar, _ in tars:
         for key, members in itertools.groupby(_members(tar), key=lambda member: member[0]):
             row: dict[str, Any] = {"id": key, modality: None, "text": [], SHARD_COLUMN: shard}
             for _, suffix, offset, size in members:

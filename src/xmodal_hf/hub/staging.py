@@ -64,7 +64,7 @@ def stage_checkpoint(checkpoint: Path, folder: Path, repo_id: str, card: CardArg
         shutil.rmtree(folder)
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(
-                f"no space left for {folder}: free some, or pass --output_dir on another disk; {checkpoint} is as it was"
+                f"no space left for {folder}: free some, or pass --output_dir on another disk; {checkpoint} is whole"
             ) from error
         raise
     return folder

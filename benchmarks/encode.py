@@ -36,12 +36,12 @@ def main() -> None:
         "--model", default=minilm_folder(), help="A sentence-transformers folder or Hub id, mean pooling."
     )
     parser.add_argument("--sentences", help="A text, csv, jsonl or parquet file; see load_sentences.")
-    parser.add_argument("--num_sentences", type=int, default=4000, help="Drawn with a fixed seed.")
+    parser.add_argument("--num_sentences", type=int, default=2000, help="Drawn with a fixed seed.")
     parser.add_argument("--rounds", type=int, default=3, help="Times that every loop runs.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Such as cpu or cuda.")
     options = parser.parse_args()
-    if options.model is None:
-        print("skipped: pass --model, or pip install -r benchmarks/requirements.txt")
+    if options.model is None or importlib.util.find_spec("sentence_transformers") is None:
+        print("skipped: pip install -r benchmarks/requirements.txt, or pass --model")
         return
     sentences = load_corpus(options.sentences, options.num_sentences)
     loops = build_loops(options.model, options.device)
@@ -53,7 +53,8 @@ def main() -> None:
     corpus = {"sentences": len(sentences), "median_words": statistics.median(lengths), "longest_words": max(lengths)}
     machine = {"device": options.device, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
     machine["processor"] = platform.processor() or platform.machine()
-    result = {"model": Path(options.model).name, "corpus": corpus, "machine": machine, "rows": rows}
+    name = "all-MiniLM-L6-v2" if options.model == minilm_folder() else Path(options.model).name
+    result = {"model": name, "rounds": options.rounds, "corpus": corpus, "machine": machine, "rows": rows}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(RESULTS)

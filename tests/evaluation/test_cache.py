@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xmodal_hf.data.soundfont import ADDRESS_SCHEME
 from xmodal_hf.evaluation import Embedder
 from xmodal_hf.evaluation.cache import CachedEmbedder, content_digest
 
@@ -68,6 +69,12 @@ def test_content_decides_not_its_container(tmp_path):
     clip = np.arange(4, dtype=np.float32)
     assert content_digest(clip, "audio") == content_digest(clip.copy(), "audio")
     assert content_digest(clip, "audio") != content_digest(clip.astype(np.float64), "audio")
+
+
+def test_a_rendered_sound_is_identified_by_its_address():
+    cells = [{"bytes": None, "path": f"{ADDRESS_SCHEME}test/{index}"} for index in (0, 0, 1)]
+    digests = [content_digest(cell, "audio") for cell in cells]
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_a_folder_outlives_the_process_and_keeps_models_apart(tmp_path):

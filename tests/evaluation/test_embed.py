@@ -11,6 +11,8 @@ from torch import nn
 from transformers import AutoModel, SiglipProcessor
 
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
+from xmodal_hf.data.audio import load_waveform
+from xmodal_hf.data.soundfont import load_soundfont
 from xmodal_hf.evaluation import Embedder, as_embedder, embed_pairs, evaluate_retrieval
 from xmodal_hf.evaluation.embed import EmbedOptions, evaluation_mode
 from xmodal_hf.models.text_tower import token_batches
@@ -136,6 +138,14 @@ def test_long_clips_are_the_mean_of_their_windows(clap, batch_size):
     alone = np.concatenate([embedder.encode_audio([clip]) for clip in clips])
     assert np.allclose(together, alone, atol=1e-5)
     assert np.abs(together[0] - first.encode_audio([clips[0]])[0]).max() > 1e-3
+
+
+def test_rendered_sounds_are_rendered(clap):
+    pytest.importorskip("symusic")
+    cells = load_soundfont("test", num_clips=2)["audio"]
+    embeds = as_embedder(*clap).encode_audio(cells)
+    waveforms = [load_waveform(cell, 8000) for cell in cells]
+    assert np.allclose(embeds, as_embedder(*clap).encode_audio(waveforms), atol=1e-6)
 
 
 def test_embed_pairs_keeps_owners_and_order(clip, pictures, sentences):

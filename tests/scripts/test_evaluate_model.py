@@ -119,6 +119,10 @@ def test_comparison_of_two_models(main, image_text_folder, pictures, tmp_path, c
     recall = results_of(tmp_path / "a")["retrieval"]["image_to_text_recall@1"]
     assert f"| retrieval: image_to_text_recall@1 | {recall:.2f} | {recall:.2f} |" in printed
     assert (tmp_path / "b" / "alignment_uniformity.png").exists()
+    capsys.readouterr()
+    main([*common, "--output_dir", str(tmp_path / "c"), "--num_resamples", "0", "--max_pairs", "5", *compare])
+    assert "| retrieval: image_to_text_recall@1 | other data |" in capsys.readouterr().out
+    assert not (tmp_path / "c" / "alignment_uniformity.png").exists()
     assert results_of(tmp_path / "a")["representation"] == results_of(tmp_path / "b")["representation"]
 
 
@@ -171,6 +175,26 @@ def test_text_peers_give_the_same_numbers(main, text_config, tokenizer, make_sen
         main([*args, "--output_dir", str(out)])
         averages.append(results_of(out)["sts"]["average"])
     assert averages == pytest.approx([averages[0]] * 3, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["t5", "gpt2"])
+def test_encoder_decoders_and_decoders_are_text_models(main, tokenizer, sts_data, tmp_path, kind):
+    """Of T5 the encoder; GPT-2's tokenizer has no token to pad with."""
+    tokenizer = copy.deepcopy(tokenizer)
+    if kind == "t5":
+        config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        config.decoder_start_token_id = 0
+        model = transformers.T5Model(config)
+    else:
+        model = transformers.GPT2Model(
+            transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=16, n_layer=1, n_head=2)
+        )
+        tokenizer.pad_token = None
+    model.save_pretrained(tmp_path / kind)
+    tokenizer.save_pretrained(tmp_path / kind)
+    main(["--model", str(tmp_path / kind), "--sts_data", str(sts_data), "--num_resamples", "0",
+          "--output_dir", str(tmp_path / "out")])  # fmt: skip
+    assert -100 <= results_of(tmp_path / "out")["sts"]["average"] <= 100
 
 
 def test_the_cache_folder_is_used_again(main, image_text_folder, pictures, tmp_path):

@@ -31,6 +31,7 @@ _CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY = "#8C8C8C"
 _DPI = 150
 _SMOOTHING_SHARE = 0.02  # loss curves are averaged over this share of their steps
+_SPECTRUM_FLOOR = 1e-5  # of the largest value; below is float32's rounding
 _MAX_ANNOTATED_CLASSES = 20
 _LABEL_CHARACTERS = 22  # fit beside the pictures at 11 points
 _SHOWN_DECIBELS = 80
@@ -71,8 +72,9 @@ def joint_map(
         )
     axes.spines[:].set_visible(False)  # projected axes have no units
     axes.set(xticks=[], yticks=[], title=f"{modality} and text, {len(items)} pairs ({_METHODS[method]})")
+    axes.set_aspect("equal", adjustable="datalim")  # distances in both directions compare
     axes.margins(0.05)
-    axes.legend(frameon=False, loc="best")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)  # below: points fill the rest
     return figure
 
 
@@ -86,7 +88,8 @@ def cosine_histogram(
     paired = (texts * items[text_item.tolist()]).sum(dim=1).cpu().numpy()
     unpaired = (texts * items[shifted.tolist()]).sum(dim=1).cpu().numpy()
     figure, axes = _figure(5.5, 3.5)
-    bins = np.linspace(min(paired.min(), unpaired.min()), max(paired.max(), unpaired.max()), 60).tolist()
+    num_bins = int(np.clip(np.sqrt(len(texts)), 10, 60))
+    bins = np.linspace(min(paired.min(), unpaired.min()), max(paired.max(), unpaired.max()), num_bins).tolist()
     for name, values, colour in (("unpaired", unpaired, _GREY), ("paired", paired, COLOURS[modality])):
         axes.hist(values, bins=bins, density=True, alpha=0.65, color=colour, label=f"{name} (mean {values.mean():.2f})")
     axes.set(xlabel=f"cosine of text and {modality}", ylabel="density", title="Paired and unpaired cosines")
@@ -97,10 +100,13 @@ def cosine_histogram(
 def spectrum(embeds: Mapping[str, Any]) -> Figure:
     """Singular spectra of centred embeddings, one line a name: a steep line uses few dimensions."""
     figure, axes = _figure(5.5, 3.5)
+    highest = 0.0
     for colour, (name, rows) in zip(_cycled(len(embeds)), embeds.items(), strict=True):
         values = singular_spectrum(rows)
+        highest = max(highest, float(values[0]))
         axes.plot(np.arange(1, len(values) + 1), values, color=COLOURS.get(name, colour), label=name)
     axes.set(xlabel="principal axis", ylabel="standard deviation", yscale="log", title="Singular spectrum")
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], _SPECTRUM_FLOOR * highest))
     axes.legend(frameon=False)
     return figure
 

@@ -23,7 +23,7 @@ from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
 from .embed import Counted, Embedder, Modality, PairEmbeddings, embed_pairs
 from .held_data import describe_source
 from .loading import model_identity
-from .prompts import DEFAULT_PROMPTS
+from .prompts import DEFAULT_PROMPTS, clean_class_name
 from .representation import evaluate_representation
 from .retrieval import evaluate_retrieval
 from .sts import evaluate_sts, load_sts
@@ -35,13 +35,21 @@ RESULTS_NAME = "results.json"
 _PACKAGES = ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn")
 # Options that change a number, recorded with each task.
 _RECORDED = ("seed", "num_resamples", "pooling", "max_length", "long_clips", "dtype")
+# What must be the same in two results of a task before they are compared.
+_IDENTIFYING = ("dataset", "sha256", "revision", "revisions", "split", "num_items", "protocol")
 # What a comparison shows of each task.
 _HEADLINES = {
     "sts": ("average",),
     "transfer": ("average",),
     "retrieval": tuple(f"{way}_recall@{k}" for way in ("text_to_{0}", "{0}_to_text") for k in (1, 5, 10)),
     "zero_shot": ("top1_accuracy", "top5_accuracy", "fold_mean_accuracy"),
-    "representation": ("alignment", "modality_gap", "text_uniformity", "{0}_uniformity", "text_effective_rank"),
+    "representation": (
+        "alignment",
+        "text_alignment",
+        "modality_gap",
+        *(f"{of}_{measure}" for measure in ("uniformity", "effective_rank", "anisotropy") for of in ("text", "{0}")),
+        "logit_scale",
+    ),
 }
 
 Results = dict[str, dict[str, Any]]
@@ -160,13 +168,21 @@ def results_table(results: Results) -> str:
 
 
 def comparison_table(models: Mapping[str, Results]) -> str:
-    """Headline metrics of several models side by side, as a Markdown table; before and after, for example."""
+    """Headline metrics of several models side by side, as a Markdown table; before and after, for example.
+
+    The last model decides what is compared: a number on other data, or by another protocol, is not shown.
+    """
     rows: dict[str, list[str]] = {}
+    *_, last = models.values()
     for task, templates in _HEADLINES.items():
         for metric in (template.format(modality) for template in templates for modality in ("image", "audio")):
             values = [results.get(task, {}).get(metric) for results in models.values()]
-            if any(value is not None for value in values):
-                rows[f"{task}: {metric}"] = ["" if value is None else _shown(value) for value in values]
+            comparable = [_same_data(results, last, task) for results in models.values()]
+            if last.get(task, {}).get(metric) is not None:
+                shown = zip(values, comparable, strict=True)
+                rows[f"{task}: {metric}"] = [
+                    "" if value is None else _shown(value) if same else "other data" for value, same in shown
+                ]
     header = f"| | {' | '.join(models)} |"
     body = [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
     return "\n".join([header, "|---|" + "---:|" * len(models), *body])
@@ -189,8 +205,13 @@ def read_compared(compare: str) -> dict[str, Results]:
 
 
 def comparison_figures(models: Mapping[str, Results]) -> dict[str, Figure]:
-    """Alignment against uniformity of all models whose representation was measured."""
-    measured = {name: results["representation"] for name, results in models.items() if "representation" in results}
+    """Alignment against uniformity of all models whose representation was measured on the data of the last."""
+    *_, last = models.values()
+    measured = {
+        name: results["representation"]
+        for name, results in models.items()
+        if "representation" in results and _same_data(results, last, "representation")
+    }
     return {"alignment_uniformity.png": plots.alignment_uniformity_scatter(measured)} if len(measured) > 1 else {}
 
 
@@ -270,7 +291,8 @@ def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: Ev
         numbers = zero_shot_metrics(
             scores, labels, class_names, folds=folds, num_resamples=arguments.num_resamples, seed=arguments.seed
         )
-        figure = plots.confusion_matrix(confusion_counts(scores, labels), class_names)
+        shown_names = [clean_class_name(name) for name in class_names]
+        figure = plots.confusion_matrix(confusion_counts(scores, labels), shown_names)
         return Outcome(numbers, meta, {"confusion.png": figure})
 
     return run
@@ -313,7 +335,15 @@ def _load_pairs(embedder: Embedder, data: EvaluationDataArguments) -> tuple[Data
         text_column=data.text_column,
         max_samples=data.max_pairs,
     )
-    return table, modality, describe_source(str(data.pairs), table) | {"split": data.pairs_split}
+    return (
+        table,
+        modality,
+        describe_source(str(data.pairs), table)
+        | {
+            "split": data.pairs_split,
+            "num_items": len(table),
+        },
+    )
 
 
 def _embedded_pairs(embedder: Embedder, table: Dataset, modality: Modality) -> PairEmbeddings:
@@ -335,6 +365,12 @@ def _modality(embedder: Embedder, data: EvaluationDataArguments) -> Modality:
     if modality is None:
         raise ValueError("this model takes text only: retrieval, zero_shot and representation need a two-tower model")
     return modality
+
+
+def _same_data(first: Results, second: Results, task: str) -> bool:
+    """Whether both results of a task are of the same data in the same protocol."""
+    metas = [results["meta"]["tasks"].get(task, {}) for results in (first, second)]
+    return all(metas[0].get(name) == metas[1].get(name) for name in _IDENTIFYING)
 
 
 def _shown(value: float) -> str:

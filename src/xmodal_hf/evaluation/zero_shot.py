@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import DEFAULT_RESAMPLES, mean_interval, with_interval
+from .bootstrap import DEFAULT_RESAMPLES, mean_interval, percentile_interval, ratio_resamples, with_interval
 from .checks import as_embeds, as_indices
 from .embed import Embedder
 from .prompts import DEFAULT_PROMPTS, clean_class_name, resolve_templates
@@ -116,9 +116,9 @@ def zero_shot_metrics(
         seed: of the bootstrap.
 
     Returns:
-        `top<k>_accuracy` with `_ci95_low` and `_ci95_high`, `mean_per_class_accuracy` and `accuracy/<class>` over the
-        classes that occur; with folds `accuracy/fold <f>` and their `fold_mean_accuracy` and `fold_std_accuracy`
-        (population deviation); `num_items`, `num_classes`.
+        `top<k>_accuracy` and `mean_per_class_accuracy` with `_ci95_low` and `_ci95_high`, and `accuracy/<class>` of the
+        classes that occur; with folds `accuracy/fold <f>`, their `fold_mean_accuracy` with its interval, and
+        `fold_std_accuracy` (population deviation); `num_items`, `num_classes`.
     """
     label_indices = checked_labels(scores, labels)
     ranks = score_ranks(scores, label_indices).best  # (n,)
@@ -133,10 +133,13 @@ def zero_shot_metrics(
             results[name] = float(hits.mean())
     correct = 100.0 * (ranks == 1)
     if folds is not None:
-        results |= _fold_accuracies(correct, np.asarray(folds))
-    by_class = {class_names[label]: float(correct[label_indices == label].mean()) for label in np.unique(label_indices)}
-    results["mean_per_class_accuracy"] = float(np.mean(list(by_class.values())))
-    results |= {f"accuracy/{clean_class_name(name)}": value for name, value in by_class.items()}
+        by_fold = _accuracies(correct, np.asarray(folds))
+        results |= {f"accuracy/fold {fold}": value for fold, value in by_fold.items()}
+        results |= _mean_of_strata("fold_mean_accuracy", correct, np.asarray(folds), num_resamples, seed)
+        results["fold_std_accuracy"] = float(np.std(list(by_fold.values())))
+    results |= _mean_of_strata("mean_per_class_accuracy", correct, label_indices, num_resamples, seed)
+    by_class = _accuracies(correct, label_indices)
+    results |= {f"accuracy/{clean_class_name(class_names[label])}": value for label, value in by_class.items()}
     return results | {"num_items": len(label_indices), "num_classes": len(class_names)}
 
 
@@ -189,12 +192,22 @@ def checked_labels(scores: Any, labels: Any) -> np.ndarray:
     return indices
 
 
-def _fold_accuracies(correct: np.ndarray, folds: np.ndarray) -> dict[str, float]:
-    if len(folds) != len(correct):
-        raise ValueError(f"{len(correct)} items need as many folds, not {len(folds)}")
-    by_fold = {fold: float(correct[folds == fold].mean()) for fold in np.unique(folds)}
-    accuracies = list(by_fold.values())
-    return {f"accuracy/fold {fold}": value for fold, value in by_fold.items()} | {
-        "fold_mean_accuracy": float(np.mean(accuracies)),
-        "fold_std_accuracy": float(np.std(accuracies)),
-    }
+def _accuracies(correct: np.ndarray, strata: np.ndarray) -> dict[Any, float]:
+    """The mean of `correct` (n,) in each stratum (n,), a fold or a class."""
+    if len(strata) != len(correct):
+        raise ValueError(f"{len(correct)} items need as many folds, not {len(strata)}")
+    return {stratum: float(correct[strata == stratum].mean()) for stratum in np.unique(strata)}
+
+
+def _mean_of_strata(
+    name: str, correct: np.ndarray, strata: np.ndarray, num_resamples: int, seed: int
+) -> dict[str, float]:
+    """Mean over the strata of their accuracies, and its interval: items are drawn within each stratum."""
+    value = float(np.mean(list(_accuracies(correct, strata).values())))
+    if not num_resamples:
+        return {name: value}
+    resamples = []
+    for number, stratum in enumerate(np.unique(strata)):
+        hits = correct[strata == stratum]
+        resamples.append(ratio_resamples(hits, np.ones(len(hits)), num_resamples=num_resamples, seed=seed + number))
+    return with_interval(name, value, percentile_interval(np.mean(resamples, axis=0)))

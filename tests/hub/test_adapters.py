@@ -23,6 +23,7 @@ from xmodal_hf.hub.adapters import is_adapter, load_adapted, stage_adapter
 from xmodal_hf.hub.arguments import CardArguments
 from xmodal_hf.hub.publish import push_folder
 from xmodal_hf.hub.safety import UnsafeFolderError
+from xmodal_hf.hub.staging import stage_checkpoint
 from xmodal_hf.models.conversion import from_transformers
 from xmodal_hf.training.adapters import add_lora, save_adapter
 from xmodal_hf.training.arguments import LoraArguments
@@ -217,6 +218,7 @@ for name, model in ways.items():
 """
 
 
+@pytest.mark.slow
 def test_published_and_loaded_in_a_new_process(
     client: Any,
     client_environment: dict[str, str],
@@ -234,3 +236,23 @@ def test_published_and_loaded_in_a_new_process(
     done = subprocess.run(command, env=client_environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == ["peft True", "class True", "merged True"]
+
+
+@pytest.mark.slow
+def test_loaded_without_this_package(
+    image_text_folder: Path, image_text_model: ImageTextDualEncoder, tmp_path: Path, run_with_only: Callable
+) -> None:
+    """As the card says: the base brings its code, and peft the rest."""
+    base = stage_checkpoint(image_text_folder, tmp_path / "base", BASE, CardArguments())
+    adapted = trained_adapter(image_text_model)
+    folder = stage_adapter(write_checkpoint(adapted, tmp_path / "run"), tmp_path / "adapter", "someone/adapter", CARD)
+    code = f"""
+from peft import PeftModel
+from transformers import AutoModel
+base = AutoModel.from_pretrained({str(base)!r}, trust_remote_code=True)
+model = PeftModel.from_pretrained(base, {str(folder)!r}).merge_and_unload()
+print(model.eval()(input_ids=torch.tensor([[2, 5, 6, 3]])).text_embeds[0].tolist())
+"""
+    printed = run_with_only(["transformers", "torch", "torchvision", "peft"], code)
+    expected = adapted(input_ids=torch.tensor([[2, 5, 6, 3]])).text_embeds[0]
+    torch.testing.assert_close(torch.tensor(json.loads(printed)), expected, atol=1e-6, rtol=0)

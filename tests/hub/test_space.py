@@ -201,6 +201,7 @@ def test_visitors_are_told_what_is_wrong(call: Callable, message: str, image_spa
         call(demo_of(image_space), Image.new("RGB", (16, 16)))
 
 
+@pytest.mark.slow
 def test_it_runs_without_this_package(
     image_text_folder: Path, pictures: Path, tmp_path: Path, run_with_only: Callable
 ) -> None:

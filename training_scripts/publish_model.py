@@ -3,6 +3,7 @@
     python training_scripts/publish_model.py --checkpoint outputs/clip --repo_id user/clip --license mit --dry_run
     python training_scripts/publish_model.py --checkpoint outputs/clip --repo_id user/clip --private --tag v1.0
     python training_scripts/publish_model.py --checkpoint outputs/clip --repo_id user/clip --space user/clip-demo
+    python training_scripts/publish_model.py --checkpoint outputs/clip --repo_id user/clip-text --text_only
     python training_scripts/publish_model.py --metric retrieval_recall --repo_id user/retrieval_recall
 
 The access token is that of `hf auth login`, or HF_TOKEN in the environment. Publishing again sends only what changed.
@@ -63,12 +64,15 @@ def stage(arguments: PublishArguments, card: CardArguments, folder: Path) -> Pat
     """Write exactly what is sent."""
     from xmodal_hf.hub.adapters import is_adapter, stage_adapter
     from xmodal_hf.hub.metric_space import stage_metric
-    from xmodal_hf.hub.staging import stage_checkpoint
+    from xmodal_hf.hub.staging import stage_checkpoint, stage_text_encoder
 
     if arguments.metric is not None:
         return stage_metric(arguments.metric, folder)
     checkpoint = Path(str(arguments.checkpoint))
-    stage_folder = stage_adapter if is_adapter(checkpoint) else stage_checkpoint
+    if arguments.text_only:
+        stage_folder = stage_text_encoder
+    else:
+        stage_folder = stage_adapter if is_adapter(checkpoint) else stage_checkpoint
     return stage_folder(checkpoint, folder, arguments.repo_id, card)
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from xmodal_hf import AudioTextProcessor, LogMelFeatureExtractor
 from xmodal_hf.hub.arguments import CardArguments
 from xmodal_hf.hub.model_card import CardSources, model_index, render_card, result_tables
-from xmodal_hf.hub.staging import stage_checkpoint
+from xmodal_hf.hub.staging import stage_checkpoint, stage_text_encoder
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 RESULTS = {
@@ -264,6 +264,30 @@ def test_the_code_of_an_audio_card_runs(
     printed = run_blocks(staged, monkeypatch, capsys)
     assert sum(eval(printed.splitlines()[0]).values()) == pytest.approx(1)
     assert printed.count("tensor(") == 2
+
+
+@pytest.mark.parametrize("kind", ["image", "sentence"])
+def test_a_language_encoder_alone(
+    kind: str,
+    tmp_path: Path,
+    checkpoint: Path,
+    sentence_encoder_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    loopback: Any,
+) -> None:
+    source = {"image": checkpoint, "sentence": sentence_encoder_folder}[kind]
+    staged = stage_text_encoder(source, tmp_path / "staged", str(tmp_path / "staged"), CardArguments(license="mit"))
+    assert not list(staged.glob("*.py"))
+    text = (staged / "README.md").read_text()
+    metadata = yaml.safe_load(text.split("---\n")[1])
+    assert loopback.metadata_errors(metadata) == []
+    assert (metadata["library_name"], metadata["pipeline_tag"]) == ("sentence-transformers", "sentence-similarity")
+    assert "custom_code" not in metadata["tags"] and "trust_remote_code" not in text and "map.png" not in text
+    # What was measured with both towers is not this model's.
+    measured = {entry.metric_name for entry in ModelCard(text).data.eval_results or []}
+    assert measured == ({"average", "STS12"} if kind == "image" else set())
+    assert "torch.Size([1, " in run_blocks(staged, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("folder", sorted(CARDS.iterdir()), ids=lambda folder: folder.name)

@@ -19,6 +19,7 @@ _MODULE_OF = {
     "stage_adapter": "adapters",
     "stage_checkpoint": "staging",
     "stage_metric": "metric_space",
+    "stage_text_encoder": "staging",
 }
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from .publish import HubError, push_folder
     from .safety import UnsafeFolderError, check_folder
     from .sentence_transformers import export_sentence_transformers
-    from .staging import stage_checkpoint
+    from .staging import stage_checkpoint, stage_text_encoder
 
 __all__ = [
     "CardArguments",
@@ -44,6 +45,7 @@ __all__ = [
     "stage_adapter",
     "stage_checkpoint",
     "stage_metric",
+    "stage_text_encoder",
 ]
 
 

@@ -13,6 +13,11 @@ class PublishArguments:
 
     checkpoint: str | None = option(None, "Folder of the model, as save_pretrained or a training script wrote it.")
     metric: str | None = option(None, "Instead of a checkpoint: a metric of xmodal_hf.metrics, published as a Space.")
+    text_only: bool = option(
+        False,
+        "Of --checkpoint, publish the language encoder alone (pooling, projection, normalisation), as a "
+        "sentence-transformers model that needs no code of this package.",
+    )
     repo_id: str = option("", "Repository on the Hub, user/name; made when missing. Required.")
     private: bool = option(False, "Make a new repository private; an existing one stays what it is.")
     branch: str = option("main", "Branch that gets the commit; made from main when missing.")

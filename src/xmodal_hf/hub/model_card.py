@@ -9,7 +9,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ _INDEX_TASKS = {
     "zero_shot": ("zero-shot-classification", "Zero-shot classification"),
     "representation": ("feature-extraction", "Geometry of the space"),
 }
+# Tasks that texts alone are enough for.
+_TEXT_TASKS = ("sts", "transfer")
 _BEFORE, _AFTER = "_before", "_after"
 _LOW, _HIGH = "_ci95_low", "_ci95_high"
 # Plots in the order in which a card shows them, and what they show; others follow by name.
@@ -129,7 +131,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class CardSources:
-    """Everything that a card is rendered from."""
+    """Everything that a card is rendered from.
+
+    Attributes:
+        text_only: the card is that of the language encoder alone, as a sentence-transformers folder.
+    """
 
     folder: Path
     model_type: str
@@ -141,6 +147,7 @@ class CardSources:
     results_folder: Path
     plots: list[Path] = field(default_factory=list)
     emissions: dict[str, Any] | None = None
+    text_only: bool = False
 
     @classmethod
     def find(cls, checkpoint: Path, card: CardArguments) -> CardSources:
@@ -170,10 +177,15 @@ class CardSources:
             emissions=_read_emissions(checkpoint),
         )
 
+    def of_text_encoder(self) -> CardSources:
+        """Return what holds for the language encoder alone: results on texts, no pictures of a joint space."""
+        results = {task: values for task, values in self.results.items() if task in (*_TEXT_TASKS, "meta")}
+        return replace(self, text_only=True, results=results, plots=[])
+
     @property
     def modality(self) -> str | None:
-        """`image`, `audio`, or None for a sentence encoder."""
-        return _MODALITIES[self.model_type]
+        """`image`, `audio`, or None for texts alone."""
+        return None if self.text_only else _MODALITIES[self.model_type]
 
     @property
     def phases(self) -> list[Phase]:
@@ -203,6 +215,7 @@ def render_card(sources: CardSources, repo_id: str, card: CardArguments) -> str:
         repo_id=repo_id,
         description=card.description,
         modality=sources.modality,
+        text_only=sources.text_only,
         towers=_towers(sources),
         dimension=_dimension(sources.config),
         phases=[_describe_phase(phase, follows=index > 0) for index, phase in enumerate(sources.phases)],
@@ -234,12 +247,13 @@ def card_metadata(sources: CardSources, name: str, card: CardArguments) -> Model
     datasets = card.datasets or _hub_ids(recipes, ("sentences", "triplets", "dataset"))
     base_models = card.base_models or _hub_ids(recipes, ("model", "text_model", "image_model", "audio_model"))
     emissions = {"co2_eq_emissions": sources.emissions} if sources.emissions else {}
+    readers = ["sentence-transformers"] if sources.text_only else ["custom_code", "sentence-transformers"]
     return ModelCardData(
         language=card.language or None,
         license=card.license,
-        library_name="transformers",
+        library_name="sentence-transformers" if sources.text_only else "transformers",
         pipeline_tag=_PIPELINE_TAGS[sources.modality],
-        tags=["xmodal_hf", "custom_code", "sentence-transformers", *_TAGS[sources.modality], *card.tags],
+        tags=["xmodal_hf", *readers, *_TAGS[sources.modality], *card.tags],
         datasets=datasets or None,
         base_model=base_models or None,
         model_name=name,
@@ -404,7 +418,7 @@ def _towers(sources: CardSources) -> list[tuple[str, str, str]]:
     """Return name, architecture and pooling of each tower."""
     config = sources.config
     if sources.modality is None:
-        return [("text", _architecture(config["text_config"]), config["pooling"])]
+        return [("text", _architecture(config["text_config"]), config.get("pooling") or config["text_pooling"])]
     return [
         (name, _architecture(config[f"{name}_config"]), config[f"{name}_pooling"])
         for name in ("text", sources.modality)

@@ -70,6 +70,32 @@ def stage_checkpoint(checkpoint: Path, folder: Path, repo_id: str, card: CardArg
     return folder
 
 
+def stage_text_encoder(checkpoint: Path, folder: Path, repo_id: str, card: CardArguments) -> Path:
+    """Fill a new folder with the language encoder of a checkpoint alone, which needs no code of this package.
+
+    Args:
+        checkpoint: folder of a sentence encoder or dual encoder with its tokenizer.
+        folder: made here; may exist if it is empty.
+        repo_id: what the card tells people to load.
+        card: what the card says beside what the files do.
+
+    Raises:
+        ValueError: as `stage_checkpoint` and `export_sentence_transformers` do.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    from .sentence_transformers import export_sentence_transformers
+
+    sources = CardSources.find(checkpoint, card).of_text_encoder()
+    make_empty(folder)
+    model = AutoModel.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, config=model.config.text_config)
+    export_sentence_transformers(model, tokenizer, folder)
+    (folder / CARD_NAME).write_text(render_card(sources, repo_id, card), encoding="utf-8")
+    check_folder(folder)
+    return folder
+
+
 def make_empty(folder: Path) -> None:
     """Make a folder.
 

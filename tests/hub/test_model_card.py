@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from xmodal_hf import AudioTextProcessor, LogMelFeatureExtractor
 from xmodal_hf.hub.arguments import CardArguments
-from xmodal_hf.hub.model_card import CardSources, model_index, render_card, result_tables
+from xmodal_hf.hub.card_results import model_index, result_tables
+from xmodal_hf.hub.model_card import CardSources, render_card
 from xmodal_hf.hub.staging import stage_checkpoint, stage_text_encoder
 
 CARDS = Path(__file__).parents[2] / "model_cards"

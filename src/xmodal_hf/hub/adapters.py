@@ -16,8 +16,10 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .arguments import CardArguments
+from .card_results import RESULTS_NAME, model_index, result_tables
+from .card_training import Phase
 from .citations import citations
-from .model_card import CARD_NAME, RESULTS_NAME, Phase, model_index, result_tables
+from .model_card import CARD_NAME
 from .remote_code import read_json
 from .safety import check_folder
 from .staging import copy_run, make_empty

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from ..models.sentence_transformers_files import write_json, write_sentence_transformers_files
 from .arguments import CardArguments
-from .model_card import CARD_NAME, PHASE1_FOLDER, RESULTS_NAME, RUN_NAMES, CardSources, render_card
+from .card_results import RESULTS_NAME
+from .card_training import RUN_NAMES
+from .model_card import CARD_NAME, PHASE1_FOLDER, CardSources, render_card
 from .remote_code import read_json, read_model_type, write_remote_code
 from .safety import UnsafeFolderError, check_folder, is_pickle
 

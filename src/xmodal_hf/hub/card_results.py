@@ -1,0 +1,127 @@
+"""The numbers of results.json in a card: the model index of the Hub, and tables for people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+RESULTS_NAME = "results.json"
+# Task of results.json -> task of the model index.
+_INDEX_TASKS = {
+    "sts": ("sentence-similarity", "Semantic textual similarity"),
+    "transfer": ("text-classification", "Transfer to text classification"),
+    "retrieval": ("retrieval", "Cross-modal retrieval"),
+    "zero_shot": ("zero-shot-classification", "Zero-shot classification"),
+    "representation": ("feature-extraction", "Geometry of the space"),
+}
+_BEFORE, _AFTER = "_before", "_after"
+_LOW, _HIGH = "_ci95_low", "_ci95_high"
+
+
+def model_index(results: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
+    """Return every measured number of results.json as the Hub's model index has it.
+
+    What was measured before the training is another model's and not in it.
+    """
+    entries = []
+    for task, numbers in _measured(results):
+        if task.endswith(_BEFORE):
+            continue
+        base = task.removesuffix(_AFTER)
+        meta = _task_meta(results, task)
+        dataset = str(meta.get("dataset", "unknown"))
+        task_type, task_name = _INDEX_TASKS.get(base, (base.replace("_", "-"), base.replace("_", " ").capitalize()))
+        entries += [
+            EvalResult(
+                task_type=task_type,
+                task_name=task_name,
+                # The Hub takes letters, digits and -_./ here.
+                dataset_type=re.sub(r"[^\w./-].*", "", dataset) or "unknown",
+                dataset_name=dataset,
+                dataset_split=meta.get("split"),
+                dataset_revision=meta.get("revision"),
+                metric_type=metric.replace("@", "_at_"),
+                metric_name=metric,
+                metric_value=value,
+            )
+            for metric, value in _metrics(numbers)
+        ]
+    return entries
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """The numbers of one task: rows of metric, value, interval and value before the training."""
+
+    title: str
+    caption: str
+    has_before: bool
+    rows: list[tuple[str, str, str, str]]
+
+
+def result_tables(results: Mapping[str, Mapping[str, Any]]) -> list[ResultTable]:
+    """Return a table a task, every number with its bootstrap interval where it has one."""
+    tables = []
+    for task, numbers in _measured(results):
+        base = task.removesuffix(_AFTER)
+        if task.endswith(_BEFORE) and base.removesuffix(_BEFORE) + _AFTER in results:
+            continue
+        before = results.get(base + _BEFORE, {}) if task.endswith(_AFTER) else {}
+        rows = [
+            (metric, _shown(value), _interval(numbers, metric), _shown(before[metric]) if metric in before else "")
+            for metric, value in _metrics(numbers)
+        ]
+        title = _INDEX_TASKS.get(base, ("", base.replace("_", " ").capitalize()))[1]
+        tables.append(ResultTable(title, _caption(numbers, _task_meta(results, task)), bool(before), rows))
+    return tables
+
+
+def _measured(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, float]]]:
+    """Return the tasks that have numbers, and those."""
+    tasks = []
+    for task, values in results.items():
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        if task != "meta" and numbers:
+            tasks.append((task, numbers))
+    return tasks
+
+
+def _metrics(numbers: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return what was measured: no sizes of sets and no ends of intervals."""
+    return [
+        (name, value)
+        for name, value in numbers.items()
+        if not name.startswith("num_") and not name.endswith((_LOW, _HIGH))
+    ]
+
+
+def _task_meta(results: Mapping[str, Mapping[str, Any]], task: str) -> Mapping[str, Any]:
+    """Return what identifies the numbers of a task: its own meta, else that of all."""
+    meta = results.get("meta", {})
+    return meta.get("tasks", {}).get(task, meta)
+
+
+def _caption(numbers: Mapping[str, float], meta: Mapping[str, Any]) -> str:
+    """Return on what, on how much and how a task was measured."""
+    parts = [str(meta["dataset"])] if "dataset" in meta else []
+    parts += [f"{meta['split']} split"] if meta.get("split") else []
+    parts += [
+        f"{numbers[name]:,} {name.removeprefix('num_')}" for name in ("num_items", "num_texts") if name in numbers
+    ]
+    parts += [str(meta["protocol"])] if "protocol" in meta else []
+    parts += [f"revision {meta['revision']}"] if meta.get("revision") else []
+    parts += [f"SHA-256 {meta['sha256'][:12]}"] if meta.get("sha256") else []
+    return "; ".join(parts)
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+def _interval(numbers: Mapping[str, float], metric: str) -> str:
+    low, high = numbers.get(metric + _LOW), numbers.get(metric + _HIGH)
+    return "" if low is None or high is None else f"{low:.2f} to {high:.2f}"

@@ -1,0 +1,202 @@
+"""What a card says about the trainings behind a model, from the recipes and the summaries that these left."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .remote_code import read_json
+
+RUN_NAMES = RECIPE_NAME, _RUN_NAME = "recipe.yaml", "run.json"
+_EMISSIONS_NAME = "emissions.csv"
+# A dataset or model of the Hub. `outputs/...` is where the training scripts write.
+_HUB_ID = re.compile(r"(?!outputs/)[A-Za-z0-9][\w.-]*/[\w.-]+")
+_BUILT_IN = {
+    "openmoji": "[OpenMoji](https://openmoji.org) pictures (CC BY-SA 4.0) with their names",
+    "soundfont": "General-MIDI instruments, rendered and captioned",
+}
+_OBJECTIVES = {
+    "clip": "The symmetric contrastive loss of CLIP and CLAP",
+    "cyclip": "CyCLIP's contrastive loss with in-modal and cross-modal consistency",
+    "siglip": "SigLIP's pairwise sigmoid loss",
+}
+# Options of the recipe that a card lists, in its order, with their names there.
+_HYPERPARAMETERS = {
+    "objective": "objective",
+    "in_modal_weight": "weight of the in-modal consistency",
+    "cross_modal_weight": "weight of the cross-modal consistency",
+    "batch_size": "batch size a process",
+    "num_epochs": "epochs",
+    "max_steps": "step limit",
+    "learning_rate": "learning rate",
+    "text_learning_rate": "learning rate of the text tower",
+    "modality_learning_rate": "learning rate of the other tower",
+    "lr_schedule": "schedule",
+    "warmup_steps": "warm-up (steps, or share of all)",
+    "weight_decay": "weight decay",
+    "adam_beta1": "AdamW beta 1",
+    "adam_beta2": "AdamW beta 2",
+    "max_grad_norm": "gradient clipping",
+    "temperature": "temperature",
+    "mixed_precision": "precision",
+    "ema_decay": "averaging of the weights",
+    "max_length": "tokens a text",
+    "seed": "seed",
+}
+# Those of a loss on sentences, of one on pairs, and of CyCLIP: recipes have them all.
+_OF_SENTENCES = ("temperature",)
+_OF_PAIRS = ("objective",)
+_OF_CYCLIP = ("in_modal_weight", "cross_modal_weight")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One training run, from the files in its output folder.
+
+    Attributes:
+        recipe: its options.
+        run: steps, items, seconds, versions, device, processes.
+    """
+
+    recipe: dict[str, Any]
+    run: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> Phase | None:
+        """Read a run; None where there is none."""
+        path = folder / RECIPE_NAME
+        if not path.is_file():
+            return None
+        run = read_json(folder / _RUN_NAME) if (folder / _RUN_NAME).is_file() else {}
+        return cls(yaml.safe_load(path.read_text(encoding="utf-8")), run)
+
+    @property
+    def trains_sentences(self) -> bool:
+        """Whether there was a sentence loss, alone or beside the one on pairs."""
+        return bool(self.recipe.get("sentences") or self.recipe.get("triplets"))
+
+    @property
+    def trains_pairs(self) -> bool:
+        """Whether there was a loss on pairs."""
+        return bool(self.recipe.get("dataset"))
+
+
+def describe_phase(phase: Phase, follows: bool) -> str:
+    """Say in a paragraph what a run did; `follows`: after a known phase 1."""
+    recipe, run = phase.recipe, phase.run
+    text_origin = "phase 1" if follows else _origin(recipe, "text")
+    if phase.trains_pairs:
+        modality = recipe["modality"]
+        text = f"**Phase 2, pairs.** {_OBJECTIVES[recipe['objective']]} on {_sources(recipe['dataset'])}"
+        text += f" ({recipe['split']} split)" if recipe.get("split") else ""
+        if phase.trains_sentences:
+            text += f", jointly with {_describe_sentences(recipe)} at weight {recipe.get('sentence_weight', 1.0)}"
+        text += f". The text tower started from {text_origin}, the {modality} tower from {_origin(recipe, modality)}."
+    else:
+        sentences = _describe_sentences(recipe)
+        text = f"**Phase 1, sentences.** {sentences[:1].upper()}{sentences[1:]}."
+        text += f" The text tower started from {text_origin}."
+    if "steps" in run:
+        text += f" {run['steps']:,} steps over {run['items']:,} items in {_duration(run['seconds'])}."
+    return text
+
+
+def hyperparameters(phases: list[Phase]) -> list[tuple[str, list[str]]]:
+    """Return rows of an option and its value in each phase, without those that no phase set."""
+    rows = []
+    for option, name in _HYPERPARAMETERS.items():
+        values = [phase.recipe.get(option) if _matters(option, phase) else None for phase in phases]
+        if any(value is not None for value in values):
+            rows.append((name, ["" if value is None else str(value) for value in values]))
+    return rows
+
+
+def environments(phases: list[Phase]) -> list[tuple[str, list[str]]]:
+    """Return rows of what each phase ran on."""
+    runs = [phase.run for phase in phases]
+    rows = [("device", [str(run.get("device", "")) for run in runs])]
+    rows.append(("processes", [str(run.get("processes", "")) for run in runs]))
+    rows.append(("code", [str(run.get("git_commit") or "")[:12] for run in runs]))
+    packages = dict.fromkeys(name for run in runs for name in run.get("versions", {}))
+    rows += [(name, [run.get("versions", {}).get(name, "") for run in runs]) for name in packages]
+    return [(name, values) for name, values in rows if any(values)]
+
+
+def hub_ids(recipes: Iterable[Mapping[str, Any]], names: tuple[str, ...]) -> list[str]:
+    """Return the values of some options that are ids on the Hub, each once."""
+    values = [value for recipe in recipes for name in names for value in _listed(recipe.get(name))]
+    return [value for value in dict.fromkeys(values) if _is_hub_id(value)]
+
+
+def read_emissions(folder: Path) -> dict[str, Any] | None:
+    """Read what CodeCarbon measured, where it ran: the last line of its emissions.csv, in grams of CO2 equivalent."""
+    path = folder / _EMISSIONS_NAME
+    if not path.is_file():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        *_, row = csv.DictReader(file)
+    return {
+        "emissions": round(1000 * float(row["emissions"]), 1),  # the file has kilograms
+        "source": "CodeCarbon",
+        "training_type": "pre-training",
+        "geographical_location": row.get("country_name") or "unknown",
+        "hardware_used": row.get("gpu_model") or row.get("cpu_model") or "unknown",
+    }
+
+
+def _describe_sentences(recipe: Mapping[str, Any]) -> str:
+    if recipe.get("triplets"):
+        return f"supervised SimCSE (anchor, positive, hard negative) on {_sources(recipe['triplets'])}"
+    if recipe.get("sentences"):
+        return f"unsupervised SimCSE (each sentence twice, two dropout masks) on {_sources(recipe['sentences'])}"
+    return ""
+
+
+def _sources(names: str | list[str]) -> str:
+    """Name datasets, one after the other."""
+    return ", ".join(map(_source, _listed(names)))
+
+
+def _source(name: str) -> str:
+    """Name a dataset: a built-in one, one of the Hub, or a file without its folders."""
+    if name in _BUILT_IN:
+        return f"`{name}`: {_BUILT_IN[name]}"
+    if _is_hub_id(name):
+        return f"[{name}](https://huggingface.co/datasets/{name})"
+    return f"`{Path(name).name}`"
+
+
+def _origin(recipe: Mapping[str, Any], tower: str) -> str:
+    """Say what a tower was before a run."""
+    name = recipe.get(f"{tower}_model") or recipe.get("model")
+    if not name:
+        return "random weights"
+    return f"[{name}](https://huggingface.co/{name})" if _is_hub_id(name) else f"`{Path(name).name}`"
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    """Return the values of an option that takes one or several."""
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def _is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(seconds / 60, 0.1):.1f} minutes"
+
+
+def _matters(option: str, phase: Phase) -> bool:
+    """Tell whether a phase read an option of its recipe."""
+    if option in _OF_SENTENCES:
+        return phase.trains_sentences
+    if option in _OF_PAIRS:
+        return phase.trains_pairs
+    return option not in _OF_CYCLIP or phase.recipe.get("objective") == "cyclip"

@@ -121,10 +121,14 @@ def test_a_bare_adapter_has_a_card_too(image_text_model: ImageTextDualEncoder, t
     assert card.data.base_model == BASE and "Results" not in card.text and "recipe.yaml" not in card.text
 
 
-@pytest.mark.parametrize("base", [None, "folder", "../climbs/out", "a/b/c"])
-def test_a_base_that_nobody_else_has_is_refused(base: str | None, checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("base", [None, "outputs/base", "/outputs/base", "../climbs/out", "a/b/c"])
+def test_a_base_that_nobody_else_has_is_refused(
+    base: str | None, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outputs" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
     config = json.loads((checkpoint / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(tmp_path / "base") if base == "folder" else base
+    config["base_model_name_or_path"] = base
     (checkpoint / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match="publish the base first, and pass its id with --base_models"):
         stage_adapter(checkpoint, tmp_path / "staged", "someone/adapter", CardArguments())

@@ -1,4 +1,4 @@
-"""Which rows come in which order, and which caption of a row is taken: functions of (seed, epoch, index) only.
+"""Batches of an `Order`, and the rows in them, whose caption and window are functions of (seed, epoch, index) only.
 
 The epoch travels with every index from the sampler to the worker, so the number of workers, persistent workers and
 resuming in mid-epoch change nothing.

@@ -4,15 +4,18 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, Sequence, Value
+from PIL import Image as Picture
 from torchaudio.functional import resample
 
 mteb = pytest.importorskip("mteb")
+from mteb.abstasks.retrieval import AbsTaskRetrieval  # noqa: E402
 from mteb.abstasks.sts import AbsTaskSTS  # noqa: E402
 from mteb.abstasks.task_metadata import TaskMetadata  # noqa: E402
 from mteb.abstasks.zeroshot_classification import AbsTaskZeroShotClassification  # noqa: E402
 
-from xmodal_hf.evaluation import as_embedder  # noqa: E402
+from xmodal_hf.evaluation import as_embedder, retrieval_ranks  # noqa: E402
 from xmodal_hf.evaluation.mteb import MtebEncoder  # noqa: E402
+from xmodal_hf.evaluation.retrieval import recall_at_k  # noqa: E402
 from xmodal_hf.evaluation.sts import spearman  # noqa: E402
 from xmodal_hf.evaluation.zero_shot import top_k_accuracy  # noqa: E402
 
@@ -45,16 +48,30 @@ class ZeroShot(AbsTaskZeroShotClassification):
         return CLASSES
 
 
+def noise_pictures(count):
+    rng = np.random.default_rng(0)
+    return [Picture.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+class TinyRetrieval(AbsTaskRetrieval):
+    metadata = metadata("TinyRetrieval", "Any2AnyRetrieval", "t2i", ["text", "image"], "hit_rate_at_1")
+
+    def load_data(self, **kwargs):
+        corpus = Dataset.from_dict({"id": ["d0", "d1", "d2"], "image": noise_pictures(3)}).cast_column("image", Image())
+        queries = Dataset.from_dict({"id": ["q0", "q1", "q2"], "text": CLASSES})
+        golds = {f"q{i}": {f"d{i}": 1} for i in range(3)}
+        split = {"corpus": corpus, "queries": queries, "relevant_docs": golds, "top_ranked": None}
+        self.dataset = {"default": {"test": split}}
+        self.data_loaded = True
+
+
 class TinyPictures(ZeroShot):
     metadata = metadata("TinyPictures", "ZeroShotClassification", "i2t", ["image", "text"], "accuracy")
     input_column_name = "image"
 
     def load_data(self, **kwargs):
-        from PIL import Image as Picture
-
-        rng = np.random.default_rng(0)
-        pictures = [Picture.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)) for _ in range(9)]
-        rows = Dataset.from_dict({"image": pictures, "label": [i % 3 for i in range(9)]}).cast_column("image", Image())
+        rows = {"image": noise_pictures(9), "label": [i % 3 for i in range(9)]}
+        rows = Dataset.from_dict(rows).cast_column("image", Image())
         self.dataset = DatasetDict({"test": rows})
         self.data_loaded = True
 
@@ -102,6 +119,14 @@ def test_image_task_equals_our_own_protocol(image_text_folder):
     score = main_score(encoder, task)
     scores = encoder.embedder.encode_image(rows_of(task)["image"]) @ encoder.embedder.encode_text(CLASSES).T
     assert score == pytest.approx(top_k_accuracy(scores, [i % 3 for i in range(9)]))
+
+
+def test_retrieval_task_equals_our_own_protocol(image_text_model, image_text_processor):
+    embedder = as_embedder(image_text_model, image_text_processor)
+    task = TinyRetrieval()
+    score = main_score(MtebEncoder("owner/tiny", embedder=embedder), task)
+    ranks = retrieval_ranks(embedder.encode_text(CLASSES), embedder.encode_image(noise_pictures(3)))
+    assert score == pytest.approx(recall_at_k(ranks, 1), abs=1e-5)
 
 
 def test_audio_is_resampled_to_the_models_rate(audio_text_model, audio_text_processor):

@@ -14,7 +14,7 @@ from xmodal_hf.evaluation import evaluate_retrieval, retrieval_ranks
 from xmodal_hf.evaluation.retrieval import (
     GoldRanks,
     both_directions,
-    group_pairs,
+    distinct_items,
     mean_average_precision,
     median_rank,
     recall_at_k,
@@ -166,9 +166,14 @@ def test_k_beyond_the_gallery_is_one_by_definition():
     assert recall_at_k(score_ranks([[0.1, 0.9]], [0]), 10) == 1.0
 
 
-def test_group_pairs():
-    first_rows, text_to_item = group_pairs([7, 7, 3, 9, 3])
-    assert np.array_equal(np.array([7, 7, 3, 9, 3])[first_rows][text_to_item], [7, 7, 3, 9, 3])
+def test_distinct_items():
+    embeds = np.array([[7.0, 1], [7, 1], [3, 2], [9, 3], [3, 2]])
+    items, text_to_item = distinct_items(embeds + 1e-6 * np.arange(5)[:, None], [7, 7, 3, 9, 3])
+    assert len(items) == 3 and np.allclose(items[text_to_item], embeds, atol=1e-5)
+    with pytest.raises(ValueError, match="item 7 has different embeddings"):
+        distinct_items(embeds, [7, 7, 7, 9, 3])
+    with pytest.raises(ValueError, match="5 rows need as many item_ids, not 2"):
+        distinct_items(embeds, [1, 2])
 
 
 @pytest.mark.parametrize(

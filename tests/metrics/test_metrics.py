@@ -3,6 +3,7 @@
 import ast
 import multiprocessing
 import re
+import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -106,6 +107,42 @@ def test_embeddings_configuration_equals_evaluate_retrieval(ids):
 def test_empty_input_is_an_error(name):
     with pytest.raises(ValueError, match=r"empty|at least|must be"):
         evaluate.load(metric_path(name)).compute(predictions=[], references=[])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_is_an_error(name):
+    inputs = sample_inputs(name)
+    inputs["predictions"][3] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        evaluate.load(metric_path(name)).compute(**inputs)
+
+
+@pytest.mark.parametrize("name", ["retrieval_map", "retrieval_recall", "zero_shot_accuracy"])
+def test_a_gold_outside_the_gallery_is_an_error(name):
+    inputs = sample_inputs(name)
+    inputs["references"] = [[9]] * 12 if name == "retrieval_map" else [9] * 12
+    with pytest.raises(ValueError, match=r"is 9, outside 0\.\.5"):
+        evaluate.load(metric_path(name)).compute(**inputs)
+
+
+def test_one_class_is_an_error():
+    metric = evaluate.load(metric_path("zero_shot_accuracy"))
+    with pytest.raises(ValueError, match="with one class every item is right"):
+        metric.compute(predictions=[[0.5], [0.7]], references=[0, 0])
+
+
+@pytest.mark.parametrize("name", ["retrieval_map", "retrieval_recall"])
+def test_k_beyond_the_gallery_takes_the_whole_of_it(name):
+    metric, k = evaluate.load(metric_path(name)), 50 if name == "retrieval_map" else [50]
+    result = metric.compute(predictions=[[0.1, 0.9], [0.8, 0.3]], references=[0, 0], k=k)
+    assert result == ({"map@50": 0.75} if name == "retrieval_map" else {"recall@50": 1.0, "median_rank": 1.5})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_in_another_folder_works(name, tmp_path):
+    shutil.copytree(metric_path(name), tmp_path / "elsewhere" / name)
+    copied = evaluate.load(str(tmp_path / "elsewhere" / name))
+    assert copied.compute(**sample_inputs(name)) == evaluate.load(metric_path(name)).compute(**sample_inputs(name))
 
 
 def test_ties_count_against_the_gold():

@@ -25,6 +25,8 @@ DEFAULT_KS = (1, 5, 10)
 # float64 dot products of unit vectors are wrong by at most D * 2^-53 (6e-14 at D = 512); cosines of two float32
 # embeddings that differ in their last bits differ by about 1e-10.
 TIE_TOLERANCE = 1e-12
+# Rows of one item that were embedded in different batches differ by rounding, 1e-6 in float32 and 1e-2 in bfloat16.
+_SAME_ITEM_TOLERANCE = 0.05
 _TILE = 2048  # a tile of 2048 x 2048 float64 cosines is 32 MiB
 _PAIRS_AT_ONCE = 512  # rows of the tile that are compared with their golds at once
 _SECONDS_BEFORE_BAR = 2.0
@@ -200,21 +202,34 @@ def evaluate_retrieval(
     return results | {"num_items": num_items, "num_texts": num_texts}
 
 
-def group_pairs(item_ids: Any) -> tuple[np.ndarray, np.ndarray]:
+def distinct_items(modality_embeds: Any, item_ids: Any) -> tuple[np.ndarray, np.ndarray]:
     """From one row a (caption, item) pair to each item once.
 
     Args:
+        modality_embeds: (M, D), the item's embedding beside each of its captions.
         item_ids: (M,) integers or strings, equal for the captions of one item.
 
     Returns:
-        The row at which each item comes first, (N,), and `text_to_item`, (M,).
+        The items' embeddings, (N, D), and `text_to_item`, (M,).
+
+    Raises:
+        ValueError: other numbers of rows than ids, or two embeddings under one id.
 
     Example:
-        >>> group_pairs(["b", "a", "b"])
-        (array([1, 0]), array([1, 0, 1]))
+        >>> distinct_items(np.array([[2.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), ["b", "a", "b"])
+        (array([[0., 1.],
+               [2., 0.]]), array([1, 0, 1]))
     """
+    embeds = as_embeds(modality_embeds, "modality_embeds").cpu().numpy()
+    if len(embeds) != len(item_ids):
+        raise ValueError(f"{len(embeds)} rows need as many item_ids, not {len(item_ids)}")
     _, first_rows, text_to_item = np.unique(np.asarray(item_ids), return_index=True, return_inverse=True)
-    return first_rows, text_to_item
+    items = embeds[first_rows]
+    differences = np.abs(embeds - items[text_to_item]).max(axis=1)
+    if differences.max() > _SAME_ITEM_TOLERANCE * np.abs(embeds).max():
+        name = item_ids[int(differences.argmax())]
+        raise ValueError(f"item {name!r} has different embeddings in its rows: is the id unique, or was it augmented?")
+    return items, text_to_item
 
 
 def _direction_metrics(

@@ -6,7 +6,13 @@ import datasets
 import evaluate
 
 from xmodal_hf.evaluation.checks import require_rows
-from xmodal_hf.evaluation.retrieval import GoldRanks, both_directions, group_pairs, mean_average_precision, score_ranks
+from xmodal_hf.evaluation.retrieval import (
+    GoldRanks,
+    both_directions,
+    distinct_items,
+    mean_average_precision,
+    score_ranks,
+)
 
 _DESCRIPTION = """
 Mean average precision at k, as audio retrieval reports it (mAP@10): of a query's golds ranked within k, the sum of
@@ -85,8 +91,7 @@ class RetrievalMap(evaluate.Metric):
     def _compute(self, k: int = 10, modality: str = "image", **inputs: Any) -> dict[str, float]:
         if self.config_name != "embeddings":
             return _precision(score_ranks(inputs["predictions"], inputs["references"]), k)
-        first_rows, text_to_item = group_pairs(inputs["item_ids"])
-        items = inputs["modality_embeds"][first_rows]
+        items, text_to_item = distinct_items(inputs["modality_embeds"], inputs["item_ids"])
         to_item, to_text = both_directions(items, inputs["text_embeds"], text_to_item)
         directions = {f"text_to_{modality}": to_item, f"{modality}_to_text": to_text}
         return {

@@ -10,7 +10,7 @@ from xmodal_hf.evaluation.checks import require_rows
 from xmodal_hf.evaluation.retrieval import (
     GoldRanks,
     both_directions,
-    group_pairs,
+    distinct_items,
     median_rank,
     recall_at_k,
     score_ranks,
@@ -93,8 +93,7 @@ class RetrievalRecall(evaluate.Metric):
     def _compute(self, k: Sequence[int] = (1, 5, 10), modality: str = "image", **inputs: Any) -> dict[str, float]:
         if self.config_name != "embeddings":
             return _recalls(score_ranks(inputs["predictions"], inputs["references"]), k)
-        first_rows, text_to_item = group_pairs(inputs["item_ids"])
-        items = inputs["modality_embeds"][first_rows]
+        items, text_to_item = distinct_items(inputs["modality_embeds"], inputs["item_ids"])
         to_item, to_text = both_directions(items, inputs["text_embeds"], text_to_item)
         directions = {f"text_to_{modality}": to_item, f"{modality}_to_text": to_text}
         return {

@@ -44,47 +44,38 @@ def main(args: Sequence[str] | None = None) -> None:
     # After parsing: --help and a wrong option answer without torch.
     from accelerate.utils import set_seed
 
-    from xmodal_hf.objectives import JointObjective, Objective
-    from xmodal_hf.training import batches, building
-    from xmodal_hf.training.loop import build_accelerator, run_phase, text_sub_batches
+    from xmodal_hf.training.batches import check_length, load_pair_table, load_sentence_table
+    from xmodal_hf.training.dry_run import rehearse_pairs
+    from xmodal_hf.training.loop import build_accelerator, run_phase
     from xmodal_hf.training.output import finish_output, options_of, start_output
+    from xmodal_hf.training.phases import build_pair_phase
     from xmodal_hf.training.validation import build_validation
 
     accelerator = build_accelerator(training)
+    if training.dry_run:
+        accelerator.print(rehearse_pairs(accelerator, training, text, pairs, contrastive, sentence, lora))
+        return
     resume_from = start_output(accelerator, *arguments)
-    set_seed(training.seed)
     with accelerator.main_process_first():
-        table = batches.load_pair_table(pairs)
-        sentences = batches.load_sentence_table(sentence, training.seed) if sentence.is_given else None
-    processor = building.build_processor(
-        contrastive, pairs.modality, lambda: building.build_tokenizer(text, lambda: batches.texts_of(table, sentences))
+        table = load_pair_table(pairs)
+        sentences = load_sentence_table(sentence, training.seed) if sentence.is_given else None
+    check_length(table, training.expected_items)
+    set_seed(training.seed)  # of new weights: here, so that they are the same in every process
+    phase = build_pair_phase(
+        accelerator, training, text, pairs, contrastive, sentence, lora, table=table, sentences=sentences
     )
-    model = building.build_trained_dual_encoder(text, contrastive, lora, processor)
-    sub_batches = text_sub_batches(training, accelerator)
-    cross_modal = building.build_cross_modal_objective(contrastive, sub_batches)
-    objective: Objective = cross_modal
-    stream: batches.Stream = batches.pair_stream(accelerator, table, processor, training, text, pairs)
-    if sentences is not None:
-        part = building.build_sentence_objective(sentence, sentences, sub_batches)
-        objective = JointObjective(cross_modal, part, contrastive.sentence_weight)
-        stream = batches.JointStream(
-            stream,
-            batches.sentence_stream(
-                accelerator, sentences, processor.tokenizer, training, text, sentence, contrastive.sentence_batch_size
-            ),
-        )
     result = run_phase(
         accelerator,
-        model,
-        objective,
-        stream,
+        phase.model,
+        phase.objective,
+        phase.stream,
         training,
         "phase 2: pairs" if sentences is None else "pairs and sentences",
         resume_from=resume_from,
         options=options_of(*arguments),
-        validation=build_validation(accelerator, training, validation, processor, pairs),
+        validation=build_validation(accelerator, training, validation, phase.processor, pairs),
     )
-    finish_output(accelerator, training, result, model, processor, lora, contrastive.model)
+    finish_output(accelerator, training, result, phase.model, phase.processor, lora, contrastive.model)
 
 
 if __name__ == "__main__":

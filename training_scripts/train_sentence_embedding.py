@@ -31,32 +31,35 @@ def main(args: Sequence[str] | None = None) -> None:
     # After parsing: --help and a wrong option answer without torch.
     from accelerate.utils import set_seed
 
-    from xmodal_hf.training import batches, building
-    from xmodal_hf.training.loop import build_accelerator, run_phase, text_sub_batches
+    from xmodal_hf.training.batches import check_length, load_sentence_table
+    from xmodal_hf.training.dry_run import rehearse_sentences
+    from xmodal_hf.training.loop import build_accelerator, run_phase
     from xmodal_hf.training.output import finish_output, options_of, start_output
+    from xmodal_hf.training.phases import build_sentence_phase
     from xmodal_hf.training.validation import build_validation
 
     accelerator = build_accelerator(training)
+    if training.dry_run:
+        accelerator.print(rehearse_sentences(accelerator, training, text, sentence))
+        return
     resume_from = start_output(accelerator, *arguments)
-    set_seed(training.seed)
     with accelerator.main_process_first():
-        table = batches.load_sentence_table(sentence, training.seed)
-    tokenizer = building.build_tokenizer(text, lambda: batches.texts_of(None, table))
-    model = building.build_sentence_encoder(text, sentence, tokenizer)
-    objective = building.build_sentence_objective(sentence, table, text_sub_batches(training, accelerator))
-    stream = batches.sentence_stream(accelerator, table, tokenizer, training, text, sentence)
+        table = load_sentence_table(sentence, training.seed)
+    check_length(table, training.expected_items)
+    set_seed(training.seed)  # of new weights: here, so that they are the same in every process
+    phase = build_sentence_phase(accelerator, training, text, sentence, table)
     result = run_phase(
         accelerator,
-        model,
-        objective,
-        stream,
+        phase.model,
+        phase.objective,
+        phase.stream,
         training,
         "phase 1: sentences",
         resume_from=resume_from,
         options=options_of(*arguments),
-        validation=build_validation(accelerator, training, validation, tokenizer),
+        validation=build_validation(accelerator, training, validation, phase.processor),
     )
-    finish_output(accelerator, training, result, model, tokenizer)
+    finish_output(accelerator, training, result, phase.model, phase.processor)
 
 
 if __name__ == "__main__":

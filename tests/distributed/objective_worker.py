@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, ViTConfig
 
 from xmodal_hf import ImageTextConfig, ImageTextDualEncoder, SentenceEncoder, SentenceEncoderConfig
@@ -89,6 +92,9 @@ def run_case(accelerator: Accelerator, name: str, dropout: float, how: str) -> d
     """Loss and gradients of a case: `plain`, `cached`, or `parts` (micro-batches with all graphs held)."""
     objective = OBJECTIVES[name]
     model = accelerator.prepare(build_model(name, dropout))
+    communicated: list[int] = []
+    if isinstance(model, DistributedDataParallel):
+        model.register_comm_hook(communicated, counted_allreduce)
     batch = local_share(joined_batch(name), name, accelerator.process_index, accelerator.num_processes)
     torch.manual_seed(11 + accelerator.process_index)
     if how == "cached":
@@ -104,7 +110,14 @@ def run_case(accelerator: Accelerator, name: str, dropout: float, how: str) -> d
         output = objective.loss(joined)
         accelerator.backward(output.loss)
     named = accelerator.unwrap_model(model).named_parameters()
-    return {"loss": output.loss.detach()} | {key: parameter.grad for key, parameter in named}
+    gradients = {key: parameter.grad for key, parameter in named}
+    return {"loss": output.loss.detach(), "communicated": torch.tensor(sum(communicated)), **gradients}
+
+
+def counted_allreduce(counts: list[int], bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """What DistributedDataParallel does by itself, with the numbers of gradients that travel noted."""
+    counts.append(bucket.buffer().numel())
+    return default_hooks.allreduce_hook(None, bucket)
 
 
 def run_all(accelerator: Accelerator) -> dict[str, dict[str, torch.Tensor]]:

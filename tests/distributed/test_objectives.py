@@ -36,8 +36,9 @@ def one_process():
 
 def largest_difference(got, expected):
     assert got.keys() == expected.keys()
-    scale = max(value.abs().max() for name, value in expected.items() if name != "loss")
-    return max((got[name] - expected[name]).abs().max().item() for name in got if name != "loss") / scale
+    gradients = got.keys() - {"loss", "communicated"}
+    scale = max(expected[name].abs().max() for name in gradients)
+    return max((got[name] - expected[name]).abs().max().item() for name in gradients) / scale
 
 
 @pytest.mark.parametrize("how", ["plain", "cached"])
@@ -49,6 +50,16 @@ def test_equals_one_process_on_the_joined_batch(name, how, two_processes, one_pr
         assert got["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-5)
         assert largest_difference(got, expected) < 1e-5
     assert max(value.abs().max() for value in expected.values()) > 1e-3
+
+
+@pytest.mark.parametrize("how", ["plain", "cached"])
+@pytest.mark.parametrize("name", worker.OBJECTIVES)
+def test_every_gradient_travels_once(name, how, two_processes):
+    """Under gradient caching, with its three micro-batches a process, only the last one synchronises."""
+    for results in two_processes:
+        got = results[f"{name} 0.0 {how}"]
+        gradients = got.keys() - {"loss", "communicated"}
+        assert got["communicated"] == sum(got[parameter].numel() for parameter in gradients)
 
 
 @pytest.mark.parametrize("name", worker.OBJECTIVES)

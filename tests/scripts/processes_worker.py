@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 
@@ -13,3 +14,5 @@ SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 PartialState.destroy_process_group = lambda *_: None
 for script, *options in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
     runpy.run_path(str(SCRIPTS / script))["main"](options)
+    if PartialState().num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)  # the next one may want another precision

@@ -7,22 +7,39 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("processes_worker.py")
+FSDP_WORKER = Path(__file__).with_name("fsdp_worker.py")
+CONFIGS = Path(__file__).parents[2] / "training_scripts" / "accelerate_configs"
 GLOBAL_BATCH, STEPS = 8, 5
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def launch(cases, path, processes):
-    """Run all cases; in two processes under torchrun with gloo."""
-    path.write_text(json.dumps([[str(option) for option in case] for case in cases]), encoding="utf-8")
+def launch(worker, *options, processes, **environment):
+    """Run a worker; in two processes under torchrun with gloo."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     launcher = torchrun if processes == 2 else [sys.executable]
-    command = [*launcher, str(WORKER), str(path)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
+    command = [*launcher, str(worker), *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+def launch_all(cases, path, processes):
+    """Run all cases one after the other."""
+    path.write_text(json.dumps([[str(option) for option in case] for case in cases]), encoding="utf-8")
+    launch(WORKER, path, processes=processes)
+
+
+def check_same_weights(folder, expected_folder):
+    weights, expected = (load_file(path / "model.safetensors") for path in (folder, expected_folder))
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        scale = max(value.norm().item(), 1e-2)
+        assert (weights[name] - value).norm().item() <= 1e-5 * scale, name
 
 
 @pytest.fixture
@@ -59,12 +76,36 @@ def test_two_processes_train_as_one(cases, tmp_path):
             [*case, "--batch_size", GLOBAL_BATCH // processes, "--output_dir", tmp_path / f"{name}{processes}"]
             for name, case in cases.items()
         ]
-        launch(runs, tmp_path / "cases.json", processes)
+        launch_all(runs, tmp_path / "cases.json", processes)
     for name in cases:
-        one, two = (load_file(tmp_path / f"{name}{processes}" / "model.safetensors") for processes in (1, 2))
         logs = [(tmp_path / f"{name}{processes}" / "train_log.jsonl").read_text("utf-8") for processes in (1, 2)]
         assert all(len(log.splitlines()) == STEPS for log in logs)
         assert json.loads((tmp_path / f"{name}2" / "run.json").read_text("utf-8"))["processes"] == 2
-        for parameter, expected in one.items():
-            scale = max(expected.norm().item(), 1e-2)
-            assert (two[parameter] - expected).norm().item() <= 1e-5 * scale, (name, parameter)
+        check_same_weights(tmp_path / f"{name}2", tmp_path / f"{name}1")
+
+
+@pytest.mark.slow
+def test_sharded_training_with_the_fsdp_config(cases, tmp_path):
+    """Under FSDP 2, resumed once from its sharded state, as in one process."""
+    config = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text(encoding="utf-8"))["fsdp_config"]
+    environment = {
+        name.upper(): str(value).lower() if value in (True, False) else str(value) for name, value in config.items()
+    }
+    _, *options = cases["clip"]
+    launch_all(
+        [["train_contrastive.py", *options, "--batch_size", GLOBAL_BATCH, "--output_dir", tmp_path / "one"]],
+        tmp_path / "c.json",
+        1,
+    )
+    options += ["--batch_size", GLOBAL_BATCH // 2, "--output_dir", tmp_path / "two", "--checkpoint_steps", 3]
+    for resume in ([], ["--resume", "auto"]):
+        (tmp_path / "two" / "model.safetensors").unlink(missing_ok=True)
+        launch(FSDP_WORKER, *options, *resume, processes=2, ACCELERATE_USE_FSDP="true", **environment)
+        check_same_weights(tmp_path / "two", tmp_path / "one")
+    assert (tmp_path / "two" / "checkpoints" / "step_00000003" / "pytorch_model_fsdp_0").is_dir()  # sharded
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_every_config(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 1 and config.mixed_precision == "no"

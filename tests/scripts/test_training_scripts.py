@@ -11,10 +11,20 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoProcessor
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+)
 
-import xmodal_hf  # noqa: F401  (registers the Auto classes)
 from xmodal_hf import AudioTextDualEncoder, ImageTextDualEncoder, SentenceEncoder
+from xmodal_hf.hub.adapters import load_adapted
+from xmodal_hf.models.conversion import load_dual_encoder
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 TEXT = '{"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}'
@@ -126,6 +136,33 @@ def test_phase_2_on_images(objective, phase1, image_pairs, tmp_path):
     assert isinstance(model, ImageTextDualEncoder)
     inputs = processor(text=["a red picture"], images=[Image.new("RGB", (9, 9))], return_tensors="pt")
     assert model(**inputs).logits_per_image.shape == (1, 1)
+
+
+@pytest.mark.slow
+def test_somebodys_clip_gets_a_better_language_encoder(bpe_tokenizer, image_pairs, sentences, tmp_path):
+    """A CLIPModel comes in, is trained jointly with sentences, and a small adapter comes out; or the merged model."""
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    text = CLIPTextConfig(vocab_size=64, max_position_embeddings=24, bos_token_id=2, eos_token_id=3, **tower)
+    config = CLIPConfig(text_config=text, vision_config=CLIPVisionConfig(image_size=16, patch_size=8, **tower))
+    CLIPModel(config).save_pretrained(tmp_path / "clip")
+    images = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16)
+    CLIPProcessor(images, bpe_tokenizer).save_pretrained(tmp_path / "clip")
+
+    args = ["--model", tmp_path / "clip", "--dataset", image_pairs, "--sentences", sentences, "--lora_rank", 2, *SHORT]
+    run_well("train_contrastive.py", *args, "--output_dir", tmp_path / "adapter")
+    files = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "processor_config.json"} <= files
+    assert "model.safetensors" not in files
+    run_well("train_contrastive.py", *args, "--lora_merge", "--output_dir", tmp_path / "merged")
+
+    processor = AutoProcessor.from_pretrained(tmp_path / "merged")
+    inputs = processor(text=["a red picture"], images=[Image.new("RGB", (9, 9))], return_tensors="pt")
+    merged = AutoModel.from_pretrained(tmp_path / "merged")
+    assert isinstance(merged, ImageTextDualEncoder)
+    outputs = [model.eval()(**inputs) for model in (load_adapted(tmp_path / "adapter"), merged)]
+    torch.testing.assert_close(outputs[0].text_embeds, outputs[1].text_embeds, rtol=0, atol=1e-5)
+    base = load_dual_encoder(tmp_path / "clip").eval()(**inputs)
+    assert (base.text_embeds - merged(**inputs).text_embeds).abs().max() > 1e-4
 
 
 @pytest.mark.slow

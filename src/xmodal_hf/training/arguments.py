@@ -69,7 +69,14 @@ class TrainingArguments:
     max_bad_steps: int = option(
         10, "Skip steps whose loss or gradient is not finite; stop when there are more of them than this."
     )
-    dry_run: bool = option(False, "Build everything, take one step, print what the whole run will need, and stop.")
+    dry_run: bool = option(
+        False,
+        "Build everything, measure one small step, print what the whole run will need, and stop. Data and weights that "
+        "cannot be reached are made up.",
+    )
+    expected_items: int | None = option(
+        None, "Rows that the data should have: what a dry run without them counts with; a run with fewer says so."
+    )
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "batch_size", "max_steps", "micro_batch_size", "text_sub_batches", "keep_last"):
@@ -217,6 +224,11 @@ class PairArguments:
     audio_window: Literal["random", "center", "first"] = option(
         "random", "Which part of a clip that is longer than the feature extractor takes; drawn anew each epoch."
     )
+    audio_padding: Literal["repeatpad", "repeat", "pad"] | None = option(
+        None,
+        "How shorter clips are lengthened: by whole repeats and then silence, by repeats, or by silence; saved with "
+        "the processor. Default: as the feature extractor does.",
+    )
     on_bad_item: Literal["skip", "error"] = option(
         "skip",
         "What to do about an item that cannot be used: put another one in its place and list it in bad_items.jsonl "
@@ -241,9 +253,9 @@ class PairArguments:
             raise ValueError(f"--shuffle_buffer must be at least 1, got {self.shuffle_buffer}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}")
-        wrong = {"image": "spec_augment", "audio": "augment"}[self.modality]
-        if getattr(self, wrong):
-            raise ValueError(f"--{wrong} does not go with --modality {self.modality}")
+        for name in {"image": ("spec_augment", "audio_padding"), "audio": ("augment",)}[self.modality]:
+            if getattr(self, name):
+                raise ValueError(f"--{name} does not go with --modality {self.modality}")
 
 
 @dataclass

@@ -6,6 +6,7 @@ one in another number of workers, sees what the first one saw.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from ..data.audio import SpecAugment, clip_seconds
+from ..data.audio import SpecAugment, clip_seconds, set_padding
 from ..data.bad_items import BAD_ITEMS_NAME, BadItemLog
 from ..data.collators import PairCollator, SentenceCollator
 from ..data.images import ImageAugment
@@ -177,6 +178,12 @@ def load_sentence_table(sentence: SentenceArguments, seed: int) -> Dataset:
     )
 
 
+def check_length(table: PairTable | Dataset, expected_items: int | None) -> None:
+    """Warn when a table has fewer rows than the options say: half a download trains without complaint otherwise."""
+    if expected_items is not None and len(table) < expected_items:
+        warnings.warn(f"the data have {len(table)} rows, --expected_items says {expected_items}", stacklevel=2)
+
+
 def texts_of(pairs: PairTable | None, sentences: Dataset | None) -> Iterator[str]:
     """Yield every caption of the pairs and every text of the sentences or triplets."""
     for text in [] if pairs is None else pairs["text"]:
@@ -216,6 +223,8 @@ def pair_stream(
         collator = PairCollator(processor, image_augment=augment, **lengths)
     else:
         extractor = processor.feature_extractor
+        if pairs.audio_padding is not None:
+            set_padding(extractor, pairs.audio_padding)
         max_seconds, window = clip_seconds(extractor), pairs.audio_window
         rate = extractor.sampling_rate
         dataset = PairDataset(table, sampling_rate=rate, max_seconds=max_seconds, window=window, **common)

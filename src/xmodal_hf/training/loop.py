@@ -30,6 +30,7 @@ from .checkpoint import StateKeeper, check_same_run, read_state
 from .faults import BadStepsError, BufferGuard, StopSignals, batch_ids, describe_ids
 from .grad_cache import cached_backward
 from .optimization import build_optimizer, build_scheduler, clamp_logit_scale
+from .sharding import average_gradients, prepare_sharding
 from .towers import compile_towers
 from .validation import Validation
 
@@ -64,8 +65,10 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     known = {"none", "all", *(tracker.value for tracker in LoggerType)}
     if arguments.report_to not in known:
         raise ValueError(f"--report_to {arguments.report_to} is unknown: pass one of {', '.join(sorted(known))}")
+    # A rehearsal counts in any precision, and a CPU has no fp16.
+    precision = "no" if arguments.dry_run and not torch.accelerator.is_available() else arguments.mixed_precision
     accelerator = Accelerator(
-        mixed_precision=arguments.mixed_precision,
+        mixed_precision=precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_dir=arguments.output_dir,
         kwargs_handlers=[ddp],
@@ -104,6 +107,7 @@ class TrainingStep:
         self.accelerator = accelerator
         self.objective = objective
         self.arguments = arguments
+        self.whole = prepare_sharding(accelerator, model)
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, arguments))
         self.scheduler = build_scheduler(self.optimizer, arguments, total_steps)
         accelerator.register_for_checkpointing(self.scheduler)
@@ -117,6 +121,7 @@ class TrainingStep:
         """Return the objective's output, what else to log, and whether the step was good."""
         self.guard.remember()
         output = self._backward(batch)
+        average_gradients(self.accelerator, self.whole)
         learning_rate = self.scheduler.get_last_lr()[0]
         max_norm = self.arguments.max_grad_norm or float("inf")
         grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)

@@ -24,17 +24,19 @@ def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.opt
     Raises:
         ValueError: when nothing is trainable.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = arguments.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((_learning_rate(name, arguments), decay), []).append(parameter)
+            # Scalars apart: FSDP 2 leaves them whole, and AdamW updates the tensors of a group together.
+            key = (_learning_rate(name, arguments), decay, parameter.ndim == 0)
+            groups.setdefault(key, []).append(parameter)
     if not groups:
         raise ValueError("no parameter is trainable: freeze fewer towers")
     return torch.optim.AdamW(
         [
             {"params": parameters, "lr": learning_rate, "weight_decay": decay}
-            for (learning_rate, decay), parameters in groups.items()
+            for (learning_rate, decay, _), parameters in groups.items()
         ],
         lr=arguments.learning_rate,
         betas=(arguments.adam_beta1, arguments.adam_beta2),

@@ -16,11 +16,13 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items
 from ..evaluation.plots import loss_curves
 from .adapters import save_adapter
 from .arguments import LoraArguments, TrainingArguments, save_recipe
 from .checkpoint import find_resumed, read_state
 from .loop import LOG_NAME, TrainingResult
+from .sharding import whole_weights
 
 RECIPE_NAME = "recipe.yaml"
 RUN_NAME = "run.json"
@@ -80,6 +82,7 @@ def finish_output(
         base: what the adapter belongs to.
     """
     accelerator.wait_for_everyone()
+    weights = whole_weights(accelerator, model)
     folder = Path(training.output_dir)
     if isinstance(model, PeftModel) and lora is not None and lora.lora_merge:
         model = model.merge_and_unload()
@@ -87,13 +90,16 @@ def finish_output(
         if isinstance(model, PeftModel):
             save_adapter(model, folder, base)
         else:
-            model.save_pretrained(folder)  # type: ignore[operator]
+            model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
         processor.save_pretrained(folder)
         loss_curves({folder.name: folder / LOG_NAME}).savefig(folder / "loss_curve.png")
         circumstances = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
-        _write_json(folder / RUN_NAME, circumstances | dataclasses.asdict(result))
+        skipped = dict(count_bad_items(folder / BAD_ITEMS_NAME))
+        _write_json(folder / RUN_NAME, circumstances | dataclasses.asdict(result) | {"skipped_items": skipped})
         rate = result.items / result.seconds
         print(f"{result.steps} steps, {rate:.0f} items/s, last loss {result.last_log['loss']:.3f}; saved in {folder}")
+        if skipped:
+            print(f"skipped items, listed in {folder / BAD_ITEMS_NAME}: {skipped}")
     accelerator.end_training()
 
 

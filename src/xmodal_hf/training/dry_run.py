@@ -1,0 +1,307 @@
+"""What a run will need, measured on one small step: for any recipe, also without its data, its weights or a network.
+
+Operations and memory for activations grow with the number of items and are scaled from a few of them to the batch; the
+loss itself, a product of two (N, D) matrices, is left out (0.1 % of the towers' operations at N = 4096, ViT-B/32).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, Image
+from datasets.exceptions import DatasetNotFoundError
+from PIL import Image as PillowImage
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
+
+from ..data.files import AUDIO_CELL
+from ..objectives import Batch
+from .arguments import (
+    ContrastiveArguments,
+    LoraArguments,
+    PairArguments,
+    SentenceArguments,
+    TextModelArguments,
+    TrainingArguments,
+)
+from .batches import load_pair_table, load_sentence_table
+from .loop import TrainingStep
+from .phases import Phase, build_pair_phase, build_sentence_phase
+from .towers import set_training_mode
+
+# Items of the measured step: enough that weights and launches do not decide, few enough for two cores.
+DRY_RUN_ITEMS = 4
+_MADE_UP_ROWS = 64
+_CAPTION_WORDS = 10  # about the mean of CC3M's captions (Sharma et al. 2018, table 1: 10.3 tokens)
+_SOUND_SECONDS, _SOUND_HZ = 10.0, 48_000  # AudioSet's clips, LAION-CLAP's rate
+_IMAGE_PIXELS = 256
+# fp32 weights, gradients and AdamW's two moments, in bytes a parameter.
+_BYTES_TRAINED, _BYTES_FROZEN = 16, 4
+# What `datasets` and huggingface_hub raise where there is no such place or no network.
+_UNREACHABLE = (OSError, ConnectionError, DatasetNotFoundError, ValueError)
+_MADE_UP_DATA = "the data cannot be reached"
+# Architectures that the recipes name, for machines that do not reach the Hub: facts of their published configs. What is
+# not said here is transformers' default.
+_KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
+    "google-bert/bert-base-uncased": {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512},
+    "FacebookAI/roberta-base": {
+        "model_type": "roberta",
+        "vocab_size": 50265,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+    },
+    "laion/clap-htsat-unfused": {"model_type": "clap_audio_model"},
+    "microsoft/resnet-50": {"model_type": "resnet"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DryRun:
+    """What a run will need. Seconds are those of this machine, at the measured step."""
+
+    parameters: int
+    trained_parameters: int
+    total_steps: int
+    items_per_step: int
+    tokens_per_item: float
+    flops_per_step: float
+    state_gb: float
+    activation_gb: float
+    held_items: int
+    items_per_second: float
+    hours: float
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"parameters        {self.parameters:,}, of which {self.trained_parameters:,} are trained",
+                f"steps             {self.total_steps:,} of {self.items_per_step:,} items in all processes",
+                f"operations        {self.flops_per_step / 1e12:,.1f} TFLOP a step, "
+                f"{self.flops_per_step * self.total_steps / 1e18:,.3f} EFLOP in all",
+                f"memory            {self.state_gb:,.2f} GB weights, gradients and optimizer in fp32; "
+                f"{self.activation_gb:,.2f} GB activations of {self.held_items:,} items",
+                f"rate              {self.items_per_second:,.1f} items/s, "
+                f"{self.items_per_second * self.tokens_per_item:,.0f} tokens/s on this machine",
+                f"time              {self.hours:,.1f} h on this machine",
+                *(f"note              {note}" for note in self.notes),
+            ]
+        )
+
+
+def rehearse_sentences(
+    accelerator: Accelerator, training: TrainingArguments, text: TextModelArguments, sentence: SentenceArguments
+) -> DryRun:
+    """Measure a step of phase 1."""
+    notes: list[str] = []
+    text, _ = stand_ins(text, None, notes)
+    table = _sentences(sentence, training, notes)
+    phase = build_sentence_phase(accelerator, small_options(training), text, sentence, table)
+    return measure_step(accelerator, phase, training, _num_items(table, training, notes), notes)
+
+
+def rehearse_pairs(
+    accelerator: Accelerator,
+    training: TrainingArguments,
+    text: TextModelArguments,
+    pairs: PairArguments,
+    contrastive: ContrastiveArguments,
+    sentence: SentenceArguments,
+    lora: LoraArguments,
+) -> DryRun:
+    """Measure a step of phase 2, alone or joint."""
+    notes: list[str] = []
+    text, stand_in = stand_ins(text, contrastive, notes)
+    assert stand_in is not None
+    table = load_or_make(lambda: load_pair_table(pairs), pairs.modality, notes)
+    num_items = _num_items(table, training, notes)
+    sentences = _sentences(sentence, training, notes) if sentence.is_given else None
+    pairs = dataclasses.replace(pairs, on_bad_item="error")  # nothing is written
+    phase = build_pair_phase(
+        accelerator, small_options(training), text, pairs, stand_in, sentence, lora, table=table, sentences=sentences
+    )
+    return measure_step(accelerator, phase, training, num_items, notes)
+
+
+def small_options(training: TrainingArguments) -> TrainingArguments:
+    """Return the options of the measured step: a few items, loaded in the main process, no compilation."""
+    items = min(DRY_RUN_ITEMS, training.batch_size)
+    return dataclasses.replace(
+        training, batch_size=items, micro_batch_size=None, num_workers=0, torch_compile=False, max_steps=None
+    )
+
+
+def measure_step(
+    accelerator: Accelerator, phase: Phase, training: TrainingArguments, num_items: int, notes: list[str]
+) -> DryRun:
+    """Take two small steps, the second one timed, and scale them to the run.
+
+    Args:
+        accelerator: of the run.
+        phase: under `small_options(training)`; its model is changed.
+        training: options of the whole run.
+        num_items: rows of the data set.
+        notes: what had to be made up.
+    """
+    small, model, objective = small_options(training), phase.model, phase.objective
+    parameters = [parameter.numel() for parameter in model.parameters()]
+    trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    take_step = TrainingStep(accelerator, model, objective, small, total_steps=2)
+    set_training_mode(take_step.model)
+    batch = next(iter(phase.stream))
+    activations = _activation_bytes(lambda: objective(take_step.model, batch))
+    with FlopCounterMode(display=False) as counter:
+        take_step(batch)
+    started = time.perf_counter()
+    take_step(batch)
+    seconds = time.perf_counter() - started
+    scale = training.batch_size / small.batch_size
+    items_per_step = training.batch_size * accelerator.num_processes
+    total_steps = training.num_epochs * (num_items // items_per_step)
+    held_items = min(training.micro_batch_size or training.batch_size, training.batch_size)
+    return DryRun(
+        parameters=sum(parameters),
+        trained_parameters=sum(trained),
+        total_steps=min(total_steps, training.max_steps or total_steps),
+        items_per_step=items_per_step,
+        tokens_per_item=_tokens(batch) / small.batch_size,
+        flops_per_step=counter.get_total_flops() * scale * accelerator.num_processes,
+        state_gb=(_BYTES_TRAINED * sum(trained) + _BYTES_FROZEN * (sum(parameters) - sum(trained))) / 1e9,
+        activation_gb=activations * held_items / small.batch_size / 1e9,
+        held_items=held_items,
+        items_per_second=small.batch_size * accelerator.num_processes / seconds,
+        hours=min(total_steps, training.max_steps or total_steps) * seconds * scale / 3600,
+        notes=tuple(notes),
+    )
+
+
+def stand_ins(
+    text: TextModelArguments, contrastive: ContrastiveArguments | None, notes: list[str]
+) -> tuple[TextModelArguments, ContrastiveArguments | None]:
+    """Replace pretrained towers that cannot be reached by random ones of the same architecture.
+
+    Raises:
+        ValueError: for one that is neither reachable nor known here.
+    """
+    if text.text_model is not None and not _is_reachable(text.text_model):
+        text = dataclasses.replace(text, text_model=None, text_config=_known_config(text.text_model, "text", notes))
+    if text.tokenizer is not None and not _is_reachable(text.tokenizer):
+        notes.append(f"tokenizer {text.tokenizer} cannot be reached: one trained on the texts at hand stands in")
+        text = dataclasses.replace(text, tokenizer=None)
+    if contrastive is None:
+        return text, None
+    for kind in ("image", "audio"):
+        source = getattr(contrastive, f"{kind}_model")
+        if source is not None and not _is_reachable(source):
+            config = _known_config(source, kind, notes)
+            changes: dict[str, Any] = {f"{kind}_model": None, f"{kind}_config": config}
+            if "clap" in config:
+                changes["audio_preset"] = "clap"
+            contrastive = dataclasses.replace(contrastive, **changes)
+    return text, contrastive
+
+
+def load_or_make(
+    load: Callable[[], Any], kind: Literal["image", "audio", "sentences", "triplets"], notes: list[str]
+) -> Any:
+    """Return what `load` returns; where that cannot be reached, made-up rows of the same shape."""
+    try:
+        return load()
+    except _UNREACHABLE as error:
+        notes.append(f"{_MADE_UP_DATA} ({str(error).splitlines()[0]}): made-up {kind} stand in")
+    generator = np.random.default_rng(0)
+    texts = [_made_up_text(generator) for _ in range(3 * _MADE_UP_ROWS)]
+    if kind == "sentences":
+        return Dataset.from_dict({"anchor": texts})
+    if kind == "triplets":
+        return Dataset.from_dict({"anchor": texts[0::3], "positive": texts[1::3], "negative": texts[2::3]})
+    make = _made_up_image if kind == "image" else _made_up_sound
+    rows = [
+        {"id": str(row), "text": texts[row], kind: {"bytes": make(generator), "path": f"{row}.{kind}"}}
+        for row in range(_MADE_UP_ROWS)
+    ]
+    table = Dataset.from_list(rows)
+    return table.cast_column(kind, Image(decode=False) if kind == "image" else AUDIO_CELL)
+
+
+def _sentences(sentence: SentenceArguments, training: TrainingArguments, notes: list[str]) -> Dataset:
+    kind: Literal["sentences", "triplets"] = "sentences" if sentence.triplets is None else "triplets"
+    return load_or_make(lambda: load_sentence_table(sentence, training.seed), kind, notes)
+
+
+def _num_items(table: Any, training: TrainingArguments, notes: list[str]) -> int:
+    """Return the rows of the whole run: those of the data, or what is expected where they are made up."""
+    if not notes or not notes[-1].startswith(_MADE_UP_DATA):
+        return len(table)
+    if training.expected_items is None:
+        notes.append(f"without --expected_items, the run is taken to have the {len(table)} made-up rows")
+    return training.expected_items or len(table)
+
+
+def _known_config(source: str, kind: str, notes: list[str]) -> str:
+    if source not in _KNOWN_CONFIGS:
+        raise ValueError(
+            f"{kind} model {source} cannot be reached, and its architecture is not among {', '.join(_KNOWN_CONFIGS)}: "
+            f"pass --{kind}_config for a dry run"
+        )
+    notes.append(f"{kind} model {source} cannot be reached: a random one of its architecture stands in")
+    return json.dumps(_KNOWN_CONFIGS[source])
+
+
+def _is_reachable(source: str) -> bool:
+    try:
+        AutoConfig.from_pretrained(source)
+    except _UNREACHABLE:
+        return False
+    return True
+
+
+def _activation_bytes(forward: Callable[[], Any]) -> int:
+    """Return the bytes that a forward keeps for backward, each tensor once, without the weights."""
+    kept: dict[int, int] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        forward()
+    return sum(kept.values())
+
+
+def _tokens(batch: Batch) -> int:
+    parts = [batch["pairs"], batch["sentences"]] if "pairs" in batch else [batch]
+    masks = [part.get("attention_mask", torch.ones_like(part["input_ids"])) for part in parts]
+    return int(sum(mask.sum() for mask in masks))
+
+
+def _made_up_text(generator: np.random.Generator) -> str:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["".join(generator.choice(list(letters), size=4)) for _ in range(_CAPTION_WORDS)]
+    return " ".join(words)
+
+
+def _made_up_image(generator: np.random.Generator) -> bytes:
+    pixels = generator.integers(0, 256, (_IMAGE_PIXELS, _IMAGE_PIXELS, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    PillowImage.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def _made_up_sound(generator: np.random.Generator) -> bytes:
+    import soundfile
+
+    buffer = io.BytesIO()
+    wave = 0.1 * generator.standard_normal(int(_SOUND_SECONDS * _SOUND_HZ)).astype(np.float32)
+    soundfile.write(buffer, wave, _SOUND_HZ, format="WAV")
+    return buffer.getvalue()

@@ -1,0 +1,85 @@
+"""A phase put together: model, objective, batches and processor, from the options and the loaded data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from ..objectives import JointObjective, Objective
+from .arguments import (
+    ContrastiveArguments,
+    LoraArguments,
+    PairArguments,
+    SentenceArguments,
+    TextModelArguments,
+    TrainingArguments,
+)
+from .batches import JointStream, PairTable, Stream, pair_stream, sentence_stream, texts_of
+from .building import (
+    build_cross_modal_objective,
+    build_processor,
+    build_sentence_encoder,
+    build_sentence_objective,
+    build_tokenizer,
+    build_trained_dual_encoder,
+)
+from .loop import text_sub_batches
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What `run_phase` trains, and the processor (or tokenizer) that is released with the model."""
+
+    model: PreTrainedModel | PeftModel
+    objective: Objective
+    stream: Stream
+    processor: ProcessorMixin | PreTrainedTokenizerBase
+
+
+def build_sentence_phase(
+    accelerator: Accelerator,
+    training: TrainingArguments,
+    text: TextModelArguments,
+    sentence: SentenceArguments,
+    table: Dataset,
+) -> Phase:
+    """Return phase 1 on a table of sentences or triplets."""
+    tokenizer = build_tokenizer(text, lambda: texts_of(None, table))
+    model = build_sentence_encoder(text, sentence, tokenizer)
+    objective = build_sentence_objective(sentence, table, text_sub_batches(training, accelerator))
+    stream = sentence_stream(accelerator, table, tokenizer, training, text, sentence)
+    return Phase(model, objective, stream, tokenizer)
+
+
+def build_pair_phase(
+    accelerator: Accelerator,
+    training: TrainingArguments,
+    text: TextModelArguments,
+    pairs: PairArguments,
+    contrastive: ContrastiveArguments,
+    sentence: SentenceArguments,
+    lora: LoraArguments,
+    table: PairTable,
+    sentences: Dataset | None,
+) -> Phase:
+    """Return phase 2 on a table of pairs, joint with phase 1 where there are sentences."""
+    processor = build_processor(
+        contrastive, pairs.modality, lambda: build_tokenizer(text, lambda: texts_of(table, sentences))
+    )
+    model = build_trained_dual_encoder(text, contrastive, lora, processor)
+    sub_batches = text_sub_batches(training, accelerator)
+    cross_modal = build_cross_modal_objective(contrastive, sub_batches)
+    stream = pair_stream(accelerator, table, processor, training, text, pairs)
+    if sentences is None:
+        return Phase(model, cross_modal, stream, processor)
+    objective = JointObjective(
+        cross_modal, build_sentence_objective(sentence, sentences, sub_batches), contrastive.sentence_weight
+    )
+    sentence_part = sentence_stream(
+        accelerator, sentences, processor.tokenizer, training, text, sentence, contrastive.sentence_batch_size
+    )
+    return Phase(model, objective, JointStream(stream, sentence_part), processor)

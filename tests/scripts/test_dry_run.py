@@ -1,0 +1,60 @@
+"""Every full-size recipe can be rehearsed on any machine, without its data and its weights."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).with_name("processes_worker.py")
+RECIPES = Path(__file__).parents[2] / "training_scripts" / "recipes"
+FULL_SIZE = sorted(path for path in RECIPES.glob("*.yaml") if not path.name.startswith(("demo", "study")))
+
+
+def script_of(recipe):
+    return "train_contrastive.py" if "\ndataset:" in recipe.read_text("utf-8") else "train_sentence_embedding.py"
+
+
+def rehearse(cases, path):
+    """Run scripts offline in one process; return what each prints."""
+    path.write_text(json.dumps([[str(option) for option in (*case, "--dry_run")] for case in cases]), encoding="utf-8")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(WORKER), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=path.parent)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return re.split(r"^(?=parameters)", done.stdout, flags=re.MULTILINE)[1:]
+
+
+def numbers(report, line):
+    """The numbers of a line of the report."""
+    found = re.search(rf"^{line} .*$", report, flags=re.MULTILINE)
+    return [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\.?\d*", found[0])]
+
+
+@pytest.mark.slow
+def test_every_full_size_recipe(tmp_path):
+    assert len(FULL_SIZE) >= 12
+    cases = [(script_of(recipe), "--recipe", recipe) for recipe in FULL_SIZE]
+    reports = dict(zip((path.stem for path in FULL_SIZE), rehearse(cases, tmp_path / "cases.json"), strict=True))
+    assert not any((tmp_path / "outputs").glob("*"))  # a rehearsal writes nothing
+    for report in reports.values():
+        for line in ("parameters", "steps", "operations", "rate", "time"):
+            assert all(value >= 0 for value in numbers(report, line)) and numbers(report, line)[0] > 0, report
+        assert "stand in" in report
+    # 10^6 sentences in batches of 64; 2.6 million pairs in batches of 128, 64 times.
+    assert numbers(reports["simcse_unsup_bert_base"], "steps") == [15_625, 64]
+    assert numbers(reports["cc3m_clip"], "steps") == [64 * (2_600_000 // 128), 128]
+    # BERT-base without its pooler has 108,891,648 parameters; SimCSE's head is a layer as large as that pooler.
+    assert numbers(reports["simcse_unsup_bert_base"], "parameters")[0] == 108_891_648 + 768 * 769
+
+
+def test_data_at_hand_is_used(tiny_options, sentence_file, tmp_path):
+    case = ["train_contrastive.py", *tiny_options, "--sentences", sentence_file, "--batch_size", 16, "--num_epochs", 3]
+    (report,) = rehearse([[*case, "--micro_batch_size", 8, "--freeze", "image"]], tmp_path / "cases.json")
+    assert "stand" not in report and numbers(report, "steps") == [9, 16]  # 48 pictures
+    total, trained = numbers(report, "parameters")
+    assert 0 < trained < total
+    assert "activations of 8 items" in report

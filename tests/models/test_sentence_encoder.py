@@ -272,3 +272,24 @@ def test_wrong_input(sentence_encoder: SentenceEncoder) -> None:
         sentence_encoder()
     with pytest.raises(ValueError, match=r"got a tensor of shape \(3,\)"):
         sentence_encoder(input_ids=torch.ones(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("limits", [{"max_tokens_per_batch": 1}, {"max_tokens_per_batch": 30}, {"batch_size": 2}, {}])
+def test_encode_gives_the_same_vectors_whatever_the_batches(sentence_encoder, tokenizer, limits):
+    sentences = ["rain", "a red apple and two small birds", "the dog", "the cat sleeps"]
+    alone = torch.cat([sentence_encoder.encode([sentence], tokenizer=tokenizer) for sentence in sentences])
+    torch.testing.assert_close(sentence_encoder.encode(sentences, tokenizer=tokenizer, **limits), alone)
+
+
+def test_encoded_vectors_may_take_part_in_training(sentence_encoder, tokenizer):
+    """They are made in inference mode, whose tensors autograd refuses."""
+    embeds = sentence_encoder.encode(["rain", "the dog"], tokenizer=tokenizer)
+    probe = torch.nn.Linear(embeds.shape[1], 1)
+    probe(embeds).sum().backward()
+    assert not embeds.is_inference() and probe.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("limits", [{"max_tokens_per_batch": 0}, {"batch_size": 0}])
+def test_encode_refuses_batches_of_nothing(sentence_encoder, tokenizer, limits):
+    with pytest.raises(ValueError, match="batches start at 1"):
+        sentence_encoder.encode(["rain"], tokenizer=tokenizer, **limits)

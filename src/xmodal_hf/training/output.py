@@ -91,6 +91,8 @@ def finish_output(
             save_adapter(model, folder, base)
         else:
             model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+        if isinstance(processor, PreTrainedTokenizerBase):
+            _forget_processor(processor)
         processor.save_pretrained(folder)
         loss_curves({folder.name: folder / LOG_NAME}).savefig(folder / "loss_curve.png")
         circumstances = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
@@ -101,6 +103,12 @@ def finish_output(
         if skipped:
             print(f"skipped items, listed in {folder / BAD_ITEMS_NAME}: {skipped}")
     accelerator.end_training()
+
+
+def _forget_processor(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer that came with a dual encoder stand alone: a processor class in its file has readers look for it."""
+    tokenizer._processor_class = None
+    tokenizer.init_kwargs.pop("processor_class", None)
 
 
 def _circumstances(accelerator: Accelerator) -> dict[str, Any]:

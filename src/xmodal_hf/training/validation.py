@@ -142,7 +142,7 @@ class TaskValidator:
             embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
             tasks = {
                 "retrieval": evaluate_retrieval(*embeds, modality=self.modality, num_resamples=0),
-                "representation": evaluate_representation(*embeds, modality=self.modality),
+                "representation": evaluate_representation(*embeds, modality=self.modality, num_resamples=0),
             }
             values |= {f"{task}.{name}": value for task, found in tasks.items() for name, value in found.items()}
         return values

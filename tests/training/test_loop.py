@@ -16,6 +16,7 @@ from xmodal_hf.training.arguments import TrainingArguments, ValidationArguments
 from xmodal_hf.training.batches import build_stream
 from xmodal_hf.training.faults import BadStepsError, StopSignals
 from xmodal_hf.training.loop import LOG_NAME, VALIDATION_LOG_NAME, build_accelerator, run_phase
+from xmodal_hf.training.towers import freeze_towers
 from xmodal_hf.training.validation import Validation
 
 
@@ -69,6 +70,18 @@ def test_equal_seeds_give_equal_weights_and_logs(dual_encoder, pair_batch, tmp_p
         runs.append((model.state_dict(), log))
     assert runs[0][1] == runs[1][1] != runs[2][1]
     assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
+
+
+def test_a_loaded_model_is_trained_with_dropout_but_for_frozen_towers(dual_encoder, pair_batch, tmp_path):
+    weights = []
+    for name in ("as built", "as loaded"):
+        model = dual_encoder(0.3)
+        freeze_towers(model, ["image"])
+        model.train(name == "as built")  # `from_pretrained` gives evaluation mode
+        train(model, pair_batch(16), tmp_path / name, batch_size=8, max_steps=3, num_epochs=2)
+        assert model.text_model.training and not model.image_model.training
+        weights.append(model.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
 def test_gradient_caching_trains_the_same(dual_encoder, pair_batch, tmp_path):

@@ -36,7 +36,6 @@ from .arguments import (
 from .batches import load_pair_table, load_sentence_table
 from .loop import TrainingStep
 from .phases import Phase, build_pair_phase, build_sentence_phase
-from .towers import set_training_mode
 
 # Items of the measured step: enough that weights and launches do not decide, few enough for two cores.
 DRY_RUN_ITEMS = 4
@@ -156,7 +155,6 @@ def measure_step(
     parameters = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     take_step = TrainingStep(accelerator, model, objective, small, total_steps=2)
-    set_training_mode(take_step.model)
     batch = next(iter(phase.stream))
     activations = _activation_bytes(lambda: objective(take_step.model, batch))
     with FlopCounterMode(display=False) as counter:

@@ -31,7 +31,7 @@ from .faults import BadStepsError, BufferGuard, StopSignals, batch_ids, describe
 from .grad_cache import cached_backward
 from .optimization import build_optimizer, build_scheduler, clamp_logit_scale
 from .sharding import average_gradients, prepare_sharding
-from .towers import compile_towers
+from .towers import compile_towers, set_training_mode
 from .validation import Validation
 
 LOG_NAME = "train_log.jsonl"
@@ -111,6 +111,7 @@ class TrainingStep:
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, arguments))
         self.scheduler = build_scheduler(self.optimizer, arguments, total_steps)
         accelerator.register_for_checkpointing(self.scheduler)
+        set_training_mode(self.model)
         self.guard = BufferGuard(self.model)
         self.average: WeightAverage | None = None
         if arguments.ema_decay is not None:

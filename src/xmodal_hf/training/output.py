@@ -106,7 +106,7 @@ def finish_output(
 
 
 def _forget_processor(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a tokenizer that came with a dual encoder stand alone: a processor class in its file has readers look for it."""
+    """Let a tokenizer that came with a dual encoder stand alone: readers look for the processor that its file names."""
     tokenizer._processor_class = None
     tokenizer.init_kwargs.pop("processor_class", None)
 

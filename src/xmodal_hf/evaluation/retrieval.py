@@ -28,7 +28,6 @@ TIE_TOLERANCE = 1e-12
 # Rows of one item that were embedded in different batches differ by rounding, 1e-6 in float32 and 1e-2 in bfloat16.
 _SAME_ITEM_TOLERANCE = 0.05
 _TILE = 2048  # a tile of 2048 x 2048 float64 cosines is 32 MiB
-_PAIRS_AT_ONCE = 512  # rows of the tile that are compared with their golds at once
 _SECONDS_BEFORE_BAR = 2.0
 
 
@@ -255,6 +254,7 @@ class _Golds:
     def __init__(self, rows: np.ndarray, columns: np.ndarray, scores: torch.Tensor, tolerance: float):
         self.rows, self.columns, self.scores, self.tolerance = rows, columns, scores, tolerance
         self.ahead = torch.zeros(len(rows), dtype=torch.int64, device=scores.device)  # (P,)
+        self.number = np.arange(len(rows)) - np.searchsorted(rows, rows)  # (P,) of a gold within its row
 
     def transposed(self) -> _Golds:
         """The same pairs seen from the columns."""
@@ -268,11 +268,14 @@ class _Golds:
         columns = torch.from_numpy(self.columns[first:last] - first_column).to(scores.device)
         inside = (columns >= 0) & (columns < scores.shape[1])
         scores[rows[inside], columns[inside]] = -torch.inf  # no gold is ahead of a gold
-        for start in range(0, last - first, _PAIRS_AT_ONCE):
-            chunk = slice(start, min(start + _PAIRS_AT_ONCE, last - first))
-            pairs = slice(first + chunk.start, first + chunk.stop)
-            at_least = scores[rows[chunk]] >= (self.scores[pairs] - self.tolerance).unsqueeze(1)  # (p, c)
-            self.ahead[pairs] += at_least.sum(dim=1, dtype=torch.int32)
+        number = self.number[first:last]
+        for gold in range(number.max(initial=-1) + 1):
+            chosen = torch.from_numpy(np.flatnonzero(number == gold)).to(scores.device)  # rows with so many, each once
+            block = scores if len(chosen) == len(scores) else scores[rows[chosen]]
+            pairs = chosen + first
+            at_least = block >= (self.scores[pairs] - self.tolerance).unsqueeze(1)  # (rows, c)
+            # Sums of bytes take a third of the time of sums of booleans.
+            self.ahead[pairs] += at_least.view(torch.uint8).sum(dim=1, dtype=torch.int32)
 
     def rank(self) -> GoldRanks:
         """Within a row the golds come in the order of their scores, each behind the non-golds ahead of it."""
@@ -291,7 +294,9 @@ def _rank_directions(
     directions = [forward, forward.transposed()] if backward else [forward]
     starts = [(row, column) for row in range(0, len(queries), _TILE) for column in range(0, len(gallery), _TILE)]
     for row, column in tqdm(starts, desc="ranking", unit="tile", delay=_SECONDS_BEFORE_BAR):
-        cosines = _unit_rows(queries[row : row + _TILE]) @ _unit_rows(gallery[column : column + _TILE]).T  # (q, g)
+        if column == 0:
+            unit_queries = _unit_rows(queries[row : row + _TILE])
+        cosines = unit_queries @ _unit_rows(gallery[column : column + _TILE]).T  # (q, g)
         forward.count_tile(cosines, row, column)
         if backward:
             directions[1].count_tile(cosines.T, column, row)

@@ -2,8 +2,10 @@
 
 import json
 import math
+import multiprocessing
 import os
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -104,6 +106,22 @@ def test_clipping_bounds_the_update_and_logs_the_norm_before(dual_encoder, pair_
 def test_too_few_items(dual_encoder, pair_batch, tmp_path):
     with pytest.raises(ValueError, match="4 items do not fill a batch of 8: lower --batch_size"):
         train(dual_encoder(), pair_batch(4), tmp_path, batch_size=8)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_worker_outlives_the_run(fails, dual_encoder, pair_batch, tmp_path):
+    """Workers ignore the signal that Python stops left-over children with, and would be waited for without end."""
+    options = {"batch_size": 8, "num_workers": 2, "max_steps": 3, "num_epochs": 2, "max_bad_steps": 0}
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", **options)
+    pairs = pair_batch(16)
+    if fails:
+        pairs["pixel_values"][:] = math.nan
+    accelerator = build_accelerator(arguments)
+    stream = build_stream(accelerator, Pairs(pairs), collate, arguments)
+    with pytest.raises(BadStepsError) if fails else nullcontext():
+        run_phase(accelerator, dual_encoder(), CrossModalObjective("clip"), stream, arguments, "test")
+    assert multiprocessing.active_children() == []
+    del stream  # was alive until here, and its loader with it
 
 
 class TestBadSteps:

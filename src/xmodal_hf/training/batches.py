@@ -7,7 +7,7 @@ one in another number of workers, sees what the first one saw.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,8 +50,8 @@ class Stream(Protocol):
     def __len__(self) -> int:
         """Batches an epoch."""
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches without end."""
+    def __iter__(self) -> Generator[Batch]:
+        """Yield batches without end; closing the generator ends the workers."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the next batch."""
@@ -84,13 +84,18 @@ class BatchStream:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.batch = state["epoch"], state["batch"]
 
-    def __iter__(self) -> Iterator[Batch]:
-        while True:
-            self.loader.batch_sampler.set_position(self.epoch, self.batch)  # type: ignore[union-attr]
-            for batch in self.loader:
-                self.batch += 1
-                yield send_to_device(batch, self.device, non_blocking=True)
-            self.epoch, self.batch = self.epoch + 1, 0
+    def __iter__(self) -> Generator[Batch]:
+        try:
+            while True:
+                self.loader.batch_sampler.set_position(self.epoch, self.batch)  # type: ignore[union-attr]
+                for batch in self.loader:
+                    self.batch += 1
+                    yield send_to_device(batch, self.device, non_blocking=True)
+                self.epoch, self.batch = self.epoch + 1, 0
+        finally:
+            # Ends persistent workers. Python would stop those that are left at its exit by a SIGTERM, which they
+            # ignore, and wait for them for ever.
+            self.loader._iterator = None
 
 
 class JointStream:
@@ -115,7 +120,7 @@ class JointStream:
         self.pairs.load_state_dict(state["pairs"])
         self.sentences.load_state_dict(state["sentences"])
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         for pairs, sentences in zip(self.pairs, self.sentences, strict=False):
             yield {"pairs": pairs, "sentences": sentences}
 

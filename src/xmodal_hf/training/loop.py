@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -209,8 +210,9 @@ def run_phase(
         StepLog(accelerator, Path(arguments.output_dir), log_bytes) as log,
         progress_bar(accelerator, description, total_steps * items, result.items) as bar,
         StopSignals(accelerator) as signals,
+        closing(iter(stream)) as batches,
     ):
-        for batch in islice(stream, total_steps - result.steps):
+        for batch in islice(batches, total_steps - result.steps):
             result.steps, result.items = result.steps + 1, result.items + items
             _logged_step(take_step, batch, stream.epoch, result, log, keeper)
             bar.set_postfix({"loss": f"{result.last_log.get('loss', math.nan):.3f}"}, refresh=False)

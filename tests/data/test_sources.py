@@ -257,3 +257,9 @@ def test_real_audio(real_data, name, text, length):
     assert len(pairs) == length
     item = PairDataset(pairs, seed=0, sampling_rate=16_000)[11]
     assert item["audio"].ndim == 1 and abs(item["audio"]).max() > 0.01
+
+
+def test_an_empty_file(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(ValueError, match=r"empty\.jsonl is empty: pass a file with at least one row"):
+        load_pairs(tmp_path / "empty.jsonl")

@@ -1,5 +1,6 @@
 """From options to models: from scratch, from folders, and combinations that cannot work."""
 
+import copy
 import math
 
 import pytest
@@ -86,3 +87,11 @@ def test_wrong_combinations_name_the_fix(phase1):
         build_text_model(text_arguments(text_config='{"model_type": "brt"}'), other)
     with pytest.raises(ValueError, match="--text_config"):
         build_text_model(text_arguments(text_config="{bert}"), other)
+
+
+def test_a_whole_model_with_another_models_tokenizer(image_text_model, image_text_processor, tmp_path):
+    image_text_model.save_pretrained(tmp_path)
+    processor = copy.deepcopy(image_text_processor)
+    processor.tokenizer.add_tokens([f"word{number}" for number in range(100)])
+    with pytest.raises(ValueError, match="its text tower embeds 64: save the tokenizer that belongs to it"):
+        build_dual_encoder(TextModelArguments(), ContrastiveArguments(model=str(tmp_path)), processor)

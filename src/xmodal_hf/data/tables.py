@@ -80,6 +80,8 @@ def _load_file(path: Path) -> Dataset:
     suffix = table_suffix(path)
     if suffix not in _BUILDERS:
         raise ValueError(f"{path} is none of {', '.join(_BUILDERS)}, compressed or not.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty: pass a file with at least one row.")
     builder, options = _BUILDERS[suffix]
     try:
         return load_dataset(builder, data_files=str(path), split="train", **options)

@@ -215,6 +215,12 @@ def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMi
     wanted = ImageTextDualEncoder if isinstance(processor, ImageTextProcessor) else AudioTextDualEncoder
     if not isinstance(model, wanted):
         raise ValueError(f"--model {contrastive.model} is a {type(model).__name__}, not an {wanted.__name__}")
+    rows = model.get_input_embeddings().num_embeddings
+    if len(processor.tokenizer) > rows:
+        raise ValueError(
+            f"the tokenizer of --model {contrastive.model} has {len(processor.tokenizer)} tokens, its text tower "
+            f"embeds {rows}: save the tokenizer that belongs to it in that folder"
+        )
     if contrastive.objective == "siglip" and getattr(model, "logit_bias", None) is None:
         raise ValueError("--objective siglip needs a logit_bias, which --model does not have: pass clip or cyclip")
     return model

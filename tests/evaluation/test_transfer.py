@@ -26,7 +26,15 @@ def problem(num_rows=120, width=5, num_classes=2, seed=0):
 @pytest.fixture(autouse=True)
 def converged(monkeypatch):
     """Both sides converge fully, so that starting points do not matter."""
-    monkeypatch.setattr(transfer, "_TOLERANCE", 1e-9)
+    monkeypatch.setattr(transfer, "_LBFGS_TOLERANCE", 1e-9)
+    monkeypatch.setattr(transfer, "_NEWTON_TOLERANCE", 1e-9)
+
+
+@pytest.fixture(params=["newton", "lbfgs"])
+def solver(request, monkeypatch):
+    """Two-class probes by either solver."""
+    if request.param == "lbfgs":
+        monkeypatch.setattr(transfer, "_NEWTON_MAX_FEATURES", 0)
 
 
 def score(rows, labels, test_rows, test_labels, strength):
@@ -44,6 +52,7 @@ def cross_validated(rows, labels, strengths):
     return strengths[np.argmax(means)]
 
 
+@pytest.mark.usefixtures("solver")
 def test_nested_cross_validation_equals_the_transcription():
     rows, labels = problem()
     strengths = [2.0**t for t in range(-2, 4)]
@@ -56,6 +65,7 @@ def test_nested_cross_validation_equals_the_transcription():
     assert probed.correct.mean() == pytest.approx(probed.accuracy) and 0.55 < probed.accuracy < 0.95
 
 
+@pytest.mark.usefixtures("solver")
 @pytest.mark.parametrize("with_dev", [False, True])
 def test_train_test_and_train_dev_test(with_dev):
     rows, labels = problem(num_rows=160, seed=1)

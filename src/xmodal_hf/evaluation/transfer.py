@@ -3,7 +3,8 @@
 The protocol is that of SentEval's scikit-learn classifiers (Conneau & Kiela 2018, senteval/tools/validation.py): the
 regularisation is chosen on held-out folds, rows are sorted by length and label before they are dealt into stratified
 folds shuffled with seed 1111, features are the model's embeddings as they come (not normalised). Two things differ: the
-fits converge fully, where SentEval stops at scikit-learn's defaults, and accuracies are not rounded on the way.
+fits converge fully, where SentEval stops at scikit-learn's defaults, and accuracies are not rounded on the way. Full
+convergence makes the number independent of the solver, so two-class tasks take Newton's method (`left_out`).
 
 Legend: n sentences, D embedding size, F features.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from tqdm import tqdm
 from .bootstrap import DEFAULT_RESAMPLES, percentile_interval, ratio_resamples, with_interval
 from .embed import Embedder, as_embedder
 from .held_data import local_table
+from .left_out import left_out_accuracies
 
 SEED = 1111
 NUM_FOLDS = 10
@@ -33,9 +36,12 @@ NUM_FOLDS = 10
 _NESTED_STRENGTHS = tuple(2.0**power for power in range(-2, 4))
 _CROSS_VALIDATED_STRENGTHS = tuple(2.0**power for power in range(-1, 6))
 _SPLIT_STRENGTHS = _NESTED_STRENGTHS
-# Tight enough that the number is the optimum's: CR of all-MiniLM-L6-v2 is the same sentence for sentence at 1e-7 and
-# with Newton's method, measured. scikit-learn's default of 1e-4 moves single accuracies by 0.4 on MR.
-_TOLERANCE = 1e-6
+# Tight enough that the number is the optimum's; scikit-learn's default of 1e-4 moves single accuracies by 0.4 on MR.
+# Newton's method needs one step more for 1e-8; L-BFGS (TREC) would stop before that.
+_NEWTON_TOLERANCE = 1e-8
+_LBFGS_TOLERANCE = 1e-6
+# Features up to which the Hessian of a two-class probe and its ten factors (370 MB) beat L-BFGS.
+_NEWTON_MAX_FEATURES = 2048
 _MAX_ITERATIONS = 2000
 _BLAS_THREADS = 1  # the matrices are small: folds in parallel use the cores better, and threads of both would fight
 
@@ -165,16 +171,14 @@ def probe(
         _check_labels(split, labels)
     if "all" in features:
         return nested_cross_validation(*features["all"], num_folds=num_folds, num_jobs=num_jobs, seed=seed)
-    train, train_labels = features["train"]
+    train, test = features["train"], features["test"]
     if "dev" in features:
-        accuracies = _accuracies(train, train_labels, *features["dev"], _SPLIT_STRENGTHS, seed)
-        strength = _best(_SPLIT_STRENGTHS, accuracies)
+        fits = _fits(*train, _SPLIT_STRENGTHS)
+        chosen = fits[_best(np.array([_accuracy(fit, *features["dev"]) for fit in fits]))]
     else:
-        accuracies = _cross_validated(train, train_labels, _CROSS_VALIDATED_STRENGTHS, num_folds, num_jobs, seed)
-        strength = _best(_CROSS_VALIDATED_STRENGTHS, accuracies)
-    test, test_labels = features["test"]
-    predictions = _fit(train, train_labels, strength, seed).predict(test)
-    correct = predictions == test_labels
+        chosen = _chosen_by_folds(*train, _CROSS_VALIDATED_STRENGTHS, num_folds, num_jobs, seed)
+    predictions = chosen.predict(test[0])
+    correct = predictions == test[1]
     return Probed(float(correct.mean()), correct, predictions)
 
 
@@ -235,47 +239,57 @@ def _tested_fold(
     rows: np.ndarray, labels: np.ndarray, train: np.ndarray, held_out: np.ndarray, num_folds: int, seed: int
 ) -> np.ndarray:
     """Predictions for one outer fold; its regularisation is chosen within the others."""
-    accuracies = _cross_validated(rows[train], labels[train], _NESTED_STRENGTHS, num_folds, 1, seed)
-    return _fit(rows[train], labels[train], _best(_NESTED_STRENGTHS, accuracies), seed).predict(rows[held_out])
+    chosen = _chosen_by_folds(rows[train], labels[train], _NESTED_STRENGTHS, num_folds, 1, seed)
+    return chosen.predict(rows[held_out])
 
 
-def _cross_validated(
+def _chosen_by_folds(
     rows: np.ndarray, labels: np.ndarray, strengths: Sequence[float], num_folds: int, num_jobs: int, seed: int
-) -> np.ndarray:
-    """Mean accuracy over the folds of each strength, (len(strengths),)."""
+) -> LogisticRegression:
+    """The probe of all rows whose strength has the best mean accuracy over the folds."""
+    folds = list(_folds(num_folds, seed).split(rows, labels))
+    if _is_for_newton(rows, labels):
+        fits = _fits(rows, labels, strengths)
+        with threadpool_limits(_BLAS_THREADS):
+            accuracies = left_out_accuracies(rows, labels, fits, folds)  # (strengths, folds)
+        return fits[_best(accuracies.mean(axis=1))]
     per_fold = Parallel(n_jobs=num_jobs)(
-        delayed(_accuracies)(rows[train], labels[train], rows[test], labels[test], strengths, seed)
-        for train, test in _folds(num_folds, seed).split(rows, labels)
+        delayed(_fold_accuracies)(rows, labels, strengths, train, left_out) for train, left_out in folds
     )
-    return np.mean(per_fold, axis=0)
+    return _fits(rows, labels, [strengths[_best(np.mean(per_fold, axis=0))]])[0]
 
 
-def _accuracies(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    strengths: Sequence[float],
-    seed: int,
-) -> np.ndarray:
-    """Accuracy on `test` of a probe of each strength; each fit starts where the last one ended."""
-    model = _logistic_regression(seed)
+def _fold_accuracies(
+    rows: np.ndarray, labels: np.ndarray, strengths: Sequence[float], train: np.ndarray, left_out: np.ndarray
+) -> list[float]:
+    """Accuracy on a fold of the probe of each strength that is fitted to the others."""
+    return [_accuracy(fit, rows[left_out], labels[left_out]) for fit in _fits(rows[train], labels[train], strengths)]
+
+
+def _fits(rows: np.ndarray, labels: np.ndarray, strengths: Sequence[float]) -> list[LogisticRegression]:
+    """A probe of each strength; each fit starts where the last one ended."""
+    newton = _is_for_newton(rows, labels)
+    model = LogisticRegression(
+        solver="newton-cholesky" if newton else "lbfgs",
+        tol=_NEWTON_TOLERANCE if newton else _LBFGS_TOLERANCE,
+        max_iter=_MAX_ITERATIONS,
+        warm_start=True,
+    )
     with threadpool_limits(_BLAS_THREADS):
-        return np.array([model.set_params(C=c).fit(train, train_labels).score(test, test_labels) for c in strengths])
+        return [copy(model.set_params(C=strength).fit(rows, labels)) for strength in strengths]
 
 
-def _fit(rows: np.ndarray, labels: np.ndarray, strength: float, seed: int) -> LogisticRegression:
-    with threadpool_limits(_BLAS_THREADS):
-        return _logistic_regression(seed).set_params(C=strength).fit(rows, labels)
+def _is_for_newton(rows: np.ndarray, labels: np.ndarray) -> bool:
+    return rows.shape[1] <= _NEWTON_MAX_FEATURES and len(np.unique(labels)) == 2
 
 
-def _logistic_regression(seed: int) -> LogisticRegression:
-    return LogisticRegression(tol=_TOLERANCE, max_iter=_MAX_ITERATIONS, warm_start=True, random_state=seed)
+def _accuracy(fit: LogisticRegression, rows: np.ndarray, labels: np.ndarray) -> float:
+    return float((fit.predict(rows) == labels).mean())
 
 
-def _best(strengths: Sequence[float], accuracies: np.ndarray) -> float:
-    """The first best strength, accuracies compared as SentEval does: in percent with two decimals."""
-    return strengths[int(np.argmax(np.round(100 * accuracies, 2)))]
+def _best(accuracies: np.ndarray) -> int:
+    """Index of the first best strength, accuracies compared as SentEval does: in percent with two decimals."""
+    return int(np.argmax(np.round(100 * accuracies, 2)))
 
 
 def _folds(num_folds: int, seed: int) -> StratifiedKFold:

@@ -57,8 +57,8 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     resume_from = start_output(accelerator, *arguments)
     with accelerator.main_process_first():
-        table = load_pair_table(pairs)
-        sentences = load_sentence_table(sentence, training.seed) if sentence.is_given else None
+        table = load_pair_table(pairs, training.exclude_texts)
+        sentences = load_sentence_table(sentence, training.seed, training.exclude_texts) if sentence.is_given else None
     check_length(table, training.expected_items)
     set_seed(training.seed)  # of new weights: here, so that they are the same in every process
     phase = build_pair_phase(

@@ -44,7 +44,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     resume_from = start_output(accelerator, *arguments)
     with accelerator.main_process_first():
-        table = load_sentence_table(sentence, training.seed)
+        table = load_sentence_table(sentence, training.seed, training.exclude_texts)
     check_length(table, training.expected_items)
     set_seed(training.seed)  # of new weights: here, so that they are the same in every process
     phase = build_sentence_phase(accelerator, training, text, sentence, table)

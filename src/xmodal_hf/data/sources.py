@@ -9,7 +9,7 @@ import logging
 import os
 import zipfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal
 
 import pyarrow.compute
@@ -53,8 +53,9 @@ def load_pairs(
         source: `openmoji` or `soundfont` (built in); a csv, tsv, jsonl or parquet file whose image or audio column has
             bytes or paths relative to the file, or names of members of zip archives beside the file; a folder with
             metadata.jsonl, .csv or .parquet, or with one folder a class (its name is the text), either within
-            `<split>/` or not; WebDataset tars (a file, a folder, "shards/*.tar" or "{000..012}.tar"); a folder of
-            parquet files or from `save_to_disk`; a Hub id ("owner/name:configuration").
+            `<split>/` or not; a zip archive of one folder a class; WebDataset tars (a file, a folder, "shards/*.tar"
+            or "{000..012}.tar"); a folder of parquet files or from `save_to_disk`; a Hub id
+            ("owner/name:configuration").
         modality: `image` or `audio`.
         split: of the source; a file with a column `split` is filtered by it, any other file is taken whole.
         image_column, audio_column, text_column, id_column: columns of the source; found by their usual names if None.
@@ -153,7 +154,9 @@ def _find_columns(
 def _load(
     path: Path, source: str | os.PathLike, modality: Literal["image", "audio"], split: str
 ) -> tuple[Dataset, Path]:
-    """The rows of a source, and the folder to which its paths are relative."""
+    """The rows of a source, and the folder (or archive) to which its paths are relative."""
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return _class_folder_rows(_archive_class_files(path, modality)), path
     if not path.is_dir():
         return load_table(source, split=split), path.parent
     folder = path / split if (path / split).is_dir() else path
@@ -162,10 +165,23 @@ def _load(
         return load_table(metadata, split=split), folder
     files = _class_folder_files(folder, modality)
     if files:
-        names = [file.parent.name.replace("_", " ") for file in files]
-        paths = [str(file.relative_to(folder)) for file in files]
-        return Dataset.from_dict({"file_name": paths, "text": names}), folder
+        return _class_folder_rows([file.relative_to(folder) for file in files]), folder
     return load_table(path, split=split), path
+
+
+def _class_folder_rows(files: Sequence[PurePath]) -> Dataset:
+    names = [file.parent.name.replace("_", " ") for file in files]
+    return Dataset.from_dict({"file_name": [str(file) for file in files], "text": names})
+
+
+def _archive_class_files(archive: Path, modality: Literal["image", "audio"]) -> list[PurePosixPath]:
+    """Members of a zip archive of folders of classes, [<top>/]<class>/<file>."""
+    suffixes = IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES
+    members = sorted(map(PurePosixPath, zipfile.ZipFile(archive).namelist()))
+    files = [member for member in members if member.suffix.lower() in suffixes and len(member.parts) > 1]
+    if not files:
+        raise ValueError(f"{archive} has no <class>/<file> members: pass the table that lies beside it, or a folder.")
+    return files
 
 
 def _class_folder_files(folder: Path, modality: Literal["image", "audio"]) -> list[Path]:
@@ -232,9 +248,10 @@ def _resolve_paths(paths: Sequence[Any], folder: Path) -> list[dict | None]:
 
 
 def _archive_members(folder: Path) -> dict[str, str]:
-    """Member name -> address of all zip archives in a folder (reads their directories, not their contents)."""
+    """Member name -> address of a zip archive, or of all in a folder (reads their directories, not their contents)."""
+    archives = [folder] if folder.is_file() else sorted(folder.glob("*.zip"))
     return {
         member: zip_member(archive.resolve(), member)
-        for archive in sorted(folder.glob("*.zip"))
+        for archive in archives
         for member in zipfile.ZipFile(archive).namelist()
     }

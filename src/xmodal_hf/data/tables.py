@@ -59,6 +59,11 @@ def table_suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def is_table(path: Path) -> bool:
+    """Whether the ending of a file is that of a table."""
+    return table_suffix(path) in _BUILDERS
+
+
 def find_column(columns: Sequence[str], names: Iterable[str], *, kind: str, option: str, given: str | None) -> str:
     """The column that the user named, or else the first one with a usual name.
 

@@ -107,5 +107,10 @@ def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -
             raise ValueError(f"the task {name} needs --{_NEEDED[name]}")
     if "sts" in names and data.sts_data is None and data.sts_protocol == "simcse":
         raise ValueError("the task sts needs --sts_data, or --sts_protocol mteb for mteb's copies on the Hub")
-    if "zero_shot" in names and data.label_column is None and not Path(str(data.zero_shot_data)).is_dir():
+    if "zero_shot" in names and data.label_column is None and not _has_class_folders(Path(str(data.zero_shot_data))):
         raise ValueError("the task zero_shot needs --label_column, unless its data is one folder a class")
+
+
+def _has_class_folders(path: Path) -> bool:
+    """Whether a source may be one folder a class, in a zip archive or not."""
+    return path.is_dir() or path.suffix.lower() == ".zip"

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +76,13 @@ class TrainingArguments:
     )
     expected_items: int | None = option(
         None, "Rows that the data should have: what a dry run without them counts with; a run with fewer says so."
+    )
+    exclude_texts: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Evaluation sets, tables or folders of them: captions, sentences and triplets that occur there are "
+            "left out of the training. Letters and digits are compared."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -365,16 +372,24 @@ def recipe_to_args(path: Path, classes: Sequence[type]) -> list[str]:
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must be a mapping of options, got {type(recipe).__name__}")
     valid = [item.name for class_ in classes for item in dataclasses.fields(class_)]
+    check_keys(recipe, valid, path)
     args = []
     for key, value in recipe.items():
-        if key not in valid:
-            nearest = difflib.get_close_matches(str(key), valid, n=1, cutoff=0)
-            raise ValueError(f"{path} has an unknown key {key!r}: did you mean {nearest[0]!r}?")
         if isinstance(value, list):
             args += [f"--{key}", *map(str, value)] if value else []
         elif value is not None:
             args.append(f"--{key}={json.dumps(value) if isinstance(value, dict) else value}")
     return args
+
+
+def check_keys(mapping: Iterable[Any], valid: Iterable[str], source: object) -> None:
+    """Raise a ValueError for the first unknown key of what `source` holds; it names the nearest valid one."""
+    valid = list(valid)
+    for key in mapping:
+        if key not in valid:
+            nearest = difflib.get_close_matches(str(key), valid, n=1, cutoff=0)
+            hint = f": did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"{source} has an unknown key {key!r}{hint}")
 
 
 def check_phase_1(

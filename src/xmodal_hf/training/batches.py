@@ -7,7 +7,7 @@ one in another number of workers, sees what the first one saw.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,9 +23,11 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from ..data.audio import SpecAugment, clip_seconds, set_padding
 from ..data.bad_items import BAD_ITEMS_NAME, BadItemLog
 from ..data.collators import PairCollator, SentenceCollator
+from ..data.exclusion import evaluation_keys, without_texts
 from ..data.images import ImageAugment
 from ..data.mixing import ConcatenatedPairs, PairTable, training_order
 from ..data.orders import Order, ShuffledOrder
+from ..data.parquet import ParquetPairs
 from ..data.sampling import EpochBatchSampler, PairDataset, SentenceDataset
 from ..data.sentences import load_sentences, load_triplets
 from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs, stream_pairs
@@ -162,25 +164,35 @@ def build_stream(
     return BatchStream(loader, accelerator.device)
 
 
-def load_pair_table(pairs: PairArguments) -> PairTable:
-    """Load the pairs in canonical columns."""
+def load_pair_table(pairs: PairArguments, exclude_texts: Sequence[str] = ()) -> PairTable:
+    """Load the pairs in canonical columns, without captions that occur in the tables `exclude_texts`."""
     options: dict[str, Any] = {name: getattr(pairs, name) for name in _SOURCE_OPTIONS}
     if pairs.streaming:
         load = partial(stream_pairs, buffer_size=pairs.shuffle_buffer or DEFAULT_BUFFER_SIZE)
     else:
         load = partial(load_pairs, max_samples=pairs.max_samples)
     tables = {source: load(source, **options) for source in pairs.dataset}
+    if exclude_texts:
+        keys = evaluation_keys(exclude_texts)
+        tables = {source: _without_texts(table, keys, source) for source, table in tables.items()}
     return ConcatenatedPairs(tables) if len(tables) > 1 else tables[pairs.dataset[0]]
 
 
-def load_sentence_table(sentence: SentenceArguments, seed: int) -> Dataset:
-    """Load the sentences or triplets in canonical columns."""
+def _without_texts(table: Dataset | ParquetPairs, keys: frozenset[str], source: str) -> Dataset:
+    if isinstance(table, ParquetPairs):
+        raise ValueError(f"--exclude_texts reads all captions: {source} cannot be streamed with it, drop --streaming")
+    return without_texts(table, keys, source)
+
+
+def load_sentence_table(sentence: SentenceArguments, seed: int, exclude_texts: Sequence[str] = ()) -> Dataset:
+    """Load the sentences or triplets in canonical columns, without those that occur in the tables `exclude_texts`."""
+    source = sentence.triplets or sentence.sentences
+    assert source is not None
     if sentence.triplets is not None:
-        return load_triplets(sentence.triplets, seed=seed)
-    assert sentence.sentences is not None
-    return load_sentences(
-        sentence.sentences, column=sentence.sentence_column, max_sentences=sentence.max_sentences, seed=seed
-    )
+        table = load_triplets(source, seed=seed)
+    else:
+        table = load_sentences(source, column=sentence.sentence_column, max_sentences=sentence.max_sentences, seed=seed)
+    return without_texts(table, evaluation_keys(exclude_texts), source) if exclude_texts else table
 
 
 def check_length(table: PairTable | Dataset, expected_items: int | None) -> None:

@@ -104,7 +104,7 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
             "max_position_embeddings": text.max_length + tokenizer.pad_token_id + 2,
         }
         model = build_tower(config_from_json("text", text.text_config, **known))
-    rows = model.get_input_embeddings().num_embeddings
+    rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if len(tokenizer) > rows:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, the text tower embeds {rows}: pass the --tokenizer that "
@@ -215,7 +215,7 @@ def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMi
     wanted = ImageTextDualEncoder if isinstance(processor, ImageTextProcessor) else AudioTextDualEncoder
     if not isinstance(model, wanted):
         raise ValueError(f"--model {contrastive.model} is a {type(model).__name__}, not an {wanted.__name__}")
-    rows = model.get_input_embeddings().num_embeddings
+    rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
     if len(processor.tokenizer) > rows:
         raise ValueError(
             f"the tokenizer of --model {contrastive.model} has {len(processor.tokenizer)} tokens, its text tower "

@@ -121,7 +121,7 @@ def rehearse_pairs(
     notes: list[str] = []
     text, stand_in = stand_ins(text, contrastive, notes)
     assert stand_in is not None
-    table = load_or_make(lambda: load_pair_table(pairs), pairs.modality, notes)
+    table = load_or_make(lambda: load_pair_table(pairs, training.exclude_texts), pairs.modality, notes)
     num_items = _num_items(table, training, notes)
     sentences = _sentences(sentence, training, notes) if sentence.is_given else None
     pairs = dataclasses.replace(pairs, on_bad_item="error")  # nothing is written
@@ -233,7 +233,7 @@ def load_or_make(
 
 def _sentences(sentence: SentenceArguments, training: TrainingArguments, notes: list[str]) -> Dataset:
     kind: Literal["sentences", "triplets"] = "sentences" if sentence.triplets is None else "triplets"
-    return load_or_make(lambda: load_sentence_table(sentence, training.seed), kind, notes)
+    return load_or_make(lambda: load_sentence_table(sentence, training.seed, training.exclude_texts), kind, notes)
 
 
 def _num_items(table: Any, training: TrainingArguments, notes: list[str]) -> int:

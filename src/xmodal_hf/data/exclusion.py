@@ -1,0 +1,96 @@
+"""Evaluation texts kept out of training: captions, sentences and triplets that occur in an evaluation set."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, List, Value
+
+from .tables import is_table, load_table
+
+logger = logging.getLogger(__name__)
+
+_NO_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
+
+
+def text_key(text: str) -> str:
+    """What two texts have in common that count as the same: letters and digits, without case, spaces, punctuation."""
+    return _NO_LETTER_OR_DIGIT.sub("", text).lower()
+
+
+def evaluation_keys(sources: Iterable[str | os.PathLike]) -> frozenset[str]:
+    """Keys of every text in every column of some tables.
+
+    Args:
+        sources: anything that `load_table` reads (all splits of a file), or folders of tables.
+
+    Raises:
+        ValueError: a folder without tables, or an empty table.
+        FileNotFoundError: no such file.
+    """
+    keys: set[str] = set()
+    for source in sources:
+        for table in _tables(source):
+            keys.update(text_key(text) for column in table.column_names for text in _texts(table[column][:]))
+    return frozenset(keys - {""})
+
+
+def without_texts(table: Dataset, keys: frozenset[str], source: str | os.PathLike) -> Dataset:
+    """The rows of a table that share no text with the evaluation sets; logs how many were left out.
+
+    Of a list of captions only those that occur there go, and the row with its last one. A sentence or triplet goes as
+    a whole, as soon as one of its texts occurs.
+
+    Args:
+        table: of `load_pairs`, `load_sentences` or `load_triplets`.
+        keys: of `evaluation_keys`.
+        source: what the table was read from, for the message.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    columns = [name for name in ("text", "anchor", "positive", "negative") if name in table.column_names]
+    if isinstance(table.features[columns[0]], List):
+        kept, left_out = _without_captions(table, columns[0], keys)
+    else:
+        texts = zip(*(table[column][:] for column in columns), strict=True)
+        rows = [index for index, row in enumerate(texts) if not any(text_key(text or "") in keys for text in row)]
+        kept, left_out = table.select(rows), len(table) - len(rows)
+    logger.info("%s: left out %d texts that occur in evaluation sets", source, left_out)
+    if not len(kept):
+        raise ValueError(f"every text of {source} occurs in --exclude_texts: that is the evaluation set itself")
+    return kept
+
+
+def _without_captions(table: Dataset, column: str, keys: frozenset[str]) -> tuple[Dataset, int]:
+    captions = table[column][:]
+    kept = [[caption for caption in row or [] if text_key(caption or "") not in keys] for row in captions]
+    left_out = sum(len(row or []) for row in captions) - sum(map(len, kept))
+    rows = [index for index, row in enumerate(kept) if row]
+    names = table.column_names
+    table = table.remove_columns(column).add_column(column, kept, feature=List(Value("string")))
+    return table.select_columns(names).select(rows), left_out
+
+
+def _tables(source: str | os.PathLike) -> list[Dataset]:
+    folder = Path(source)
+    if not folder.is_dir():
+        return [load_table(source, split="all")]
+    files = sorted(path for path in folder.iterdir() if is_table(path))
+    if not files:
+        raise ValueError(f"--exclude_texts {folder} has no tables (.jsonl, .csv, .parquet, .txt, compressed or not)")
+    return [load_table(file, split="all") for file in files]
+
+
+def _texts(values: Sequence[Any]) -> Iterable[str]:
+    """The texts among the values of a column, which may be lists of texts."""
+    for value in values:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            yield from (text for text in value if isinstance(text, str))

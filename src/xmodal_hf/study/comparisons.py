@@ -1,0 +1,188 @@
+"""Answers to the questions of a study: differences between cells that have all else in common, with intervals.
+
+Two sources of chance are told apart. The test items: each metric's bootstrap half-width h, and sqrt(h1^2 + h2^2) for a
+difference of two models; since both were measured on the same items, that is an upper bound. Differences of several
+pairs of models share the items too, so the half-width of their mean is the mean of theirs. The training: with S >= 2
+seeds, the deviation s of the seeds' mean differences gives t(0.975, S - 1) s / sqrt(S). Both are added in quadrature;
+with one seed the interval covers the test items only, and the answer says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from scipy.stats import t as student_t
+
+from ..evaluation.bootstrap import CONFIDENCE
+from .recipe import Better, Question
+
+Verdict = Literal["reproduced", "opposite", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cell's levels and seed, and its numbers by "task.metric"."""
+
+    levels: Mapping[str, str]
+    seed: int
+    numbers: Mapping[str, float]
+
+    def half_width(self, metric: str) -> float | None:
+        """Half of the metric's bootstrap interval; None where it has none."""
+        low, high = (self.numbers.get(f"{metric}_ci95_{end}") for end in ("low", "high"))
+        return None if low is None or high is None else (high - low) / 2
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One difference between two models, or of two such differences.
+
+    Attributes:
+        levels: what both have in common.
+        seed: of both.
+        difference: after minus before.
+        half_width: of its interval over test items; None where the metric has none.
+    """
+
+    levels: Mapping[str, str]
+    seed: int
+    difference: float
+    half_width: float | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the grid says to a question by one metric.
+
+    Attributes:
+        claim, source, metric, expected: of the question.
+        before, after: the levels that are compared.
+        difference: mean over all pairs of models.
+        low, high: its 95 % interval; None where neither seeds nor bootstrap give one.
+        num_pairs, num_seeds: how many differences, from how many seeds.
+        agreeing: differences with the expected sign.
+        verdict: reproduced or opposite when the interval leaves zero out, else inconclusive.
+        pairs: the single differences.
+    """
+
+    claim: str
+    source: str
+    metric: str
+    expected: Better
+    before: str
+    after: str
+    difference: float
+    low: float | None
+    high: float | None
+    num_pairs: int
+    num_seeds: int
+    agreeing: int
+    verdict: Verdict
+    pairs: list[dict[str, Any]]
+
+
+def flat_numbers(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """{"task.metric": number} of a results.json."""
+    return {
+        f"{task}.{metric}": value
+        for task, numbers in results.items()
+        if task != "meta"
+        for metric, value in numbers.items()
+        if isinstance(value, int | float)
+    }
+
+
+def answer(question: Question, cells: Sequence[Measured]) -> list[Answer]:
+    """Answer a question by each of its metrics; a metric without a single pair of models has no answer."""
+    answers = []
+    for metric, expected in question.metrics.items():
+        pairs = list(matched_pairs(question, metric, cells))
+        if pairs:
+            answers.append(_answer(question, metric, expected, pairs))
+    return answers
+
+
+def matched_pairs(question: Question, metric: str, cells: Sequence[Measured]) -> Iterable[Pair]:
+    """The differences that a question asks for; of an interaction, the differences between them."""
+    pairs = list(_differences(question, metric, cells))
+    if question.interaction is None:
+        return pairs
+    axis, low, high = question.interaction
+    return [
+        Pair(
+            levels={name: level for name, level in first.levels.items() if name != axis},
+            seed=first.seed,
+            difference=second.difference - first.difference,
+            half_width=_quadrature(first.half_width, second.half_width),
+        )
+        for first in pairs
+        for second in pairs
+        if (first.levels[axis], second.levels[axis]) == (low, high)
+        and first.seed == second.seed
+        and all(first.levels[name] == second.levels[name] for name in first.levels if name != axis)
+    ]
+
+
+def _differences(question: Question, metric: str, cells: Sequence[Measured]) -> Iterable[Pair]:
+    known = [cell for cell in cells if metric in cell.numbers]
+    wanted = [cell for cell in known if all(cell.levels[axis] == level for axis, level in question.where.items())]
+    for before in (cell for cell in wanted if cell.levels[question.axis] == question.before):
+        counterpart = {**before.levels, question.axis: question.after}
+        for after in wanted:
+            if after.levels == counterpart and after.seed == before.seed:
+                yield Pair(
+                    levels={axis: level for axis, level in before.levels.items() if axis != question.axis},
+                    seed=before.seed,
+                    difference=after.numbers[metric] - before.numbers[metric],
+                    half_width=_quadrature(before.half_width(metric), after.half_width(metric)),
+                )
+
+
+def _answer(question: Question, metric: str, expected: Better, pairs: Sequence[Pair]) -> Answer:
+    difference = fmean(pair.difference for pair in pairs)
+    half_width = mean_half_width(pairs)
+    low, high = (None, None) if half_width is None else (difference - half_width, difference + half_width)
+    sign = 1 if expected == "higher" else -1
+    return Answer(
+        claim=question.claim,
+        source=question.source,
+        metric=metric,
+        expected=expected,
+        before=question.before,
+        after=question.after,
+        difference=difference,
+        low=low,
+        high=high,
+        num_pairs=len(pairs),
+        num_seeds=len({pair.seed for pair in pairs}),
+        agreeing=sum(sign * pair.difference > 0 for pair in pairs),
+        verdict=_verdict(sign, low, high),
+        pairs=[asdict(pair) for pair in pairs],
+    )
+
+
+def mean_half_width(pairs: Sequence[Pair]) -> float | None:
+    """Half-width of the 95 % interval of the mean difference (see the module); None where nothing gives one."""
+    widths = [pair.half_width for pair in pairs if pair.half_width is not None]
+    of_items = fmean(widths) if len(widths) == len(pairs) else None
+    seeds = sorted({pair.seed for pair in pairs})
+    if len(seeds) == 1:
+        return of_items
+    means = [fmean(pair.difference for pair in pairs if pair.seed == seed) for seed in seeds]
+    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1))
+    of_seeds = quantile * stdev(means) / math.sqrt(len(seeds))
+    return of_seeds if of_items is None else math.hypot(of_items, of_seeds)
+
+
+def _verdict(sign: int, low: float | None, high: float | None) -> Verdict:
+    if low is None or high is None or low <= 0 <= high:
+        return "inconclusive"
+    return "reproduced" if sign * low > 0 else "opposite"
+
+
+def _quadrature(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else math.hypot(first, second)

@@ -1,0 +1,94 @@
+"""What the models of a study share and no data set has: one tokenizer, and captions of labelled clips."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data.sentences import load_sentences, load_triplets
+from ..data.sources import METADATA_FILES
+from ..data.tables import load_table
+from ..training.tokenizer import train_tokenizer
+
+
+def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Make what is not there yet: `<folder>/<name>` for each {name: {kind: tokenizer | captioned_clips, ...}}.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    for name, options in preparations.items():
+        kind = options.get("kind")
+        if kind not in PREPARATIONS:
+            raise ValueError(f"prepare: {name} has the kind {kind!r}, known are {', '.join(PREPARATIONS)}")
+        target = folder / name
+        if target.is_dir():
+            continue
+        partial = target.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        PREPARATIONS[kind](partial, **{key: value for key, value in options.items() if key != "kind"})
+        partial.rename(target)
+
+
+def make_tokenizer(
+    folder: Path, *, sentences: Sequence[str] = (), triplets: Sequence[str] = (), vocab_size: int, max_length: int
+) -> None:
+    """Train the tokenizer of all models of a study on all its texts: else the vocabulary would differ with the data.
+
+    Args:
+        folder: where it is saved.
+        sentences: sources of `load_sentences`: corpora, and tables of captions.
+        triplets: sources of `load_triplets`.
+        vocab_size: tokens at most.
+        max_length: its `model_max_length`.
+    """
+    texts = [text for source in sentences for text in load_sentences(source)["anchor"]]
+    for source in triplets:
+        table = load_triplets(source)
+        texts += [text for column in table.column_names for text in table[column]]
+    train_tokenizer(texts, vocab_size=vocab_size, max_length=max_length).save_pretrained(folder)
+
+
+def make_captioned_clips(folder: Path, *, clips: str, templates: Sequence[str], test_folds: Sequence[int]) -> None:
+    """Make an audio folder with captions of clips that have a class: by templates, and their titles.
+
+    Args:
+        folder: gets metadata.jsonl (file_name, text, category, fold, split) and the zip archives beside `clips`.
+        clips: a table with `file`, `category`, `fold` and, where a clip has one, `freesound_title` (ESC-10, ESC-50).
+        templates: of the captions by class, with {} for its name.
+        test_folds: official folds that make the test split; the others train.
+
+    Raises:
+        ValueError: a fold that no clip has.
+    """
+    table = load_table(clips, split="all")
+    unknown = sorted(set(test_folds) - set(table["fold"][:]))
+    if unknown:
+        raise ValueError(f"{clips} has no fold {unknown[0]}")
+    rows = [
+        {
+            "file_name": row["file"],
+            "text": _captions(row, templates),
+            "category": row["category"],
+            "fold": row["fold"],
+            "split": "test" if row["fold"] in test_folds else "train",
+        }
+        for row in table
+    ]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (folder / METADATA_FILES[0]).write_text(lines, encoding="utf-8")
+    for archive in Path(clips).parent.glob("*.zip"):
+        shutil.copy(archive, folder)
+
+
+def _captions(row: Mapping[str, Any], templates: Sequence[str]) -> list[str]:
+    name = row["category"].replace("_", " ")
+    title = (row.get("freesound_title") or "").strip()
+    return [template.format(name) for template in templates] + ([title] if title else [])
+
+
+PREPARATIONS: dict[str, Callable[..., None]] = {"tokenizer": make_tokenizer, "captioned_clips": make_captioned_clips}

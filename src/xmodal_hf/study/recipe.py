@@ -1,0 +1,266 @@
+"""The recipe of a study: common options, axes whose levels add options, and questions about differences.
+
+    title: ...
+    variables: {data: data}                 # {data} in any text below; --set data=/elsewhere replaces it
+    seeds: [0, 1, 2]
+    phase1: {...}                           # options of train_sentence_embedding.py
+    phase2: {...}                           # options of train_contrastive.py
+    evaluation: {...}                       # options of evaluate_model.py
+    axes:
+      objective:
+        clip: {phase2: {objective: clip}}
+        cyclip: {phase2: {objective: cyclip}}
+      language:
+        none: {}
+        unsup first: {phase1: {sentences: "{data}/sentences.txt"}}
+        unsup joint: {phase2: {sentences: "{data}/sentences.txt"}}
+    questions:
+      - claim: Unsupervised sentence training improves language quality
+        compare: {language: [none, [unsup first, unsup joint]]}
+        metrics: {sts.average: higher}
+
+A cell takes one level of every axis and a seed. It has a phase 1 when one of its levels says something of it; cells
+whose phase 1 has the same options share the run. `{study}` stands for the folder of the results.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ..evaluation.arguments import EvaluationArguments, EvaluationDataArguments
+from ..training.arguments import (
+    ContrastiveArguments,
+    LoraArguments,
+    PairArguments,
+    SentenceArguments,
+    TextModelArguments,
+    TrainingArguments,
+    ValidationArguments,
+    check_keys,
+)
+
+Better = Literal["higher", "lower"]
+
+_OPTION_CLASSES: dict[str, tuple[type, ...]] = {
+    "phase1": (TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments),
+    "phase2": (
+        *(TrainingArguments, ValidationArguments, TextModelArguments, PairArguments),
+        *(ContrastiveArguments, SentenceArguments, LoraArguments),
+    ),
+    "evaluation": (EvaluationArguments, EvaluationDataArguments),
+}
+# What phase 2 takes from phase 1's model when there is one.
+_FROM_PHASE_1 = ("text_model", "text_config", "tokenizer", "pooling", "vocab_size")
+_VARIABLE = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A statement about the difference that one level makes, all else equal.
+
+    Attributes:
+        claim: the statement.
+        axis, before, after: the levels that are compared.
+        metrics: "task.metric" to the direction that the statement expects.
+        where: axis to the only level that is looked at; the others are averaged over.
+        interaction: axis and two of its levels; the question is then how much larger the difference is at the second.
+        source: where the statement comes from.
+    """
+
+    claim: str
+    axis: str
+    before: str
+    after: str
+    metrics: Mapping[str, Better]
+    where: Mapping[str, str] = field(default_factory=dict)
+    interaction: tuple[str, str, str] | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model of the grid.
+
+    Attributes:
+        name: of its folder.
+        levels: axis to level.
+        seed: of its training.
+        phase1: options and the name of the run that gives the text tower; None without one.
+        phase2: options; without `text_model` where phase 1 gives it.
+        model: a finished model that is only evaluated; None for one that is trained.
+        evaluation: options.
+    """
+
+    name: str
+    levels: Mapping[str, str]
+    seed: int
+    phase1: tuple[str, Mapping[str, Any]] | None
+    phase2: Mapping[str, Any]
+    model: str | None
+    evaluation: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A recipe with its variables filled in.
+
+    Attributes:
+        recipe: the mapping of the YAML file, which is kept with the results.
+        columns: heading to "task.metric" of the headline table.
+    """
+
+    title: str
+    recipe: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    questions: tuple[Question, ...]
+    columns: Mapping[str, str]
+    prepare: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path, folder: Path, variables: Mapping[str, str] | None = None) -> Study:
+        """Read a recipe.
+
+        Args:
+            path: of the YAML file.
+            folder: of the results, for `{study}`.
+            variables: that replace those of the recipe.
+
+        Raises:
+            ValueError: no such file, an unknown key, option, axis, level or variable.
+        """
+        if not path.is_file():
+            raise ValueError(f"no recipe at {path}")
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        keys = ("title", "variables", "seeds", "prepare", "phase1", "phase2", "evaluation", "axes", "columns")
+        check_keys(raw, (*keys, "questions"), path)
+        known = raw.get("variables", {})
+        check_keys(variables or {}, known, "--set")
+        filled = _fill(raw, known | dict(variables or {}) | {"study": str(folder)})
+        return cls(
+            title=filled["title"],
+            recipe=raw,
+            cells=tuple(_cells(filled, path)),
+            questions=tuple(
+                question for entry in filled.get("questions", []) for question in _questions(entry, filled["axes"], path)
+            ),
+            columns=filled["columns"],
+            prepare=filled.get("prepare") or {},
+        )
+
+
+def slug(text: str) -> str:
+    """A text as a part of a file name."""
+    return re.sub(r"[^\w.]+", "-", text.strip().lower()).strip("-")
+
+
+def _fill(value: Any, variables: Mapping[str, str]) -> Any:
+    """Put the variables into every text of a recipe."""
+    if isinstance(value, dict):
+        return {name: _fill(part, variables) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_fill(part, variables) for part in value]
+    if not isinstance(value, str):
+        return value
+    unknown = sorted(set(_VARIABLE.findall(value)) - variables.keys())
+    if unknown:
+        raise ValueError(f"{value!r} has no variable {unknown[0]!r}: known are {', '.join(sorted(variables))}")
+    return _VARIABLE.sub(lambda match: variables[match[1]], value)
+
+
+def _cells(recipe: Mapping[str, Any], path: Path) -> list[Cell]:
+    common = {part: recipe.get(part) or {} for part in _OPTION_CLASSES}
+    axes = {
+        axis: {str(level): options or {} for level, options in levels.items()}
+        for axis, levels in recipe["axes"].items()
+    }
+    for part, options in common.items():
+        _check_options(options, part, path)
+    for levels in axes.values():
+        for level in levels.values():
+            check_keys(level, (*_OPTION_CLASSES, "model"), path)
+            for part in _OPTION_CLASSES:
+                _check_options(level.get(part) or {}, part, path)
+    return [
+        _cell(common, axes, dict(zip(axes, chosen, strict=True)), seed)
+        for chosen in itertools.product(*axes.values())
+        for seed in recipe.get("seeds", [0])
+    ]
+
+
+def _check_options(options: Mapping[str, Any], part: str, path: Path) -> None:
+    names = [item.name for class_ in _OPTION_CLASSES[part] for item in fields(class_)]
+    check_keys(options, names, f"{part} of {path}")
+
+
+def _cell(
+    common: Mapping[str, Mapping[str, Any]],
+    axes: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    levels: Mapping[str, str],
+    seed: int,
+) -> Cell:
+    added = {axis: axes[axis][level] for axis, level in levels.items()}
+    options: dict[str, dict[str, Any]] = {
+        part: dict(ChainMap(*(dict(level.get(part) or {}) for level in reversed(added.values())), dict(common[part])))
+        for part in _OPTION_CLASSES
+    }
+    of_phase1 = [levels[axis] for axis, level in added.items() if level.get("phase1")]
+    phase2 = options["phase2"] | {"seed": seed}
+    phase1 = None
+    if of_phase1:
+        phase1 = ("_".join(map(slug, [*of_phase1, f"seed{seed}"])), options["phase1"] | {"seed": seed})
+        phase2 = {name: value for name, value in phase2.items() if name not in _FROM_PHASE_1}
+    return Cell(
+        name="_".join(map(slug, [*levels.values(), f"seed{seed}"])),
+        levels=levels,
+        seed=seed,
+        phase1=phase1,
+        phase2=phase2,
+        model=next((level["model"] for level in added.values() if level.get("model")), None),
+        evaluation=options["evaluation"],
+    )
+
+
+def _questions(entry: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]], path: Path) -> list[Question]:
+    """Return a question for each level that another one is compared with."""
+    check_keys(entry, ("claim", "source", "compare", "metrics", "where", "interaction"), path)
+    ((axis, (before, after)),) = entry["compare"].items()
+    levels_after = after if isinstance(after, list) else [after]
+    where = entry.get("where") or {}
+    interaction = None
+    if entry.get("interaction"):
+        ((other, (low, high)),) = entry["interaction"].items()
+        interaction = (other, str(low), str(high))
+    named = [(axis, level) for level in (before, *levels_after)] + list(where.items())
+    named += [(interaction[0], level) for level in interaction[1:]] if interaction else []
+    for name, level in named:
+        check_keys([name], axes, f"axes of {path}")
+        check_keys([level], axes[name], f"axis {name} of {path}")
+    check_keys(entry["metrics"].values(), ("higher", "lower"), f"metrics of {path}")
+    return [
+        Question(
+            claim=entry["claim"],
+            axis=axis,
+            before=before,
+            after=level,
+            metrics=entry["metrics"],
+            where=where,
+            interaction=interaction,
+            source=entry.get("source", ""),
+        )
+        for level in levels_after
+    ]
+
+
+def options_key(options: Mapping[str, Any]) -> str:
+    """Options as one text, equal for equal options."""
+    return json.dumps(options, sort_keys=True)
+

@@ -1,0 +1,185 @@
+"""results.json of a study, and the document that is rendered from it; no number is typed by hand."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ..evaluation.suite import RESULTS_NAME, versions
+from ..training.output import RUN_NAME
+from .comparisons import Measured, answer, flat_numbers
+from .jobs import Job, cell_folder, evaluation_folder, jobs_of, seconds_of
+from .recipe import Cell, Study
+
+CARD_NAME = "README.md"
+NOTES_NAME = "notes.yaml"
+_TEMPLATE = "report_template.md"
+
+
+def collect(study: Study, folder: Path, failed: Mapping[str, str]) -> dict[str, Any]:
+    """Gather what the cells left: levels and numbers of each, the answers, the circumstances."""
+    cells = [cell for cell in study.cells if (evaluation_folder(folder, cell) / RESULTS_NAME).is_file()]
+    results = {cell.name: _read(evaluation_folder(folder, cell) / RESULTS_NAME) for cell in cells}
+    measured = [Measured(cell.levels, cell.seed, flat_numbers(results[cell.name])) for cell in cells]
+    jobs = [job for job in jobs_of(cells, folder) if job.is_done()]
+    return {
+        "cells": {
+            cell.name: {"levels": dict(cell.levels), "seed": cell.seed, **_without_meta(results[cell.name])}
+            for cell in cells
+        },
+        "answers": [asdict(found) for question in study.questions for found in answer(question, measured)],
+        "meta": {
+            "title": study.title,
+            "columns": dict(study.columns),
+            "num_cells": len(study.cells),
+            "failed": dict(failed),
+            "tasks": _task_sources(results),
+            "trainings": {job.folder.name: _training(job) for job in jobs if job.trains},
+            "seconds": _seconds(jobs),
+            "hardware": hardware(),
+            "versions": versions(),
+            "git_commit": next((run.get("git_commit") for run in _runs(cells, folder)), None),
+            "recipe": dict(study.recipe),
+        },
+    }
+
+
+def write(results: Mapping[str, Any], folder: Path) -> None:
+    """Write results.json."""
+    text = json.dumps(results, indent=1, ensure_ascii=False)
+    (folder / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def render(folder: Path) -> str:
+    """Return the document of a folder with results.json, plots and, where somebody has written them, notes.yaml.
+
+    notes.yaml holds what no number says: `description`, `limitations`, and `readings`, {claim: why it came out so}.
+
+    Raises:
+        ValueError: a reading of a claim that the results have no answer to.
+    """
+    results = _read(folder / RESULTS_NAME)
+    path = folder / NOTES_NAME
+    notes = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    claims = list(dict.fromkeys(found["claim"] for found in results["answers"]))
+    unknown = [claim for claim in notes.get("readings", {}) if claim not in claims]
+    if unknown:
+        raise ValueError(f"{path} reads {unknown[0]!r}, to which the results have no answer")
+    jinja = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = jinja.get_template(_TEMPLATE).render(
+        meta=results["meta"],
+        notes=notes,
+        headline=headline_table(results),
+        claims=[(claim, [found for found in results["answers"] if found["claim"] == claim]) for claim in claims],
+        one_seed=len({cell["seed"] for cell in results["cells"].values()}) == 1,
+        plots=sorted(path.name for path in folder.glob("*.png")),
+        recipe=yaml.safe_dump(results["meta"]["recipe"], sort_keys=False, allow_unicode=True, width=120),
+        shown=shown,
+        interval=_shown_interval,
+        minutes=lambda seconds: f"{seconds / 60:.1f}",
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
+
+
+def headline_table(results: Mapping[str, Any]) -> str:
+    """One row for each choice of levels: mean and, of several seeds, deviation; of one seed, the interval."""
+    columns: Mapping[str, str] = results["meta"]["columns"]
+    axes = list(next(iter(results["cells"].values()))["levels"])
+    groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    for cell in results["cells"].values():
+        tasks = {task: numbers for task, numbers in cell.items() if task not in ("levels", "seed")}
+        groups.setdefault(tuple(cell["levels"].values()), []).append(flat_numbers(tasks))
+    header = f"| {' | '.join([*axes, *columns])} |"
+    ruler = "|---" * len(axes) + "|---:" * len(columns) + "|"
+    rows = [
+        f"| {' | '.join([*levels, *(_summary(numbers, metric) for metric in columns.values())])} |"
+        for levels, numbers in groups.items()
+    ]
+    return "\n".join([header, ruler, *rows])
+
+
+def shown(value: float) -> str:
+    """A number of the document."""
+    return f"{value:.2f}"
+
+
+def hardware() -> dict[str, Any]:
+    """The machine: processor, cores, and the accelerator where there is one."""
+    import os
+
+    import torch
+
+    described: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count()}
+    if torch.cuda.is_available():
+        described["accelerator"] = torch.cuda.get_device_name()
+    return described
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", path.read_text(encoding="utf-8")) if path.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _summary(numbers: Sequence[Mapping[str, float]], metric: str) -> str:
+    values = [measured[metric] for measured in numbers if metric in measured]
+    if not values:
+        return ""
+    if len(values) > 1:
+        return f"{shown(fmean(values))} ± {shown(stdev(values))}"
+    half_width = Measured({}, 0, numbers[0]).half_width(metric)
+    return shown(values[0]) if half_width is None else f"{shown(values[0])} ({shown(half_width)})"
+
+
+def _shown_interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{shown(low)} to {shown(high)}"
+
+
+def _without_meta(results: Mapping[str, Any]) -> dict[str, Any]:
+    return {task: numbers for task, numbers in results.items() if task != "meta"}
+
+
+def _task_sources(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What each task was measured on, from the first cell that has it."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for measured in results.values():
+        for task, meta in measured["meta"]["tasks"].items():
+            described = {name: value for name, value in meta.items() if name not in ("versions", "runtime_seconds")}
+            tasks.setdefault(task, described)
+    return tasks
+
+
+def _training(job: Job) -> dict[str, Any]:
+    run = _read(job.folder / RUN_NAME)
+    return {name: run[name] for name in ("steps", "items", "seconds", "processes", "device", "mixed_precision")}
+
+
+def _seconds(jobs: Sequence[Job]) -> dict[str, float]:
+    """Wall time by script and in all."""
+    by_script: dict[str, float] = {}
+    for job in jobs:
+        by_script[job.script] = round(by_script.get(job.script, 0.0) + seconds_of(job), 1)
+    return by_script | {"all": round(sum(by_script.values()), 1)}
+
+
+def _runs(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:
+    return [_read(cell_folder(folder, cell) / RUN_NAME) for cell in cells if cell.model is None]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

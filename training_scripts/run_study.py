@@ -1,0 +1,90 @@
+"""A study from one YAML: train and evaluate every model of a grid, compare them, write results, plots and a page.
+
+    python training_scripts/run_study.py --recipe training_scripts/recipes/study_vision.yaml --set data=FOLDER \
+        --output_dir outputs/study_vision --card_dir model_cards/study-vision
+
+What is done is kept: the same command goes on where it stopped, in the middle of a training too. A model that fails
+is listed and the others go on; the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parent
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run what is missing, then write what all of it says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML file; see xmodal_hf.study.recipe.")
+    parser.add_argument("--output_dir", type=Path, help="Folder of models and results. Default: outputs/<recipe>.")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Variables of the recipe.")
+    parser.add_argument("--accelerate_config", help="Launch the trainings with it. Default: one process each.")
+    parser.add_argument("--card_dir", type=Path, help="Also write results, plots and page there, with its notes.yaml.")
+    parser.add_argument("--list", action="store_true", help="Only print the jobs and which of them are done.")
+    parser.add_argument("--report_only", action="store_true", help="Train nothing: only report on what is there.")
+    options = parser.parse_args(args)
+    folder: Path = options.output_dir or Path("outputs") / options.recipe.stem
+
+    # After parsing: --help and a wrong option answer without torch.
+    from xmodal_hf.study.jobs import jobs_of, run_jobs
+    from xmodal_hf.study.preparation import prepare
+    from xmodal_hf.study.recipe import Study
+
+    try:
+        study = Study.read(options.recipe, folder, _variables(options.set))
+        jobs = jobs_of(study.cells, folder)
+        done = [job.is_done() for job in jobs]
+    except ValueError as error:
+        parser.error(str(error))
+    if options.list:
+        print(
+            "\n".join(f"{'done' if is_done else 'open'}  {job.folder}" for job, is_done in zip(jobs, done, strict=True))
+        )
+        return
+    failed: dict[str, str] = {}
+    if not options.report_only:
+        prepare(study.prepare, folder)
+        failed = run_jobs(jobs, SCRIPTS, options.accelerate_config)
+    report(study, folder, failed, options.card_dir)
+    if failed:
+        sys.exit(1)
+
+
+def report(study: object, folder: Path, failed: dict[str, str], card_dir: Path | None) -> None:
+    """Write results.json, plots and the page, and copy them to the card."""
+    from xmodal_hf.evaluation.suite import RESULTS_NAME, write_figures
+    from xmodal_hf.study.plots import figures
+    from xmodal_hf.study.report import CARD_NAME, collect, headline_table, render, write
+
+    results = collect(study, folder, failed)  # type: ignore[arg-type]
+    write(results, folder)
+    drawn = figures(results)
+    write_figures(folder, drawn)
+    if card_dir is not None:
+        card_dir.mkdir(parents=True, exist_ok=True)
+        for name in (RESULTS_NAME, *drawn):
+            shutil.copy(folder / name, card_dir / name)
+    for target in filter(None, (folder, card_dir)):
+        (target / CARD_NAME).write_text(render(target), encoding="utf-8")
+    print(headline_table(results))
+    for found in results["answers"]:
+        print(f"{found['verdict']:<13}{found['difference']:>+8.2f}  {found['metric']:<40}{found['claim']}")
+    print(f"{card_dir or folder}")
+
+
+def _variables(entries: Sequence[str]) -> dict[str, str]:
+    """Read NAME=VALUE entries."""
+    variables = dict(entry.partition("=")[::2] for entry in entries)
+    if not all(variables.values()):
+        raise ValueError(f"--set takes NAME=VALUE, got {' '.join(entries)!r}")
+    return variables
+
+
+if __name__ == "__main__":
+    main()

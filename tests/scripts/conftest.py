@@ -22,6 +22,12 @@ IMAGE_CONFIG = {
 
 
 @pytest.fixture(scope="session")
+def tower_configs():
+    """Configs of a tiny text tower and a tiny image tower."""
+    return TEXT_CONFIG | {"intermediate_size": 32}, IMAGE_CONFIG
+
+
+@pytest.fixture(scope="session")
 def script_command():
     """Build a command: (script, *options, launcher) -> list of str."""
 

@@ -150,7 +150,7 @@ def _run(job: Job, scripts: Path, accelerate_config: str | None) -> int:
         log.flush()
         status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
     with (job.folder / _SECONDS_NAME).open("a", encoding="utf-8") as log:
-        log.write(f"{time.perf_counter() - started:.1f}\n")
+        log.write(f"{time.perf_counter() - started:.2f}\n")
     return status
 
 

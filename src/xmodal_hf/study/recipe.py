@@ -19,6 +19,7 @@
         compare: {language: [none, [unsup first, unsup joint]]}
         metrics: {sts.average: higher}
 
+`recipe: other.yaml` among options stands for those of that file, which lies beside this one; what is said here wins.
 A cell takes one level of every axis and a seed. It has a phase 1 when one of its levels says something of it; cells
 whose phase 1 has the same options share the run. `{study}` stands for the folder of the results.
 """
@@ -114,7 +115,7 @@ class Study:
     """A recipe with its variables filled in.
 
     Attributes:
-        recipe: the mapping of the YAML file, which is kept with the results.
+        recipe: the mapping of the YAML file, with the recipes that it names, which is kept with the results.
         columns: heading to "task.metric" of the headline table.
     """
 
@@ -139,7 +140,7 @@ class Study:
         """
         if not path.is_file():
             raise ValueError(f"no recipe at {path}")
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = _resolved(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
         keys = ("title", "variables", "seeds", "prepare", "phase1", "phase2", "evaluation", "axes", "columns")
         check_keys(raw, (*keys, "questions"), path)
         known = raw.get("variables", {})
@@ -150,7 +151,9 @@ class Study:
             recipe=raw,
             cells=tuple(_cells(filled, path)),
             questions=tuple(
-                question for entry in filled.get("questions", []) for question in _questions(entry, filled["axes"], path)
+                question
+                for entry in filled.get("questions", [])
+                for question in _questions(entry, filled["axes"], path)
             ),
             columns=filled["columns"],
             prepare=filled.get("prepare") or {},
@@ -160,6 +163,19 @@ class Study:
 def slug(text: str) -> str:
     """A text as a part of a file name."""
     return re.sub(r"[^\w.]+", "-", text.strip().lower()).strip("-")
+
+
+def _resolved(value: Any, folder: Path) -> Any:
+    """Put the options of a recipe in the place of its name, wherever one is."""
+    if not isinstance(value, dict):
+        return value
+    options = {name: _resolved(part, folder) for name, part in value.items() if name != "recipe"}
+    if "recipe" not in value:
+        return options
+    path = folder / value["recipe"]
+    if not path.is_file():
+        raise ValueError(f"no recipe at {path}")
+    return yaml.safe_load(path.read_text(encoding="utf-8")) | options
 
 
 def _fill(value: Any, variables: Mapping[str, str]) -> Any:
@@ -263,4 +279,3 @@ def _questions(entry: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]], 
 def options_key(options: Mapping[str, Any]) -> str:
     """Options as one text, equal for equal options."""
     return json.dumps(options, sort_keys=True)
-

@@ -1,0 +1,79 @@
+"""A study of two small models, end to end, through the real scripts."""
+
+import json
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def recipe(tmp_path, image_rows, tower_configs):
+    """None against unsupervised sentences first, two steps each."""
+    text_config, image_config = tower_configs
+    short = {"max_steps": 2, "batch_size": 8, "report_to": "none"}
+    study = {
+        "title": "A small study",
+        "variables": {"pairs": "nowhere"},
+        "prepare": {
+            "tokenizer": {"kind": "tokenizer", "sentences": ["{pairs}"], "vocab_size": 300, "max_length": 16},
+        },
+        "phase1": {"text_config": text_config, "tokenizer": "{study}/tokenizer", **short},
+        "phase2": {
+            "text_config": text_config,
+            "tokenizer": "{study}/tokenizer",
+            "dataset": ["{pairs}"],
+            "image_config": image_config,
+            "image_size": 16,
+            "projection_dim": 8,
+            **short,
+        },
+        "evaluation": {"tasks": "retrieval,representation", "pairs": "{pairs}", "num_resamples": 50},
+        "axes": {"language": {"none": {}, "unsup": {"phase1": {"sentences": "{pairs}"}}}},
+        "columns": {"R@10": "retrieval.text_to_image_recall@10", "alignment": "representation.alignment"},
+        "questions": [
+            {
+                "claim": "Sentences help",
+                "compare": {"language": ["none", "unsup"]},
+                "metrics": {"retrieval.text_to_image_recall@10": "higher"},
+            }
+        ],
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    return path, f"pairs={image_rows}"
+
+
+def test_study_is_run_resumed_and_reported(recipe, run_script, tmp_path):
+    path, variable = recipe
+    options = ("--recipe", path, "--set", variable, "--output_dir", tmp_path / "out", "--card_dir", tmp_path / "card")
+    run_script("run_study.py", *options)
+    results = json.loads((tmp_path / "card" / "results.json").read_text())
+    assert set(results["cells"]) == {"none_seed0", "unsup_seed0"}
+    measured = json.loads((tmp_path / "out" / "evaluations" / "unsup_seed0" / "results.json").read_text())
+    assert results["cells"]["unsup_seed0"]["retrieval"] == measured["retrieval"]
+    (found,) = results["answers"]
+    recalls = [results["cells"][name]["retrieval"]["text_to_image_recall@10"] for name in ("none_seed0", "unsup_seed0")]
+    assert found["difference"] == recalls[1] - recalls[0] and found["low"] is not None
+    assert {path.name for path in (tmp_path / "card").iterdir()} == {
+        *("README.md", "results.json", "results.png", "claims.png", "geometry.png")
+    }
+    trained = yaml.safe_load((tmp_path / "out" / "models" / "unsup_seed0" / "recipe.yaml").read_text())
+    assert trained["text_model"] == str(tmp_path / "out" / "phase1" / "unsup_seed0")
+
+    weights = tmp_path / "out" / "models" / "none_seed0" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    (tmp_path / "out" / "evaluations" / "none_seed0" / "results.json").unlink()
+    listed = run_script("run_study.py", *options, "--list").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["done", "open", "done", "done", "done"]
+    run_script("run_study.py", *options)
+    assert weights.stat().st_mtime_ns == before
+    again = json.loads((tmp_path / "card" / "results.json").read_text())
+    assert again["cells"] == results["cells"]
+
+
+def test_unknown_options_end_before_any_work(recipe, run_script, tmp_path):
+    path, _ = recipe
+    done = run_script("run_study.py", "--recipe", path, "--set", "pair=x", returncode=2)
+    assert "unknown key 'pair': did you mean 'pairs'" in done.stderr

@@ -1,0 +1,115 @@
+"""The jobs of a study: order, resumption, failures; small stand-ins write what the real scripts do."""
+
+import json
+import textwrap
+
+import pytest
+import yaml
+
+from xmodal_hf.study.jobs import Job, jobs_of, run_jobs, seconds_of
+from xmodal_hf.study.recipe import Cell
+
+TRAINING = """
+    import json, sys, yaml
+    from pathlib import Path
+    options = yaml.safe_load(open(sys.argv[sys.argv.index("--recipe") + 1]))
+    folder = Path(options["output_dir"])
+    with open(folder / "calls", "a") as calls:
+        calls.write(" ".join(sys.argv[1:]) + "\\n")
+    if options.get("objective") == "siglip":
+        sys.exit("no such luck")
+    if "text_model" in options:
+        assert (Path(options["text_model"]) / "run.json").is_file()
+    (folder / "run.json").write_text(json.dumps({"steps": 3}))
+"""
+EVALUATION = """
+    import json, sys, yaml
+    from pathlib import Path
+    options = yaml.safe_load(open(sys.argv[sys.argv.index("--recipe") + 1]))
+    assert (Path(options["model"]) / "run.json").is_file()
+    folder = Path(options["output_dir"])
+    with open(folder / "calls", "a") as calls:
+        calls.write("x\\n")
+    (folder / "results.json").write_text(json.dumps({"sts": {"average": 1.0}, "meta": {}}))
+"""
+
+
+@pytest.fixture
+def scripts(tmp_path):
+    folder = tmp_path / "scripts"
+    folder.mkdir()
+    for name in ("train_sentence_embedding.py", "train_contrastive.py"):
+        (folder / name).write_text(textwrap.dedent(TRAINING))
+    (folder / "evaluate_model.py").write_text(textwrap.dedent(EVALUATION))
+    return folder
+
+
+def cell(objective, phase1=True):
+    return Cell(
+        name=objective,
+        levels={"objective": objective},
+        seed=0,
+        phase1=("unsup", {"sentences": "wiki.txt"}) if phase1 else None,
+        phase2={"objective": objective},
+        model=None,
+        evaluation={"tasks": "sts"},
+    )
+
+
+def calls(job):
+    path = job.folder / "calls"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_shared_phase_1_runs_once_and_first(tmp_path, scripts):
+    jobs = jobs_of([cell("clip"), cell("cyclip")], tmp_path / "study")
+    assert [job.folder.name for job in jobs] == ["unsup", "clip", "clip", "cyclip", "cyclip"]
+    assert jobs[1].options["text_model"] == str(jobs[0].folder)
+    assert run_jobs(jobs, scripts) == {}
+    assert [calls(job) for job in jobs] == [1] * 5 and all(seconds_of(job) > 0 for job in jobs)
+    assert "--resume auto" in (jobs[0].folder / "calls").read_text()
+
+
+def test_what_is_done_is_kept(tmp_path, scripts):
+    jobs = jobs_of([cell("clip")], tmp_path / "study")
+    run_jobs(jobs, scripts)
+    (jobs[1].folder / "run.json").write_text(json.dumps({"command": "killed before its end"}))
+    run_jobs(jobs, scripts)
+    assert [calls(job) for job in jobs] == [1, 2, 1]
+
+
+def test_an_evaluation_is_done_when_all_its_tasks_are(tmp_path):
+    job = Job("evaluate_model.py", tmp_path, {"tasks": "sts,transfer"})
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.options))
+    (tmp_path / "results.json").write_text(json.dumps({"sts": {}, "meta": {}}))
+    assert not job.is_done()
+    (tmp_path / "results.json").write_text(json.dumps({"sts": {}, "transfer": {}, "meta": {}}))
+    assert job.is_done()
+
+
+def test_a_failure_stops_only_what_needs_it(tmp_path, scripts, capsys):
+    jobs = jobs_of([cell("siglip"), cell("clip")], tmp_path / "study")
+    failed = run_jobs(jobs, scripts)
+    assert list(failed) == [str(jobs[1].folder), str(jobs[2].folder)]
+    assert failed[str(jobs[2].folder)] == f"needs {jobs[1].folder}"
+    assert "no such luck" in capsys.readouterr().out
+    assert jobs[4].is_done() and calls(jobs[2]) == 0
+
+
+def test_other_options_than_before_are_refused(tmp_path, scripts):
+    run_jobs(jobs_of([cell("clip")], tmp_path / "study"), scripts)
+    changed = Cell(**{**vars(cell("clip")), "phase2": {"objective": "clip", "batch_size": 7}})
+    with pytest.raises(ValueError, match="made with other options"):
+        [job.is_done() for job in jobs_of([changed], tmp_path / "study")]
+
+
+def test_cells_that_disagree_on_a_phase_1_of_one_name(tmp_path):
+    other = Cell(**{**vars(cell("cyclip")), "phase1": ("unsup", {"sentences": "other.txt"})})
+    with pytest.raises(ValueError, match="give their levels different names"):
+        jobs_of([cell("clip"), other], tmp_path)
+
+
+def test_a_finished_model_is_only_evaluated(tmp_path):
+    finished = Cell(**{**vars(cell("clip", phase1=False)), "model": "sentence-transformers/all-MiniLM-L6-v2"})
+    (job,) = jobs_of([finished], tmp_path)
+    assert (job.script, job.options["model"]) == ("evaluate_model.py", "sentence-transformers/all-MiniLM-L6-v2")

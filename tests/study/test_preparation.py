@@ -1,0 +1,76 @@
+"""What the models of a study share."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+from transformers import AutoTokenizer
+
+from xmodal_hf.data.audio import load_waveform
+from xmodal_hf.data.sources import load_pairs
+from xmodal_hf.study.preparation import prepare
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Three clips of two classes in a zip beside their table."""
+    folder = tmp_path / "esc"
+    folder.mkdir()
+    rows = [
+        {"file": "1.wav", "fold": 1, "category": "dog_bark", "freesound_title": "Rex, garden"},
+        {"file": "2.wav", "fold": 4, "category": "rain", "freesound_title": None},
+        {"file": "3.wav", "fold": 2, "category": "rain", "freesound_title": " "},
+    ]
+    (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with zipfile.ZipFile(folder / "audio.zip", "w") as archive:
+        for row in rows:
+            soundfile.write(tmp_path / row["file"], np.full(800, 0.1 * row["fold"], dtype=np.float32), 8000)
+            archive.write(tmp_path / row["file"], row["file"])
+    return folder / "clips.jsonl"
+
+
+def test_captions_by_template_and_title_and_the_official_folds(tmp_path, clips):
+    options = {
+        "kind": "captioned_clips",
+        "clips": str(clips),
+        "templates": ["{}", "the sound of {}"],
+        "test_folds": [4],
+    }
+    prepare({"esc": options}, tmp_path / "study")
+    train = load_pairs(tmp_path / "study" / "esc", modality="audio", split="train")
+    assert train["text"][:] == [["dog bark", "the sound of dog bark", "Rex, garden"], ["rain", "the sound of rain"]]
+    (test,) = load_pairs(tmp_path / "study" / "esc", modality="audio", split="test")
+    assert test["id"] == "2.wav"
+    assert load_waveform(test["audio"], 8000)[5] == pytest.approx(0.4, abs=1e-3)  # out of the archive
+
+
+def test_done_once(tmp_path, clips):
+    options = {"kind": "captioned_clips", "clips": str(clips), "templates": ["{}"], "test_folds": [4]}
+    prepare({"esc": options}, tmp_path / "study")
+    table = tmp_path / "study" / "esc" / "metadata.jsonl"
+    table.write_text("kept", encoding="utf-8")
+    prepare({"esc": options}, tmp_path / "study")
+    assert table.read_text(encoding="utf-8") == "kept"
+
+
+def test_one_tokenizer_of_all_texts(tmp_path):
+    (tmp_path / "corpus.txt").write_text("zebra crossing\nzebra crossing here\n" * 3, encoding="utf-8")
+    row = {"anchor": "a yellow submarine", "positive": "yellow submarine", "negative": "no submarine"}
+    (tmp_path / "nli.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    options = {"kind": "tokenizer", "vocab_size": 400, "max_length": 16}
+    sources = {"sentences": [str(tmp_path / "corpus.txt")], "triplets": [str(tmp_path / "nli.jsonl")]}
+    prepare({"tokenizer": options | sources}, tmp_path / "study")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "study" / "tokenizer")
+    assert len(tokenizer.tokenize("zebra submarine")) == 2
+    assert tokenizer.model_max_length == 16
+
+
+def test_clear_errors(tmp_path, clips):
+    with pytest.raises(ValueError, match="has the kind 'tokeniser', known are tokenizer, captioned_clips"):
+        prepare({"x": {"kind": "tokeniser"}}, tmp_path)
+    options = {"kind": "captioned_clips", "clips": str(clips), "templates": ["{}"], "test_folds": [7]}
+    with pytest.raises(ValueError, match="has no fold 7"):
+        prepare({"esc": options}, tmp_path / "study")
+    assert not (tmp_path / "study" / "esc").exists()

@@ -1,0 +1,122 @@
+"""A recipe becomes cells and questions; mistakes are named before anything runs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from xmodal_hf.study.recipe import Study
+
+RECIPES = Path(__file__).parents[2] / "training_scripts" / "recipes"
+RECIPE = {
+    "title": "A study",
+    "variables": {"data": "data"},
+    "seeds": [0, 1],
+    "phase1": {"text_config": {"model_type": "bert"}, "tokenizer": "{study}/tokenizer", "max_steps": 3},
+    "phase2": {
+        "text_config": {"model_type": "bert"},
+        "tokenizer": "{study}/tokenizer",
+        "dataset": ["{data}/pairs.jsonl"],
+    },
+    "evaluation": {"tasks": "sts", "sts_data": "{data}/sts"},
+    "axes": {
+        "objective": {"CLIP": {}, "CyCLIP": {"phase2": {"objective": "cyclip"}}},
+        "language": {
+            "none": {},
+            "unsup first": {"phase1": {"sentences": "{data}/wiki.txt"}},
+            "unsup joint": {"phase2": {"sentences": "{data}/wiki.txt"}},
+        },
+    },
+    "columns": {"STS": "sts.average"},
+    "questions": [
+        {
+            "claim": "It helps",
+            "compare": {"language": ["none", ["unsup first", "unsup joint"]]},
+            "metrics": {"sts.average": "higher"},
+        }
+    ],
+}
+
+
+def read(tmp_path, changes=None, **variables):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | (changes or {}), sort_keys=False), encoding="utf-8")
+    return Study.read(path, tmp_path / "out", variables)
+
+
+def test_cells_are_the_product_of_levels_and_seeds(tmp_path):
+    cells = read(tmp_path).cells
+    assert len(cells) == 2 * 3 * 2 and len({cell.name for cell in cells}) == len(cells)
+    cell = next(cell for cell in cells if cell.name == "cyclip_unsup-first_seed1")
+    assert cell.levels == {"objective": "CyCLIP", "language": "unsup first"} and cell.seed == 1
+    assert cell.phase2 == {"dataset": ["data/pairs.jsonl"], "objective": "cyclip", "seed": 1}  # text comes from phase 1
+    name, options = cell.phase1
+    assert name == "unsup-first_seed1"  # CLIP's cell has the same
+    assert options == {
+        "text_config": {"model_type": "bert"},
+        "tokenizer": str(tmp_path / "out" / "tokenizer"),
+        "max_steps": 3,
+        "sentences": "data/wiki.txt",
+        "seed": 1,
+    }
+
+
+def test_cells_without_phase_1_keep_the_text_tower_of_phase_2(tmp_path):
+    cells = {cell.name: cell for cell in read(tmp_path).cells}
+    assert cells["clip_none_seed0"].phase1 is None
+    assert cells["clip_none_seed0"].phase2["text_config"] == {"model_type": "bert"}
+    assert cells["clip_unsup-joint_seed0"].phase2["sentences"] == "data/wiki.txt"
+
+
+def test_variables_are_filled_in_everywhere(tmp_path):
+    cell = read(tmp_path, data="/elsewhere").cells[0]
+    assert cell.phase2["dataset"] == ["/elsewhere/pairs.jsonl"] and cell.evaluation["sts_data"] == "/elsewhere/sts"
+
+
+def test_a_question_for_each_level_that_is_compared(tmp_path):
+    questions = read(tmp_path).questions
+    assert [(question.before, question.after) for question in questions] == [
+        ("none", "unsup first"),
+        ("none", "unsup joint"),
+    ]
+
+
+def test_options_of_another_recipe(tmp_path):
+    (tmp_path / "pairs.yaml").write_text("dataset: [cc3m]\nbatch_size: 128\n", encoding="utf-8")
+    cell = read(tmp_path, {"phase2": {"recipe": "pairs.yaml", "batch_size": 16}}).cells[0]
+    assert cell.phase2 == {"dataset": ["cc3m"], "batch_size": 16, "seed": 0}
+    with pytest.raises(ValueError, match=r"no recipe at .*nowhere\.yaml"):
+        read(tmp_path, {"phase2": {"recipe": "nowhere.yaml"}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phase2": {"datset": []}}, "unknown key 'datset': did you mean 'dataset'"),
+        ({"axes": {"language": {"none": {"phase3": {}}}}}, "unknown key 'phase3'"),
+        ({"axes": {"language": {"none": {"phase1": {"objective": "clip"}}}}}, "unknown key 'objective'"),
+        ({"seed": [1]}, "unknown key 'seed': did you mean 'seeds'"),
+        ({"evaluation": {"sts_data": "{folder}/sts"}}, "no variable 'folder': known are data, study"),
+        ({"questions": [RECIPE["questions"][0] | {"compare": {"language": ["non", "unsup first"]}}]}, "mean 'none'"),
+        ({"questions": [RECIPE["questions"][0] | {"where": {"objectiv": "CLIP"}}]}, "mean 'objective'"),
+        ({"questions": [RECIPE["questions"][0] | {"metrics": {"sts.average": "up"}}]}, "unknown key 'up'"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path, changes)
+
+
+def test_unknown_variable_on_the_command_line(tmp_path):
+    with pytest.raises(ValueError, match="--set has an unknown key 'dta': did you mean 'data'"):
+        read(tmp_path, dta="x")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("study_*.yaml")), ids=lambda path: path.stem)
+def test_recipes_of_this_repository(path):
+    study = Study.read(path, Path("outputs/study"))
+    names = [cell.name for cell in study.cells]
+    assert len(set(names)) == len(names) and study.questions
+    measured = {task for cell in study.cells for task in cell.evaluation["tasks"].split(",")}
+    asked = {metric.split(".")[0] for question in study.questions for metric in question.metrics}
+    assert {metric.split(".")[0] for metric in study.columns.values()} | asked <= measured

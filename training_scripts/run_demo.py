@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -27,9 +26,8 @@ LAUNCH_OPTIONS = (
     *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
     *("--num_cpu_threads_per_process", str(os.cpu_count())),
 )
-# What `--card_dir` gets, of the results and of the model.
+# What of the results `--card_dir` gets.
 SHOWN_FILES = ("results.json", "contact_sheet.png", "map.png", "loss_curves.png")
-CONFIGS = ("config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -114,18 +112,12 @@ def main(args: Sequence[str] | None = None) -> None:
     results["meta"]["seconds"] = round(time.perf_counter() - started, 1)
     (folder / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.card_dir is not None:
-        copy_card_files(folder, options.card_dir)
+        # Not at the top: --help and a wrong option answer without torch.
+        from xmodal_hf.hub.staging import copy_card_sources
+
+        shown = [folder / name for name in SHOWN_FILES]
+        copy_card_sources(folder / "model", options.card_dir, shown, phase1=folder / "phase1")
     print_summary(demo, folder, results)
-
-
-def copy_card_files(folder: Path, card_dir: Path) -> None:
-    """Copy what the README shows and what the model card is rendered from."""
-    from xmodal_hf.hub.staging import copy_run
-
-    for phase, target in (("model", card_dir), ("phase1", card_dir / "phase1")):
-        copy_run(folder / phase, target)
-    for path in (*(folder / name for name in SHOWN_FILES), *(folder / "model" / name for name in CONFIGS)):
-        shutil.copy(path, card_dir / path.name)
 
 
 def check_queries(demo: Demo) -> None:

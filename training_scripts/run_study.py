@@ -14,6 +14,10 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xmodal_hf.study.recipe import Study
 
 SCRIPTS = Path(__file__).parent
 
@@ -26,6 +30,9 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Variables of the recipe.")
     parser.add_argument("--accelerate_config", help="Launch the trainings with it. Default: one process each.")
     parser.add_argument("--card_dir", type=Path, help="Also write results, plots and page there, with its notes.yaml.")
+    parser.add_argument(
+        "--example", nargs=2, metavar=("CELL", "FOLDER"), help="Also copy what that model's card is rendered from."
+    )
     parser.add_argument("--list", action="store_true", help="Only print the jobs and which of them are done.")
     parser.add_argument("--report_only", action="store_true", help="Train nothing: only report on what is there.")
     options = parser.parse_args(args)
@@ -52,17 +59,19 @@ def main(args: Sequence[str] | None = None) -> None:
         prepare(study.prepare, folder)
         failed = run_jobs(jobs, SCRIPTS, options.accelerate_config)
     report(study, folder, failed, options.card_dir)
+    if options.example is not None:
+        copy_example(study, folder, *options.example)
     if failed:
         sys.exit(1)
 
 
-def report(study: object, folder: Path, failed: dict[str, str], card_dir: Path | None) -> None:
+def report(study: Study, folder: Path, failed: dict[str, str], card_dir: Path | None) -> None:
     """Write results.json, plots and the page, and copy them to the card."""
     from xmodal_hf.evaluation.suite import RESULTS_NAME, write_figures
     from xmodal_hf.study.plots import figures
     from xmodal_hf.study.report import CARD_NAME, collect, headline_table, render, write
 
-    results = collect(study, folder, failed)  # type: ignore[arg-type]
+    results = collect(study, folder, failed)
     write(results, folder)
     drawn = figures(results)
     write_figures(folder, drawn)
@@ -76,6 +85,20 @@ def report(study: object, folder: Path, failed: dict[str, str], card_dir: Path |
     for found in results["answers"]:
         print(f"{found['verdict']:<13}{found['difference']:>+8.2f}  {found['metric']:<40}{found['claim']}")
     print(f"{card_dir or folder}")
+
+
+def copy_example(study: Study, folder: Path, name: str, target: str) -> None:
+    """Copy what the card of one model is rendered from, for `publish_model.py --card_only`."""
+    from xmodal_hf.evaluation.suite import RESULTS_NAME
+    from xmodal_hf.hub.staging import copy_card_sources
+    from xmodal_hf.study.jobs import cell_folder, evaluation_folder, phase1_folder
+
+    cells = {cell.name: cell for cell in study.cells if cell.model is None}
+    if name not in cells:
+        sys.exit(f"run_study.py: error: --example {name}: the trained models are {', '.join(cells)}")
+    results = evaluation_folder(folder, cells[name])
+    shown = [results / RESULTS_NAME, *results.glob("*.png")]
+    copy_card_sources(cell_folder(folder, cells[name]), Path(target), shown, phase1_folder(folder, cells[name]))
 
 
 def _variables(entries: Sequence[str]) -> dict[str, str]:

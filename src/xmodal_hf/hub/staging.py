@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..models.sentence_transformers_files import write_json, write_sentence_transformers_files
@@ -13,7 +14,7 @@ from .arguments import CardArguments
 from .card_results import RESULTS_NAME
 from .card_training import RUN_NAMES
 from .model_card import CARD_NAME, PHASE1_FOLDER, CardSources, render_card
-from .remote_code import read_json, read_model_type, write_remote_code
+from .remote_code import CONFIG_NAME, read_json, read_model_type, write_remote_code
 from .safety import UnsafeFolderError, check_folder, is_pickle
 
 # What of a checkpoint's folder is published, by suffix. Logs, events of trackers and training states stay at home.
@@ -133,6 +134,22 @@ def copy_run(source: Path, folder: Path) -> None:
         if (source / name).is_file():
             text = (source / name).read_text(encoding="utf-8")
             (folder / name).write_text(_ABSOLUTE_PATH.sub(r"\1", text), encoding="utf-8")
+
+
+def copy_card_sources(checkpoint: Path, folder: Path, shown: Iterable[Path], phase1: Path | None = None) -> None:
+    """Copy what a card is rendered from without the weights, for a repository of cards.
+
+    Args:
+        checkpoint: of the model.
+        folder: made here; files of the same names are replaced.
+        shown: results.json and the pictures.
+        phase1: output folder of phase 1, where there was one.
+    """
+    copy_run(checkpoint, folder)
+    if phase1 is not None:
+        copy_run(phase1, folder / PHASE1_FOLDER)
+    for path in (*shown, checkpoint / CONFIG_NAME, checkpoint / _TOKENIZER_CONFIG_NAME):
+        shutil.copyfile(path, folder / path.name)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -72,6 +72,11 @@ def cell_folder(folder: Path, cell: Cell) -> Path:
     return folder / _MODELS / cell.name
 
 
+def phase1_folder(folder: Path, cell: Cell) -> Path | None:
+    """Where the phase 1 of a cell is, which others may share; None without one."""
+    return None if cell.phase1 is None else folder / _PHASE_1 / cell.phase1[0]
+
+
 def evaluation_folder(folder: Path, cell: Cell) -> Path:
     """Where a cell's results are."""
     return folder / _EVALUATIONS / cell.name
@@ -94,9 +99,8 @@ def jobs_of(cells: Sequence[Cell], folder: Path) -> list[Job]:
 def _cell_jobs(cell: Cell, folder: Path) -> list[Job]:
     jobs, model, phase2 = [], cell_folder(folder, cell), dict(cell.phase2)
     if cell.phase1 is not None:
-        name, options = cell.phase1
-        target = folder / _PHASE_1 / name
-        jobs.append(Job("train_sentence_embedding.py", target, {**options, "output_dir": str(target)}))
+        target = folder / _PHASE_1 / cell.phase1[0]
+        jobs.append(Job("train_sentence_embedding.py", target, {**cell.phase1[1], "output_dir": str(target)}))
         phase2["text_model"] = str(target)
     if cell.model is None:
         jobs.append(Job("train_contrastive.py", model, phase2 | {"output_dir": str(model)}))

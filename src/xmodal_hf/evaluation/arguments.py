@@ -32,7 +32,9 @@ class EvaluationArguments:
         "mean", "Pooling of an Auto text model; others know theirs."
     )
     max_length: int | None = option(None, "Tokens a text at most. Default: the model's own limit.")
-    max_tokens_per_batch: int = option(8192, "Tokens of a text batch, padding included.")
+    max_tokens_per_batch: int | None = option(
+        None, "Tokens of a text batch, padding included. Default: 1024 on a CPU, 8192 on a GPU."
+    )
     batch_size: int = option(32, "Images or clips a batch.")
     long_clips: Literal["first", "mean"] = option(
         "first", "Of a clip longer than the model takes: its first window, or the mean of all its windows."
@@ -48,8 +50,9 @@ class EvaluationArguments:
         if not self.model:
             raise ValueError("--model is required")
         for name, least in (("max_tokens_per_batch", 1), ("batch_size", 1), ("num_resamples", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}")
 
 
 @dataclass

@@ -22,6 +22,7 @@ from transformers.utils import has_file
 
 from .configuration_dual_encoder import tower_hidden_size
 from .pooling import pool
+from .text_packing import Packing, can_pack, packed_attention, pooled_token, position_ids
 
 # Layers that only a tower's own pooled output passes through, by model type. Found by a backward pass through the
 # towers of transformers 5.23.
@@ -341,6 +342,8 @@ class TextTowerMixin:
         # Parts of one row cost more in launches than they save in padding.
         if text_sub_batches <= 1 or "attention_mask" not in present or len(input_ids) < 2 * text_sub_batches:
             return self._run_text_tower(pooling, present, **kwargs)
+        if not kwargs and can_pack(self.text_model, present["attention_mask"]):
+            return self._run_packed(pooling, present, text_sub_batches)
         return self._run_in_sub_batches(pooling, present, text_sub_batches)
 
     def _run_text_tower(
@@ -350,19 +353,34 @@ class TextTowerMixin:
         if pooling == "pooler":
             pooled = own_pooled_output(outputs, self.text_model, "pooling")
         else:
-            pooled = pool(
-                outputs.last_hidden_state,  # (B, T, H)
-                pooling,
-                inputs.get("attention_mask"),
-                inputs["input_ids"],
-                self.text_model.config.eos_token_id if pooling == "eos" else None,
-            )
+            pooled = self._pool(pooling, outputs.last_hidden_state, inputs)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=check_width(pooled, self.text_model, "text_config"),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
         )
+
+    def _pool(self, pooling: str, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        eos_token_id = self.text_model.config.eos_token_id if pooling == "eos" else None
+        return pool(hidden, pooling, inputs.get("attention_mask"), inputs["input_ids"], eos_token_id)  # (B, H)
+
+    def _run_packed(self, pooling: str, inputs: dict[str, torch.Tensor], groups: int) -> BaseModelOutputWithPooling:
+        """Run the tower on the real tokens alone, attention in `groups` of similar length."""
+        packing = Packing.of(inputs["attention_mask"], groups)
+        tokens = {name: packing.pack(value) for name, value in inputs.items() if name != "attention_mask"}  # (S, 1)
+        tokens.setdefault("position_ids", position_ids(self.text_model, packing))
+        with packed_attention(self.text_model):
+            outputs = self.text_model(**tokens, packing=packing, return_dict=True)
+        shape = inputs["input_ids"].shape
+        if pooling == "pooler":
+            # Of every token, as if its text were nothing else; the tower reads one token of a text.
+            own = own_pooled_output(outputs, self.text_model, "pooling")  # (S, H)
+            hidden = packing.unpack(own, shape)  # (B, T, H)
+            pooled = hidden[torch.arange(len(hidden)), pooled_token(self.text_model, inputs["input_ids"])]
+        else:
+            pooled = self._pool(pooling, packing.unpack(outputs.last_hidden_state.squeeze(1), shape), inputs)
+        return BaseModelOutputWithPooling(last_hidden_state=None, pooler_output=pooled)
 
     def _run_in_sub_batches(
         self, pooling: str, inputs: dict[str, torch.Tensor], parts: int

@@ -41,6 +41,7 @@ def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.opt
         lr=arguments.learning_rate,
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         eps=arguments.adam_epsilon,
+        fused=True,  # measured: a quarter of the time on two cores (benchmarks/NOTES.md)
     )
 
 

@@ -1,0 +1,123 @@
+"""A packed text tower computes what the padded one computes, for every tower and pooling that is packed."""
+
+import copy
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from xmodal_hf import SentenceEncoder
+from xmodal_hf.models import text_packing
+from xmodal_hf.models.text_packing import Packing, can_pack
+from xmodal_hf.models.text_tower import build_tower
+
+PAD, END = 1, 99
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "vocab_size": 100,
+    "max_position_embeddings": 40,
+    "pad_token_id": PAD,
+}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "bert": transformers.BertConfig(**SIZES, eos_token_id=END),
+    "roberta": transformers.RobertaConfig(**SIZES, eos_token_id=END),
+    "xlm-roberta": transformers.XLMRobertaConfig(**SIZES, eos_token_id=END),
+    "clip_text_model": transformers.CLIPTextConfig(**SIZES, eos_token_id=END),
+    "clip_text_model of 2021": transformers.CLIPTextConfig(**SIZES, eos_token_id=2),
+}
+
+
+def make_tower(name: str) -> PreTrainedModel:
+    """A tower whose weights are all random: new norms and biases would hide which token they were applied to."""
+    torch.manual_seed(0)
+    tower = build_tower(copy.deepcopy(CONFIGS[name])).double()
+    for parameter in tower.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return tower
+
+
+def make_texts(rows: int = 11, width: int = 20) -> dict[str, Tensor]:
+    """Right-padded texts of 2 to `width` tokens that end with END."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(2, width + 1, (rows,), generator=generator)
+    lengths[0] = width
+    mask = (torch.arange(width) < lengths[:, None]).long()
+    ids = torch.randint(5, 98, (rows, width), generator=generator)
+    ids[torch.arange(rows), lengths - 1] = END
+    return {"input_ids": torch.where(mask.bool(), ids, PAD), "attention_mask": mask}
+
+
+def embed_and_differentiate(model: SentenceEncoder, **inputs: Tensor | int) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    embeds = model(**inputs).text_embeds
+    (embeds * torch.linspace(-1, 1, embeds.numel()).view_as(embeds)).sum().backward()
+    return embeds.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos", "pooler"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_is_padded(name: str, pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SentenceEncoder.from_text_pretrained(make_tower(name), pooling=pooling).double().eval()
+    calls: list[Packing] = []
+    attend = text_packing.attend
+    packed = {**transformers.AttentionInterface._global_mapping}
+    monkeypatch.setattr(transformers.AttentionInterface, "_global_mapping", packed)
+    packed[text_packing._IMPLEMENTATION] = lambda *args, **kwargs: (
+        calls.append(kwargs["packing"]) or attend(*args, **kwargs)
+    )
+    texts = make_texts()
+    expected, expected_gradients = embed_and_differentiate(model, **texts)
+    assert not calls
+    embeds, gradients = embed_and_differentiate(model, **texts, text_sub_batches=3)
+    assert len(calls) == SIZES["num_hidden_layers"] and len(calls[0].groups) == 3
+    torch.testing.assert_close(embeds, expected, atol=1e-12, rtol=0)
+    assert gradients.keys() == expected_gradients.keys()
+    for parameter, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[parameter], gradient, atol=1e-10, rtol=0)
+
+
+def test_every_packed_tower_is_tested() -> None:
+    assert {config.model_type for config in CONFIGS.values()} == set(text_packing._POSITION_OFFSETS)
+
+
+def test_given_positions_and_token_types_are_kept() -> None:
+    model = SentenceEncoder.from_text_pretrained(make_tower("bert"), pooling="mean").double().eval()
+    texts = make_texts()
+    texts["position_ids"] = torch.arange(20).flip(0).expand(11, -1)
+    texts["token_type_ids"] = torch.arange(20).remainder(2).expand(11, -1)
+    expected, _ = embed_and_differentiate(model, **texts)
+    embeds, _ = embed_and_differentiate(model, **texts, text_sub_batches=4)
+    torch.testing.assert_close(embeds, expected, atol=1e-12, rtol=0)
+
+
+def test_slots_are_unique_and_unpacking_undoes_packing() -> None:
+    texts = make_texts()
+    packing = Packing.of(texts["attention_mask"], num_groups=3)
+    assert len(packing.slots.unique()) == len(packing.slots) == texts["attention_mask"].sum()
+    assert packing.num_slots == sum(group.texts * group.width for group in packing.groups) < 11 * 20
+    values = torch.randn(11, 20, dtype=torch.float64) * texts["attention_mask"]
+    assert torch.equal(packing.unpack(packing.pack(values), values.shape).squeeze(2), values)
+
+
+def test_what_cannot_be_packed() -> None:
+    tower, mask = make_tower("bert"), make_texts()["attention_mask"]
+    assert can_pack(tower, mask)
+    assert not can_pack(tower, mask.flip(1))
+    tower.gradient_checkpointing_enable()
+    assert not can_pack(tower, mask)
+    tower.gradient_checkpointing_disable()
+    tower.set_attn_implementation("eager")
+    assert not can_pack(tower, mask)
+
+
+def test_the_tower_is_as_before_after_an_error() -> None:
+    model = SentenceEncoder.from_text_pretrained(make_tower("bert"), pooling="mean").double()
+    texts = make_texts()
+    with pytest.raises(IndexError):
+        model(texts["input_ids"] + 1000, texts["attention_mask"], text_sub_batches=2)
+    assert model.text_model.config._attn_implementation == "sdpa"

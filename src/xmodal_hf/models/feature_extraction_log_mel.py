@@ -63,7 +63,7 @@ _MIN_SIGNAL_TO_NOISE = ((10 ** (_TOLERANCE_DB / 10)) ** 0.5 - 1) ** -2
 _PRE_EMPHASIS = 1 - 1 / 16
 # Frames at a time, so that spectra stay in a CPU's cache, and filters at a time, so that products with bins that have
 # no weight are left out (both measured).
-_FRAMES_AT_ONCE, _FILTERS_AT_ONCE = 384, 16
+_FRAMES_AT_ONCE, _DOUBLE_FRAMES_AT_ONCE, _FILTERS_AT_ONCE = 384, 192, 16
 
 
 class LogMelFeatureExtractor(SequenceFeatureExtractor):
@@ -323,16 +323,15 @@ class _MelPower(torch.nn.Module):
         steps = torch.nn.functional.pad(steps, (0, 1)).unfold(0, self.frame_length, self.hop_length)  # (frames, N)
         frames = samples.unfold(0, self.frame_length, self.hop_length)
         power = samples.new_empty(len(frames), self.emphasised_filters.shape[1])
-        mostly_doubtful = False
-        blocks = zip(*(x.split(_FRAMES_AT_ONCE) for x in (frames, steps, power)), strict=True)
-        for block_frames, block_steps, block_power in blocks:
-            if mostly_doubtful:  # so will this block be
-                block_power.copy_(self._in_double(block_frames))
-                continue
-            block_power[:], doubtful = self._in_single(block_frames, block_steps)
-            if self.double_precision and doubtful.any():
-                block_power[doubtful] = self._in_double(block_frames[doubtful])
-                mostly_doubtful = bool(doubtful.float().mean() > 0.5)
+        doubtful = torch.ones(len(frames), dtype=torch.bool, device=samples.device)
+        for start in range(0, len(frames), _FRAMES_AT_ONCE):
+            block = slice(start, start + _FRAMES_AT_ONCE)
+            power[block], doubtful[block] = self._in_single(frames[block], steps[block])
+            if self.double_precision and doubtful[block].float().mean() > 0.5:
+                break  # so will the others be
+        if self.double_precision and doubtful.any():
+            for rows in doubtful.nonzero()[:, 0].split(_DOUBLE_FRAMES_AT_ONCE):
+                power[rows] = self._in_double(frames[rows])
         return power
 
     def _in_single(self, frames: torch.Tensor, steps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -341,17 +340,20 @@ class _MelPower(torch.nn.Module):
         emphasised = (steps * self.window).addcmul_(frames, self.window_step)  # (B, N)
         power = self._filtered(torch.fft.rfft(emphasised), self.emphasised_filters)
         # With bins off by e, a band of power P and total weight W is off by at most 2 e sqrt(P W) + e^2 W.
-        noise = torch.linalg.vecdot(emphasised, emphasised)[:, None] * self.band_noise  # (B, F), e^2 W
-        doubtful = power < noise * _MIN_SIGNAL_TO_NOISE
-        if doubtful.any():  # what stays below the floor in any case does no harm
-            doubtful &= power.sqrt() + noise.sqrt() > _MIN_POWER**0.5
-        return power, doubtful.any(dim=1)
+        noise = torch.linalg.vector_norm(emphasised, dim=1).square_()[:, None] * self.band_noise  # (B, F), e^2 W
+        doubtful = (power < noise * _MIN_SIGNAL_TO_NOISE).any(dim=1)
+        rows = doubtful.nonzero()[:, 0]
+        if len(rows):  # what stays below the floor in any case does no harm
+            power_there, noise_there = power[rows], noise[rows]
+            heard = power_there.sqrt() + noise_there.sqrt() > _MIN_POWER**0.5
+            doubtful[rows] = (heard & (power_there < noise_there * _MIN_SIGNAL_TO_NOISE)).any(dim=1)
+        return power, doubtful
 
     def _in_double(self, frames: torch.Tensor) -> torch.Tensor:
         """(B, N) samples -> power (B, F)."""
         spectrum = torch.fft.rfft(frames * self.window_double)  # (B, K)
         # The terms of the sums to come are positive: single precision does for them.
-        return self._filtered(spectrum.to(torch.complex64), self.filters)
+        return self._filtered(spectrum[:, : self.spans[-1][1] // 2].to(torch.complex64), self.filters)
 
     def _filtered(self, spectrum: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
         """(B, K) complex, (2 K, F) weights -> (B, F)."""

@@ -1,14 +1,13 @@
 import numpy as np
 import pytest
 
-from xmodal_hf.data.orders import FileOrder, LengthGroupedOrder, MixedOrder, ShardOrder, ShuffledOrder
+from xmodal_hf.data.orders import FileOrder, MixedOrder, ShardOrder, ShuffledOrder
 
 SHARDS = [5, 30, 1, 12, 40, 12]
 ORDERS = {
     "file": FileOrder(100),
     "shuffled": ShuffledOrder(100, seed=0),
     "shards": ShardOrder(SHARDS, seed=0, buffer_size=16),
-    "lengths": LengthGroupedOrder(ShuffledOrder(100, 0), np.arange(100) % 7, seed=0, batch_size=8, group_size=32),
 }
 
 
@@ -81,21 +80,3 @@ class TestMixedOrder:
     def test_an_empty_source(self):
         with pytest.raises(ValueError, match="has no rows"):
             MixedOrder([FileOrder(3), FileOrder(0)], (1, 1), seed=0)
-
-
-class TestLengthGroupedOrder:
-    def test_batches_hold_similar_lengths_in_random_order(self):
-        lengths = np.random.default_rng(0).integers(1, 1000, 640)
-        plain = ShuffledOrder(640, 0)
-        grouped = LengthGroupedOrder(plain, lengths, seed=0, batch_size=16, group_size=320)
-
-        def padded(rows):
-            return lengths[rows].reshape(-1, 16).max(axis=1).sum() * 16
-
-        assert padded(grouped(0)) < 1.1 * lengths.sum() < 0.7 * padded(plain(0))
-        means = lengths[grouped(0)].reshape(-1, 16).mean(axis=1)[:20]
-        assert not (np.diff(means) > 0).all() and not (np.diff(means) < 0).all()
-
-    def test_groups_of_whole_batches_only(self):
-        with pytest.raises(ValueError, match="group_size 50 must be a multiple of batch_size 16"):
-            LengthGroupedOrder(FileOrder(99), range(99), seed=0, batch_size=16, group_size=50)

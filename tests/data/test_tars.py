@@ -92,6 +92,20 @@ def test_a_tar_cut_in_half_is_used_up_to_there(shards, caplog, samples):
         items[6]
 
 
+@pytest.mark.parametrize("whole_folder", [True, False])
+def test_compressed_tars_say_what_to_do(shards, whole_folder):
+    for tar in shards.glob("*.tar"):
+        subprocess.run(["gzip", tar], check=True)
+    with pytest.raises(ValueError, match="decompress them first"):
+        load_pairs(shards if whole_folder else shards / "part-{000..002}.tar.gz")
+
+
+def test_a_compressed_tar_beside_other_data_does_no_harm(tmp_path, image_table):
+    Dataset.from_list(image_table).to_json(tmp_path / "metadata.jsonl")
+    (tmp_path / "download.tar.gz").write_bytes(b"")
+    assert len(load_pairs(tmp_path)) == len(image_table)
+
+
 def test_a_file_that_is_no_tar_is_passed_over(shards, caplog):
     (shards / "part-001.tar").write_text("not a tar" * 100)
     with caplog.at_level(logging.WARNING, logger="xmodal_hf"):

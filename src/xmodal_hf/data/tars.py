@@ -31,6 +31,11 @@ _TEXT_SUFFIXES = {".txt", ".caption"}
 # Which tar a row lies in, for orders that read one after the other (`ShardOrder`).
 SHARD_COLUMN = "shard"
 _LOCAL = "file://"
+_COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_COMPRESSED = (
+    "{}: compressed tars cannot be read in place; decompress them first, for example with `gunzip --keep` (their "
+    "pictures and sounds are compressed already)"
+)
 
 
 def find_tars(source: str | os.PathLike, split: str) -> list[str]:
@@ -41,11 +46,17 @@ def find_tars(source: str | os.PathLike, split: str) -> list[str]:
 
     Raises:
         FileNotFoundError: the source names tars, and one of them is not there.
+        ValueError: the source is a compressed tar, or a folder with some and nothing else.
     """
     path = Path(source)
     if path.is_dir():
         folder = path / split if (path / split).is_dir() else path
-        return [str(tar.absolute()) for tar in sorted(folder.glob("*.tar"))]
+        tars = sorted(folder.glob("*.tar"))
+        if not tars and any(folder.iterdir()) and all(map(_is_compressed, folder.iterdir())):
+            raise ValueError(_COMPRESSED.format(folder))
+        return [str(tar.absolute()) for tar in tars]
+    if _is_compressed(path):
+        raise ValueError(_COMPRESSED.format(path))
     if path.suffix != ".tar":
         return []
     filesystem, _ = fsspec.core.url_to_fs(str(source))
@@ -54,6 +65,11 @@ def find_tars(source: str | os.PathLike, split: str) -> list[str]:
     if missing:
         raise FileNotFoundError(f"There is no file {missing[0]}.")
     return [filesystem.unstrip_protocol(name).removeprefix(_LOCAL) for name in names]
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether a tar is compressed: its members can be reached by decompressing all before them only."""
+    return path.name.lower().endswith(_COMPRESSED_SUFFIXES)
 
 
 def load_tars(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import BertConfig, ClapAudioConfig, ClapFeatureExtractor
+from transformers import BertConfig, ClapAudioConfig, ClapFeatureExtractor, Wav2Vec2FeatureExtractor
 
 from xmodal_hf import AudioTextConfig, AudioTextDualEncoder
 from xmodal_hf.data.audio import SpecAugment
@@ -99,6 +99,26 @@ def test_audio_batches(extractor, tokenizer):
     if isinstance(extractor, LogMelFeatureExtractor):  # the other one crops at random
         changed = (augmented["input_features"] != batch["input_features"]).flatten(1).float().mean(dim=1)
         assert (changed > 0).all() and (changed < 0.9).all()
+
+
+class TestWaveformExtractor:
+    """wav2vec2's features are as long as the clip, and models of audio take no mask of padding."""
+
+    @staticmethod
+    def rows(lengths):
+        return [
+            {"audio": np.full(n, 0.1, np.float32), "text": "a", "id": "0", "group_id": 0, "position": EpochIndex(0, 0)}
+            for n in lengths
+        ]
+
+    def test_clips_of_one_length(self, tokenizer):
+        collator = PairCollator(AudioTextProcessor(Wav2Vec2FeatureExtractor(), tokenizer), max_length=5)
+        assert collator(self.rows([800, 800]))["input_values"].shape == (2, 800)
+
+    def test_clips_of_several_lengths_say_what_to_do(self, tokenizer):
+        collator = PairCollator(AudioTextProcessor(Wav2Vec2FeatureExtractor(), tokenizer), max_length=5)
+        with pytest.raises(ValueError, match=r"Wav2Vec2FeatureExtractor leaves .* 800 to 900 samples.* pad the files"):
+            collator(self.rows([800, 900]))
 
 
 class TestFusedClap:

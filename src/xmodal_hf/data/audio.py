@@ -21,6 +21,8 @@ from .soundfont import ADDRESS_SCHEME, render_address
 
 _AUGMENTATION_STREAM = 1
 _AST_HOP_SECONDS = 0.01  # fixed in its feature extractor
+# `feature_size` of extractors whose features are the samples themselves.
+_WAVEFORM_FEATURES = 1
 
 
 def load_waveform(
@@ -95,6 +97,23 @@ def clip_seconds(extractor: SequenceFeatureExtractor) -> float | None:
     if isinstance(extractor, ASTFeatureExtractor):
         return extractor.max_length * _AST_HOP_SECONDS
     return None
+
+
+def check_equal_lengths(extractor: SequenceFeatureExtractor, waveforms: Sequence[np.ndarray]) -> None:
+    """Refuse clips of several lengths for an extractor of waveforms, such as wav2vec2's, which leaves them as long.
+
+    Padding them to the longest would let a clip's embedding depend on its batch: audio towers take no mask.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    lengths = {len(waveform) for waveform in waveforms}
+    if extractor.feature_size == _WAVEFORM_FEATURES and len(lengths) > 1:
+        raise ValueError(
+            f"{type(extractor).__name__} leaves clips as long as they are, here {min(lengths)} to {max(lengths)} "
+            "samples, and a batch needs one length: cut and pad the files to it, or use LogMelFeatureExtractor, "
+            "ClapFeatureExtractor or ASTFeatureExtractor, which do that"
+        )
 
 
 def set_padding(extractor: SequenceFeatureExtractor, padding: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import ClapFeatureExtractor, PreTrainedTokenizerBase, ProcessorMixin
 
-from .audio import clap_features
+from .audio import check_equal_lengths, clap_features
 from .sampling import SENTENCE_VIEWS
 from .seeding import EpochIndex, row_generator
 
@@ -29,6 +29,9 @@ class PairCollator:
     Returns (when called with B rows):
         input_ids, attention_mask (B, T) and what else the tokenizer gives; pixel_values (B, C, height, width) or
         input_features (with CLAP's extractor also is_longer); group_ids (B,) int64; ids, a list of B str.
+
+    Raises:
+        ValueError: clips of several lengths, for an extractor that leaves them so.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class PairCollator:
             if isinstance(extractor, ClapFeatureExtractor):
                 seeds = [_crop_seed(row["position"]) for row in rows]
                 return {}, dict(clap_features(extractor, clips, seeds=seeds, any_longer=True))
+            check_equal_lengths(extractor, clips)
             return {"audio": clips, "audio_kwargs": {"sampling_rate": extractor.sampling_rate}}, {}
         if self.image_augment is None:
             return {"images": [row["image"] for row in rows]}, {}

@@ -28,7 +28,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from xmodal_hf.data.audio import clap_features, clip_seconds, load_waveform, split_windows
+from xmodal_hf.data.audio import check_equal_lengths, clap_features, clip_seconds, load_waveform, split_windows
 from xmodal_hf.data.files import read_media
 from xmodal_hf.data.images import decode_image
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
@@ -440,6 +440,7 @@ def _audio_features(extractor: Any, clips: list[np.ndarray]) -> Any:
     """Features of a batch, each clip's independent of its neighbours and of global random state."""
     if isinstance(extractor, ClapFeatureExtractor):
         return clap_features(extractor, clips, seeds=[_FUSION_SEED] * len(clips))
+    check_equal_lengths(extractor, clips)
     return extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt")
 
 

@@ -162,7 +162,8 @@ class TestBadSteps:
         with pytest.raises(BadStepsError) as error:
             train(dual_encoder(0.0), pairs, tmp_path, **options)
         message = str(error.value)
-        assert message.startswith("step 3: the loss or its gradient is not finite, for the 3th time")
+        assert message.startswith("step 3: the loss or its gradient is not finite; 3 such steps are more than")
+        assert "--max_bad_steps 2. " in message
         assert "Ids of the batch: " in message and " 5" in message and "step_00000002" in message
 
 

@@ -264,9 +264,9 @@ def _logged_step(
     result.bad_steps += 1
     if result.bad_steps > take_step.arguments.max_bad_steps:
         raise BadStepsError(
-            f"step {result.steps}: the loss or its gradient is not finite, for the {result.bad_steps}th time (more "
-            f"than --max_bad_steps). Ids of the batch: {describe_ids(ids)}. Last good training state: "
-            f"{keeper.newest() or 'none'}"
+            f"step {result.steps}: the loss or its gradient is not finite; {result.bad_steps} such steps are more than "
+            f"--max_bad_steps {take_step.arguments.max_bad_steps}. Ids of the batch: {describe_ids(ids)}. Last good "
+            f"training state: {keeper.newest() or 'none'}"
         )
 
 

@@ -41,6 +41,14 @@ def test_a_column_runs_through_all_sources(sources):
     assert texts[11] == "picture of number 11" and texts[12] == ["picture of number 0", "a picture"]
 
 
+def test_rows_end_with_the_last_source(sources):
+    table = ConcatenatedPairs(sources)
+    assert len(list(table)) == len(table) == 24
+    for number in (-1, 24):
+        with pytest.raises(IndexError, match=f"row {number} of 24"):
+            table[number]
+
+
 def test_batches_hold_each_source_by_its_weight(sources):
     table = ConcatenatedPairs(sources)
     batches = EpochBatchSampler(training_order(table, seed=0, weights=[3, 1]), 8)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, TypeAlias, overload
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from datasets import Dataset, Image
 
 from .orders import MixedOrder, Order, ShardOrder, ShuffledOrder
 from .parquet import ParquetPairs
+from .parts import PartedPairs
 from .sources import DEFAULT_BUFFER_SIZE
 from .tars import SHARD_COLUMN
 
 
-class ConcatenatedPairs:
+class ConcatenatedPairs(PartedPairs):
     """Rows of several paired tables, one table after the other; ids are preceded by the name of their table.
 
     Args:
@@ -26,30 +27,21 @@ class ConcatenatedPairs:
     """
 
     def __init__(self, tables: dict[str, Dataset | ParquetPairs]) -> None:
-        modalities = {"image" if "image" in table.column_names else "audio" for table in tables.values()}
+        modalities: set[Literal["image", "audio"]] = {
+            "image" if "image" in table.column_names else "audio" for table in tables.values()
+        }
         if len(modalities) != 1:
             raise ValueError("images and audio cannot be mixed in one training run")
-        self.modality = modalities.pop()
+        super().__init__(modalities.pop(), [len(table) for table in tables.values()])
         self.names = list(tables)
         self.tables = [undecoded(table) for table in tables.values()]
-        self._ends = np.cumsum([len(table) for table in self.tables])
 
-    column_names = property(lambda self: ["id", self.modality, "text"])
+    def _row(self, number: int, part: int, within: int) -> dict[str, Any]:
+        row = self.tables[part][within]
+        return row | {"id": f"{self.names[part]}/{row['id']}"}
 
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    @overload
-    def __getitem__(self, key: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, key: str) -> Iterator[Any]: ...
-    def __getitem__(self, key: int | str) -> Any:
-        """A row, or an iterator over a column."""
-        if isinstance(key, str):
-            return chain.from_iterable(table[key] for table in self.tables)
-        number = int(np.searchsorted(self._ends, key, side="right"))
-        row = self.tables[number][key - int(self._ends[number] - len(self.tables[number]))]
-        return row | {"id": f"{self.names[number]}/{row['id']}"}
+    def _values(self, name: str) -> Iterator[Any]:
+        return chain.from_iterable(table[name] for table in self.tables)
 
 
 PairTable: TypeAlias = Dataset | ParquetPairs | ConcatenatedPairs

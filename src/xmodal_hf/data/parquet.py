@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import fsspec
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from datasets import load_dataset_builder
 
 from .errors import BadItemError
+from .parts import PartedPairs
 
 _OPEN_FILES = 64
 _SUFFIX = ".parquet"
@@ -49,7 +50,7 @@ def parquet_columns(file: str) -> list[str]:
     return list(_open(file, os.getpid()).schema_arrow.names)
 
 
-class ParquetPairs:
+class ParquetPairs(PartedPairs):
     """Canonical rows of parquet files, a drop-in for the `Dataset` that `load_pairs` returns.
 
     Rows are numbered through the files in the order given. Asking for one reads the whole row group that it lies in
@@ -82,37 +83,24 @@ class ParquetPairs:
         if not files:
             raise ValueError("there are no parquet files to read")
         self.files = list(files)
-        self.modality = modality
         self._columns = {modality: media_column, "text": text_column} | ({"id": id_column} if id_column else {})
         # Of every row group: its file, its number there, its rows.
         groups = [group for number, file in enumerate(self.files) for group in self._row_groups(number, file)]
         self._file_of_group, self._group_in_file, self.shard_lengths = np.array(groups, dtype=np.int64).T
-        self._ends = np.cumsum(self.shard_lengths)
+        super().__init__(modality, self.shard_lengths)
         # A buffer begins and ends within a group.
         self._num_kept = 2 + int(np.ceil(buffer_size / self.shard_lengths.mean()))
         self._kept: OrderedDict[int, pa.Table] = OrderedDict()
 
-    column_names = property(lambda self: ["id", self.modality, "text"])
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
-
-    @overload
-    def __getitem__(self, key: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, key: str) -> Iterator[Any]: ...
-    def __getitem__(self, key: int | str) -> Any:
-        """A row, or an iterator over a column that reads nothing but that column."""
-        if isinstance(key, str):
-            return self._values(key)
-        if not 0 <= key < len(self):
-            raise IndexError(f"row {key} of {len(self)}")
-        group = int(np.searchsorted(self._ends, key, side="right"))
-        within = key - int(self._ends[group] - self.shard_lengths[group])
-        row = self._group(group).slice(within, 1).to_pylist()[0]
+    def _row(self, number: int, part: int, within: int) -> dict[str, Any]:
+        row = self._group(part).slice(within, 1).to_pylist()[0]
         media = row[self._columns[self.modality]]
-        row_id = row[self._columns["id"]] if "id" in self._columns else media if isinstance(media, str) else key
-        return {"id": str(row_id), self.modality: self._cell(media, group), "text": row[self._columns["text"]]}
+        row_id = row[self._columns["id"]] if "id" in self._columns else media if isinstance(media, str) else number
+        return {"id": str(row_id), self.modality: self._cell(media, part), "text": row[self._columns["text"]]}
+
+    def _values(self, name: str) -> Iterator[Any]:
+        for group in range(len(self.shard_lengths)):  # reads nothing but that column
+            yield from self._read(group, [self._columns[name]])[0].to_pylist()
 
     def _row_groups(self, number: int, file: str) -> Iterator[tuple[int, int, int]]:
         columns = parquet_columns(file)
@@ -136,10 +124,6 @@ class ParquetPairs:
     def _read(self, group: int, columns: list[str]) -> pa.Table:
         file = _open(self.files[self._file_of_group[group]], os.getpid())
         return file.read_row_group(int(self._group_in_file[group]), columns=columns, use_threads=False)
-
-    def _values(self, name: str) -> Iterator[Any]:
-        for group in range(len(self.shard_lengths)):
-            yield from self._read(group, [self._columns[name]])[0].to_pylist()
 
     def _cell(self, value: Any, group: int) -> dict[str, Any] | None:
         """{"bytes", "path"} as in an undecoded column of `datasets`."""

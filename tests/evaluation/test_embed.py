@@ -12,6 +12,7 @@ from transformers import AutoModel, SiglipProcessor
 
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
 from xmodal_hf.data.audio import load_waveform
+from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.soundfont import load_soundfont
 from xmodal_hf.evaluation import Embedder, as_embedder, embed_pairs, evaluate_retrieval
 from xmodal_hf.evaluation.embed import EmbedOptions, evaluation_mode
@@ -215,6 +216,19 @@ def test_bad_input_is_named(clip, clap, bert, tokenizer):
             embed_pairs(embedder, [{"text": nothing, "image": None}])
     with pytest.raises(ValueError, match="unknown modality 'video'"):
         Embedder().encode_items("video", [])
+
+
+def test_an_item_that_cannot_be_used_is_named_not_skipped(clip, clap, tmp_path):
+    broken, missing = tmp_path / "broken", tmp_path / "missing"
+    broken.write_bytes(b"neither a picture nor a sound")
+    encoders = {"not an image": as_embedder(*clip).encode_image, "corrupt audio": as_embedder(*clap).encode_audio}
+    for reason, encode in encoders.items():
+        with pytest.raises(BadItemError, match=f"{reason}: {broken}: .*evaluation skips nothing"):
+            encode([{"bytes": None, "path": str(broken)}])
+        with pytest.raises(BadItemError, match=f"missing file: {missing}; evaluation skips nothing"):
+            encode([{"bytes": None, "path": str(missing)}])
+        with pytest.raises(BadItemError, match=f"{reason}: an item without a path: .*evaluation skips nothing"):
+            encode([{"bytes": broken.read_bytes(), "path": None}])
 
 
 def test_nan_embeddings_are_an_error():

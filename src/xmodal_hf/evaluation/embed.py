@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from xmodal_hf.data.audio import check_equal_lengths, clap_features, clip_seconds, load_waveform, split_windows
+from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.files import read_media
 from xmodal_hf.data.images import decode_image
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
@@ -409,17 +410,32 @@ def _bar(total: int | None, unit: str, options: EmbedOptions) -> tqdm:
 
 def _picture(item: Any) -> Image.Image:
     """An upright RGB picture, the way training sees it."""
-    return decode_image(read_media(item) if isinstance(item, dict) else item)
+    if isinstance(item, dict):
+        with _named_in_errors(item):
+            return decode_image(read_media(item))
+    return decode_image(item)
 
 
 def _waveform(item: Any, sampling_rate_hz: int) -> np.ndarray:
     """A mono float32 waveform (samples,) at the model's rate."""
     if isinstance(item, dict):
-        return load_waveform(item, sampling_rate_hz)
+        with _named_in_errors(item):
+            return load_waveform(item, sampling_rate_hz)
     waveform = np.asarray(item, dtype=np.float32)
     if waveform.ndim != 1:
         raise ValueError(f"a clip is a mono waveform (samples,); this one has the shape {waveform.shape}")
     return waveform
+
+
+@contextmanager
+def _named_in_errors(cell: dict[str, Any]) -> Iterator[None]:
+    """Say which item cannot be used: an evaluation skips none, since its numbers would be those of other data."""
+    try:
+        yield
+    except BadItemError as error:
+        name = cell["path"] or "an item without a path"
+        named = error.detail if name in error.detail else f"{name}: {error.detail}"
+        raise BadItemError(error.reason, f"{named}; evaluation skips nothing, leave it out of the data") from error
 
 
 def _mean_over_windows(

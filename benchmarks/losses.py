@@ -15,18 +15,11 @@ Legend: N pairs, D embedding size, s logit_scale.
 """
 
 import argparse
-import importlib.util
 import json
 import math
-import os
-import platform
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -34,14 +27,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from tqdm.auto import tqdm
 
-RESULTS = Path(__file__).parent / "results"
+from common import MIB, RESULTS, PeakMemory, describe_machine, in_own_process, matmul_peak, missing, seconds_of
+
 INITIAL_SCALE = 1 / 0.07  # CLIP's first logit_scale
 CYCLIC_WEIGHT = 0.25  # both terms, as in CyCLIP
 WARM_UP_PAIRS = 64
 CHECKED_ROWS = 256  # of the embeddings, compared with float64
 REFERENCE_BLOCK = 1024
-RATE_EDGE = {"cpu": 2048, "cuda": 8192}  # square products whose rate the floor takes
-MIB, GIB = 2**20, 2**30
+GIB = 2**30
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -109,9 +102,7 @@ def why_missing(method: str, device: str) -> str | None:
     """Why a method cannot run here, None when it can."""
     if method == "memeff" and device == "cpu":
         return "memeff runs on CUDA only"
-    if method in ("open_clip", "memeff") and importlib.util.find_spec(method) is None:
-        return f"{method} is not installed: pip install -r benchmarks/requirements.txt"
-    return None
+    return missing({"open_clip": "open_clip_torch"}.get(method, method)) if method in ("open_clip", "memeff") else None
 
 
 # ---- one measurement, in its own process ----------------------------------------------------------------------------
@@ -125,51 +116,6 @@ def make_inputs(run: Run) -> list[Tensor]:
     dtype = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
     sides = [normalize(side).to(run.device, dtype).requires_grad_() for side in (images, texts)]
     return [*sides, torch.tensor(INITIAL_SCALE, device=run.device, requires_grad=True)]
-
-
-class PeakMemory:
-    """Peak of the memory in use above what was in use on entry, in bytes."""
-
-    def __init__(self, device: str) -> None:
-        self._device = device
-
-    def __enter__(self) -> "PeakMemory":
-        if self._device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
-        else:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory starts again
-            self._before = self._status("VmRSS")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.peak = torch.cuda.max_memory_allocated() if self._device == "cuda" else self._status("VmHWM")
-        self.bytes = self.peak - self._before
-
-    @staticmethod
-    def _status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def seconds_of(action: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    action()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def matmul_rate(run: Run) -> float:
-    """Operations a second of square products in the run's precision."""
-    edge = RATE_EDGE[run.device]
-    dtype = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
-    left, right = (torch.randn(edge, edge, device=run.device, dtype=dtype) for _ in range(2))
-    torch.mm(left, right)
-    seconds = min(seconds_of(lambda: torch.mm(left, right), run.device) for _ in range(5))
-    return 2 * edge**3 / seconds
 
 
 def floor_operations(run: Run) -> int:
@@ -192,7 +138,8 @@ def measure(run: Run) -> dict[str, float]:
         first = seconds_of(step, run.device)
     times = [seconds_of(step, run.device) for _ in range(run.repeats)] or [first]
     result = {"seconds": statistics.median(times), "extra_bytes": float(memory.bytes), "peak_bytes": float(memory.peak)}
-    result["floor_seconds"] = floor_operations(run) / matmul_rate(run)
+    dtype = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
+    result["floor_seconds"] = floor_operations(run) / matmul_peak(run.device, dtype)
     if run.objective == "clip":
         result |= gradient_errors(inputs)
     return result
@@ -269,14 +216,13 @@ def scaling(options: argparse.Namespace) -> list[Run]:
     return [Run("cyclip", "streamed", n, 512, precision, options.device, repeats=0) for n in sizes]
 
 
-def in_own_process(run: Run, threads: int) -> dict[str, object]:
+def run_apart(run: Run, threads: int) -> dict[str, object]:
     memeff_precision = "ieee" if run.precision == "float32" else "tf32"
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MEMEFF_INPUT_PRECISION": memeff_precision}
-    command = [sys.executable, __file__, "--measure", json.dumps(asdict(run))]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if finished.returncode != 0:
-        return {"error": finished.stderr.strip().splitlines()[-1]}
-    return json.loads(finished.stdout.strip().splitlines()[-1])
+    environment = {"OMP_NUM_THREADS": str(threads), "MEMEFF_INPUT_PRECISION": memeff_precision}
+    try:
+        return in_own_process(__file__, asdict(run), **environment)
+    except RuntimeError as error:
+        return {"error": str(error)}
 
 
 def measure_in_rounds(runs: list[Run], rounds: int, threads: int) -> list[dict]:
@@ -286,7 +232,7 @@ def measure_in_rounds(runs: list[Run], rounds: int, threads: int) -> list[dict]:
         for _ in range(rounds):
             for run in runs:
                 progress.set_postfix_str(f"{run.objective} {run.method} N={run.n} D={run.d} {run.precision}")
-                seen[run].append(in_own_process(run, threads))
+                seen[run].append(run_apart(run, threads))
                 progress.update()
     return [asdict(run) | combined(results) for run, results in seen.items()]
 
@@ -345,21 +291,6 @@ def same_setting(row: dict, other: dict) -> bool:
     return all(row[key] == other[key] for key in ("objective", "n", "d", "precision"))
 
 
-def describe_machine(options: argparse.Namespace, threads: int) -> dict[str, object]:
-    name = torch.cuda.get_device_name() if options.device == "cuda" else cpu_name()
-    peers = {"open_clip": "open_clip_torch", "memeff": "memeff"}
-    installed = {peer: version(package) for peer, package in peers.items() if importlib.util.find_spec(peer)}
-    return {"device": name, "threads": threads, "rounds": options.rounds, "repeats": options.repeats} | {
-        "torch": torch.__version__,
-        "peers": installed,
-    }
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
-
-
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -379,19 +310,21 @@ def main() -> None:
         measure_and_print(Run(**options.measure))
         return
     runs = comparisons(options)
-    missing = {
+    skipped = {
         method: reason for method in {run.method for run in runs} if (reason := why_missing(method, options.device))
     }
-    for method, reason in missing.items():
+    for method, reason in skipped.items():
         print(f"without {method}: {reason}")
-    compared = measure_in_rounds([run for run in runs if run.method not in missing], options.rounds, options.threads)
+    compared = measure_in_rounds([run for run in runs if run.method not in skipped], options.rounds, options.threads)
     scaled = [] if options.skip_scaling else measure_in_rounds(scaling(options), 1, options.threads)
     fit = linear_fit([(row["n"], row["extra_bytes"]) for row in scaled]) if scaled else None
     print_table(compared + scaled)
     print_goals(compared, scaled, fit)
     output = options.output or RESULTS / f"losses_{options.device}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    report = {"machine": describe_machine(options, options.threads), "skipped": missing, "compared": compared}
+    machine = describe_machine(options.device, "open_clip_torch", "memeff") | {"threads": options.threads}
+    machine |= {"rounds": options.rounds, "repeats": options.repeats}
+    report = {"machine": machine, "skipped": skipped, "compared": compared}
     output.write_text(json.dumps(report | {"scaling": scaled, "memory_fit": fit}, indent=2) + "\n", encoding="utf-8")
     print(f"written to {output}")
 

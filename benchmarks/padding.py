@@ -1,6 +1,6 @@
-"""How many length-sorted parts should the text side of a batch be cut into? One training step, timed for each number.
+"""In how many parts of similar length should attention run over the texts of a batch? A training step for each number.
 
-    python benchmarks/padding.py --sentences wiki.txt.gz --output benchmarks/results/padding_cpu.json
+    python benchmarks/padding.py      # writes benchmarks/results/padding_cpu.json
 
 The numbers of parts take turns on the same batches and weights, dropout off; losses are compared before timing.
 """
@@ -8,14 +8,14 @@ The numbers of parts take turns on the same batches and weights, dropout off; lo
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import BertConfig
 
+from common import DATA, option_parser, seconds_of, wiki_sentences, write_results
 from xmodal_hf import SentenceEncoder, SentenceEncoderConfig
 from xmodal_hf.data.sentences import load_sentences
 from xmodal_hf.objectives import SentenceObjective
@@ -29,12 +29,9 @@ SHAPE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, 
 
 def main() -> None:
     """Measure, print a table, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sentences", default="openmoji", help="Sentences: a file or a built-in data set.")
-    parser.add_argument("--batch_size", type=int, default=64, help="Sentences a step.")
-    parser.add_argument("--batches", type=int, default=5, help="Batches that each number of parts is timed on.")
-    parser.add_argument("--device", default="cpu", help="Torch device.")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/padding_cpu.json"), help="JSON file.")
+    parser = option_parser(__doc__, "padding", rounds=5)
+    parser.add_argument("--sentences", default=wiki_sentences(DATA), help="a file or a built-in data set")
+    parser.add_argument("--batch_size", type=int, default=64, help="sentences a step")
     options = parser.parse_args()
 
     sentences = load_sentences(options.sentences, max_sentences=20_000)["anchor"]
@@ -50,7 +47,7 @@ def main() -> None:
             max_length=MAX_LENGTH,
             return_tensors="pt",
         ).to(options.device)
-        for start in range(0, options.batches * options.batch_size, options.batch_size)
+        for start in range(0, options.rounds * options.batch_size, options.batch_size)
     ]
     losses = {parts: step(model, dict(batches[0]), parts) for parts in PARTS}
     if max(losses.values()) - min(losses.values()) > 1e-4:
@@ -58,9 +55,7 @@ def main() -> None:
     seconds: dict[int, list[float]] = {parts: [] for parts in PARTS}
     for batch in batches:
         for parts in PARTS:
-            started = time.perf_counter()
-            step(model, dict(batch), parts)
-            seconds[parts].append(time.perf_counter() - started)
+            seconds[parts].append(seconds_of(partial(step, model, dict(batch), parts), options.device))
     report(seconds, losses, options)
 
 
@@ -91,13 +86,8 @@ def report(seconds: dict[int, list[float]], losses: dict[int, float], options: a
         "sentences": Path(options.sentences).name,
         "batch_size": options.batch_size,
         "max_length": MAX_LENGTH,
-        "rounds": options.batches,
-        "device": options.device,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"padding": rows, "meta": meta}, indent=2) + "\n", encoding="utf-8")
+    write_results(options, {"padding": rows, "meta": meta})
 
 
 if __name__ == "__main__":

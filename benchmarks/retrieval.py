@@ -13,43 +13,40 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results" / "retrieval.json"
+from common import MIB, RESULTS, describe_machine, in_own_process
+
+OUTPUT = RESULTS / "retrieval.json"
 WIDTH = 512
 NOISE = 6.0  # of a caption about its item: a median rank of 3 among 20,000, neither trivial nor random
 DENSE_LIMIT = 10_000  # above, cosines and their order take many GiB
-MIB = 2**20
 
 
 def main() -> None:
     """Measure each size and method in its own process; print a table and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="5000,10000,100000", help="Numbers of items, comma-separated.")
-    parser.add_argument("--measure", nargs=2, metavar=("METHOD", "N"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(options.measure[0], int(options.measure[1]))))
+        print(json.dumps(measure(**json.loads(options.measure))))
         return
     rows = []
     print(f"{'items':>8} {'method':>8} {'seconds':>9} {'CPU s':>9} {'peak MiB':>9} {'R@1 t2i':>8} {'R@1 i2t':>8}")
     for size in (int(size) for size in options.sizes.split(",")):
         for method in ("dense", "tiled") if size <= DENSE_LIMIT else ("tiled",):
-            rows.append(run_apart(method, size))
+            rows.append(in_own_process(__file__, {"method": method, "size": size}))
             print_row(rows[-1])
     threads = os.environ.get("OMP_NUM_THREADS", "one a core")
-    machine = {"cores": os.cpu_count(), "threads": threads, "processor": platform.processor() or platform.machine()}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"width": WIDTH, "machine": machine, "rows": rows}, indent=2) + "\n")
-    print(RESULTS)
+    machine = describe_machine("cpu") | {"threads": threads}
+    OUTPUT.parent.mkdir(exist_ok=True)
+    OUTPUT.write_text(json.dumps({"width": WIDTH, "machine": machine, "rows": rows}, indent=2) + "\n")
+    print(OUTPUT)
 
 
 def print_row(row: dict[str, Any]) -> None:
@@ -57,13 +54,6 @@ def print_row(row: dict[str, Any]) -> None:
     seconds = f"{row['seconds']:>9.1f} {row['cpu_seconds']:>9.1f}"
     measured = f"{row['peak_mib']:>9.0f} {row['t2i']:>8.2f} {row['i2t']:>8.2f}"
     print(f"{row['items']:>8} {row['method']:>8} {seconds} {measured}", flush=True)
-
-
-def run_apart(method: str, size: int) -> dict[str, Any]:
-    """One measurement in a fresh process."""
-    command = [sys.executable, __file__, "--measure", method, str(size)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
 
 
 def measure(method: str, size: int) -> dict[str, Any]:

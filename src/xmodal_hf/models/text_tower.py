@@ -328,8 +328,9 @@ class TextTowerMixin:
         Args:
             pooling: name of the pooling.
             inputs: `input_ids` and, or None, `attention_mask`, `token_type_ids`, `position_ids`, each (B, T).
-            text_sub_batches: above 1, rows are sorted by length and run in that many parts, each cut to its own
-                longest row; `pooler_output` is the same, `last_hidden_state` is None.
+            text_sub_batches: above 1, rows are sorted by length and cut into that many parts, each as wide as its own
+                longest row; `pooler_output` is the same, `last_hidden_state` is None. Where `text_packing.can_pack`,
+                the parts are those of attention, and the rest runs on real tokens alone.
             kwargs: output flags of the tower.
 
         Raises:

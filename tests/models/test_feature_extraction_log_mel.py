@@ -19,6 +19,7 @@ CLIPS = {
     # A tone that crosses all bands, quietly and loudly, over noise 100 dB below it: every mixture of frames that single
     # precision is and is not good enough for, and bands that hear only the edge of their filter.
     "sweep": np.sin(2 * np.pi * 3000 * SECONDS**2) * (1e-3 + SECONDS / 3) + 1e-5 * RANDOM.normal(size=3 * RATE),
+    "half noise, half tone": np.where(SECONDS < 1.5, 0.1 * RANDOM.normal(size=3 * RATE), np.sin(2764 * SECONDS)),
     "quiet": 1e-5 * RANDOM.normal(size=3 * RATE),
     "silence": np.zeros(3 * RATE),
     "short": 0.3 * RANDOM.normal(size=20_001),
@@ -54,6 +55,20 @@ def test_single_precision_equals_it_on_noise_but_not_on_a_tone():
     ]
     assert differences[0] < 1e-3
     assert differences[1] > 0.05
+
+
+@pytest.mark.parametrize(
+    "name, least, most", [("noise", 0, 0.02), ("half noise, half tone", 0.4, 0.6), ("tone", 0.95, 1)]
+)
+def test_only_doubtful_frames_are_transformed_again(monkeypatch, name, least, most):
+    extractor = LogMelFeatureExtractor.from_preset("clap", max_length_s=3)
+    transformed = []
+    in_double = extractor.mel_power._in_double
+    monkeypatch.setattr(
+        extractor.mel_power, "_in_double", lambda frames: transformed.append(len(frames)) or in_double(frames)
+    )
+    features = features_of(extractor, CLIPS[name])
+    assert least <= sum(transformed) / features.shape[2] <= most
 
 
 @pytest.mark.parametrize("padding", ["repeatpad", "repeat", "pad"])

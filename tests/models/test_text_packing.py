@@ -82,7 +82,7 @@ def test_packed_is_padded(name: str, pooling: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_packed_tower_is_tested() -> None:
-    assert {config.model_type for config in CONFIGS.values()} == set(text_packing._POSITION_OFFSETS)
+    assert {config.model_type for config in CONFIGS.values()} == set(text_packing.PACKED_TOWERS)
 
 
 def test_given_positions_and_token_types_are_kept() -> None:
@@ -104,15 +104,33 @@ def test_slots_are_unique_and_unpacking_undoes_packing() -> None:
     assert torch.equal(packing.unpack(packing.pack(values), values.shape).squeeze(2), values)
 
 
+def test_padding_ids_inside_a_text_keep_their_positions() -> None:
+    model = SentenceEncoder.from_text_pretrained(make_tower("roberta"), pooling="mean").double().eval()
+    texts = make_texts()
+    texts["input_ids"][0, 3] = PAD
+    expected, _ = embed_and_differentiate(model, **texts)
+    embeds, _ = embed_and_differentiate(model, **texts, text_sub_batches=3)
+    torch.testing.assert_close(embeds, expected, atol=1e-12, rtol=0)
+
+
+def test_a_text_that_is_read_in_its_padding_is_not_packed() -> None:
+    tower, (ids, mask) = make_tower("clip_text_model"), make_texts().values()
+    ids[mask == 0] = END  # CLIP pads with the end of text
+    assert can_pack(tower, "pooler", ids, mask)
+    ids[1, mask[1].sum() - 1] = 7  # cut before its end
+    assert not can_pack(tower, "pooler", ids, mask)
+    assert can_pack(tower, "mean", ids, mask)
+
+
 def test_what_cannot_be_packed() -> None:
-    tower, mask = make_tower("bert"), make_texts()["attention_mask"]
-    assert can_pack(tower, mask)
-    assert not can_pack(tower, mask.flip(1))
+    tower, (ids, mask) = make_tower("bert"), make_texts().values()
+    assert can_pack(tower, "mean", ids, mask)
+    assert not can_pack(tower, "mean", ids.flip(1), mask.flip(1))
     tower.gradient_checkpointing_enable()
-    assert not can_pack(tower, mask)
+    assert not can_pack(tower, "mean", ids, mask)
     tower.gradient_checkpointing_disable()
     tower.set_attn_implementation("eager")
-    assert not can_pack(tower, mask)
+    assert not can_pack(tower, "mean", ids, mask)
 
 
 def test_the_tower_is_as_before_after_an_error() -> None:

@@ -18,9 +18,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 _IMPLEMENTATION = "xmodal_hf_packed"
-# Towers that mix tokens in attention only, through transformers' attention interface, and take position ids; and how
-# many positions their first token is from zero, beyond the padding id where they count from there. Tested one by one.
-_POSITION_OFFSETS = {"bert": 0, "clip_text_model": 0, "roberta": 1, "xlm-roberta": 1}
+# Towers that mix tokens in attention only, through transformers' attention interface, and take position ids: tested one
+# by one. The second line's count positions from their padding id on, over tokens that are not padding.
+PACKED_TOWERS = ("bert", "clip_text_model", "roberta", "xlm-roberta")
 _COUNTED_FROM_PADDING = ("roberta", "xlm-roberta")
 
 
@@ -76,24 +76,27 @@ class Packing:
         return _Scatter.apply(hidden, index, shape.numel()).view(*shape, -1)
 
 
-def can_pack(tower: PreTrainedModel, mask: torch.Tensor) -> bool:
-    """Tell whether a tower, as it is set up, can run a batch of this attention mask (B, T) without padding."""
-    if tower.config.model_type not in _POSITION_OFFSETS or tower.config._attn_implementation != "sdpa":
+def can_pack(tower: PreTrainedModel, pooling: str, input_ids: torch.Tensor, mask: torch.Tensor) -> bool:
+    """Tell whether a tower, as it is set up, can run a batch of ids and mask, each (B, T), without padding."""
+    if tower.config.model_type not in PACKED_TOWERS or tower.config._attn_implementation != "sdpa":
         return False
     # Checkpointing runs layers again in backward, compilation once and for all: both past `packed_attention`.
     checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in tower.modules())
     if checkpointed or tower._compiled_call_impl is not None:
         return False
     is_right_padded = (mask[:, :-1] >= mask[:, 1:]).all() & mask[:, 0].all()
+    if pooling == "pooler":  # a text cut before its end, with end-of-text as padding, is read in the padding
+        read = mask[torch.arange(len(mask), device=mask.device), pooled_token(tower, input_ids)]
+        is_right_padded = is_right_padded & read.all()
     return bool(is_right_padded)
 
 
-def position_ids(tower: PreTrainedModel, packing: Packing) -> torch.Tensor:
-    """Return the tower's positions of the packed tokens: (S, 1)."""
-    offset = _POSITION_OFFSETS[tower.config.model_type]
-    if tower.config.model_type in _COUNTED_FROM_PADDING:
-        offset += tower.config.pad_token_id
-    return (packing.columns + offset).unsqueeze(1)
+def position_ids(tower: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:
+    """Return the positions that the tower gives the tokens of a padded batch: (B, T) ids -> (B, T)."""
+    if tower.config.model_type not in _COUNTED_FROM_PADDING:
+        return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+    is_real = (input_ids != tower.config.pad_token_id).long()
+    return is_real.cumsum(dim=1) * is_real + tower.config.pad_token_id
 
 
 def pooled_token(tower: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tensor:

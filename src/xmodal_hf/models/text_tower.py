@@ -343,7 +343,7 @@ class TextTowerMixin:
         # Parts of one row cost more in launches than they save in padding.
         if text_sub_batches <= 1 or "attention_mask" not in present or len(input_ids) < 2 * text_sub_batches:
             return self._run_text_tower(pooling, present, **kwargs)
-        if not kwargs and can_pack(self.text_model, present["attention_mask"]):
+        if not kwargs and can_pack(self.text_model, pooling, input_ids, present["attention_mask"]):
             return self._run_packed(pooling, present, text_sub_batches)
         return self._run_in_sub_batches(pooling, present, text_sub_batches)
 
@@ -369,8 +369,8 @@ class TextTowerMixin:
     def _run_packed(self, pooling: str, inputs: dict[str, torch.Tensor], groups: int) -> BaseModelOutputWithPooling:
         """Run the tower on the real tokens alone, attention in `groups` of similar length."""
         packing = Packing.of(inputs["attention_mask"], groups)
-        tokens = {name: packing.pack(value) for name, value in inputs.items() if name != "attention_mask"}  # (S, 1)
-        tokens.setdefault("position_ids", position_ids(self.text_model, packing))
+        padded = {"position_ids": position_ids(self.text_model, inputs["input_ids"]), **inputs}
+        tokens = {name: packing.pack(value) for name, value in padded.items() if name != "attention_mask"}  # (S, 1)
         with packed_attention(self.text_model):
             outputs = self.text_model(**tokens, packing=packing, return_dict=True)
         shape = inputs["input_ids"].shape

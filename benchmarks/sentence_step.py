@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -80,6 +81,8 @@ def main() -> None:
     if reason or model is None:
         print(f"skipped: {reason}")
         return
+    if options.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # as `accelerate launch --cpu` sets it, where there is a GPU too
     disable_progress_bars()
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     with tempfile.TemporaryDirectory() as folder:

@@ -104,7 +104,7 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
             "max_position_embeddings": text.max_length + tokenizer.pad_token_id + 2,
         }
         model = build_tower(config_from_json("text", text.text_config, **known))
-    rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, the text tower embeds {rows}: pass the --tokenizer that "

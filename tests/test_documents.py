@@ -37,10 +37,12 @@ def test_loss_table(row):
     assert row[2:] == [f"{ours[name] / peer[name]:.2f}" for name in ("seconds", "extra_bytes")]
 
 
-def test_padding_number():
-    (quoted,) = re.findall(r"takes ([\d.]+) of the time of plain padding in four parts", README)
-    (row,) = (row for row in read("benchmarks/results/padding_cpu.json")["padding"] if row["text_sub_batches"] == 4)
-    assert float(quoted) == pytest.approx(row["time_to_plain_padding"], abs=0.01)
+def test_speed_table():
+    (contrastive,) = read("benchmarks/results/contrastive_step_cpu.json")["contrastive_step"]
+    ratios = [contrastive["ratios"][peer]["ratio"] for peer in ("open_clip", "VisionTextDualEncoder")]
+    ratios += [task["ratio"] for task in read("benchmarks/results/sentence_step_cpu.json")["sentence_step"]]
+    assert [row[2] for row in rows("training")] == [f"{ratio:.2f}" for ratio in ratios]
+    assert [row[1] for row in rows("training")][:2] == ["open_clip", "VisionTextDualEncoder"]
 
 
 def test_linked_files_exist():

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from xmodal_hf.study.report import headline_table
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -45,6 +47,10 @@ def test_speed_table():
     assert [row[1] for row in rows("training")][:2] == ["open_clip", "VisionTextDualEncoder"]
 
 
+def test_study_table():
+    assert headline_table(read("model_cards/study-vision-small/results.json")) in README
+
+
 def test_linked_files_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    links = re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", README)
     assert links and all((ROOT / link).is_file() for link in links)

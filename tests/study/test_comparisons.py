@@ -65,6 +65,19 @@ def test_interaction_is_the_difference_of_differences():
     assert found.pairs[0]["levels"] == {}
 
 
+def test_models_that_contradict_each_other_are_mixed():
+    cells = [
+        cell("none", 50.0, 1.0, objective="clip"),
+        cell("sup", 55.0, 1.0, objective="clip"),
+        cell("none", 50.0, 1.0, objective="cyclip"),
+        cell("sup", 30.0, 1.0, objective="cyclip"),
+    ]
+    (found,) = answer(question(), cells)
+    assert (found.difference, found.agreeing, found.verdict) == (-7.5, 1, "mixed")
+    (found,) = answer(question(), [*cells[:2], cells[2], cell("sup", 49.0, 1.0, objective="cyclip")])
+    assert found.verdict == "reproduced"  # one falls by less than its interval
+
+
 def test_seeds_add_their_own_deviation():
     pairs = [Pair({}, seed, difference, 0.3) for seed, difference in enumerate((1.0, 2.0, 3.0))]
     # t(0.975, 2) = 4.3027 (any table), s = 1, S = 3

@@ -44,7 +44,8 @@ def model_index(results: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
                 dataset_name=dataset,
                 dataset_split=meta.get("split"),
                 dataset_revision=meta.get("revision"),
-                metric_type=metric.replace("@", "_at_"),
+                # A word there: "accuracy/baby cry" becomes "accuracy_baby_cry".
+                metric_type=re.sub(r"[^\w.-]+", "_", metric.replace("@", "_at_")),
                 metric_name=metric,
                 metric_value=value,
             )

@@ -20,7 +20,7 @@ from scipy.stats import t as student_t
 from ..evaluation.bootstrap import CONFIDENCE
 from .recipe import Better, Question
 
-Verdict = Literal["reproduced", "opposite", "inconclusive"]
+Verdict = Literal["reproduced", "opposite", "mixed", "inconclusive"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Answer:
         low, high: its 95 % interval; None where neither seeds nor bootstrap give one.
         num_pairs, num_seeds: how many differences, from how many seeds.
         agreeing: differences with the expected sign.
-        verdict: reproduced or opposite when the interval leaves zero out, else inconclusive.
+        verdict: mixed when single differences leave zero out on both sides; else reproduced or opposite when the
+            interval of the mean does; else inconclusive.
         pairs: the single differences.
     """
 
@@ -160,7 +161,7 @@ def _answer(question: Question, metric: str, expected: Better, pairs: Sequence[P
         num_pairs=len(pairs),
         num_seeds=len({pair.seed for pair in pairs}),
         agreeing=sum(sign * pair.difference > 0 for pair in pairs),
-        verdict=_verdict(sign, low, high),
+        verdict=_verdict(sign, low, high, pairs),
         pairs=[asdict(pair) for pair in pairs],
     )
 
@@ -178,7 +179,10 @@ def mean_half_width(pairs: Sequence[Pair]) -> float | None:
     return of_seeds if of_items is None else math.hypot(of_items, of_seeds)
 
 
-def _verdict(sign: int, low: float | None, high: float | None) -> Verdict:
+def _verdict(sign: int, low: float | None, high: float | None, pairs: Sequence[Pair]) -> Verdict:
+    sides = {pair.difference > 0 for pair in pairs if abs(pair.difference) > (pair.half_width or math.inf)}
+    if len(sides) == 2:
+        return "mixed"
     if low is None or high is None or low <= 0 <= high:
         return "inconclusive"
     return "reproduced" if sign * low > 0 else "opposite"

@@ -13,10 +13,11 @@ from ..evaluation.plots import alignment_uniformity_scatter
 from .comparisons import Measured, flat_numbers
 
 _INK, _GREY = "#0072B2", "#8C8C8C"
-_VERDICTS = {"reproduced": "#009E73", "opposite": "#D55E00", "inconclusive": _GREY}
+_VERDICTS = {"reproduced": "#009E73", "opposite": "#D55E00", "mixed": "#CC79A7", "inconclusive": _GREY}
 _ROW_INCHES = 0.28
 _PANEL_INCHES = 2.3
-_LABEL_INCHES = 3.2
+_LABEL_INCHES = 2.0
+_MAX_BESIDE = 4
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, Figure]:
@@ -42,6 +43,9 @@ def metrics_figure(results: Mapping[str, Any]) -> Figure:
         groups.setdefault(", ".join(cell["levels"].values()), []).append(measured)
     columns = results["meta"]["columns"]
     figure, panels = _panels(len(groups), len(columns))
+    panels, empty = panels[: len(columns)], panels[len(columns) :]
+    for axes in empty:
+        axes.set_visible(False)
     for axes, (heading, metric) in zip(panels, columns.items(), strict=True):
         for row, cells in enumerate(groups.values()):
             for cell in (cell for cell in cells if metric in cell.numbers):
@@ -71,12 +75,15 @@ def answers_figure(answers: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _panels(
-    rows: int, columns: int, panel_inches: float = _PANEL_INCHES, label_inches: float = _LABEL_INCHES
+    rows: int, count: int, panel_inches: float = _PANEL_INCHES, label_inches: float = _LABEL_INCHES
 ) -> tuple[Figure, list[Axes]]:
-    size = (label_inches + panel_inches * columns, 0.9 + _ROW_INCHES * rows)
+    """At least `count` panels of `rows` rows, as many side by side as are legible."""
+    beside = min(count, _MAX_BESIDE)
+    below = -(-count // beside)
+    size = (label_inches + panel_inches * beside, (0.9 + _ROW_INCHES * rows) * below)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
+    panels = list(figure.subplots(below, beside, sharey=True, squeeze=False).flat)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", color="#E5E5E5")
@@ -86,5 +93,6 @@ def _panels(
 
 
 def _label_rows(panels: Sequence[Axes], labels: Sequence[str]) -> None:
+    """Name the rows, which all panels share."""
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(labels) - 0.5, -0.5)

@@ -42,6 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from xmodal_hf.study.jobs import jobs_of, run_jobs
     from xmodal_hf.study.preparation import prepare
     from xmodal_hf.study.recipe import Study
+    from xmodal_hf.study.report import record_run
 
     try:
         study = Study.read(options.recipe, folder, _variables(options.set))
@@ -55,23 +56,28 @@ def main(args: Sequence[str] | None = None) -> None:
         )
         return
     failed: dict[str, str] = {}
-    if not options.report_only:
+    if options.report_only:
+        if not any(done):
+            parser.error(f"{folder} holds no finished job to report on: run the study first")
+    else:
+        record_run(folder, failed)  # an interrupted study can be reported on too
         prepare(study.prepare, folder)
         failed = run_jobs(jobs, SCRIPTS, options.accelerate_config)
-    report(study, folder, failed, options.card_dir)
+        record_run(folder, failed)
+    report(study, folder, options.card_dir)
     if options.example is not None:
         copy_example(study, folder, *options.example)
     if failed:
         sys.exit(1)
 
 
-def report(study: Study, folder: Path, failed: dict[str, str], card_dir: Path | None) -> None:
+def report(study: Study, folder: Path, card_dir: Path | None) -> None:
     """Write results.json, plots and the page, and copy them to the card."""
     from xmodal_hf.evaluation.suite import RESULTS_NAME, write_figures
     from xmodal_hf.study.plots import figures
     from xmodal_hf.study.report import CARD_NAME, collect, headline_table, render, write
 
-    results = collect(study, folder, failed)
+    results = collect(study, folder)
     write(results, folder)
     drawn = figures(results)
     write_figures(folder, drawn)

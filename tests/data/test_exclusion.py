@@ -6,7 +6,6 @@ import pytest
 from datasets import Dataset
 
 from xmodal_hf.data.exclusion import evaluation_keys, text_key, without_texts
-from xmodal_hf.data.sources import load_pairs
 from xmodal_hf.training.arguments import PairArguments, SentenceArguments
 from xmodal_hf.training.batches import load_pair_table, load_sentence_table
 
@@ -72,23 +71,3 @@ def test_clear_errors(sts, tmp_path):
     streamed = PairArguments(dataset=[str(tmp_path / "shard.parquet")], streaming=True)
     with pytest.raises(ValueError, match="drop --streaming"):
         load_pair_table(streamed, [str(sts)])
-
-
-def test_a_zip_of_class_folders_is_read_like_the_folders(tmp_path):
-    import zipfile
-
-    from PIL import Image
-
-    for name, colour in (("red_fox", "red"), ("blue_jay", "blue")):
-        Image.new("RGB", (4, 4), colour).save(tmp_path / f"{name}.png")
-    for archive, top in (("train.zip", ""), ("test.zip", "pictures/")):
-        with zipfile.ZipFile(tmp_path / archive, "w") as target:
-            for name in ("red_fox", "blue_jay"):
-                target.write(tmp_path / f"{name}.png", f"{top}{name}/0.png")
-    table = load_pairs(tmp_path / "test.zip")
-    assert table["text"][:] == ["blue jay", "red fox"]  # no member of the other archive
-    assert table[1]["image"].getpixel((0, 0)) == (255, 0, 0)
-    with zipfile.ZipFile(tmp_path / "flat.zip", "w") as target:
-        target.write(tmp_path / "red_fox.png", "red_fox.png")
-    with pytest.raises(ValueError, match="no <class>/<file> members"):
-        load_pairs(tmp_path / "flat.zip")

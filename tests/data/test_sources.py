@@ -5,6 +5,7 @@ import json
 import logging
 import zipfile
 
+import PIL.Image
 import pytest
 import soundfile
 from datasets import Audio, Dataset, Image
@@ -263,3 +264,19 @@ def test_an_empty_file(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(ValueError, match=r"empty\.jsonl is empty: pass a file with at least one row"):
         load_pairs(tmp_path / "empty.jsonl")
+
+
+def test_a_zip_of_class_folders_is_read_like_the_folders(tmp_path):
+    for name, colour in (("red_fox", "red"), ("blue_jay", "blue")):
+        PIL.Image.new("RGB", (4, 4), colour).save(tmp_path / f"{name}.png")
+    for archive, top in (("train.zip", ""), ("test.zip", "pictures/")):
+        with zipfile.ZipFile(tmp_path / archive, "w") as target:
+            for name in ("red_fox", "blue_jay"):
+                target.write(tmp_path / f"{name}.png", f"{top}{name}/0.png")
+    table = load_pairs(tmp_path / "test.zip")
+    assert table["text"][:] == ["blue jay", "red fox"]  # no member of the other archive
+    assert table[1]["image"].getpixel((0, 0)) == (255, 0, 0)
+    with zipfile.ZipFile(tmp_path / "flat.zip", "w") as target:
+        target.write(tmp_path / "red_fox.png", "red_fox.png")
+    with pytest.raises(ValueError, match="no <class>/<file> members"):
+        load_pairs(tmp_path / "flat.zip")

@@ -72,8 +72,17 @@ def test_study_is_run_resumed_and_reported(recipe, run_script, tmp_path):
     again = json.loads((tmp_path / "card" / "results.json").read_text())
     assert again["cells"] == results["cells"]
 
+    run = tmp_path / "out" / "run.json"
+    elsewhere = json.loads(run.read_text()) | {"hardware": {"processor": "another machine", "cores": 64}}
+    run.write_text(json.dumps(elsewhere), encoding="utf-8")
+    run_script("run_study.py", *options, "--report_only")
+    meta = json.loads((tmp_path / "card" / "results.json").read_text())["meta"]
+    assert meta["hardware"] == elsewhere["hardware"] and meta["versions"] == results["meta"]["versions"]
+
 
 def test_unknown_options_end_before_any_work(recipe, run_script, tmp_path):
     path, _ = recipe
     done = run_script("run_study.py", "--recipe", path, "--set", "pair=x", returncode=2)
     assert "unknown key 'pair': did you mean 'pairs'" in done.stderr
+    done = run_script("run_study.py", "--recipe", path, "--output_dir", tmp_path / "new", "--report_only", returncode=2)
+    assert "holds no finished job to report on" in done.stderr

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
 
 
-class PartedPairs:
+class PartedPairs(ABC):
     """Canonical rows of several parts, one part after the other: a drop-in for the `Dataset` of `load_pairs`.
 
     Subclasses say what a row of a part and a column of all parts are.
@@ -40,10 +41,10 @@ class PartedPairs:
         part = int(np.searchsorted(self._starts, key, side="right")) - 1
         return self._row(key, part, key - int(self._starts[part]))
 
+    @abstractmethod
     def _row(self, number: int, part: int, within: int) -> dict[str, Any]:
         """Row `number` of all, which is row `within` of a part."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _values(self, name: str) -> Iterator[Any]:
         """A column."""
-        raise NotImplementedError

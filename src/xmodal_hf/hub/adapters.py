@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .arguments import CardArguments
 from .card_results import RESULTS_NAME, model_index, result_tables
 from .card_training import Phase
 from .citations import citations
+from .markdown import render_markdown
 from .model_card import CARD_NAME
 from .remote_code import read_json
 from .safety import check_folder
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 _BASE = "base_model_name_or_path"
-_TEMPLATE = "adapter_card_template.md"
+_TEMPLATE = Path(__file__).with_name("adapter_card_template.md")
 # Class of the base -> modality, and pipeline tag as the Hub has it.
 _CLASSES = {
     "ImageTextDualEncoder": ("image", "zero-shot-image-classification"),
@@ -152,10 +151,8 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
     results = read_json(folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else {}
     recipe = phase.recipe if phase is not None else {}
     name = repo_id.rpartition("/")[2]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    text = environment.get_template(_TEMPLATE).render(
+    return render_markdown(
+        _TEMPLATE,
         metadata=_metadata(config, model_class, results, name, card).to_yaml(),
         title=card.title or name,
         repo_id=repo_id,
@@ -177,7 +174,6 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
             has_sentence_training=phase is not None and phase.trains_sentences,
         ),
     )
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def _metadata(

@@ -6,24 +6,23 @@ No torch here: a card is rendered in a fraction of a second.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .arguments import CardArguments
 from .card_results import RESULTS_NAME, model_index, result_tables
 from .card_training import RECIPE_NAME, Phase, describe_phase, environments, hub_ids, hyperparameters, read_emissions
 from .citations import citations
+from .markdown import render_markdown
 from .remote_code import CONFIG_NAME, read_json, read_model_type
 
 CARD_NAME = "README.md"
 PHASE1_FOLDER = "phase1"
-_TEMPLATE = "model_card_template.md"
+_TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _SENTENCE_ENCODER = "xmodal_sentence_encoder"
 _MODALITIES = {"xmodal_image_text": "image", "xmodal_audio_text": "audio", _SENTENCE_ENCODER: None}
 # Pipeline tags that the Hub has; it has none for zero-shot audio classification.
@@ -119,14 +118,8 @@ def render_card(sources: CardSources, repo_id: str, card: CardArguments) -> str:
         card: what the card says beside what the files do.
     """
     name = repo_id.rpartition("/")[2]
-    jinja = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = jinja.get_template(_TEMPLATE).render(
+    return render_markdown(
+        _TEMPLATE,
         metadata=card_metadata(sources, name, card).to_yaml(),
         title=card.title or name,
         repo_id=repo_id,
@@ -149,7 +142,6 @@ def render_card(sources: CardSources, repo_id: str, card: CardArguments) -> str:
             has_sentence_training=any(phase.trains_sentences for phase in sources.phases),
         ),
     )
-    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def card_metadata(sources: CardSources, name: str, card: CardArguments) -> ModelCardData:

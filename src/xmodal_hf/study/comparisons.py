@@ -31,6 +31,12 @@ class Measured:
     seed: int
     numbers: Mapping[str, float]
 
+    @classmethod
+    def of(cls, cell: Mapping[str, Any]) -> Measured:
+        """Read a cell of the study's results.json: levels and seed beside the tasks."""
+        tasks = {name: numbers for name, numbers in cell.items() if name not in ("levels", "seed")}
+        return cls(cell["levels"], cell["seed"], flat_numbers(tasks))
+
     def half_width(self, metric: str) -> float | None:
         """Half of the metric's bootstrap interval; None where it has none."""
         low, high = (self.numbers.get(f"{metric}_ci95_{end}") for end in ("low", "high"))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..evaluation.suite import RESULTS_NAME
 from ..training.output import RUN_NAME
-from .recipe import Cell, options_key
+from .recipe import Cell
 
 JOB_NAME = "job.yaml"
 LOG_NAME = "output.log"
@@ -52,9 +52,7 @@ class Job:
             ValueError: the folder holds another job's output.
         """
         path = self.folder / JOB_NAME
-        if path.is_file() and options_key(yaml.safe_load(path.read_text(encoding="utf-8"))) != options_key(
-            self.options
-        ):
+        if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != self.options:
             raise ValueError(
                 f"{self.folder} has been made with other options than the recipe has now: remove it, or choose "
                 "another --output_dir"
@@ -91,7 +89,7 @@ def jobs_of(cells: Sequence[Cell], folder: Path) -> list[Job]:
     jobs: dict[Path, Job] = {}
     for cell in cells:
         for job in _cell_jobs(cell, folder):
-            if options_key(jobs.setdefault(job.folder, job).options) != options_key(job.options):
+            if jobs.setdefault(job.folder, job).options != job.options:
                 raise ValueError(f"two cells have other options for {job.folder}: give their levels different names")
     return list(jobs.values())
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..evaluation.plots import alignment_uniformity_scatter
-from .comparisons import Measured, flat_numbers
+from .comparisons import Measured
 
 _INK, _GREY = "#0072B2", "#8C8C8C"
 _VERDICTS = {"reproduced": "#009E73", "opposite": "#D55E00", "mixed": "#CC79A7", "inconclusive": _GREY}
@@ -38,9 +38,7 @@ def metrics_figure(results: Mapping[str, Any]) -> Figure:
     """A row for each choice of levels, a panel for each headline metric, a dot with its interval for each seed."""
     groups: dict[str, list[Measured]] = {}
     for cell in results["cells"].values():
-        tasks = {task: numbers for task, numbers in cell.items() if task not in ("levels", "seed")}
-        measured = Measured(cell["levels"], cell["seed"], flat_numbers(tasks))
-        groups.setdefault(", ".join(cell["levels"].values()), []).append(measured)
+        groups.setdefault(", ".join(cell["levels"].values()), []).append(Measured.of(cell))
     columns = results["meta"]["columns"]
     figure, panels = _panels(len(groups), len(columns))
     panels, empty = panels[: len(columns)], panels[len(columns) :]

@@ -27,7 +27,6 @@ whose phase 1 has the same options share the run. `{study}` stands for the folde
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections import ChainMap
 from collections.abc import Mapping
@@ -95,7 +94,7 @@ class Cell:
         name: of its folder.
         levels: axis to level.
         seed: of its training.
-        phase1: options and the name of the run that gives the text tower; None without one.
+        phase1: name and options of the run that gives the text tower; None without one.
         phase2: options; without `text_model` where phase 1 gives it.
         model: a finished model that is only evaluated; None for one that is trained.
         evaluation: options.
@@ -274,8 +273,3 @@ def _questions(entry: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]], 
         )
         for level in levels_after
     ]
-
-
-def options_key(options: Mapping[str, Any]) -> str:
-    """Options as one text, equal for equal options."""
-    return json.dumps(options, sort_keys=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -11,42 +12,57 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..evaluation.suite import RESULTS_NAME, versions
+from ..hub.markdown import render_markdown
 from ..training.output import RUN_NAME
-from .comparisons import Measured, answer, flat_numbers
+from .comparisons import Measured, answer
 from .jobs import Job, cell_folder, evaluation_folder, jobs_of, seconds_of
 from .recipe import Cell, Study
 
 CARD_NAME = "README.md"
 NOTES_NAME = "notes.yaml"
-_TEMPLATE = "report_template.md"
+_TEMPLATE = Path(__file__).with_name("report_template.md")
 
 
-def collect(study: Study, folder: Path, failed: Mapping[str, str]) -> dict[str, Any]:
-    """Gather what the cells left: levels and numbers of each, the answers, the circumstances."""
+def record_run(folder: Path, failed: Mapping[str, str]) -> None:
+    """Write run.json: the machine and versions of the trainings, which a later report may not be made on.
+
+    Args:
+        folder: of the study.
+        failed: what `run_jobs` returned.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json({"hardware": hardware(), "versions": versions(), "failed": dict(failed)}, folder / RUN_NAME)
+
+
+def collect(study: Study, folder: Path) -> dict[str, Any]:
+    """Gather what the cells left: levels and numbers of each, the answers, the circumstances.
+
+    Raises:
+        FileNotFoundError: the study never ran in this folder (see `record_run`).
+    """
     cells = [cell for cell in study.cells if (evaluation_folder(folder, cell) / RESULTS_NAME).is_file()]
     results = {cell.name: _read(evaluation_folder(folder, cell) / RESULTS_NAME) for cell in cells}
-    measured = [Measured(cell.levels, cell.seed, flat_numbers(results[cell.name])) for cell in cells]
+    entries = {
+        cell.name: {"levels": dict(cell.levels), "seed": cell.seed, **_without_meta(results[cell.name])}
+        for cell in cells
+    }
+    measured = [Measured.of(entry) for entry in entries.values()]
     jobs = [job for job in jobs_of(cells, folder) if job.is_done()]
     return {
-        "cells": {
-            cell.name: {"levels": dict(cell.levels), "seed": cell.seed, **_without_meta(results[cell.name])}
-            for cell in cells
-        },
+        "cells": entries,
         "answers": [asdict(found) for question in study.questions for found in answer(question, measured)],
         "meta": {
             "title": study.title,
             "columns": dict(study.columns),
             "num_cells": len(study.cells),
-            "failed": dict(failed),
+            **_read(folder / RUN_NAME),
             "tasks": _task_sources(results),
             "trainings": {job.folder.name: _training(job) for job in jobs if job.trains},
             "seconds": _seconds(jobs),
-            "hardware": hardware(),
-            "versions": versions(),
             "git_commit": next((run.get("git_commit") for run in _runs(cells, folder)), None),
             "recipe": dict(study.recipe),
         },
@@ -55,8 +71,7 @@ def collect(study: Study, folder: Path, failed: Mapping[str, str]) -> dict[str, 
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
     """Write results.json."""
-    text = json.dumps(results, indent=1, ensure_ascii=False)
-    (folder / RESULTS_NAME).write_text(text + "\n", encoding="utf-8")
+    _write_json(results, folder / RESULTS_NAME)
 
 
 def render(folder: Path) -> str:
@@ -74,14 +89,8 @@ def render(folder: Path) -> str:
     unknown = [claim for claim in notes.get("readings", {}) if claim not in claims]
     if unknown:
         raise ValueError(f"{path} reads {unknown[0]!r}, to which the results have no answer")
-    jinja = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    text = jinja.get_template(_TEMPLATE).render(
+    return render_markdown(
+        _TEMPLATE,
         meta=results["meta"],
         notes=notes,
         headline=headline_table(results),
@@ -89,26 +98,23 @@ def render(folder: Path) -> str:
         one_seed=len({cell["seed"] for cell in results["cells"].values()}) == 1,
         plots=sorted(path.name for path in folder.glob("*.png")),
         recipe=yaml.safe_dump(results["meta"]["recipe"], sort_keys=False, allow_unicode=True, width=120),
-        shown=shown,
         interval=_shown_interval,
         minutes=lambda seconds: f"{seconds / 60:.1f}",
     )
-    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def headline_table(results: Mapping[str, Any]) -> str:
     """One row for each choice of levels: mean and, of several seeds, deviation; of one seed, the interval."""
     columns: Mapping[str, str] = results["meta"]["columns"]
     axes = list(next(iter(results["cells"].values()))["levels"])
-    groups: dict[tuple[str, ...], list[dict[str, float]]] = {}
+    groups: dict[tuple[str, ...], list[Measured]] = {}
     for cell in results["cells"].values():
-        tasks = {task: numbers for task, numbers in cell.items() if task not in ("levels", "seed")}
-        groups.setdefault(tuple(cell["levels"].values()), []).append(flat_numbers(tasks))
+        groups.setdefault(tuple(cell["levels"].values()), []).append(Measured.of(cell))
     header = f"| {' | '.join([*axes, *columns])} |"
     ruler = "|---" * len(axes) + "|---:" * len(columns) + "|"
     rows = [
-        f"| {' | '.join([*levels, *(_summary(numbers, metric) for metric in columns.values())])} |"
-        for levels, numbers in groups.items()
+        f"| {' | '.join([*levels, *(_summary(cells, metric) for metric in columns.values())])} |"
+        for levels, cells in groups.items()
     ]
     return "\n".join([header, ruler, *rows])
 
@@ -120,10 +126,6 @@ def shown(value: float) -> str:
 
 def hardware() -> dict[str, Any]:
     """The machine: processor, cores, and the accelerator where there is one."""
-    import os
-
-    import torch
-
     described: dict[str, Any] = {"processor": _processor(), "cores": os.cpu_count()}
     if torch.cuda.is_available():
         described["accelerator"] = torch.cuda.get_device_name()
@@ -136,13 +138,13 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _summary(numbers: Sequence[Mapping[str, float]], metric: str) -> str:
-    values = [measured[metric] for measured in numbers if metric in measured]
+def _summary(cells: Sequence[Measured], metric: str) -> str:
+    values = [cell.numbers[metric] for cell in cells if metric in cell.numbers]
     if not values:
         return ""
     if len(values) > 1:
         return f"{shown(fmean(values))} ± {shown(stdev(values))}"
-    half_width = Measured({}, 0, numbers[0]).half_width(metric)
+    half_width = cells[0].half_width(metric)
     return shown(values[0]) if half_width is None else f"{shown(values[0])} ({shown(half_width)})"
 
 
@@ -179,6 +181,10 @@ def _seconds(jobs: Sequence[Job]) -> dict[str, float]:
 
 def _runs(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:
     return [_read(cell_folder(folder, cell) / RUN_NAME) for cell in cells if cell.model is None]
+
+
+def _write_json(content: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any]:

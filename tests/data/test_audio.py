@@ -59,6 +59,15 @@ def test_a_short_clip_is_not_changed_by_the_window(samples):
     assert np.array_equal(decode_audio(content, 8000), decode_audio(content, 8000, max_seconds=5.0, offset=0.7))
 
 
+@pytest.mark.parametrize("offset, first", [(0.0, 250), (0.5, 350), (0.6, 250), (0.9, 700), (1.0, 700)])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_a_window_of_zeros_moves_to_the_nearest_sound(offset, first, kind):
+    clip = np.zeros(1000, dtype=np.float32)
+    clip[400], clip[990:] = 0.5, 0.5  # the windows begin at 0, 350, 420, 630 and 700; two of them hold sound
+    decoded = decode_audio(encoded(clip, 100, kind), 100, max_seconds=3.0, offset=offset)
+    assert np.abs(decoded - clip[first : first + 300]).max() < 1e-4 and decoded.any()
+
+
 def damaged_rate(content):
     return content[:24] + b"\0\0\0\0" + content[28:]
 

@@ -46,7 +46,8 @@ def decode_audio(
         content: the encoded file.
         sampling_rate: wanted, in Hz.
         max_seconds: only a window of this length is decoded of a longer clip.
-        offset: where that window lies, from 0 (the start) over 0.5 (the middle) to 1 (the end).
+        offset: where that window lies, from 0 (the start) over 0.5 (the middle) to 1 (the end). One that holds zeros
+            only moves to the nearest sound: clips of ESC-50 are padded with zeros, whose caption fits the rest.
 
     Returns:
         float32 waveform (samples,), mean of the channels.
@@ -81,7 +82,21 @@ def _read_window(content: bytes, max_seconds: float | None, offset: float) -> tu
         start = round(offset * (file.frames - wanted))
         if start:
             file.seek(start)
-        return file.read(wanted, dtype="float32", always_2d=True), file.samplerate
+        window = file.read(wanted, dtype="float32", always_2d=True)
+        if wanted < file.frames and not window.any():
+            file.seek(0)
+            window = _around_sound(file.read(dtype="float32", always_2d=True), wanted, start)
+        return window, file.samplerate
+
+
+def _around_sound(samples: np.ndarray, wanted: int, start: int) -> np.ndarray:
+    """The window of `wanted` of the samples (samples, channels) in whose middle is the sound nearest to `start`'s."""
+    sounding = np.flatnonzero(samples.any(axis=1))
+    if not len(sounding):
+        return samples
+    nearest = sounding[np.abs(sounding - start - wanted // 2).argmin()]
+    start = int(np.clip(nearest - wanted // 2, 0, len(samples) - wanted))
+    return samples[start : start + wanted]
 
 
 def clip_seconds(extractor: SequenceFeatureExtractor) -> float | None:

@@ -88,6 +88,20 @@ def test_a_folder_outlives_the_process_and_keeps_models_apart(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def test_the_text_tower_has_a_memory_of_its_own(tmp_path):
+    class TwoTowers(Counting):
+        text_tower = Counting()
+
+    model = TwoTowers()
+    cached = CachedEmbedder(model, tmp_path, "model A")
+    for _ in range(2):
+        cached.encode_text(["aa"])
+        cached.text_tower.encode_text(["aa", "b"])
+    assert model.seen == ["aa"] and model.text_tower.seen == ["aa", "b"]
+    alone = CachedEmbedder(Counting())
+    assert alone.text_tower is alone
+
+
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(ValueError, match="needs the model's identity"):
         CachedEmbedder(Counting(), tmp_path)

@@ -169,6 +169,24 @@ def test_a_loaded_model_finds_its_own_processor(image_text_folder, sentence_enco
         assert np.allclose(embeds, model(**inputs).text_embeds.detach().numpy(), atol=1e-6)
 
 
+def test_the_text_tower_is_embedded_before_the_projection(clip, siglip, bert, tokenizer, image_text_folder, sentences):
+    own = ImageTextDualEncoder.from_pretrained(image_text_folder)
+    inputs = tokenizer(sentences, padding=True, return_tensors="pt")
+    hidden = own.text_model(**inputs).last_hidden_state
+    mask = inputs["attention_mask"][..., None]
+    assert own.config.text_pooling == "mean"
+    pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+    assert np.allclose(as_embedder(own).text_tower.encode_text(sentences), unit(pooled), atol=1e-6)
+    model, processor = clip
+    inputs = processor(text=sentences, padding=True, return_tensors="pt")
+    embeds = as_embedder(model, processor).text_tower.encode_text(sentences)
+    assert np.allclose(embeds, unit(model.text_model(**inputs).pooler_output), atol=1e-6)
+    unprojected = as_embedder(*siglip)  # has no text projection
+    assert np.allclose(unprojected.text_tower.encode_text(sentences), unprojected.encode_text(sentences), atol=1e-6)
+    alone = as_embedder(bert, tokenizer)
+    assert alone.text_tower is alone
+
+
 def test_functions(sentences):
     vectors = {sentence: np.random.default_rng(len(sentence)).normal(size=5) for sentence in sentences}
     embeds = as_embedder(lambda texts: np.stack([vectors[text] for text in texts])).encode_text(sentences)

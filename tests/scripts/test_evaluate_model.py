@@ -94,10 +94,11 @@ def test_our_model_on_all_cross_modal_tasks(main, image_text_folder, pictures, s
     printed = capsys.readouterr().out
     assert f"| retrieval | text_to_image_recall@5 | {results['retrieval']['text_to_image_recall@5']:.2f} |" in printed
 
-    main([*common, "--tasks", "sts", "--sts_data", str(sts_data)])  # added to the results that are there
+    main([*common, "--tasks", "sts,sts_text_tower", "--sts_data", str(sts_data)])  # added to what is there
     merged = results_of(out)
     assert merged["retrieval"] == results["retrieval"] and -100 <= merged["sts"]["average"] <= 100
-    assert set(merged["meta"]["tasks"]) == {"retrieval", "zero_shot", "representation", "sts"}
+    assert merged["sts_text_tower"]["average"] != merged["sts"]["average"]
+    assert set(merged["meta"]["tasks"]) == {"retrieval", "zero_shot", "representation", "sts", "sts_text_tower"}
 
 
 def test_results_of_two_models_are_never_mixed(main, image_text_folder, sentence_encoder_folder, sts_data, tmp_path):
@@ -210,7 +211,7 @@ def test_the_cache_folder_is_used_again(main, image_text_folder, pictures, tmp_p
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--tasks", "sst"], "--tasks takes sts, transfer"),
+        (["--tasks", "sst"], "--tasks takes sts, sts_text_tower, transfer"),
         (["--tasks", "transfer"], "needs --transfer_data"),
         (["--tasks", "sts,retrieval"], "needs --pairs"),
         (["--tasks", "zero_shot", "--zero_shot_data", "x.jsonl"], "needs --label_column"),

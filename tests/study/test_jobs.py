@@ -4,9 +4,8 @@ import json
 import textwrap
 
 import pytest
-import yaml
 
-from xmodal_hf.study.jobs import Job, jobs_of, run_jobs, seconds_of
+from xmodal_hf.study.jobs import jobs_of, run_jobs, seconds_of
 from xmodal_hf.study.recipe import Cell
 
 TRAINING = """
@@ -28,9 +27,12 @@ EVALUATION = """
     options = yaml.safe_load(open(sys.argv[sys.argv.index("--recipe") + 1]))
     assert (Path(options["model"]) / "run.json").is_file()
     folder = Path(options["output_dir"])
+    tasks = sys.argv[sys.argv.index("--tasks") + 1]
     with open(folder / "calls", "a") as calls:
-        calls.write("x\\n")
-    (folder / "results.json").write_text(json.dumps({"sts": {"average": 1.0}, "meta": {}}))
+        calls.write(tasks + "\\n")
+    path = folder / "results.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {"meta": {}}
+    path.write_text(json.dumps(earlier | {task: {"average": 1.0} for task in tasks.split(",")}))
 """
 
 
@@ -78,13 +80,15 @@ def test_what_is_done_is_kept(tmp_path, scripts):
     assert [calls(job) for job in jobs] == [1, 2, 1]
 
 
-def test_an_evaluation_is_done_when_all_its_tasks_are(tmp_path):
-    job = Job("evaluate_model.py", tmp_path, {"tasks": "sts,transfer"})
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.options))
-    (tmp_path / "results.json").write_text(json.dumps({"sts": {}, "meta": {}}))
-    assert not job.is_done()
-    (tmp_path / "results.json").write_text(json.dumps({"sts": {}, "transfer": {}, "meta": {}}))
-    assert job.is_done()
+def test_only_missing_tasks_are_evaluated(tmp_path, scripts):
+    run_jobs(jobs_of([cell("clip")], tmp_path / "study"), scripts)
+    more = Cell(**{**vars(cell("clip")), "evaluation": {"tasks": "sts, transfer,retrieval"}})
+    jobs = jobs_of([more], tmp_path / "study")
+    assert [job.is_done() for job in jobs] == [True, True, False]
+    (jobs[2].folder / "results.json").write_text(json.dumps({"sts": {}, "transfer": {}, "meta": {}}))
+    assert not jobs[2].is_done()
+    run_jobs(jobs, scripts)
+    assert jobs[2].is_done() and (jobs[2].folder / "calls").read_text().splitlines() == ["sts", "retrieval"]
 
 
 def test_a_failure_stops_only_what_needs_it(tmp_path, scripts, capsys):

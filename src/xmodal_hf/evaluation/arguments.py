@@ -12,7 +12,7 @@ from .prompts import PROMPT_SETS
 
 # Task -> the option that it cannot do without.
 _NEEDED = {"transfer": "transfer_data", "retrieval": "pairs", "representation": "pairs", "zero_shot": "zero_shot_data"}
-TASKS = ("sts", "transfer", "retrieval", "zero_shot", "representation")
+TASKS = ("sts", "sts_text_tower", "transfer", "retrieval", "zero_shot", "representation")
 
 
 @dataclass
@@ -20,7 +20,10 @@ class EvaluationArguments:
     """What is measured, and how."""
 
     model: str = option("", "Path or Hub id: ours, CLIP, SigLIP, CLAP, sentence-transformers, Auto text. Required.")
-    tasks: str = option("sts", f"Comma-separated, of {', '.join(TASKS)}.")
+    tasks: str = option(
+        "sts",
+        f"Comma-separated, of {', '.join(TASKS)}. sts_text_tower: of the text tower before its projection.",
+    )
     output_dir: str = option(
         "outputs/evaluation", "Folder for plots and results.json; tasks are added to one that is there."
     )
@@ -108,8 +111,9 @@ def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -
     for name in names:
         if name in _NEEDED and getattr(data, _NEEDED[name]) is None:
             raise ValueError(f"the task {name} needs --{_NEEDED[name]}")
-    if "sts" in names and data.sts_data is None and data.sts_protocol == "simcse":
-        raise ValueError("the task sts needs --sts_data, or --sts_protocol mteb for mteb's copies on the Hub")
+    sts = next((name for name in names if name in ("sts", "sts_text_tower")), None)
+    if sts is not None and data.sts_data is None and data.sts_protocol == "simcse":
+        raise ValueError(f"the task {sts} needs --sts_data, or --sts_protocol mteb for mteb's copies on the Hub")
     if "zero_shot" in names and data.label_column is None and not _has_class_folders(Path(str(data.zero_shot_data))):
         raise ValueError("the task zero_shot needs --label_column, unless its data is one folder a class")
 

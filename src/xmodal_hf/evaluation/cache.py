@@ -40,7 +40,7 @@ class CachedEmbedder(Embedder):
     def __init__(self, embedder: Embedder, folder: str | os.PathLike | None = None, identity: str = ""):
         if folder is not None and not identity:
             raise ValueError("a cache folder needs the model's identity, such as the checksum of its checkpoint")
-        self._embedder = embedder
+        self._embedder, self._root, self._identity = embedder, folder, identity
         self._folder = None if folder is None else Path(folder) / content_digest(identity, "text").hex()
         self._memory: dict[str, dict[bytes, np.ndarray]] = {}
 
@@ -55,6 +55,11 @@ class CachedEmbedder(Embedder):
     @property
     def logit_scale(self) -> float | None:
         return self._embedder.logit_scale
+
+    @property
+    def text_tower(self) -> Embedder:
+        tower = self._embedder.text_tower
+        return self if tower is self._embedder else CachedEmbedder(tower, self._root, f"{self._identity} text tower")
 
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
         raw = self._remembered("text", texts)  # as the model gives them: of any length

@@ -32,6 +32,7 @@ from xmodal_hf.data.audio import check_equal_lengths, clap_features, clip_second
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.files import read_media
 from xmodal_hf.data.images import decode_image
+from xmodal_hf.models.modeling_dual_encoder import DualEncoder
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
 from xmodal_hf.models.pooling import pool
 from xmodal_hf.models.text_tower import longest_text, own_pooled_output, token_batches
@@ -89,6 +90,11 @@ class Embedder:
     def sampling_rate(self) -> int | None:
         """The rate of the clips that the model takes, in Hz."""
         return None
+
+    @property
+    def text_tower(self) -> Embedder:
+        """The language encoder alone, whose texts are not projected to the space shared with the other modality."""
+        return self
 
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
         """(n, D) float32 embeddings of `texts`, of unit norm unless `normalize` is False."""
@@ -175,6 +181,10 @@ class DualEncoderEmbedder(Embedder):
         scale = self.model.logit_scale_a if isinstance(self.model, ClapModel) else self.model.logit_scale
         return float(scale.detach().exp())
 
+    @property
+    def text_tower(self) -> Embedder:
+        return _TextTowerEmbedder(self.model, self._part("tokenizer"), self.options)
+
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
         embeds = _encode_texts(
             _checked_texts(texts),
@@ -213,6 +223,22 @@ class DualEncoderEmbedder(Embedder):
         if name not in self.processor.get_attributes():
             raise ValueError(f"{type(self.processor).__name__} has no {name}: this model does not take such input")
         return getattr(self.processor, name)
+
+
+class _TextTowerEmbedder(Embedder):
+    """What a two-tower model pools of its text tower, before the projection."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: EmbedOptions):
+        self._model, self._tokenizer, self._options = model, tokenizer, options
+
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
+        embeds = _encode_texts(_checked_texts(texts), self._model, self._tokenizer, self._forward, self._options)
+        return _float32(embeds, normalize)
+
+    def _forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if isinstance(self._model, DualEncoder):
+            return self._model.encode_text(self._model.config.text_pooling, dict(inputs)).pooler_output  # (B, H)
+        return self._model.text_model(**inputs).pooler_output  # (B, H); of SigLIP what `get_text_features` gives
 
 
 def as_embedder(

@@ -40,6 +40,7 @@ _IDENTIFYING = ("dataset", "sha256", "revision", "revisions", "split", "num_item
 # What a comparison shows of each task.
 _HEADLINES = {
     "sts": ("average",),
+    "sts_text_tower": ("average",),
     "transfer": ("average",),
     "retrieval": tuple(f"{way}_recall@{k}" for way in ("text_to_{0}", "{0}_to_text") for k in (1, 5, 10)),
     "zero_shot": ("top1_accuracy", "top5_accuracy", "fold_mean_accuracy"),
@@ -84,6 +85,7 @@ def run_suite(
     """
     loaders = {
         "sts": _load_sts,
+        "sts_text_tower": _load_text_tower_sts,
         "transfer": _load_transfer,
         "retrieval": _load_retrieval,
         "representation": _load_representation,
@@ -229,6 +231,10 @@ def _load_sts(embedder: Embedder, arguments: EvaluationArguments, data: Evaluati
         return Outcome(numbers, meta)
 
     return run
+
+
+def _load_text_tower_sts(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Run:
+    return _load_sts(embedder.text_tower, arguments, data)
 
 
 def _load_transfer(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Run:

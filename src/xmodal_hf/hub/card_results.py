@@ -13,6 +13,7 @@ RESULTS_NAME = "results.json"
 # Task of results.json -> task of the model index.
 _INDEX_TASKS = {
     "sts": ("sentence-similarity", "Semantic textual similarity"),
+    "sts_text_tower": ("sentence-similarity", "Semantic textual similarity of the text tower before its projection"),
     "transfer": ("text-classification", "Transfer to text classification"),
     "retrieval": ("retrieval", "Cross-modal retrieval"),
     "zero_shot": ("zero-shot-classification", "Zero-shot classification"),

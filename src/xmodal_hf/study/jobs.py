@@ -52,17 +52,20 @@ class Job:
             ValueError: the folder holds another job's output.
         """
         path = self.folder / JOB_NAME
-        if path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) != self.options:
+        if path.is_file() and _settings(yaml.safe_load(path.read_text(encoding="utf-8"))) != _settings(self.options):
             raise ValueError(
                 f"{self.folder} has been made with other options than the recipe has now: remove it, or choose "
                 "another --output_dir"
             )
-        name = RUN_NAME if self.trains else RESULTS_NAME
-        if not path.is_file() or not (self.folder / name).is_file():
+        if not path.is_file():
             return False
-        written = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        # A training ends its summary with the steps; an evaluation adds one task after the other.
-        return "steps" in written if self.trains else set(self.options["tasks"].split(",")) <= written.keys()
+        # A training ends its summary with the steps.
+        return "steps" in _written(self.folder / RUN_NAME) if self.trains else not self.open_tasks()
+
+    def open_tasks(self) -> list[str]:
+        """The tasks of an evaluation that its results lack: it adds one after the other, and a recipe may get more."""
+        written = _written(self.folder / RESULTS_NAME)
+        return [task for task in map(str.strip, self.options["tasks"].split(",")) if task not in written]
 
 
 def cell_folder(folder: Path, cell: Cell) -> Path:
@@ -145,7 +148,8 @@ def _run(job: Job, scripts: Path, accelerate_config: str | None) -> int:
     command = [sys.executable]
     if job.trains and accelerate_config is not None:
         command += ["-m", "accelerate.commands.launch", "--config_file", accelerate_config]
-    command += [str(scripts / job.script), "--recipe", str(path), *(["--resume", "auto"] if job.trains else [])]
+    rest = ["--resume", "auto"] if job.trains else ["--tasks", ",".join(job.open_tasks())]
+    command += [str(scripts / job.script), "--recipe", str(path), *rest]
     started = time.perf_counter()
     with (job.folder / LOG_NAME).open("a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(command)}\n")
@@ -154,6 +158,15 @@ def _run(job: Job, scripts: Path, accelerate_config: str | None) -> int:
     with (job.folder / _SECONDS_NAME).open("a", encoding="utf-8") as log:
         log.write(f"{time.perf_counter() - started:.2f}\n")
     return status
+
+
+def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the output depends on; tasks do not change each other's numbers."""
+    return {name: value for name, value in options.items() if name != "tasks"}
+
+
+def _written(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _last_lines(path: Path) -> str:

@@ -58,7 +58,7 @@ def test_spectrum_draws_each_modality(pairs, tmp_path):
 def test_scatter_names_each_model(tmp_path):
     models = {name: {"alignment": i, "text_uniformity": -i} for i, name in enumerate(("before", "after"))}
     figure = plots.alignment_uniformity_scatter(models)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["before", "after"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["before", "after"]
     assert is_png(figure, tmp_path / "scatter.png")
 
 

@@ -28,6 +28,7 @@ from .retrieval import gold_pairs
 # Okabe & Ito's palette, which people with any colour vision tell apart.
 COLOURS = {"text": "#D55E00", "image": "#0072B2", "audio": "#009E73"}
 _CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "osD^v"  # one each time the colours come round
 _GREY = "#8C8C8C"
 _DPI = 150
 _SMOOTHING_SHARE = 0.02  # loss curves are averaged over this share of their steps
@@ -115,11 +116,13 @@ def alignment_uniformity_scatter(
     models: Mapping[str, Mapping[str, float]], uniformity: str = "text_uniformity"
 ) -> Figure:
     """One point a model, from its `evaluate_representation` results: lower left is better (Wang & Isola 2020)."""
-    figure, axes = _figure(5.5, 4.0)
-    for colour, (name, results) in zip(_cycled(len(models)), models.items(), strict=True):
-        axes.scatter(results[uniformity], results["alignment"], s=60, color=colour, zorder=2)
-        axes.annotate(name, (results[uniformity], results["alignment"]), (6, 6), textcoords="offset points", fontsize=9)
-    axes.margins(0.25)
+    figure, axes = _figure(7.0, 4.0)
+    for index, (colour, (name, results)) in enumerate(zip(_cycled(len(models)), models.items(), strict=True)):
+        marker = _MARKERS[index // len(_CYCLE) % len(_MARKERS)]
+        axes.scatter(results[uniformity], results["alignment"], s=60, color=colour, marker=marker, zorder=2, label=name)
+    # Beside the panel: names at points that are close lie on each other.
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    axes.margins(0.15)
     axes.grid(color="#E5E5E5", zorder=0)
     axes.set(
         xlabel=f"{uniformity.replace('_', ' ')} (lower is more uniform)",

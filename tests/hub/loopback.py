@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -261,6 +262,7 @@ class Handler(BaseHTTPRequestHandler):
             ("POST", rf"/api/({kinds})/([^/]+/[^/]+)/branch/(.+)", self.branch),
             ("POST", rf"/api/({kinds})/([^/]+/[^/]+)/tag/(.+)", self.tag),
             ("GET", rf"/api/({kinds})/([^/]+/[^/]+)/refs", self.refs),
+            ("POST", rf"/api/({kinds})/([^/]+/[^/]+)/paths-info/(.+)", self.paths_info),
             ("GET", rf"/api/({kinds})/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", self.tree),
             ("GET", rf"/api/({kinds})/([^/]+/[^/]+)(?:/revision/(.+))?", self.info),
             ("POST", r"/(?:(datasets|spaces)/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch", self.lfs_batch),
@@ -427,16 +429,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def tree(self, kind: str, repo_id: str, revision: str, folder: str | None) -> None:
         commit = self.found_commit(self.repo(kind, repo_id), revision)
-        entries = []
-        for path, file in commit.files.items():
-            if folder and not path.startswith(f"{folder}/"):
-                continue
-            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(file.content), "oid": file.oid}
-            if file.is_lfs:
-                entry["lfs"] = {"oid": file.oid, "size": len(file.content), "pointerSize": 130}
-                entry["oid"] = git_hash(f"oid sha256:{file.oid}".encode())
-            entries.append(entry)
-        self.answer(200, entries)
+        within = {path for path in known_paths(commit) if not folder or path.startswith(f"{folder}/")}
+        if self.query.get("recursive", ["false"])[0].lower() != "true":
+            depth = folder.count("/") + 1 if folder else 0
+            within = {path for path in within if path.count("/") == depth}
+        self.answer(200, [described(commit, path) for path in sorted(within)])
+
+    def paths_info(self, kind: str, repo_id: str, revision: str) -> None:
+        commit = self.found_commit(self.repo(kind, repo_id), revision)
+        wanted = known_paths(commit) & set(parse_qs(self.body.decode())["paths"])
+        self.answer(200, [described(commit, path) for path in sorted(wanted)])
 
     def resolve(self, kind: str | None, repo_id: str, revision: str, path: str) -> None:
         repo = self.repo(kind, repo_id)
@@ -448,12 +450,33 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, b"Entry not found", headers | {"X-Error-Code": "EntryNotFound"})
             return
         file = commit.files[path]
-        content, start = file.content, 0
-        headers["ETag"] = f'"{file.oid}"'
-        if requested := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            start = int(requested[1])
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self.answer(206 if start else 200, content[start:], headers)
+        content = file.content
+        headers |= {"ETag": f'"{file.oid}"', "Accept-Ranges": "bytes"}
+        requested = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if requested is None:
+            self.answer(200, content, headers)
+            return
+        start, last = int(requested[1]), min(int(requested[2] or len(content)), len(content) - 1)
+        headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
+        self.answer(206, content[start : last + 1], headers)
+
+
+def known_paths(commit: Commit) -> set[str]:
+    """Return the files of a commit and the folders that they lie in."""
+    folders = {str(parent) for path in commit.files for parent in PurePosixPath(path).parents}
+    return commit.files.keys() | folders - {"."}
+
+
+def described(commit: Commit, path: str) -> dict[str, Any]:
+    """Return what the Hub says of a file or folder."""
+    file = commit.files.get(path)
+    if file is None:
+        return {"type": "directory", "path": path, "oid": git_hash(path.encode())}
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(file.content), "oid": file.oid}
+    if file.is_lfs:
+        entry["lfs"] = {"oid": file.oid, "size": len(file.content), "pointerSize": 130}
+        entry["oid"] = git_hash(f"oid sha256:{file.oid}".encode())
+    return entry
 
 
 @contextmanager

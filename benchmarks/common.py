@@ -56,7 +56,7 @@ def cpu_name() -> str:
 
 def is_installed(distribution: str) -> bool:
     """Whether a distribution, or the module of a distribution, can be imported."""
-    module = {"open_clip_torch": "open_clip"}.get(distribution, distribution.replace("-", "_"))
+    module = {"open_clip_torch": "open_clip", "pillow": "PIL"}.get(distribution, distribution.replace("-", "_"))
     return importlib.util.find_spec(module) is not None
 
 

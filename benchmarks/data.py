@@ -5,9 +5,10 @@
 Images: the same JPEG files and captions go through `PairDataset` and `PairCollator` with transformers'
 CLIPImageProcessor, and through open_clip's evaluation transform and tokenizer, item by item as its dataset classes do.
 Both tokenizers have open_clip's vocabulary and give the same ids, which is checked, as is that the pixels agree.
-Sounds: 10-second clips at 48 kHz, one thread, beside transformers' ClapFeatureExtractor: noise, rendered music and pure
-tones, since the time of ours depends on the sound; and by how many decibels they differ. The methods take turns for
-`--rounds` rounds; medians, the fastest rounds and the ratios to the peer are reported.
+Sounds: 10-second clips at 48 kHz, one thread, beside transformers' ClapFeatureExtractor: noise, recordings (ESC-10,
+where the data is), rendered music and pure tones, since the time of ours depends on the sound; and by how many decibels
+they differ. The methods take turns for `--rounds` rounds; medians, the fastest rounds and the ratios to the peer are
+reported.
 
 open_clip is optional (benchmarks/requirements.txt): without it only ours is measured.
 """
@@ -15,14 +16,12 @@ open_clip is optional (benchmarks/requirements.txt): without it only ours is mea
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,9 @@ from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 from transformers import ClapFeatureExtractor, CLIPImageProcessor, CLIPTokenizer
 
+from common import DATA, describe_machine
 from xmodal_hf import ImageTextProcessor, LogMelFeatureExtractor
+from xmodal_hf.data.audio import decode_audio
 from xmodal_hf.data.collators import PairCollator
 from xmodal_hf.data.orders import FileOrder
 from xmodal_hf.data.sampling import EpochBatchSampler, PairDataset
@@ -203,17 +204,29 @@ def audio_extractors() -> dict[str, Any]:
 
 
 def audio_signals(clips: int) -> dict[str, list[np.ndarray]]:
-    """Clips that differ in how many of their frames single precision is exact for: noise (all), music, tones (none)."""
+    """Clips that differ in how many of their frames single precision is exact for: from noise (all) to tones (none)."""
     num_samples = CLIP_SECONDS * CLIP_RATE_HZ
     generator = np.random.default_rng(0)
     seconds = np.arange(num_samples) / CLIP_RATE_HZ
     notes = [render_address(f"soundfont://test/{number}", CLIP_RATE_HZ) for number in range(4 * clips)]
     signals = {
         "noise": list(generator.normal(0, 0.1, (clips, num_samples))),
+        "recordings": recordings(clips),
         "music": [np.concatenate(notes[4 * clip : 4 * clip + 4])[:num_samples] for clip in range(clips)],
         "tones": [np.sin(2 * np.pi * 110 * (clip + 1) * seconds) for clip in range(clips)],
     }
-    return {kind: [sound.astype(np.float32) for sound in sounds] for kind, sounds in signals.items()}
+    return {kind: [sound.astype(np.float32) for sound in sounds] for kind, sounds in signals.items() if sounds}
+
+
+def recordings(clips: int) -> list[np.ndarray]:
+    """Clips of ESC-10, evenly over its archive, each played twice; none without the data."""
+    archive = DATA / "esc10" / "audio.zip"
+    if not archive.exists():
+        return []
+    with zipfile.ZipFile(archive) as files:
+        names = sorted(files.namelist())
+        sounds = [decode_audio(files.read(name), CLIP_RATE_HZ) for name in names[:: len(names) // clips][:clips]]
+    return [np.tile(sound, 2)[: CLIP_SECONDS * CLIP_RATE_HZ] for sound in sounds]
 
 
 def extract(extractor: Any, batches: list[list[np.ndarray]]) -> int:
@@ -266,10 +279,14 @@ def report(
         for name, difference in by_extractor.items():
             print(f"{kind}: {name} differs from {THEIRS} by at most {difference:.1e} dB")
     settings = {name: value for name, value in vars(options).items() if name != "output"}
-    packages = {name: version(name) for name in ("torch", "torchaudio", "transformers", "pillow")}
-    meta = {"settings": settings, "packages": packages, "cpus": os.cpu_count(), "machine": platform.machine()}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    contents = {"data": results, "times_of_peer": ratios, "largest_difference_db": differences, "meta": meta}
+    contents = {
+        "data": results,
+        "times_of_peer": ratios,
+        "largest_difference_db": differences,
+        "settings": settings,
+        "machine": describe_machine("cpu", "torchaudio", "pillow", "open_clip_torch"),
+    }
     options.output.write_text(json.dumps(contents, indent=2) + "\n")
 
 

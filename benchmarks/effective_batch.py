@@ -168,7 +168,7 @@ def pair_steps(
     loaded = [load_batches(data_dir, size, 1, device) for size in sizes]
     peer = build_open_clip(device)
     if method == "peer":
-        batches = [batch for pairs in loaded for batch in pairs.plain]
+        batches = [batch for pairs in loaded for batch in pairs.plain()]
         return loaded[0].source, open_clip_step(peer, batches, training, device)
     batches = [batch for pairs in loaded for batch in pairs.ours]
     ours = build_ours(peer)

@@ -5,6 +5,7 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,13 @@ from xmodal_hf.training.optimization import build_optimizer, clamp_logit_scale
 ARCHITECTURE = "ViT-B-32"  # text tower: 12 layers, 512 wide, 8 heads, 77 tokens, 49,408 ids
 CONTEXT = 77
 IMAGE_SIZE = 224
-OURS, OPEN_CLIP, TRANSFORMERS = "xmodal_hf", "open_clip", "VisionTextDualEncoder"
+EXAMPLE_CONTEXT = 128  # tokens to which the example of VisionTextDualEncoderModel pads by default
+OURS, OPEN_CLIP = "xmodal_hf", "open_clip"
+# Name of the method -> tokens of its captions.
+TRANSFORMERS = {
+    f"VisionTextDualEncoder, {EXAMPLE_CONTEXT} tokens": EXAMPLE_CONTEXT,
+    f"VisionTextDualEncoder, {CONTEXT} tokens": CONTEXT,
+}
 
 Step = Callable[[], float]  # one optimizer step on the next batch; returns the loss
 
@@ -46,8 +53,14 @@ class Pairs:
 
     source: str
     ours: list[dict[str, Any]]  # padded to the longest caption of the batch
-    padded: list[dict[str, Tensor]]  # the same at 77 tokens; pads are end-of-text
-    plain: list[tuple[Tensor, Tensor]]  # pixel_values, and ids (B, 77) with pads of 0: open_clip's
+
+    def padded(self, context: int) -> list[dict[str, Tensor]]:
+        """The batches at `context` tokens; pads are end-of-text."""
+        return [_padded(batch, context) for batch in self.ours]
+
+    def plain(self) -> list[tuple[Tensor, Tensor]]:
+        """pixel_values, and ids (B, 77) with pads of 0: open_clip's."""
+        return [(batch["pixel_values"], batch["input_ids"] * batch["attention_mask"]) for batch in self.padded(CONTEXT)]
 
     @property
     def mean_tokens(self) -> float:
@@ -67,9 +80,7 @@ def load_batches(data_dir: Path, batch_size: int, count: int, device: str) -> Pa
     rows = [order[start : start + batch_size] for start in range(0, batch_size * count, batch_size)]
     collate = PairCollator(processor, max_length=CONTEXT)
     ours = [_on(batch, device) for batch in DataLoader(items, batch_sampler=rows, collate_fn=collate)]
-    padded = [_padded(batch) for batch in ours]
-    plain = [(batch["pixel_values"], batch["input_ids"] * batch["attention_mask"]) for batch in padded]
-    return Pairs("Flickr8k" if captions.exists() else source, ours, padded, plain)
+    return Pairs("Flickr8k" if captions.exists() else source, ours)
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -88,9 +99,9 @@ def _on(batch: dict[str, Any], device: str) -> dict[str, Any]:
     return {name: batch[name].to(device) for name in names}
 
 
-def _padded(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _padded(batch: dict[str, Tensor], context: int) -> dict[str, Tensor]:
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    missing = (0, CONTEXT - ids.shape[1])
+    missing = (0, context - ids.shape[1])
     end = int(ids.max())  # the end of text is the last of the vocabulary, and the pad
     padded = {
         "input_ids": nn.functional.pad(ids, missing, value=end),
@@ -113,17 +124,26 @@ def build_ours(peer: nn.Module) -> ImageTextDualEncoder:
     return from_open_clip(weights, hidden_act="gelu")
 
 
-def build_transformers(ours: ImageTextDualEncoder, device: str) -> VisionTextDualEncoderModel:
-    """transformers' model with the same weights."""
+def build_transformers(ours: ImageTextDualEncoder, context: int, device: str) -> VisionTextDualEncoderModel:
+    """transformers' model with the same weights, and positions for `context` tokens.
+
+    Positions after the end of a caption, which the pooling reads and whose attention is causal, change no loss.
+    """
+    text_config = copy.deepcopy(ours.config.text_config)
+    text_config.max_position_embeddings = context
     config = VisionTextDualEncoderConfig.from_vision_text_configs(
-        ours.config.image_config, ours.config.text_config, projection_dim=ours.config.projection_dim
+        ours.config.image_config, text_config, projection_dim=ours.config.projection_dim
     )
     model = VisionTextDualEncoderModel(config)
     # Loaded afterwards: making the model draws the weights of its towers anew.
     parts = {"vision_model": "image_model", "text_model": "text_model"}
     parts |= {"visual_projection": "image_projection", "text_projection": "text_projection"}
     for theirs, own in parts.items():
-        model.get_submodule(theirs).load_state_dict(ours.get_submodule(own).state_dict())
+        weights = ours.get_submodule(own).state_dict()
+        for name in weights:
+            if own == "text_model" and name.endswith("position_embedding.weight"):
+                weights[name] = nn.functional.pad(weights[name], (0, 0, 0, context - len(weights[name])))
+        model.get_submodule(theirs).load_state_dict(weights)
     model.logit_scale.data.copy_(ours.logit_scale.data)
     return model.to(device).train()
 
@@ -184,7 +204,7 @@ def _accumulate(
 
 
 def transformers_step(model: nn.Module, batches: list[Any], training: TrainingArguments, device: str) -> Step:
-    """A plain loop over VisionTextDualEncoderModel with captions padded to 77 tokens, as in its example."""
+    """A plain loop over VisionTextDualEncoderModel with captions of one length, as its example pads them."""
     optimizer, following = build_optimizer(model, training), endless(batches)
     autocast = _autocast(training, device)
 

@@ -1,5 +1,6 @@
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -104,6 +105,30 @@ def test_a_clip_has_the_same_features_in_any_batch_and_call(preset):
         assert torch.equal(features_of(extractor, clip)[0], expected)
     long_clip = np.tile(CLIPS["noise"], 5)[: 13 * RATE]
     assert torch.equal(features_of(extractor, [long_clip, clips[1]]), features_of(extractor, [long_clip, clips[1]]))
+
+
+def test_kept_buffers_are_safe_in_any_mode_thread_and_order():
+    extractor = LogMelFeatureExtractor.from_preset("clap", max_length_s=3)
+    wide = LogMelFeatureExtractor.from_preset("wavcaps", max_length_s=9)
+
+    def in_new_thread(action):
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(action).result()
+
+    def in_all_modes():
+        with torch.inference_mode():
+            inside = features_of(extractor, CLIPS["sweep"]).clone()
+        features_of(wide, np.full(9 * 32_000, np.nan, dtype=np.float32))  # leaves nothing that is a number
+        return inside, features_of(extractor, CLIPS["sweep"])
+
+    expected = in_new_thread(lambda: features_of(extractor, CLIPS["sweep"]))
+    for features in in_new_thread(in_all_modes):
+        assert torch.equal(features, expected)
+    with ThreadPoolExecutor(4) as threads:
+        names = ["noise", "tone", "sweep"] * 8
+        alone = {name: features_of(extractor, CLIPS[name]) for name in set(names)}
+        for name, features in zip(names, threads.map(lambda n: features_of(extractor, CLIPS[n]), names), strict=True):
+            assert torch.equal(features, alone[name])
 
 
 def test_long_clips_are_cut_to_the_first_or_middle_window():

@@ -47,8 +47,24 @@ def test_speed_table():
     assert [row[1] for row in rows("training")][:2] == ["open_clip", "VisionTextDualEncoder"]
 
 
-def test_study_table():
-    assert headline_table(read("model_cards/study-vision-small/results.json")) in README
+@pytest.mark.parametrize("study", ["vision", "pretrained"])
+def test_study_tables(study):
+    assert headline_table(read(f"model_cards/study-{study}-small/results.json")) in README
+
+
+def test_audio_study_sentence():
+    cells = read("model_cards/study-audio-small/results.json")["cells"]
+    recalls = {
+        (pairs, language): f"{cells[f'clap_{language}_{pairs}_seed0']['retrieval']['text_to_audio_recall@10']:.2f}"
+        for pairs in ("many", "few")
+        for language in ("none", "sup")
+    }
+    many, few = ((recalls[pairs, "none"], recalls[pairs, "sup"]) for pairs in ("many", "few"))
+    words = re.sub(r"\s+", " ", README)
+    assert (
+        f"R@10 from {many[0]} to {many[1]} where pairs are many and from {few[0]} to {few[1]} where they are few"
+        in words
+    )
 
 
 def test_linked_files_exist():

@@ -97,6 +97,8 @@ def test_figures(results):
     assert headings == ["STS", "alignment"]
     dots = drawn["results.png"].axes[0].containers
     assert [float(dot[0].get_xdata()[0]) for dot in dots] == [40.0, 47.125]
+    labels = [label.get_text() for label in drawn["claims.png"].axes[0].get_yticklabels()]
+    assert labels == ["It helps", "none → sup: sts.average"]
     # 7.125 in half-widths of 1.125, to the right
     assert float(drawn["claims.png"].axes[0].containers[0][0].get_xdata()[0]) == pytest.approx(7.125 / 1.125)
 

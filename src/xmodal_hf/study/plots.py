@@ -57,18 +57,31 @@ def metrics_figure(results: Mapping[str, Any]) -> Figure:
 def answers_figure(answers: Sequence[Mapping[str, Any]]) -> Figure:
     """Every difference with its interval, in half-widths of that interval, so that all metrics share an axis.
 
-    The expected direction is to the right; the interval of what is inconclusive crosses the line.
+    Under its claim each; the expected direction is to the right, and the interval of what is inconclusive crosses the
+    line.
     """
-    answers = [found for found in answers if found["low"] is not None and found["high"] > found["low"]]
-    figure, (axes,) = _panels(len(answers), 1, panel_inches=4.0, label_inches=5.6)
-    for row, found in enumerate(answers):
-        sign = 1 if found["expected"] == "higher" else -1
-        scaled = sign * found["difference"] / ((found["high"] - found["low"]) / 2)
-        axes.errorbar(scaled, row, xerr=1, fmt="o", color=_VERDICTS[found["verdict"]], markersize=4, linewidth=1)
+    rows: list[tuple[str, Mapping[str, Any] | None]] = []
+    claim = None
+    for found in answers:
+        if found["low"] is None or found["high"] <= found["low"]:
+            continue
+        if found["claim"] != claim:
+            claim = found["claim"]
+            rows.append((claim, None))
+        rows.append((f"{found['before']} → {found['after']}: {found['metric']}", found))
+    figure, (axes,) = _panels(len(rows), 1, panel_inches=4.0, label_inches=5.6)
+    for row, (_, answer) in enumerate(rows):
+        if answer is not None:
+            sign = 1 if answer["expected"] == "higher" else -1
+            scaled = sign * answer["difference"] / ((answer["high"] - answer["low"]) / 2)
+            axes.errorbar(scaled, row, xerr=1, fmt="o", color=_VERDICTS[answer["verdict"]], markersize=4, linewidth=1)
     axes.axvline(0, color=_GREY, linewidth=0.8)
     axes.set_xscale("symlog", linthresh=2)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("difference in half-widths of its 95 % interval; as claimed: right", fontsize=8)
-    _label_rows([axes], [f"{found['before']} → {found['after']}: {found['metric']}" for found in answers])
+    _label_rows([axes], [label for label, _ in rows])
+    for (_, answer), tick in zip(rows, axes.get_yticklabels(), strict=True):
+        tick.set_fontweight("bold" if answer is None else "normal")
     return figure
 
 

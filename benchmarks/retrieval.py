@@ -1,102 +1,162 @@
-"""Tiled retrieval ranks beside the dense computation: time, peak memory, equality.
+"""Tiled retrieval ranks beside dense computations: time, memory, equality.
 
-    python benchmarks/retrieval.py                     # writes benchmarks/results/retrieval.json; the full size is last
-    python benchmarks/retrieval.py --sizes 1000,5000
+    python benchmarks/retrieval.py                     # writes benchmarks/results/retrieval_cpu.json
+    python benchmarks/retrieval.py --sizes 1000 5000
 
-Both directions of N items and N captions, D = 512. Dense: one float32 matrix of cosines, its rows and its columns
-sorted, the way evaluation scripts usually do it. Every measurement is a process of its own, so that peak memory is its
-own; it includes PyTorch itself (about 0.4 GiB) and the embeddings (0.38 GiB at N = 100,000).
+Both directions of N items and N captions, D = 512. The peers hold the whole float32 matrix of cosines:
+
+- `CLIP_benchmark`'s way to recall: a second matrix tells which pairs are positive; for each k, the best k of a row as
+  one-hot rows against it, 64 rows at a time.
+- `top 10`: the ten best of each row and column once, which is all that recall at 1, 5 and 10 needs.
+- `sorted`: the order of each row and column, which ranks need.
+
+Ours gives ranks, in float64. Every measurement is a process of its own, its memory what is added to the embeddings, at
+the peak. The recalls must agree. Peers stop at --dense_limit items, where their matrices fill gigabytes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import time
+import statistics
 from typing import Any
 
 import numpy as np
+import torch
+from tqdm.auto import tqdm
 
-from common import MIB, RESULTS, describe_machine, in_own_process
+from common import MIB, PeakMemory, in_own_process, median_ratio, option_parser, seconds_of, write_results
+from xmodal_hf.evaluation.retrieval import both_directions
 
-OUTPUT = RESULTS / "retrieval.json"
 WIDTH = 512
 NOISE = 6.0  # of a caption about its item: a median rank of 3 among 20,000, neither trivial nor random
-DENSE_LIMIT = 10_000  # above, cosines and their order take many GiB
+OURS, ONE_HOT, TOP, SORTED = "tiled", "CLIP_benchmark", "top 10", "sorted"
+KS = (1, 5, 10)
+ROWS_AT_ONCE = 64
 
 
 def main() -> None:
-    """Measure each size and method in its own process; print a table and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="5000,10000,100000", help="Numbers of items, comma-separated.")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse_options()
     if options.measure:
         print(json.dumps(measure(**json.loads(options.measure))))
         return
-    rows = []
-    print(f"{'items':>8} {'method':>8} {'seconds':>9} {'CPU s':>9} {'peak MiB':>9} {'R@1 t2i':>8} {'R@1 i2t':>8}")
-    for size in (int(size) for size in options.sizes.split(",")):
-        for method in ("dense", "tiled") if size <= DENSE_LIMIT else ("tiled",):
-            rows.append(in_own_process(__file__, {"method": method, "size": size}))
-            print_row(rows[-1])
-    threads = os.environ.get("OMP_NUM_THREADS", "one a core")
-    machine = describe_machine("cpu") | {"threads": threads}
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps({"width": WIDTH, "machine": machine, "rows": rows}, indent=2) + "\n")
-    print(OUTPUT)
+    rows = [compare(size, options) for size in options.sizes]
+    for row in rows:
+        print_row(row)
+    write_results(options, {"width": WIDTH, "retrieval": rows})
 
 
-def print_row(row: dict[str, Any]) -> None:
-    """One line of the table."""
-    seconds = f"{row['seconds']:>9.1f} {row['cpu_seconds']:>9.1f}"
-    measured = f"{row['peak_mib']:>9.0f} {row['t2i']:>8.2f} {row['i2t']:>8.2f}"
-    print(f"{row['items']:>8} {row['method']:>8} {seconds} {measured}", flush=True)
+def parse_options() -> argparse.Namespace:
+    parser = option_parser(__doc__, "retrieval", rounds=2)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[5000, 20_000, 100_000], help="numbers of items")
+    parser.add_argument("--dense_limit", type=int, default=20_000, help="largest number of items for the peers")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.device != "cpu":
+        parser.error("ranks are computed on the CPU")
+    return options
 
 
-def measure(method: str, size: int) -> dict[str, Any]:
-    """Ranks of seeded pairs; peak memory of this process."""
-    rng = np.random.default_rng(0)
-    items = rng.standard_normal((size, WIDTH), dtype=np.float32)
-    texts = items + NOISE * rng.standard_normal((size, WIDTH), dtype=np.float32)
-    ranks = {"dense": dense_ranks, "tiled": tiled_ranks}[method]
-    started, cpu_started = time.perf_counter(), time.process_time()
-    to_item, to_text = ranks(items, texts)
-    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
-    recalls = {name: 100 * float((best == 1).mean()) for name, best in (("t2i", to_item), ("i2t", to_text))}
+def compare(size: int, options: argparse.Namespace) -> dict[str, Any]:
+    """All methods in turns at one size; ours alone, once, above the limit."""
+    methods = (OURS, ONE_HOT, TOP, SORTED) if size <= options.dense_limit else (OURS,)
+    seen: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
+    for _ in tqdm(range(options.rounds if len(methods) > 1 else 1), desc=f"{size} items"):
+        for method in methods:
+            seen[method].append(in_own_process(__file__, {"method": method, "size": size}))
+    recalls = {method: results[0]["recalls"] for method, results in seen.items()}
+    if any(values != recalls[OURS] for values in recalls.values()):
+        raise RuntimeError(f"{size} items: the recalls differ, nothing to compare: {recalls}")
+    seconds = {method: [result["seconds"] for result in results] for method, results in seen.items()}
+    memory = {method: statistics.median(result["mib"] for result in results) for method, results in seen.items()}
     return {
         "items": size,
-        "method": method,
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
-        "peak_mib": peak_mib,
-        **recalls,
+        "recalls": recalls[OURS],
+        "methods": {
+            method: {"seconds": statistics.median(seconds[method]), "mib": memory[method]} for method in methods
+        },
+        # Ours over the peer's: less is better.
+        "ratios": {
+            peer: {"time": 1 / median_ratio(seconds[OURS], seconds[peer]), "memory": memory[OURS] / memory[peer]}
+            for peer in methods[1:]
+        },
     }
 
 
-def dense_ranks(items: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort every row of the whole matrix, and every column."""
-    import torch
+def print_row(row: dict[str, Any]) -> None:
+    print(f"\n{row['items']} items, recalls {row['recalls']}")
+    for name, method in row["methods"].items():
+        ratio = row["ratios"].get(name)
+        compared = f"   ours / peer: time {ratio['time']:.2f}, memory {ratio['memory']:.3f}" if ratio else ""
+        print(f"{name:<16}{method['seconds']:>9.2f} s{method['mib']:>9.0f} MiB{compared}")
 
-    unit_items, unit_texts = (torch.nn.functional.normalize(torch.from_numpy(rows), dim=1) for rows in (items, texts))
-    cosines = unit_texts @ unit_items.T  # (N, N)
+
+# ---- one measurement, in its own process ----------------------------------------------------------------------------
+
+
+def measure(method: str, size: int) -> dict[str, Any]:
+    """Recalls at 1, 5 and 10 of seeded pairs in both directions."""
+    rng = np.random.default_rng(0)
+    items = rng.standard_normal((size, WIDTH), dtype=np.float32)
+    texts = items + NOISE * rng.standard_normal((size, WIDTH), dtype=np.float32)
+    recalls_of = {OURS: tiled_recalls, ONE_HOT: one_hot_recalls, TOP: top_recalls, SORTED: sorted_recalls}[method]
+    recalls: list[float] = []
+    with PeakMemory("cpu") as memory:
+        seconds = seconds_of(lambda: recalls.extend(recalls_of(items, texts)), "cpu")
+    recalls = [round(recall, 3) for recall in recalls]
+    return {"seconds": seconds, "mib": memory.bytes / MIB, "recalls": recalls}
+
+
+def tiled_recalls(items: np.ndarray, texts: np.ndarray) -> list[float]:
+    """Ours: exact ranks."""
+    return [recall for ranks in both_directions(items, texts) for recall in recalls_of_ranks(ranks.best)]
+
+
+def one_hot_recalls(items: np.ndarray, texts: np.ndarray) -> list[float]:
+    """From the whole matrices of cosines and of positive pairs."""
+    cosines = cosines_of(items, texts)
+    positive = torch.eye(len(items), dtype=torch.bool)  # (N, N)
+    recalls = []
+    for matrix in (cosines, cosines.T):
+        for k in KS:
+            hits = 0
+            parts = zip(matrix.split(ROWS_AT_ONCE), positive.split(ROWS_AT_ONCE), strict=True)
+            for rows, own in parts:
+                best = torch.nn.functional.one_hot(rows.topk(k, dim=1).indices, len(items))  # (rows, k, N)
+                hits += int((best * own[:, None]).sum())
+            recalls.append(100 * hits / len(items))
+    return recalls
+
+
+def top_recalls(items: np.ndarray, texts: np.ndarray) -> list[float]:
+    """From the best of each row and column."""
+    cosines = cosines_of(items, texts)
     own = torch.arange(len(items)).unsqueeze(1)
+    recalls = []
+    for matrix in (cosines, cosines.T):
+        found = matrix.topk(max(KS), dim=1).indices == own  # (N, K)
+        recalls += [100 * float(found[:, :k].any(dim=1).double().mean()) for k in KS]
+    return recalls
 
-    def ranks(matrix: torch.Tensor) -> np.ndarray:
-        return (matrix.argsort(dim=1, descending=True) == own).int().argmax(dim=1).numpy() + 1
 
-    return ranks(cosines), ranks(cosines.T)
+def sorted_recalls(items: np.ndarray, texts: np.ndarray) -> list[float]:
+    """From the order of each row and column."""
+    cosines = cosines_of(items, texts)
+    own = torch.arange(len(items)).unsqueeze(1)
+    recalls = []
+    for matrix in (cosines, cosines.T):
+        ranks = (matrix.argsort(dim=1, descending=True) == own).int().argmax(dim=1) + 1
+        recalls += recalls_of_ranks(ranks.numpy())
+    return recalls
 
 
-def tiled_ranks(items: np.ndarray, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ours."""
-    from xmodal_hf.evaluation.retrieval import both_directions
+def recalls_of_ranks(ranks: np.ndarray) -> list[float]:
+    return [100 * float((ranks <= k).mean()) for k in KS]
 
-    to_item, to_text = both_directions(items, texts)
-    return to_item.best, to_text.best
+
+def cosines_of(items: np.ndarray, texts: np.ndarray) -> torch.Tensor:
+    unit_items, unit_texts = (torch.nn.functional.normalize(torch.from_numpy(rows), dim=1) for rows in (items, texts))
+    return unit_texts @ unit_items.T  # (N, N)
 
 
 if __name__ == "__main__":

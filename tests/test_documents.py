@@ -1,4 +1,4 @@
-"""Every measured number of the README is the one in the results file that it names."""
+"""Every measured number of the README and of the benchmarks' notes is the one in the results file that it names."""
 
 import json
 import re
@@ -10,11 +10,12 @@ from xmodal_hf.study.report import headline_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOTES = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
 
 
-def rows(first_cells: str) -> list[list[str]]:
+def rows(first_cells: str, document: str = README) -> list[list[str]]:
     """Return the cells of the table whose header starts with these cells."""
-    table = README[README.index(f"| {first_cells} |") :].split("\n\n")[0]
+    table = document[document.index(f"| {first_cells} |") :].split("\n\n")[0]
     return [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()[2:]]
 
 
@@ -40,11 +41,35 @@ def test_loss_table(row):
 
 
 def test_speed_table():
-    (contrastive,) = read("benchmarks/results/contrastive_step_cpu.json")["contrastive_step"]
-    ratios = [contrastive["ratios"][peer]["ratio"] for peer in ("open_clip", "VisionTextDualEncoder")]
-    ratios += [task["ratio"] for task in read("benchmarks/results/sentence_step_cpu.json")["sentence_step"]]
+    contrastive = read("benchmarks/results/contrastive_step_cpu.json")["contrastive_step"][0]
+    peers = ["open_clip", "VisionTextDualEncoder, 128 tokens"]
+    ratios = [contrastive["ratios"][peer]["ratio"] for peer in peers]
+    for name in ("sentence_step", "effective_batch"):
+        ratios += [task["ratio"] for task in read(f"benchmarks/results/{name}_cpu.json")[name]]
     assert [row[2] for row in rows("training | peer")] == [f"{ratio:.2f}" for ratio in ratios]
-    assert [row[1] for row in rows("training | peer")][:2] == ["open_clip", "VisionTextDualEncoder"]
+    assert [row[1] for row in rows("training | peer")][:2] == peers
+
+
+@pytest.mark.parametrize("row", rows("what | peer", NOTES), ids=lambda row: f"{row[0]}-{row[1]}")
+def test_goals_of_the_notes(row):
+    """Each measured number is in the file that its row names."""
+    measured = row[3].strip("*")
+    decimals = len(measured.partition(".")[2])
+
+    def numbers(value):
+        if isinstance(value, dict | list):
+            return [
+                number for part in (value.values() if isinstance(value, dict) else value) for number in numbers(part)
+            ]
+        return [value] if isinstance(value, int | float) else []
+
+    results = read(f"benchmarks/results/{row[4]}")
+    found = numbers(results)
+    if row[4] == "losses_cpu.json":  # has no ratios
+        compared = {(run["objective"], run["method"]): run for run in results["compared"]}
+        ours, peer = compared["cyclip", "streamed"], compared["cyclip", "dense"]
+        found = [ours[name] / peer[name] for name in ("seconds", "extra_bytes")]
+    assert measured in {f"{number:.{decimals}f}" for number in found}
 
 
 @pytest.mark.parametrize("study", ["vision", "pretrained"])

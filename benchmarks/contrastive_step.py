@@ -7,8 +7,7 @@ ViT-B/32 with CLIP's text tower (12 layers, 512 wide, 77 tokens), the same weigh
 everywhere: a whole step from collated batches, forward to the end of the optimizer. Ours is the step of the training
 loop with its checks and logs. open_clip runs 77 tokens whatever the captions, the plain loop over transformers' model
 128, to which its example pads by default (the tower gets positions for them, which change no loss), and 77. First every
-method trains on the same batches from the same weights, and its losses are
-compared; then they take turns.
+method trains on the same batches from the same weights, and its losses are compared; then they take turns.
 
 Utilisation is the share of the rate of large matrix products, measured in the same run, that the operations of the
 model's own matrix products reach: padding counts as work where it is computed. With --micro_batch_size ours caches
@@ -51,7 +50,7 @@ GOALS = {
     "cuda": {OPEN_CLIP: 1.3},
 }
 # Of pairs; on a GPU cut into parts of so many, which hold its memory whatever the batch.
-BATCH_SIZES = {"cpu": [16], "cuda": [4096, 8192, 16_384, 32_768]}
+BATCH_SIZES = {"cpu": [16, 32], "cuda": [4096, 8192, 16_384, 32_768]}
 GPU_MICRO_BATCH = 1024
 COMPARED_STEPS = 3  # whose losses must agree before anything is timed
 # fp32 sums in another order; bf16 keeps 8 bits.
@@ -71,7 +70,9 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = option_parser(__doc__, "contrastive_step", rounds=4)
     parser.add_argument("--data_dir", type=Path, default=DATA, help="folder with flickr8k; else the built-in emoji")
-    parser.add_argument("--batch_sizes", type=int, nargs="+", help="default: 16 on a CPU, 4096 to 32768 on a GPU")
+    parser.add_argument(
+        "--batch_sizes", type=int, nargs="+", help="default: 16 and 32 on a CPU, 4096 to 32768 on a GPU"
+    )
     parser.add_argument(
         "--micro_batch_size", type=int, help="cut batches into parts; 0: do not. Default: 1024 on a GPU"
     )

@@ -43,6 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from xmodal_hf.study.preparation import prepare
     from xmodal_hf.study.recipe import Study
     from xmodal_hf.study.report import record_run
+    from xmodal_hf.training.output import RUN_NAME
 
     try:
         study = Study.read(options.recipe, folder, _variables(options.set))
@@ -57,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     failed: dict[str, str] = {}
     if options.report_only:
-        if not any(done):
+        if not any(done) or not (folder / RUN_NAME).is_file():
             parser.error(f"{folder} holds no finished job to report on: run the study first")
     else:
         record_run(folder, failed)  # an interrupted study can be reported on too

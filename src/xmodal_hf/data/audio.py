@@ -90,7 +90,7 @@ def _read_window(content: bytes, max_seconds: float | None, offset: float) -> tu
 
 
 def _around_sound(samples: np.ndarray, wanted: int, start: int) -> np.ndarray:
-    """The window of `wanted` of the samples (samples, channels) in whose middle is the sound nearest to `start`'s."""
+    """Of (samples, channels), the `wanted` around the sound nearest to the middle of the window at `start`."""
     sounding = np.flatnonzero(samples.any(axis=1))
     if not len(sounding):
         return samples

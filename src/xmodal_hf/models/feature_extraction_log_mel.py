@@ -54,10 +54,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 _MIN_POWER = 1e-10
 # How far single precision may be off before double precision takes over, in decibels.
 _TOLERANCE_DB = 0.001
-# Largest error of a bin of a Fourier transform in single precision, over 2^-24 times the norm of the frame: four times
-# its root mean square (measured on noise, tones, music, speech).
-_MAX_BIN_ERROR = 8 * 2**-24
-# The ratio of powers at which a band of power P with noise e^2 W, that is 2 sqrt(P e^2 W) + e^2 W off, is off by that.
+# Largest error of a band of a spectrum in single precision, as amplitude over the norm of the frame and the root of the
+# band's largest weight (measured on noise, tones, sweeps, music, speech and environmental sounds). It is seven times
+# the root mean square of a bin's; errors of neighbours differ, so that bands of many bins have no larger one.
+_MAX_BAND_ERROR = 14 * 2**-24
+# The ratio of powers at which a band of power P with noise e^2, that is 2 sqrt(P e^2) + e^2 off, is off by that.
 _MIN_SIGNAL_TO_NOISE = ((10 ** (_TOLERANCE_DB / 10)) ** 0.5 - 1) ** -2
 # Of 1, 1 - 1/32, 1 - 1/16, 1 - 1/8 and 0 the one that needs double precision least often (measured on music, speech
 # and environmental sounds).
@@ -206,7 +207,7 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         _check_choice("padding", fill, PADDINGS)
         clips = [self._fit(clip, cut, fill) for clip in _as_clips(raw_speech)]
         features = torch.stack([self._spectrogram(clip.to(device)) for clip in clips])  # (B, frames, F)
-        features = (features - self.feature_mean) / self.feature_scale
+        features.sub_(self.feature_mean).div_(self.feature_scale)
         if self.channel_axis:
             features = features[:, None]  # (B, 1, frames, F)
         if return_tensors is None or TensorType(return_tensors) == TensorType.NUMPY:
@@ -300,11 +301,11 @@ class _MelPower(torch.nn.Module):
         angles = 2 * torch.pi * torch.arange(len(filters), dtype=torch.float64) / self.frame_length
         gains = 1 + _PRE_EMPHASIS**2 - 2 * _PRE_EMPHASIS * angles.cos()  # of powers
         emphasised_filters = filters / gains[:, None]
-        band_noise = _MAX_BIN_ERROR**2 * emphasised_filters.sum(dim=0)  # over the energy of the frame
+        band_noise = _MAX_BAND_ERROR**2 * emphasised_filters.amax(dim=0)  # over the energy of the frame
         # A frame begins at n = 1, where its window does: w[0] = w[N] = 0, and a shift changes no power.
         buffers = {
             "window": window.roll(-1).float(),
-            "window_step": (_PRE_EMPHASIS * (window.roll(-1) - window)).float(),
+            "window_step": (window.roll(-1) - _PRE_EMPHASIS * window).float(),
             "band_noise": band_noise.float(),
             "least_power": (band_noise * _MIN_SIGNAL_TO_NOISE).float(),
         }
@@ -328,7 +329,7 @@ class _MelPower(torch.nn.Module):
         samples[-1] = 0
         # Neighbours are subtracted before anything is rounded: where they are close, that is exact.
         steps = torch.sub(samples[1:], samples[:-1], out=_scratch("steps", len(samples) - 1, clip.device))
-        steps = steps.add_(samples[:-1], alpha=1 - _PRE_EMPHASIS).unfold(0, length, self.hop_length)  # (frames, N)
+        steps = steps.unfold(0, length, self.hop_length)  # (frames, N)
         frames = samples[:-1].unfold(0, length, self.hop_length)
         power = clip.new_empty(len(frames), len(self.band_noise))
         energy = clip.new_empty(len(frames))
@@ -341,12 +342,12 @@ class _MelPower(torch.nn.Module):
         else:
             doubtful = self._doubtful(power, energy) if self.double_precision else power.new_empty(0)
         for rows in doubtful.split(_DOUBLE_FRAMES_AT_ONCE) if len(doubtful) else ():
-            power[rows] = self._in_double(frames[rows])
+            power.index_copy_(0, rows, self._in_double(frames.index_select(0, rows)))
         return power
 
     def _in_single(self, frames: torch.Tensor, steps: torch.Tensor, power: torch.Tensor, energy: torch.Tensor) -> None:
-        """(B, N) samples x[n-1] and steps x[n] - a x[n-1] -> `power` (B, F), `energy` of the transformed (B,)."""
-        # y[n] = w[n] (x[n] - a x[n-1]) + a (w[n] - w[n-1]) x[n-1]
+        """(B, N) samples x[n-1] and steps x[n] - x[n-1] -> `power` (B, F), `energy` of the transformed (B,)."""
+        # y[n] = w[n] (x[n] - x[n-1]) + (w[n] - a w[n-1]) x[n-1]
         emphasised = _scratch("emphasised", frames.numel(), frames.device).view(frames.shape)
         torch.mul(steps, self.window, out=emphasised).addcmul_(frames, self.window_step)
         torch.linalg.vector_norm(emphasised, dim=1, out=energy).square_()
@@ -355,7 +356,8 @@ class _MelPower(torch.nn.Module):
     def _doubtful(self, power: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
         """Rows of power (B, F) with energy (B,) that may be too far off.
 
-        With bins off by e, a band of power P and total weight W is off by at most 2 e sqrt(P W) + e^2 W.
+        A band of power P and largest weight w, in a frame of norm r, is off by at most 2 e r sqrt(P w) where it stands
+        out of the noise, with e = `_MAX_BAND_ERROR`.
         """
         rows = self._has_low_band(power, energy).nonzero()[:, 0]
         if not len(rows):
@@ -377,7 +379,7 @@ class _MelPower(torch.nn.Module):
     def _in_double(self, frames: torch.Tensor) -> torch.Tensor:
         """(B, N) samples -> power (B, F)."""
         windowed = _scratch("windowed", frames.numel(), frames.device, torch.float64).view(frames.shape)
-        spectrum = torch.fft.rfft(torch.mul(frames, self.window_double, out=windowed))  # (B, K)
+        spectrum = torch.fft.rfft(windowed.copy_(frames).mul_(self.window_double))  # (B, K)
         # The terms of the sums to come are positive: single precision does for them.
         power = frames.new_empty(len(frames), len(self.band_noise))
         self._filter(spectrum[:, : self.spans[-1][1] // 2].to(torch.complex64), "filters", power)
@@ -386,11 +388,10 @@ class _MelPower(torch.nn.Module):
     def _filter(self, spectrum: torch.Tensor, filters: str, power: torch.Tensor) -> None:
         """(B, K) complex, by the filters of that name -> `power` (B, F)."""
         squares = torch.view_as_real(spectrum).flatten(1)[:, : self.spans[-1][1]].square_()  # (B, 2 K)
-        bands = [
-            squares[:, first:end] @ self.get_buffer(f"{filters}_{group}")
-            for group, (first, end) in enumerate(self.spans)
-        ]
-        torch.cat(bands, dim=1, out=power)
+        for group, (first, end) in enumerate(self.spans):
+            weights = self.get_buffer(f"{filters}_{group}")
+            bands = power[:, group * _FILTERS_AT_ONCE : (group + 1) * _FILTERS_AT_ONCE]
+            torch.mm(squares[:, first:end], weights, out=bands)
 
     def _register_filters(self, name: str, filters: torch.Tensor) -> None:
         """Keep (K, F) filters as groups of neighbours, each on the bins where one of them has a weight."""

@@ -29,6 +29,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, help="Folder of models and results. Default: outputs/<recipe>.")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Variables of the recipe.")
     parser.add_argument("--accelerate_config", help="Launch the trainings with it. Default: one process each.")
+    parser.add_argument("--jobs", type=int, default=1, help="Jobs at the same time, on one accelerator.")
     parser.add_argument("--card_dir", type=Path, help="Also write results, plots and page there, with its notes.yaml.")
     parser.add_argument(
         "--example", nargs=2, metavar=("CELL", "FOLDER"), help="Also copy what that model's card is rendered from."
@@ -36,6 +37,8 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="Only print the jobs and which of them are done.")
     parser.add_argument("--report_only", action="store_true", help="Train nothing: only report on what is there.")
     options = parser.parse_args(args)
+    if options.jobs < 1:
+        parser.error("--jobs is at least 1")
     folder: Path = options.output_dir or Path("outputs") / options.recipe.stem
 
     # After parsing: --help and a wrong option answer without torch.
@@ -63,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         record_run(folder, failed)  # an interrupted study can be reported on too
         prepare(study.prepare, folder)
-        failed = run_jobs(jobs, SCRIPTS, options.accelerate_config)
+        failed = run_jobs(jobs, SCRIPTS, options.accelerate_config, options.jobs)
         record_run(folder, failed)
     report(study, folder, options.card_dir)
     if options.example is not None:

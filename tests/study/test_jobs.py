@@ -5,16 +5,22 @@ import textwrap
 
 import pytest
 
-from xmodal_hf.study.jobs import jobs_of, run_jobs, seconds_of
+from xmodal_hf.study.jobs import Job, jobs_of, run_jobs, seconds_in_all, seconds_of
 from xmodal_hf.study.recipe import Cell
 
 TRAINING = """
-    import json, sys, yaml
+    import json, os, sys, time, yaml
     from pathlib import Path
     options = yaml.safe_load(open(sys.argv[sys.argv.index("--recipe") + 1]))
     folder = Path(options["output_dir"])
     with open(folder / "calls", "a") as calls:
         calls.write(" ".join(sys.argv[1:]) + "\\n")
+    (folder / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+    if "meets" in options:  # ends only if the others run at the same time
+        deadline = time.monotonic() + 60
+        while not all(Path(other, "calls").exists() for other in options["meets"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
     if options.get("objective") == "siglip":
         sys.exit("no such luck")
     if "text_model" in options:
@@ -98,6 +104,37 @@ def test_a_failure_stops_only_what_needs_it(tmp_path, scripts, capsys):
     assert failed[str(jobs[2].folder)] == f"needs {jobs[1].folder}"
     assert "no such luck" in capsys.readouterr().out
     assert jobs[4].is_done() and calls(jobs[2]) == 0
+
+
+def test_jobs_at_once_wait_only_for_what_they_need(tmp_path, scripts, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    study = tmp_path / "study"
+    cells = [cell("clip"), cell("siglip", phase1=False), cell("cyclip")]
+    jobs = jobs_of(cells, study)
+    meeting = [str(study / "phase1" / "unsup"), str(study / "models" / "siglip")]
+    jobs = [Job(job.script, job.folder, {**job.options, "meets": meeting}) if job.trains else job for job in jobs]
+    failed = run_jobs(jobs, scripts, at_once=2)
+    assert sorted(failed) == [str(study / "evaluations" / "siglip"), meeting[1]]
+    assert all(job.is_done() for job in jobs if str(job.folder) not in failed)
+    assert (jobs[0].folder / "threads").read_text() == "2"
+
+
+def test_threads_are_the_users(tmp_path, scripts, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    jobs = jobs_of([cell("clip")], tmp_path)
+    run_jobs(jobs, scripts, at_once=2)
+    assert (jobs[0].folder / "threads").read_text() == "7"
+
+
+def test_time_in_all_counts_jobs_at_the_same_time_once(tmp_path):
+    times = {"a": "0 10\n30 35\n", "b": "5 12\n", "c": "6 7\n"}
+    jobs = [Job("evaluate_model.py", tmp_path / name, {}) for name in times]
+    for job in jobs:
+        job.folder.mkdir()
+        (job.folder / "times.log").write_text(times[job.folder.name])
+    assert [seconds_of(job) for job in jobs] == [15, 7, 1]
+    assert seconds_in_all(jobs) == 17
 
 
 def test_other_options_than_before_are_refused(tmp_path, scripts):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from .recipe import Cell
 
 JOB_NAME = "job.yaml"
 LOG_NAME = "output.log"
-_SECONDS_NAME = "seconds.log"
+_TIMES_NAME = "times.log"
 _PHASE_1, _MODELS, _EVALUATIONS = "phase1", "models", "evaluations"
 _SHOWN_LINES = 15
 
@@ -44,6 +47,11 @@ class Job:
     def trains(self) -> bool:
         """Whether it is a training, and no evaluation."""
         return self.script != "evaluate_model.py"
+
+    @property
+    def inputs(self) -> set[str]:
+        """What it reads of what others may write: a model, a text tower."""
+        return {self.options[name] for name in ("model", "text_model") if name in self.options}
 
     def is_done(self) -> bool:
         """Whether its output is complete.
@@ -111,37 +119,75 @@ def _cell_jobs(cell: Cell, folder: Path) -> list[Job]:
     return jobs
 
 
-def run_jobs(jobs: Sequence[Job], scripts: Path, accelerate_config: str | None = None) -> dict[str, str]:
+def run_jobs(
+    jobs: Sequence[Job], scripts: Path, accelerate_config: str | None = None, at_once: int = 1
+) -> dict[str, str]:
     """Run what is not done; a job that fails is reported and the others go on.
 
     Args:
         jobs: of `jobs_of`.
         scripts: folder of the training scripts.
         accelerate_config: launches trainings with it; None runs them in one process.
+        at_once: how many jobs that do not need each other run at the same time. They share the accelerator, and the
+            processor's cores evenly, unless OMP_NUM_THREADS says how many threads each one has.
 
     Returns:
         Folder to reason of what failed, also for want of a failed job's output.
     """
-    open_jobs = [job for job in jobs if not job.is_done()]
+    waiting = [job for job in jobs if not job.is_done()]
+    running: dict[Future[int], Job] = {}
     failed: dict[str, str] = {}
-    bar = tqdm(open_jobs, desc=f"study ({len(jobs) - len(open_jobs)} jobs were done)", unit="job")
-    for job in bar:
-        bar.set_postfix_str(f"{job.script} {job.folder.name}")
-        inputs = [job.options.get(name) for name in ("model", "text_model")]
-        if missing := [path for path in inputs if path in failed]:
-            failed[str(job.folder)] = f"needs {missing[0]}"
-        elif (status := _run(job, scripts, accelerate_config)) != 0:
-            failed[str(job.folder)] = f"exit status {status}, see {job.folder / LOG_NAME}"
-            bar.write(f"FAILED {job.script} ({failed[str(job.folder)]})\n{_last_lines(job.folder / LOG_NAME)}")
+    run = partial(_run, scripts=scripts, accelerate_config=accelerate_config, environment=_environment(at_once))
+    bar = tqdm(total=len(waiting), desc=f"study ({len(jobs) - len(waiting)} jobs were done)", unit="job")
+    with bar, ThreadPoolExecutor(at_once) as pool:
+        while waiting or running:
+            for job in list(waiting):
+                unfinished = {str(other.folder) for other in [*waiting, *running.values()]}
+                if missing := job.inputs.intersection(failed):
+                    failed[str(job.folder)] = f"needs {min(missing)}"
+                    bar.update()
+                elif len(running) < at_once and not unfinished.intersection(job.inputs):
+                    running[pool.submit(run, job)] = job
+                else:
+                    continue
+                waiting.remove(job)
+            bar.set_postfix_str(", ".join(f"{job.script} {job.folder.name}" for job in running.values()))
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                bar.update()
+                if (status := future.result()) != 0:
+                    failed[str(job.folder)] = f"exit status {status}, see {job.folder / LOG_NAME}"
+                    bar.write(f"FAILED {job.script} ({failed[str(job.folder)]})\n{_last_lines(job.folder / LOG_NAME)}")
     return failed
 
 
 def seconds_of(job: Job) -> float:
     """Wall time of a finished job, start-up and interrupted attempts included."""
-    return sum(map(float, (job.folder / _SECONDS_NAME).read_text(encoding="utf-8").split()))
+    return sum(end - start for start, end in _attempts(job))
 
 
-def _run(job: Job, scripts: Path, accelerate_config: str | None) -> int:
+def seconds_in_all(jobs: Sequence[Job]) -> float:
+    """Wall time during which at least one of the finished jobs ran."""
+    total, latest = 0.0, 0.0
+    for start, end in sorted(attempt for job in jobs for attempt in _attempts(job)):
+        total += max(0.0, end - max(start, latest))
+        latest = max(latest, end)
+    return total
+
+
+def _attempts(job: Job) -> list[tuple[float, float]]:
+    """Start and end of each, in seconds since the epoch."""
+    lines = (job.folder / _TIMES_NAME).read_text(encoding="utf-8").splitlines()
+    return [(float(start), float(end)) for start, end in map(str.split, lines)]
+
+
+def _environment(at_once: int) -> dict[str, str]:
+    """The environment of one of so many jobs."""
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
+    return {**threads, **os.environ}
+
+
+def _run(job: Job, scripts: Path, accelerate_config: str | None, environment: Mapping[str, str]) -> int:
     job.folder.mkdir(parents=True, exist_ok=True)
     path = job.folder / JOB_NAME
     path.write_text(yaml.safe_dump(dict(job.options), sort_keys=False), encoding="utf-8")
@@ -150,14 +196,14 @@ def _run(job: Job, scripts: Path, accelerate_config: str | None) -> int:
         command += ["-m", "accelerate.commands.launch", "--config_file", accelerate_config]
     rest = ["--resume", "auto"] if job.trains else ["--tasks", ",".join(job.open_tasks())]
     command += [str(scripts / job.script), "--recipe", str(path), *rest]
-    started = time.perf_counter()
+    started = time.time()
     with (job.folder / LOG_NAME).open("a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(command)}\n")
         log.flush()
-        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
-    with (job.folder / _SECONDS_NAME).open("a", encoding="utf-8") as log:
-        log.write(f"{time.perf_counter() - started:.2f}\n")
-    return status
+        ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+    with (job.folder / _TIMES_NAME).open("a", encoding="utf-8") as log:
+        log.write(f"{started:.2f} {time.time():.2f}\n")
+    return ended.returncode
 
 
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..evaluation.suite import RESULTS_NAME, versions
 from ..hub.markdown import render_markdown
 from ..training.output import RUN_NAME
 from .comparisons import Measured, answer
-from .jobs import Job, cell_folder, evaluation_folder, jobs_of, seconds_of
+from .jobs import Job, cell_folder, evaluation_folder, jobs_of, seconds_in_all, seconds_of
 from .recipe import Cell, Study
 
 CARD_NAME = "README.md"
@@ -172,11 +172,11 @@ def _training(job: Job) -> dict[str, Any]:
 
 
 def _seconds(jobs: Sequence[Job]) -> dict[str, float]:
-    """Wall time by script and in all."""
+    """Time of the jobs by script, and wall time in all, which is less where jobs ran at the same time."""
     by_script: dict[str, float] = {}
     for job in jobs:
         by_script[job.script] = round(by_script.get(job.script, 0.0) + seconds_of(job), 1)
-    return by_script | {"all": round(sum(by_script.values()), 1)}
+    return by_script | {"all": round(seconds_in_all(jobs), 1)}
 
 
 def _runs(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:

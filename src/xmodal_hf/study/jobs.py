@@ -183,8 +183,10 @@ def _attempts(job: Job) -> list[tuple[float, float]]:
 
 def _environment(at_once: int) -> dict[str, str]:
     """The environment of one of so many jobs."""
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // at_once))} if at_once > 1 else {}
-    return {**threads, **os.environ}
+    cores = str(max(1, (os.cpu_count() or 1) // at_once))
+    # Of torch and the BLAS, and of the processes that fit probes.
+    shares = {"OMP_NUM_THREADS": cores, "LOKY_MAX_CPU_COUNT": cores} if at_once > 1 else {}
+    return {**shares, **os.environ}
 
 
 def _run(job: Job, scripts: Path, accelerate_config: str | None, environment: Mapping[str, str]) -> int:

@@ -63,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if options.report_only:
         if not any(done) or not (folder / RUN_NAME).is_file():
             parser.error(f"{folder} holds no finished job to report on: run the study first")
-    else:
+    elif not all(done) or not (folder / RUN_NAME).is_file():
         record_run(folder, failed)  # an interrupted study can be reported on too
         prepare(study.prepare, folder)
         failed = run_jobs(jobs, SCRIPTS, options.accelerate_config, options.jobs)

@@ -47,7 +47,8 @@ def recipe(tmp_path, image_rows, tower_configs):
 
 def test_study_is_run_resumed_and_reported(recipe, run_script, tmp_path):
     path, variable = recipe
-    options = ("--recipe", path, "--set", variable, "--output_dir", tmp_path / "out", "--card_dir", tmp_path / "card")
+    folders = ("--output_dir", tmp_path / "out", "--card_dir", tmp_path / "card")
+    options = ("--recipe", path, "--set", variable, *folders, "--jobs", "2")
     run_script("run_study.py", *options)
     results = json.loads((tmp_path / "card" / "results.json").read_text())
     assert set(results["cells"]) == {"none_seed0", "unsup_seed0"}
@@ -75,6 +76,7 @@ def test_study_is_run_resumed_and_reported(recipe, run_script, tmp_path):
     run = tmp_path / "out" / "run.json"
     elsewhere = json.loads(run.read_text()) | {"hardware": {"processor": "another machine", "cores": 64}}
     run.write_text(json.dumps(elsewhere), encoding="utf-8")
+    run_script("run_study.py", *options)  # trains nothing, so that the machine stays
     run_script("run_study.py", *options, "--report_only")
     meta = json.loads((tmp_path / "card" / "results.json").read_text())["meta"]
     assert meta["hardware"] == elsewhere["hardware"] and meta["versions"] == results["meta"]["versions"]

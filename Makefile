@@ -11,7 +11,7 @@ PEERS := build/bench_peers
 BENCHMARKS := contrastive_step sentence_step operators effective_batch losses padding encode data retrieval growth protocols
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-audio test check static format bench clean
+.PHONY: help install demo demo-audio test test-peers check static format bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -41,6 +41,9 @@ static: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+test-peers: install $(PEERS)  ## The tests that compare with open_clip and timm themselves, which `test` leaves out
+	PYTHONPATH=$(PEERS) $(PYTEST) -m "slow or not slow" tests/models tests/hub
 
 format: install  ## Sort imports, mend what ruff can, format
 	$(BIN)/ruff check --fix .

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from xmodal_hf.training.arguments import option, parse_arguments
@@ -79,6 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
     import torch
     import transformers
     from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -86,11 +88,11 @@ def main(args: Sequence[str] | None = None) -> None:
         path, open_clip_config = find_weights(arguments.model)
         source = read_transformers(arguments) if path is None else read_weights(arguments, path, open_clip_config)
         result = convert_to(source.ours, arguments.to)
-    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+        if arguments.verify:
+            verify(source, result)
+        write(Path(arguments.output_dir), result, source.processor)
+    except (ValueError, OSError, ImportError, StrictDataclassError, UnpicklingError, SafetensorError) as error:
         sys.exit(f"cannot convert {arguments.model}: {error}")
-    if arguments.verify:
-        verify(source, result)
-    write(Path(arguments.output_dir), result, source.processor)
     count = sum(parameter.numel() for parameter in result.parameters())
     print(f"{arguments.model} -> {type(result).__name__}, {count:,} parameters, in {arguments.output_dir}")
 

@@ -7,6 +7,7 @@
     python training_scripts/publish_model.py --metric retrieval_recall --repo_id user/retrieval_recall
 
 The access token is that of `hf auth login`, or HF_TOKEN in the environment. Publishing again sends only what changed.
+The card says what CodeCarbon measured where its emissions.csv lies in the folders of the trainings.
 """
 
 from __future__ import annotations
@@ -48,16 +49,21 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def publish(arguments: PublishArguments, card: CardArguments, space: SpaceArguments, folder: Path) -> None:
-    """Write the folders below `folder`, and send or list them."""
-    kind = SPACE if arguments.metric is not None else {}
-    published = send(arguments, stage(arguments, card, folder / "repository"), arguments.repo_id, kind)
-    if space.space is None:
-        return
-    from xmodal_hf.hub.space import stage_space
+    """Write the folders below `folder`, and send or list them; nothing is sent before all are written."""
+    from xmodal_hf.hub.space import pin_revision, stage_space
 
-    revision = published.commit if published is not None else None
-    staged = stage_space(Path(str(arguments.checkpoint)), folder / "space", arguments.repo_id, space, revision)
-    send(arguments, staged, space.space, SPACE)
+    if space.space is not None and (arguments.metric is not None or arguments.text_only):
+        raise ValueError("--space shows a whole model of images or sounds: leave out --metric and --text_only")
+    kind = SPACE if arguments.metric is not None else {}
+    repository = stage(arguments, card, folder / "repository")
+    page = folder / "space"
+    if space.space is not None:
+        stage_space(Path(str(arguments.checkpoint)), page, arguments.repo_id, space)
+    published = send(arguments, repository, arguments.repo_id, kind)
+    if space.space is not None:
+        if published is not None:
+            pin_revision(page, published.commit)
+        send(arguments, page, space.space, SPACE)
 
 
 def stage(arguments: PublishArguments, card: CardArguments, folder: Path) -> Path:

@@ -195,6 +195,19 @@ def test_emissions(checkpoint: Path) -> None:
     text = render(checkpoint)
     assert ModelCard(text).data.co2_eq_emissions["emissions"] == 12.3
     assert "12.3 g of CO2 equivalent (1 x H100,\nFrance)" in text
+    assert ModelCard(text).data.co2_eq_emissions["training_type"] == "fine-tuning"
+    for folder in (checkpoint, checkpoint / "phase1"):  # without the models that it started from
+        write_run(folder, {"dataset": "openmoji", "modality": "image", "objective": "clip"})
+    assert ModelCard(render(checkpoint)).data.co2_eq_emissions["training_type"] == "pre-training"
+
+
+def test_emissions_of_both_phases_add_up(checkpoint: Path, tmp_path: Path) -> None:
+    phase1 = tmp_path / "phase1"
+    phase1.mkdir()
+    (phase1 / "recipe.yaml").write_text("sentences: corpus.txt\n")
+    for folder, kilograms in ((checkpoint, 0.002), (phase1, 0.0015)):
+        (folder / "emissions.csv").write_text(f"emissions,country_name,cpu_model\n{kilograms},France,Xeon\n")
+    assert ModelCard(render(checkpoint, phase1=str(phase1))).data.co2_eq_emissions["emissions"] == 3.5
 
 
 def test_plots_are_shown_once(checkpoint: Path) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,14 @@ from xmodal_hf.hub.staging import stage_checkpoint
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "screenshot_space.py"
 NUM_ITEMS = 15
+
+
+PUBLISH = SCRIPT.with_name("publish_model.py")
+
+
+def publish(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(PUBLISH), "--repo_id", "someone/model", *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
 def load_module(path: Path) -> ModuleType:
@@ -282,3 +291,30 @@ def test_the_page_of_sounds(browse: ModuleType, audio_space: Path) -> None:
         page.get_by_role("tab", name="Search by sound").click()
         page.locator("input[type=file]").first.set_input_files(audio_space / "gallery" / "0004.flac")
         page.get_by_text("1.00 tone 4", exact=True).wait_for()
+
+
+def test_the_script_publishes_a_space_beside_the_model(
+    hub: Any, client_environment: dict[str, str], image_text_folder: Path, pictures: Path, tmp_path: Path
+) -> None:
+    options = ["--checkpoint", str(image_text_folder), "--space", "someone/demo"]
+    broken = publish(client_environment, *options, "--gallery", str(tmp_path / "missing.jsonl"))
+    assert broken.returncode == 1 and "missing.jsonl" in broken.stderr
+    assert hub.repos == {}  # nothing is sent before all is written
+    done = publish(client_environment, *options, "--gallery", str(pictures), "--gallery_split", "train")
+    assert done.returncode == 0, done.stderr
+    model, space = hub.repos["model", "someone/model"], hub.repos["space", "someone/demo"]
+    settings = json.loads(space.find("main").files["space.json"].content)
+    assert (settings["model"], settings["revision"]) == ("someone/model", model.find("main").sha)
+    assert "app.py" in space.find("main").files
+
+
+@pytest.mark.parametrize("option", [["--text_only"], []], ids=["text only", "adapter"])
+def test_no_space_of_what_has_no_items(
+    option: list[str], hub: Any, client_environment: dict[str, str], image_text_folder: Path
+) -> None:
+    if not option:
+        (image_text_folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
+        (image_text_folder / "config.json").unlink()
+    done = publish(client_environment, "--checkpoint", str(image_text_folder), "--space", "someone/demo", *option)
+    assert done.returncode == 1 and done.stderr.startswith("publish_model.py: error: ")
+    assert hub.repos == {}

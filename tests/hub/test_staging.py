@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors import SafetensorError
 from transformers import AutoModel
 
 import xmodal_hf.hub
@@ -22,7 +23,7 @@ from xmodal_hf.evaluation.loading import load_embedder
 from xmodal_hf.hub.arguments import CardArguments
 from xmodal_hf.hub.publish import push_folder
 from xmodal_hf.hub.safety import UnsafeFolderError
-from xmodal_hf.hub.staging import stage_checkpoint
+from xmodal_hf.hub.staging import new_folder, stage_checkpoint, stage_text_encoder
 
 REPO = "someone/model"
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "publish_model.py"
@@ -154,6 +155,32 @@ def test_a_full_disk_leaves_nothing_behind(checkpoint: Path, tmp_path: Path, mon
     assert not (tmp_path / "staged").exists() and contents(checkpoint) == before
     monkeypatch.undo()
     assert (stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments()) / "config.json").is_file()
+
+
+def test_a_disk_that_gets_full_under_weights(
+    image_text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors' error is none of the system's."""
+    words = f"Error while serializing: I/O error: {os.strerror(errno.ENOSPC)} (os error {errno.ENOSPC})"
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise SafetensorError(words)
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
+    with pytest.raises(OSError, match=r"no space left for \S+: free some"):
+        stage_text_encoder(image_text_folder, tmp_path / "staged", REPO, CardArguments())
+    assert not (tmp_path / "staged").exists()
+    monkeypatch.undo()
+    staged = stage_text_encoder(image_text_folder, tmp_path / "staged", REPO, CardArguments())
+    assert (staged / "modules.json").is_file()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SafetensorError("another"), OSError(errno.EACCES, "no")])
+def test_whatever_happens_no_half_folder_stays(error: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as caught, new_folder(tmp_path / "staged"):
+        (tmp_path / "staged" / "half").write_text("x")
+        raise error
+    assert caught.value is error and not (tmp_path / "staged").exists()
 
 
 def run_script(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess:

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, AutoProcessor, ClapModel, CLIPModel, PreTrainedModel, PreTrainedTokenizerBase
@@ -153,6 +155,35 @@ def test_ours_stays_ours(script: ModuleType, image_text_folder: Path, tmp_path: 
 def test_a_folder_of_nothing(script: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"neither a config\.json nor open_clip_config\.json"):
         script.main(["--model", str(tmp_path), "--output_dir", str(tmp_path / "out")])
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_that_runs_code_is_refused(script: ModuleType, clip_folder: Path, tmp_path: Path) -> None:
+    (clip_folder / "model.safetensors").unlink()
+    torch.save({"weight": Evil(tmp_path / "owned")}, clip_folder / "pytorch_model.bin")
+    with pytest.raises(SystemExit, match=r"cannot convert .*: Weights only load failed"):
+        script.main(["--model", str(clip_folder), "--output_dir", str(tmp_path / "ours")])
+    assert not (tmp_path / "owned").exists() and not (tmp_path / "ours").exists()
+
+
+def test_a_full_disk_is_said(
+    script: ModuleType, clip_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
+    with pytest.raises(SystemExit, match=r"cannot convert .*: No space left on device"):
+        script.main(["--model", str(clip_folder), "--output_dir", str(tmp_path / "ours")])
 
 
 def test_files_of_weights(

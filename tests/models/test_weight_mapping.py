@@ -87,7 +87,7 @@ def test_unknown_names_are_listed() -> None:
     weights = {name: torch.zeros(1) for name in ("known", "strange", "known.too", "odd")}
     with pytest.raises(ValueError, match=r"unknown: strange, known\.too, odd"):
         rename_weights(weights, [("known", "new")])
-    with pytest.raises(ValueError, match="and 5 more"):
+    with pytest.raises(ValueError, match=r"^[^;]+; 25 unknown: (\S+, ){24}\S+$"):
         rename_weights({str(number): torch.zeros(1) for number in range(25)}, [])
 
 

@@ -21,7 +21,7 @@ from .markdown import render_markdown
 from .model_card import CARD_NAME
 from .remote_code import read_json
 from .safety import check_folder
-from .staging import copy_run, make_empty
+from .staging import copy_run, new_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -93,14 +93,14 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
     Raises:
         ValueError: when the base is not on the Hub, or files are missing.
         UnsafeFolderError: for a pickle, a link that leaves the folder, an access token.
+        OSError: when the disk is full; what was written is removed.
     """
     config = read_json(checkpoint / ADAPTER_CONFIG_NAME)
     if not (checkpoint / ADAPTER_WEIGHTS_NAME).is_file():
         raise ValueError(f"{checkpoint} has no {ADAPTER_WEIGHTS_NAME}: save the adapter again, as safetensors")
     config[_BASE] = _hub_base(card.base_models[0] if card.base_models else config.get(_BASE))
     results_path = Path(card.results or checkpoint) / RESULTS_NAME
-    make_empty(folder)
-    try:
+    with new_folder(folder):
         # The rest of a training folder, its processor too, is the base's or stays at home.
         shutil.copyfile(checkpoint / ADAPTER_WEIGHTS_NAME, folder / ADAPTER_WEIGHTS_NAME)
         copy_run(checkpoint, folder)
@@ -109,9 +109,6 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
         (folder / ADAPTER_CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / CARD_NAME).write_text(render_adapter_card(folder, repo_id, card), encoding="utf-8")
         check_folder(folder)
-    except (OSError, ValueError):
-        shutil.rmtree(folder)
-        raise
     return folder
 
 

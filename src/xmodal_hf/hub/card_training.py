@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,19 +134,23 @@ def hub_ids(recipes: Iterable[Mapping[str, Any]], names: tuple[str, ...]) -> lis
     return [value for value in dict.fromkeys(values) if _is_hub_id(value)]
 
 
-def read_emissions(folder: Path) -> dict[str, Any] | None:
-    """Read what CodeCarbon measured, where it ran: the last line of its emissions.csv, in grams of CO2 equivalent."""
-    path = folder / _EMISSIONS_NAME
-    if not path.is_file():
+def read_emissions(folders: Sequence[Path]) -> dict[str, Any] | None:
+    """Read what CodeCarbon measured of trainings, where it ran: the last line of each emissions.csv, added up, in grams
+    of CO2 equivalent.
+    """
+    rows = []
+    for path in [folder / _EMISSIONS_NAME for folder in folders]:
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                *_, row = csv.DictReader(file)
+            rows.append(row)
+    if not rows:
         return None
-    with path.open(encoding="utf-8", newline="") as file:
-        *_, row = csv.DictReader(file)
     return {
-        "emissions": round(1000 * float(row["emissions"]), 1),  # the file has kilograms
+        "emissions": round(1000 * sum(float(row["emissions"]) for row in rows), 1),  # the files have kilograms
         "source": "CodeCarbon",
-        "training_type": "pre-training",
-        "geographical_location": row.get("country_name") or "unknown",
-        "hardware_used": row.get("gpu_model") or row.get("cpu_model") or "unknown",
+        "geographical_location": rows[-1].get("country_name") or "unknown",
+        "hardware_used": rows[-1].get("gpu_model") or rows[-1].get("cpu_model") or "unknown",
     }
 
 

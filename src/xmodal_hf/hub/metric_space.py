@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..metrics import metric_path
 from .safety import check_folder
-from .staging import make_empty
+from .staging import new_folder
 
 _APP = Path(__file__).with_name("metric_app.py")
 
@@ -17,12 +17,13 @@ def stage_metric(name: str, folder: Path) -> Path:
 
     Raises:
         ValueError: for no such metric, or a folder that is not empty.
+        OSError: when the disk is full; what was written is removed.
     """
     source = Path(metric_path(name))
-    make_empty(folder)
-    for path in sorted(source.iterdir()):
-        if path.is_file():
-            shutil.copyfile(path, folder / path.name)
-    shutil.copyfile(_APP, folder / "app.py")
-    check_folder(folder)
+    with new_folder(folder):
+        for path in sorted(source.iterdir()):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+        shutil.copyfile(_APP, folder / "app.py")
+        check_folder(folder)
     return folder

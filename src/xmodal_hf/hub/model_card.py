@@ -90,7 +90,7 @@ class CardSources:
             results=read_json(results_path) if results_path.is_file() else {},
             results_folder=results_folder,
             plots=_find_plots({checkpoint, results_folder}),
-            emissions=read_emissions(checkpoint),
+            emissions=read_emissions([*filter(None, [phase1_folder]), checkpoint]),
         )
 
     def of_text_encoder(self) -> CardSources:
@@ -155,7 +155,8 @@ def card_metadata(sources: CardSources, name: str, card: CardArguments) -> Model
     recipes = [phase.recipe for phase in sources.phases]
     datasets = card.datasets or hub_ids(recipes, ("sentences", "triplets", "dataset"))
     base_models = card.base_models or hub_ids(recipes, ("model", "text_model", "image_model", "audio_model"))
-    emissions = {"co2_eq_emissions": sources.emissions} if sources.emissions else {}
+    training_type = {"training_type": "fine-tuning" if base_models else "pre-training"}
+    emissions = {"co2_eq_emissions": sources.emissions | training_type} if sources.emissions else {}
     readers = ["sentence-transformers"] if sources.text_only else ["custom_code", "sentence-transformers"]
     return ModelCardData(
         language=card.language or None,

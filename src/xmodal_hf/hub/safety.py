@@ -11,8 +11,8 @@ _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle",
 # A pickle of protocol 2 to 5, and the zip archive of torch.save.
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 _TEXT_SUFFIXES = frozenset({".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".py", ".csv", ".jinja"})
-# User access tokens of the Hub: hf_ and 34 letters or digits.
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{30,}")
+# Access tokens of the Hub: hf_ and 34 letters or digits; those of a login in a browser have a word between.
+_TOKEN = re.compile(r"hf_(?:oauth_|jwt_)?[A-Za-z0-9]{30,}")
 # safetensors' own limit of its header, in bytes.
 _MAX_HEADER = 100_000_000
 # JSON files that name other files of their folder, and where.

@@ -13,13 +13,14 @@ import yaml
 from .arguments import SpaceArguments
 from .remote_code import read_model_type
 from .safety import check_folder
-from .staging import make_empty
+from .staging import new_folder
 
 if TYPE_CHECKING:
     import numpy as np
     from datasets import Dataset
 
 SPACE_FOLDER = "space"
+_SETTINGS_NAME = "space.json"
 _HERE = Path(__file__).parent
 _FILES = {"space_app.py": "app.py", "space_search.py": "search.py"}
 _MODALITIES = {"xmodal_image_text": "image", "xmodal_audio_text": "audio"}
@@ -72,23 +73,25 @@ def stage_space(
     if model_type not in _MODALITIES:
         raise ValueError(f"{checkpoint} is a {model_type}: a demo Space needs a model of images or sounds")
     modality = _MODALITIES[model_type]
-    make_empty(folder)
-    try:
+    with new_folder(folder):
         rows = _load_gallery(modality, arguments)
         captions = [text if isinstance(text, str) else text[0] for text in rows["text"]]
         _write_gallery(checkpoint, folder, modality, rows, captions)
         settings = _settings(modality, model, revision, captions, arguments)
-        _write_json(folder / "space.json", settings)
+        _write_json(folder / _SETTINGS_NAME, settings)
         for source, target in _FILES.items():
             shutil.copyfile(_HERE / source, folder / target)
         requirements = [*_REQUIREMENTS, *_MODALITY_REQUIREMENTS[modality]]
         (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(settings, arguments), encoding="utf-8")
         check_folder(folder)
-    except (OSError, ValueError):
-        shutil.rmtree(folder)
-        raise
     return folder
+
+
+def pin_revision(folder: Path, revision: str) -> None:
+    """Write into a Space the commit of the model whose code and weights it loads."""
+    path = folder / _SETTINGS_NAME
+    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"revision": revision})
 
 
 def _load_gallery(modality: str, arguments: SpaceArguments) -> Dataset:

@@ -6,8 +6,11 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from ..models.sentence_transformers_files import write_json, write_sentence_transformers_files
 from .arguments import CardArguments
@@ -50,8 +53,7 @@ def stage_checkpoint(checkpoint: Path, folder: Path, repo_id: str, card: CardArg
     if not any(checkpoint.glob("*.safetensors")):
         raise ValueError(f"{checkpoint} has no model.safetensors: pass a folder that save_pretrained wrote")
     sources = CardSources.find(checkpoint, card)
-    make_empty(folder)
-    try:
+    with new_folder(folder):
         _copy_files(checkpoint, folder)
         copy_run(checkpoint, folder)
         for path in sources.plots:
@@ -63,13 +65,6 @@ def stage_checkpoint(checkpoint: Path, folder: Path, repo_id: str, card: CardArg
         _prepare_for_readers(folder, model_type)
         (folder / CARD_NAME).write_text(render_card(sources, repo_id, card), encoding="utf-8")
         check_folder(folder)
-    except (OSError, ValueError) as error:
-        shutil.rmtree(folder)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise OSError(
-                f"no space left for {folder}: free some, or pass --output_dir on another disk; {checkpoint} is whole"
-            ) from error
-        raise
     return folder
 
 
@@ -84,30 +79,48 @@ def stage_text_encoder(checkpoint: Path, folder: Path, repo_id: str, card: CardA
 
     Raises:
         ValueError: as `stage_checkpoint` and `export_sentence_transformers` do.
+        OSError: when the disk is full; what was written is removed.
     """
     from transformers import AutoModel, AutoTokenizer
 
     from .sentence_transformers import export_sentence_transformers
 
     sources = CardSources.find(checkpoint, card).of_text_encoder()
-    make_empty(folder)
-    model = AutoModel.from_pretrained(checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, config=model.config.text_config)
-    export_sentence_transformers(model, tokenizer, folder)
-    (folder / CARD_NAME).write_text(render_card(sources, repo_id, card), encoding="utf-8")
-    check_folder(folder)
+    with new_folder(folder):
+        model = AutoModel.from_pretrained(checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, config=model.config.text_config)
+        export_sentence_transformers(model, tokenizer, folder)
+        (folder / CARD_NAME).write_text(render_card(sources, repo_id, card), encoding="utf-8")
+        check_folder(folder)
     return folder
 
 
-def make_empty(folder: Path) -> None:
-    """Make a folder.
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for what is written within; where that fails, the folder is removed, so that a repeat can succeed.
 
     Raises:
         ValueError: when there is something in it: nothing of somebody's is overwritten or published by accident.
+        OSError: when the disk is full.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: remove it, or pass another --output_dir")
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder)
+        if _says_disk_is_full(error):
+            raise OSError(
+                f"no space left for {folder}: free some, or pass --output_dir on another disk; nothing else was touched"
+            ) from error
+        raise
+
+
+def _says_disk_is_full(error: BaseException) -> bool:
+    # safetensors' own error has no number, only the words of the system.
+    is_weights = isinstance(error, SafetensorError) and os.strerror(errno.ENOSPC) in str(error)
+    return is_weights or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
 
 
 def _copy_files(checkpoint: Path, folder: Path) -> None:

@@ -17,8 +17,6 @@ Weights = dict[str, torch.Tensor]
 # A pattern that a whole name must match, and what it becomes (None: the weight has no effect on embeddings).
 Rule = tuple[str, str | None]
 
-# Names in an error message; a wrong format would list hundreds.
-_SHOWN = 20
 # Buffers that a model fills itself, and keeps in its file in some versions of transformers.
 _COMPUTED = r".*\.(position_ids|token_type_ids)"
 # Training scores that LAION-CLAP and others save beside the weights: NumPy scalars, which hold a number and nothing
@@ -131,10 +129,7 @@ def _raise_if_any(problems: dict[str, list[str]], message: str) -> None:
     """Raise a ValueError that lists the names with each problem."""
     found = {kind: names for kind, names in problems.items() if names}
     if found:
-        parts = []
-        for kind, names in found.items():
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            parts.append(f"{kind}: {', '.join(names[:_SHOWN])}{more}")
+        parts = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in found.items()]
         raise ValueError(f"{message}; {'; '.join(parts)}")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torchaudio.functional import resample
 from transformers import ASTFeatureExtractor, ClapFeatureExtractor, Wav2Vec2FeatureExtractor
 
 from xmodal_hf.data.audio import SpecAugment, clip_seconds, decode_audio, load_waveform, split_windows
@@ -181,3 +182,38 @@ class TestSpecAugment:
             widths.append(int(changed.any(dim=1).sum()))
         assert 15 < max(widths) <= 20 and min(widths) <= 5
         assert torch.equal(features, original)
+
+
+def test_rates_that_share_nothing_take_no_memory(samples, monkeypatch):
+    """From 44,101 to 48,000 Hz the exact filter would have two thousand million entries."""
+    rates = []
+    monkeypatch.setattr(
+        "xmodal_hf.data.audio.resample", lambda waveform, *pair: rates.append(pair) or resample(waveform, *pair)
+    )
+    decoded = decode_audio(encoded(samples.tone(1.0, 44_101), 44_101), 48_000)
+    assert len(decoded) == 48_000
+    assert np.abs(decoded - samples.tone(1.0, 48_000))[500:-500].max() < 5e-3
+    decode_audio(encoded(samples.tone(1.0, 44_100), 44_100), 48_000)
+    assert rates[0][0] * rates[0][1] < 8_000_000 and rates[0] != (44_101, 48_000)
+    assert rates[1] == (147, 160)
+
+
+def test_clips_shorter_than_a_frame_are_bad_items():
+    with pytest.raises(BadItemError, match="audio too short: 199 samples at 8000 Hz"):
+        decode_audio(encoded(np.full(199, 0.1)), 16_000)
+    assert len(decode_audio(encoded(np.full(200, 0.1)), 16_000)) == 400
+
+
+def test_noise_in_place_of_bytes_is_a_bad_item_or_a_sound(samples):
+    generator = np.random.default_rng(0)
+    contents = [encoded(samples.tone(0.2), kind=kind) for kind in ("WAV", "FLAC", "OGG", "MP3")]
+    refused = 0
+    for content in contents * 40:
+        damaged = bytearray(content)
+        for place in generator.integers(min(len(damaged), 400), size=6):
+            damaged[place] = generator.integers(256)
+        try:
+            decode_audio(bytes(damaged), 16_000)
+        except BadItemError:
+            refused += 1
+    assert 20 < refused < 160

@@ -253,12 +253,13 @@ SOUND_DAMAGE = {
     "silence": wav(np.zeros(500)),
     "nan": wav(np.array([0.1, np.nan] * 50, dtype=np.float32), subtype="FLOAT"),
     "0 Hz": wav(np.ones(50) / 2)[:24] + b"\0\0\0\0" + wav(np.ones(50) / 2)[28:],
+    "two samples": wav(np.ones(2) / 2),
     "picture": b"\x89PNG\r\n\x1a\n" + bytes(300),
 }
 
 
 def test_sounds(tmp_path, samples):
-    good = [wav(samples.tone(0.01 * (number + 1))) for number in range(40)]
+    good = [wav(samples.tone(0.01 * (number + 3))) for number in range(40)]
     contents = list(good)
     places = np.random.default_rng(2).permutation(40)[: len(SOUND_DAMAGE)]
     for place, content in zip(places, SOUND_DAMAGE.values(), strict=True):
@@ -277,5 +278,5 @@ def test_sounds(tmp_path, samples):
         item = items[number]
         assert item["text"] == f"sound {item['id']}"
         if int(item["id"]) < 38:
-            assert len(item["audio"]) == 80 * (int(item["id"]) + 1)
+            assert len(item["audio"]) == 80 * (int(item["id"]) + 3)
     assert {entry["index"] for entry in listed(log.path)} == {int(place) for place in places}

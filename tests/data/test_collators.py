@@ -5,7 +5,15 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import BertConfig, ClapAudioConfig, ClapFeatureExtractor, Wav2Vec2FeatureExtractor
+from transformers import (
+    ASTFeatureExtractor,
+    BertConfig,
+    ClapAudioConfig,
+    ClapFeatureExtractor,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 from xmodal_hf import AudioTextConfig, AudioTextDualEncoder
 from xmodal_hf.data.audio import SpecAugment
@@ -119,6 +127,23 @@ class TestWaveformExtractor:
         collator = PairCollator(AudioTextProcessor(Wav2Vec2FeatureExtractor(), tokenizer), max_length=5)
         with pytest.raises(ValueError, match=r"Wav2Vec2FeatureExtractor leaves .* 800 to 900 samples.* pad the files"):
             collator(self.rows([800, 900]))
+
+    @pytest.mark.parametrize("kind", [ASTFeatureExtractor, WhisperFeatureExtractor])
+    def test_extractors_of_one_length_take_any_clips(self, tokenizer, kind):
+        collator = PairCollator(AudioTextProcessor(kind(), tokenizer), max_length=5)
+        together = collator(self.rows([8000, 9000]))[kind.model_input_names[0]]
+        for row, features in zip(self.rows([8000, 9000]), together, strict=True):
+            assert torch.equal(collator([row])[kind.model_input_names[0]][0], features)
+
+    def test_features_of_several_lengths_are_refused_whatever_their_size(self, tokenizer):
+        collator = PairCollator(AudioTextProcessor(SeamlessM4TFeatureExtractor(), tokenizer), max_length=5)
+        with pytest.raises(ValueError, match="SeamlessM4TFeatureExtractor leaves clips as long as they are"):
+            collator(self.rows([8000, 16_000]))
+
+    def test_the_attention_mask_is_that_of_the_texts(self, tokenizer):
+        collator = PairCollator(AudioTextProcessor(SeamlessM4TFeatureExtractor(), tokenizer), max_length=5)
+        batch = collator(self.rows([8000, 8000]))
+        assert batch["attention_mask"].shape == batch["input_ids"].shape
 
 
 class TestFusedClap:

@@ -165,3 +165,37 @@ class TestImageAugment:
             left, upper, right, lower = box
             assert 0 <= left < right <= 64 and 0 <= upper < lower <= 48
             assert (right - left) * (lower - upper) >= 0.85 * 0.5 * 64 * 48  # a side that is clipped loses a little
+
+
+@pytest.mark.parametrize("size", [(2, 201), (5000, 20)])
+def test_strips_are_refused(size):
+    """Resized by its shorter side to 224 pixels, a strip of 2 x 20,000 would have 500 million."""
+    with pytest.raises(BadItemError, match=f"image is a strip: {size[0]} x {size[1]} pixels"):
+        decode_image(encoded(Image.new("L", size), "PNG"))
+    assert decode_image(encoded(Image.new("L", (2, 200)), "PNG")).size == (2, 200)
+
+
+@pytest.mark.parametrize("error", [struct.error("unpack"), KeyError("tile"), MemoryError(), zlib.error("damaged")])
+def test_whatever_a_decoder_raises_is_a_bad_item(error, monkeypatch):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(BadItemError, match=f"corrupt image: {type(error).__name__}"):
+        decode_image(b"a picture")
+
+
+def test_noise_in_place_of_bytes_is_a_bad_item_or_a_picture():
+    """No damage to a file may end a worker."""
+    generator = np.random.default_rng(0)
+    contents = [encoded(photo(), kind) for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP")]
+    refused = 0
+    for content in contents * 40:
+        damaged = bytearray(content)
+        for place in generator.integers(len(damaged), size=8):
+            damaged[place] = generator.integers(256)
+        try:
+            decode_image(bytes(damaged))
+        except BadItemError:
+            refused += 1
+    assert 40 < refused < 240

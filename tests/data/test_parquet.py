@@ -1,5 +1,6 @@
 """Parquet shards in place give what the loaded table gives, read each row group about once, and keep few of them."""
 
+import json
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from xmodal_hf.data import parquet
+from xmodal_hf.data.bad_items import BadItemLog
 from xmodal_hf.data.collators import PairCollator
 from xmodal_hf.data.orders import ShardOrder
 from xmodal_hf.data.sampling import PairDataset
@@ -145,3 +147,19 @@ def test_memory_does_not_grow_with_the_data(tmp_path, samples):
         results[folder] = [int(number) for number in output.split()]
     assert results["small"][0] == 5_000 and results["large"][0] == 100_000
     assert results["large"][1] < results["small"][1] + 40, results
+
+
+def test_damage_within_a_file_is_listed_row_by_row(shards, tmp_path):
+    path = next(shards.glob("train-00001*"))
+    column = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
+    log = BadItemLog(tmp_path / "bad_items.jsonl", total=12, max_fraction=0.5)
+    items = PairDataset(stream_pairs(shards), seed=0, bad_items=log)
+    assert [items[index]["id"] == str(index) for index in range(12)].count(False) == 3
+    entries = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert sorted((entry["index"], entry["reason"]) for entry in entries) == [
+        (index, "damaged parquet") for index in (4, 5, 6)
+    ]

@@ -10,6 +10,8 @@ import pytest
 import soundfile
 from datasets import Audio, Dataset, Image
 
+from xmodal_hf.data.errors import BadItemError
+from xmodal_hf.data.files import read_media
 from xmodal_hf.data.sampling import PairDataset
 from xmodal_hf.data.sources import load_pairs
 
@@ -280,3 +282,45 @@ def test_a_zip_of_class_folders_is_read_like_the_folders(tmp_path):
         target.write(tmp_path / "red_fox.png", "red_fox.png")
     with pytest.raises(ValueError, match="no <class>/<file> members"):
         load_pairs(tmp_path / "flat.zip")
+
+
+def test_a_broken_zip_beside_the_table_does_no_harm(tmp_path, image_table, assert_pairs_match, caplog):
+    (tmp_path / "backup.zip").write_bytes(b"no zip")
+    with caplog.at_level(logging.WARNING, logger="xmodal_hf"):
+        assert_pairs_match(load_pairs(write_jsonl(tmp_path / "rows.jsonl", image_table)))
+    assert "backup.zip cannot be read" in caplog.text
+
+
+def test_rows_without_an_id_have_their_own(tmp_path, image_table):
+    rows = [row | {"id": None if number < 2 else f"item {number}"} for number, row in enumerate(image_table)]
+    ids = load_pairs(write_jsonl(tmp_path / "rows.jsonl", rows))["id"][:]
+    assert ids[:3] == ["row 0", "row 1", "item 2"]
+
+
+def test_what_a_mac_puts_into_archives_is_no_picture(tmp_path, samples):
+    with zipfile.ZipFile(tmp_path / "classes.zip", "w") as archive:
+        for name in ("top/cat/1.png", "__MACOSX/top/cat/._1.png", "top/cat/.hidden.png"):
+            with archive.open(name, "w") as file:
+                samples.image(1).save(file, "PNG")
+    assert load_pairs(tmp_path / "classes.zip")["id"][:] == ["top/cat/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ({"path": "a\0b.png"}, "unreadable file: .*ValueError: embedded null byte"),
+        ({"path": "zip://1.png::{folder}/damaged.zip"}, "unreadable file: .*(BadZipFile|error)"),
+        ({"path": "tar://0+10::{folder}/short.tar"}, "archive is cut off: .* has 4 of 10 bytes at 0"),
+        ({}, "no media"),
+    ],
+)
+def test_cells_that_cannot_be_read_are_bad_items(cell, reason, tmp_path):
+    (tmp_path / "short.tar").write_bytes(b"1234")
+    with zipfile.ZipFile(tmp_path / "damaged.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.png", b"x" * 1000)
+    content = bytearray((tmp_path / "damaged.zip").read_bytes())
+    content[36:40] = b"\xff" * 4  # within the compressed member
+    (tmp_path / "damaged.zip").write_bytes(content)
+    cell = {name: value.replace("{folder}", str(tmp_path)) for name, value in cell.items()}
+    with pytest.raises(BadItemError, match=reason):
+        read_media(cell)

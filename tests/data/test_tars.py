@@ -17,7 +17,7 @@ from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.mixing import training_order
 from xmodal_hf.data.orders import ShuffledOrder
 from xmodal_hf.data.sampling import EpochBatchSampler, PairDataset
-from xmodal_hf.data.sources import load_pairs
+from xmodal_hf.data.sources import load_pairs, stream_pairs
 
 
 def write_tar(path, members):
@@ -88,8 +88,46 @@ def test_a_tar_cut_in_half_is_used_up_to_there(shards, caplog, samples):
     assert pairs["id"][:] == [f"files/{number}" for number in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11)]
     items = PairDataset(pairs, seed=0)
     assert [samples.number_of(items[index]["image"]) for index in (5, 7)] == [5, 8]
-    with pytest.raises(BadItemError, match="no media"):
+    with pytest.raises(BadItemError, match=r"archive is cut off: .*part-001\.tar has 10 of \d+ bytes"):
         items[6]
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+def test_a_tar_cut_between_members_is_told_from_a_whole_one(shards, caplog, kept):
+    path = shards / "part-001.tar"
+    with tarfile.open(path) as archive:
+        third = archive.getmembers()[4]
+    path.write_bytes(path.read_bytes()[: third.offset + kept])
+    with caplog.at_level(logging.WARNING, logger="xmodal_hf"):
+        assert len(load_pairs(shards)) == 10
+    assert f"part-001.tar cannot be read to its end: there is no whole header at {third.offset}" in caplog.text
+
+
+def test_hidden_files_are_no_samples(tmp_path, samples):
+    buffer = io.BytesIO()
+    samples.image(3).save(buffer, "PNG")
+    members = [(".DS_Store", b"x"), ("a/._3.png", b"x"), ("a/3.png", buffer.getvalue()), ("a/3.txt", b"three")]
+    assert load_pairs(write_tar(tmp_path / "mac.tar", members))["id"][:] == ["a/3"]
+
+
+def test_a_named_text_column_goes_before_text_files(tmp_path):
+    members = [("1.png", b"x"), ("1.txt", b"alt text"), ("1.json", b'{"caption": "short", "long": "a long caption"}')]
+    tar = write_tar(tmp_path / "a.tar", members)
+    assert load_pairs(tar)["text"][0] == ["alt text"]
+    assert load_pairs(tar, text_column="long")["text"][0] == ["a long caption"]
+
+
+@pytest.mark.parametrize("option", ["image_column", "id_column"])
+@pytest.mark.parametrize("load", [load_pairs, stream_pairs])
+def test_columns_that_tars_do_not_have_are_refused(shards, load, option):
+    with pytest.raises(ValueError, match="leave out --image_column and --id_column"):
+        load(shards, **{option: "picture"})
+
+
+def test_rows_that_are_left_out_leave_their_shards_order_whole(shards):
+    pairs = load_pairs(shards).select([1, 2, 3, 8, 11])  # nothing of the second tar
+    order = training_order(pairs, seed=0, buffer_size=2)
+    assert sorted(order(0).tolist()) == list(range(5))
 
 
 @pytest.mark.parametrize("whole_folder", [True, False])
@@ -113,8 +151,11 @@ def test_a_file_that_is_no_tar_is_passed_over(shards, caplog):
     assert "part-001.tar cannot be read" in caplog.text
 
 
-def test_samples_without_caption_or_picture_are_reported_when_asked_for(tmp_path):
-    write_tar(tmp_path / "a.tar", [("1.json", b"{broken"), ("1.png", b"x"), ("2.txt", b"a caption"), ("2.cls", b"3")])
+def test_samples_without_caption_or_picture_are_reported_when_asked_for(tmp_path, samples):
+    buffer = io.BytesIO()
+    samples.image(3).save(buffer, "PNG")
+    picture = ("1.png", buffer.getvalue())
+    write_tar(tmp_path / "a.tar", [("1.json", b"{broken"), picture, ("2.txt", b"a caption"), ("2.cls", b"3")])
     items = PairDataset(load_pairs(tmp_path / "a.tar"), seed=0)
     with pytest.raises(BadItemError, match="no caption"):
         items[0]

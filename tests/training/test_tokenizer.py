@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from xmodal_hf.training.batches import texts_of
 from xmodal_hf.training.tokenizer import train_tokenizer
 
 TEXTS = ["a photo of a cat", "a dog in the snow", "two Cats", "naïve café, 猫"]
@@ -40,3 +41,8 @@ def test_bad_input():
         train_tokenizer([" ", ""], vocab_size=300, max_length=8)
     with pytest.raises(ValueError, match="vocab_size must be at least 261"):
         train_tokenizer(TEXTS, vocab_size=100, max_length=8)
+
+
+def test_captions_that_are_no_text_are_left_to_the_training_to_report():
+    rows = {"text": [None, "rain", ["snow", None, 3], 7, []]}
+    assert list(texts_of(rows, None)) == ["rain", "snow"]

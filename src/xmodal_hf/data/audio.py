@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,12 @@ from .soundfont import ADDRESS_SCHEME, render_address
 
 _AUGMENTATION_STREAM = 1
 _AST_HOP_SECONDS = 0.01  # fixed in its feature extractor
-# `feature_size` of extractors whose features are the samples themselves.
-_WAVEFORM_FEATURES = 1
+# Extractors whose features have one length, whatever the clip's.
+_FIXED_LENGTH = (LogMelFeatureExtractor, ClapFeatureExtractor, ASTFeatureExtractor)
+# Shorter clips have not one frame of 25 ms, which front ends need.
+MIN_SECONDS = 0.025
+# Of a filter of `resample`: 32 MB.
+_MAX_FILTER_ENTRIES = 8_000_000
 
 
 def load_waveform(
@@ -59,8 +64,10 @@ def decode_audio(
         raise BadItemError("empty file", "0 bytes")
     try:
         channels, file_rate = _read_window(content, max_seconds, offset)
-    except soundfile.SoundFileError as error:
-        raise BadItemError("corrupt audio", str(error)) from error
+    except BadItemError:
+        raise
+    except Exception as error:  # damaged headers make soundfile raise more than its own errors
+        raise BadItemError("corrupt audio", f"{type(error).__name__}: {error}") from error
     if not len(channels):
         raise BadItemError("empty audio", "0 samples")
     waveform = channels.mean(axis=1)  # (samples, channels) -> (samples,)
@@ -68,9 +75,23 @@ def decode_audio(
         raise BadItemError("corrupt audio", "samples that are not finite")
     if not waveform.any():
         raise BadItemError("silent audio", "all samples are 0")
+    if len(waveform) < MIN_SECONDS * file_rate:
+        raise BadItemError("audio too short", f"{len(waveform)} samples at {file_rate} Hz")
     if file_rate != sampling_rate:
-        waveform = resample(torch.from_numpy(waveform), file_rate, sampling_rate).numpy()
+        waveform = resample(torch.from_numpy(waveform), *_simple_rates(file_rate, sampling_rate)).numpy()
     return waveform
+
+
+def _simple_rates(file_rate: int, sampling_rate: int) -> tuple[int, int]:
+    """Two rates in Hz of nearly that ratio whose greatest common divisor leaves small numbers.
+
+    The filter of `resample` has about as many entries as the product of the two: gigabytes from 44,101 to 48,000 Hz.
+    The nearest ratio of small numbers is off by a third of a cent of pitch at most, and common rates stay as they are.
+    """
+    ratio = Fraction(file_rate, sampling_rate)
+    if ratio.numerator * ratio.denominator > _MAX_FILTER_ENTRIES:
+        ratio = ratio.limit_denominator(max(1, int((_MAX_FILTER_ENTRIES / ratio) ** 0.5)))
+    return ratio.numerator, ratio.denominator
 
 
 def _read_window(content: bytes, max_seconds: float | None, offset: float) -> tuple[np.ndarray, int]:
@@ -117,15 +138,20 @@ def clip_seconds(extractor: SequenceFeatureExtractor) -> float | None:
 def check_equal_lengths(extractor: SequenceFeatureExtractor, waveforms: Sequence[np.ndarray]) -> None:
     """Refuse clips of several lengths for an extractor of waveforms, such as wav2vec2's, which leaves them as long.
 
-    Padding them to the longest would let a clip's embedding depend on its batch: audio towers take no mask.
+    Padding them to the longest would let a clip's embedding depend on its batch: audio towers take no mask. Extractors
+    that bring clips to one length, which is found out by trying, get clips of any lengths.
 
     Raises:
-        ValueError: the lengths differ.
+        ValueError: the lengths differ, and those of the features too.
     """
-    lengths = {len(waveform) for waveform in waveforms}
-    if extractor.feature_size == _WAVEFORM_FEATURES and len(lengths) > 1:
+    clips = sorted(waveforms, key=len)
+    if len(clips[0]) == len(clips[-1]) or isinstance(extractor, _FIXED_LENGTH):
+        return
+    options: dict[str, Any] = {"sampling_rate": extractor.sampling_rate, "return_tensors": "np"}
+    name = extractor.model_input_names[0]
+    if len({extractor(clip, **options)[name].shape for clip in (clips[0], clips[-1])}) > 1:
         raise ValueError(
-            f"{type(extractor).__name__} leaves clips as long as they are, here {min(lengths)} to {max(lengths)} "
+            f"{type(extractor).__name__} leaves clips as long as they are, here {len(clips[0])} to {len(clips[-1])} "
             "samples, and a batch needs one length: cut and pad the files to it, or use LogMelFeatureExtractor, "
             "ClapFeatureExtractor or ASTFeatureExtractor, which do that"
         )

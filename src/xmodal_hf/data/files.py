@@ -39,19 +39,21 @@ def read_media(cell: dict[str, Any] | None) -> bytes:
             of a file, an address that fsspec opens (hf://, https://, ...), or made by `zip_member` or `tar_member`.
 
     Raises:
-        BadItemError: there is nothing in the cell, or the file is missing or cannot be read.
+        BadItemError: there is nothing in the cell, or the file is missing or cannot be read, for whatever reason.
     """
-    if cell is None or (cell["bytes"] is None and not cell["path"]):
+    content, path = (None, None) if cell is None else (cell.get("bytes"), cell.get("path"))
+    if content is not None:
+        return content
+    if not path:
         raise BadItemError("no media", "the cell is null")
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    path: str = cell["path"]
     try:
         return _read(path)
     except (FileNotFoundError, KeyError) as error:
         raise BadItemError("missing file", path) from error
-    except (OSError, zipfile.BadZipFile) as error:
-        raise BadItemError("unreadable file", f"{path}: {error}") from error
+    except BadItemError:
+        raise
+    except Exception as error:  # of file systems, archives and servers: each has its own
+        raise BadItemError("unreadable file", f"{path}: {type(error).__name__}: {error}") from error
 
 
 def _read(path: str) -> bytes:
@@ -61,7 +63,10 @@ def _read(path: str) -> bytes:
     if path.startswith(_TAR_SCHEME):
         extent, archive = path.removeprefix(_TAR_SCHEME).split(_SEPARATOR)
         offset, size = map(int, extent.split("+"))
-        return read_range(archive, offset, size)
+        content = read_range(archive, offset, size)
+        if len(content) < size:
+            raise BadItemError("archive is cut off", f"{archive} has {len(content)} of {size} bytes at {offset}")
+        return content
     if _REMOTE in path:
         filesystem, inner = fsspec.core.url_to_fs(path)
         return filesystem.cat_file(inner)

@@ -17,6 +17,8 @@ from .seeding import EpochIndex, row_generator
 MAX_PIXELS = 89_478_485
 # A picture one pixel wide is a tracking pixel or a divider.
 MIN_SIDE = 2
+# Sides that differ by more are a divider too; resized by its shorter side, such a strip would fill the memory.
+MAX_ASPECT = 100
 _WHITE = (255, 255, 255)
 _AUGMENTATION_STREAM = 1
 
@@ -32,7 +34,8 @@ def decode_image(source: bytes | str | os.PathLike | Image.Image, *, min_size: i
             1/4, 1/8 of its size that satisfies it.
 
     Raises:
-        BadItemError: the file is empty, cut off or not a picture; the picture is a pixel wide or a decompression bomb.
+        BadItemError: the file is empty, cut off or not a picture; the picture is a pixel wide, a strip with one side
+            more than 100 times the other, or a decompression bomb.
     """
     try:
         image = _open(source)
@@ -40,6 +43,8 @@ def decode_image(source: bytes | str | os.PathLike | Image.Image, *, min_size: i
             raise BadItemError("decompression bomb", f"{image.width} x {image.height} pixels")
         if min(image.size) < MIN_SIDE:
             raise BadItemError("image without content", f"{image.width} x {image.height} pixels")
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise BadItemError("image is a strip", f"{image.width} x {image.height} pixels")
         if min_size is not None:
             _use_reduced_scale(image, min_size)
         image.seek(0)
@@ -51,10 +56,10 @@ def decode_image(source: bytes | str | os.PathLike | Image.Image, *, min_size: i
         raise BadItemError("not an image", str(error)) from error
     except Image.DecompressionBombError as error:
         raise BadItemError("decompression bomb", str(error)) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged files
-        if isinstance(error, BadItemError):
-            raise
-        raise BadItemError("corrupt image", str(error)) from error
+    except BadItemError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise BadItemError("corrupt image", f"{type(error).__name__}: {error}") from error
 
 
 def _open(source: bytes | str | os.PathLike | Image.Image) -> Image.Image:

@@ -72,6 +72,7 @@ def training_order(
     if isinstance(table, ParquetPairs):
         return ShardOrder(table.shard_lengths, seed=seed, buffer_size=buffer_size or DEFAULT_BUFFER_SIZE)
     if SHARD_COLUMN in table.column_names and buffer_size is not None:
-        lengths = np.bincount(table.data[SHARD_COLUMN].to_numpy())  # a row of a tar follows the one before
+        # A row of a tar follows the one before; of some tars, all rows may have been left out.
+        _, lengths = np.unique(table.with_format("numpy")[SHARD_COLUMN][:], return_counts=True)
         return ShardOrder(lengths, seed=seed, buffer_size=buffer_size)
     return ShuffledOrder(len(table), seed)

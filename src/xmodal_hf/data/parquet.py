@@ -93,7 +93,10 @@ class ParquetPairs(PartedPairs):
         self._kept: OrderedDict[int, pa.Table] = OrderedDict()
 
     def _row(self, number: int, part: int, within: int) -> dict[str, Any]:
-        row = self._group(part).slice(within, 1).to_pylist()[0]
+        try:
+            row = self._group(part).slice(within, 1).to_pylist()[0]
+        except (OSError, pa.ArrowException) as error:
+            raise BadItemError("damaged parquet", f"{self.files[self._file_of_group[part]]}: {error}") from error
         media = row[self._columns[self.modality]]
         row_id = row[self._columns["id"]] if "id" in self._columns else media if isinstance(media, str) else number
         return {"id": str(row_id), self.modality: self._cell(media, part), "text": row[self._columns["text"]]}

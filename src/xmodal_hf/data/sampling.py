@@ -141,18 +141,23 @@ class PairDataset(TorchDataset):
 
     def _item(self, position: EpochIndex) -> dict[str, Any]:
         row = self.dataset[position.index]
+        media = self._decode(row[self.modality], position)
         return {
             "id": row["id"],
             "text": self._caption(row["text"], position),
-            self.modality: self._decode(row[self.modality], position),
+            self.modality: media,
             "group_id": group_id(row["id"]),
             "position": position,
         }
 
     def _record(self, bad_items: BadItemLog, index: int, error: BadItemError) -> None:
-        row = self.dataset[index]
-        cell = row[self.modality]
-        bad_items.record(index, row["id"], (cell and cell["path"]) or "", error)
+        try:
+            row = self.dataset[index]
+        except BadItemError:  # not even the row can be read
+            bad_items.record(index, str(index), "", error)
+        else:
+            cell = row[self.modality] or {}
+            bad_items.record(index, row["id"], cell.get("path") or "", error)
 
     def _caption(self, captions: Any, position: EpochIndex) -> str:
         if not isinstance(captions, list):

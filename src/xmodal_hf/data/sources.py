@@ -25,6 +25,8 @@ from .tars import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_tars, load_tars
 logger = logging.getLogger(__name__)
 
 BUILT_IN: dict[str, Callable[[str], Dataset]] = {"openmoji": load_openmoji, "soundfont": load_soundfont}
+# Folder of zip archives made on a Mac, with a file of metadata for each file.
+_MAC_METADATA = "__MACOSX"
 # Usual names, the most specific first.
 _PATH_COLUMNS = ("file_name", "filename", "filepath", "file_path", "file", "path")
 IMAGE_COLUMNS = ("image", "images", "img", "jpg", "jpeg", "png", "webp", "image_path", "image_file", *_PATH_COLUMNS)
@@ -76,6 +78,11 @@ def load_pairs(
     if str(source) in BUILT_IN:
         pairs = _built_in(BUILT_IN[str(source)](split), modality)
     elif tars := find_tars(source, split):
+        if given is not None or id_column is not None:
+            raise ValueError(
+                f"{source}: the members of a tar are told apart by their endings and have their names for ids; leave "
+                f"out --{modality}_column and --id_column"
+            )
         pairs = load_tars(tars, modality=modality, text_names=TEXT_COLUMNS, text_column=text_column)
     else:
         table, folder = _load(Path(source), source, modality, split)
@@ -108,7 +115,15 @@ def stream_pairs(
         FileNotFoundError: no such file.
     """
     if str(source) in BUILT_IN or find_tars(source, split):
-        return load_pairs(source, modality=modality, split=split, text_column=text_column)
+        return load_pairs(
+            source,
+            modality=modality,
+            split=split,
+            image_column=image_column,
+            audio_column=audio_column,
+            text_column=text_column,
+            id_column=id_column,
+        )
     given = image_column if modality == "image" else audio_column
     files = find_parquet(str(source), split)
     media, text, row_id = _find_columns(parquet_columns(files[0]), modality, given, text_column, id_column)
@@ -178,7 +193,8 @@ def _archive_class_files(archive: Path, modality: Literal["image", "audio"]) -> 
     """Members of a zip archive of folders of classes, [<top>/]<class>/<file>."""
     suffixes = IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES
     members = sorted(map(PurePosixPath, zipfile.ZipFile(archive).namelist()))
-    files = [member for member in members if member.suffix.lower() in suffixes and len(member.parts) > 1]
+    shown = [member for member in members if not member.name.startswith(".") and _MAC_METADATA not in member.parts]
+    files = [member for member in shown if member.suffix.lower() in suffixes and len(member.parts) > 1]
     if not files:
         raise ValueError(f"{archive} has no <class>/<file> members: pass the table that lies beside it, or a folder.")
     return files
@@ -187,7 +203,8 @@ def _archive_class_files(archive: Path, modality: Literal["image", "audio"]) -> 
 def _class_folder_files(folder: Path, modality: Literal["image", "audio"]) -> list[Path]:
     """Files of a folder of classes, <class>/<file>."""
     suffixes = IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES
-    return sorted(file for file in folder.glob("*/*") if file.suffix.lower() in suffixes)
+    files = [file for file in folder.glob("*/*") if not file.name.startswith(".")]
+    return sorted(file for file in files if file.suffix.lower() in suffixes)
 
 
 def _canonical(
@@ -229,7 +246,8 @@ def _undecoded_audio(pairs: Dataset) -> Dataset:
 
 def _ids(table: Dataset, media: str, id_column: str | None) -> list[str]:
     if id_column is not None:
-        return [str(value) for value in table[id_column][:]]
+        values = enumerate(table[id_column][:])
+        return [f"row {number}" if value is None else str(value) for number, value in values]
     if _holds_paths(table, media):
         return [str(path) for path in table[media][:]]
     return [str(number) for number in range(len(table))]
@@ -249,9 +267,12 @@ def _resolve_paths(paths: Sequence[Any], folder: Path) -> list[dict | None]:
 
 def _archive_members(folder: Path) -> dict[str, str]:
     """Member name -> address of a zip archive, or of all in a folder (reads their directories, not their contents)."""
-    archives = [folder] if folder.is_file() else sorted(folder.glob("*.zip"))
-    return {
-        member: zip_member(archive.resolve(), member)
-        for archive in archives
-        for member in zipfile.ZipFile(archive).namelist()
-    }
+    members: dict[str, str] = {}
+    for archive in [folder] if folder.is_file() else sorted(folder.glob("*.zip")):
+        try:
+            names = zipfile.ZipFile(archive).namelist()
+        except zipfile.BadZipFile as error:  # its pictures will be reported as missing, if there were any
+            logger.warning("%s cannot be read: %s", archive, error)
+            continue
+        members |= {name: zip_member(archive.resolve(), name) for name in names}
+    return members

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
-_TEXT_SUFFIXES = {".txt", ".caption"}
+_TEXT_SUFFIXES = (".txt", ".caption")
 # Which tar a row lies in, for orders that read one after the other (`ShardOrder`).
 SHARD_COLUMN = "shard"
 _LOCAL = "file://"
@@ -78,9 +78,9 @@ def load_tars(
     """Canonical rows of WebDataset tars, in the order of their members.
 
     Members of one sample follow each other and share their name up to the first dot, which is the id. The caption is
-    the member .txt or .caption, or a field of the member .json: `text_column`, or the first of `text_names` there.
-    A tar that is cut off is read up to there, with a warning; a sample without a picture (sound) or caption stays and
-    is reported when it is asked for.
+    the member .txt or .caption, or a field of the member .json: the first of `text_names` there. With `text_column`,
+    it is that field alone. Hidden files are left out. A tar that is cut off is read up to there, with a warning; the
+    sample that is cut, and one without a picture (sound) or caption, stays and is reported when it is asked for.
 
     Returns:
         A `Dataset` with `id`, `image` or `audio`, `text` (list of str, empty where there is no caption), and `shard`,
@@ -103,13 +103,16 @@ def load_tars(
         "tars": [(number, tar, _version(tar)) for number, tar in enumerate(tars)],
         "modality": modality,
         "text_names": (text_column,) if text_column else tuple(text_names),
+        "text_suffixes": () if text_column else _TEXT_SUFFIXES,
     }
     if next(_rows(**settings), None) is None:
         raise ValueError(f"There is no sample in {', '.join(tars[:3])}{' ...' if len(tars) > 3 else ''}.")
     return Dataset.from_generator(_rows, features=features, gen_kwargs=settings)
 
 
-def _rows(tars: list[tuple[int, str, str]], modality: str, text_names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _rows(
+    tars: list[tuple[int, str, str]], modality: str, text_names: tuple[str, ...], text_suffixes: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
     suffixes = IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES
     for shard, tar, _ in tars:
         for key, members in itertools.groupby(_members(tar), key=lambda member: member[0]):
@@ -117,7 +120,7 @@ def _rows(tars: list[tuple[int, str, str]], modality: str, text_names: tuple[str
             for _, suffix, offset, size in members:
                 if suffix in suffixes:
                     row[modality] = {"bytes": None, "path": tar_member(tar, offset, size)}
-                elif suffix in _TEXT_SUFFIXES:
+                elif suffix in text_suffixes:
                     row["text"] = [read_range(tar, offset, size).decode(errors="replace")]
                 elif suffix == ".json":
                     row["text"] = row["text"] or _captions(read_range(tar, offset, size), text_names)
@@ -125,19 +128,22 @@ def _rows(tars: list[tuple[int, str, str]], modality: str, text_names: tuple[str
 
 
 def _members(tar: str) -> Iterator[tuple[str, str, int, int]]:
-    """(key, ending, offset, size) of the complete files of a tar."""
+    """(key, ending, offset, size) of the files of a tar, the last one perhaps cut off."""
     filesystem, path = fsspec.core.url_to_fs(tar)
     length = filesystem.size(path)
     try:
         with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                if member.offset_data + member.size > length:
-                    raise tarfile.ReadError(f"{member.name} is cut off")
-                if member.isfile():
-                    name = PurePosixPath(member.name)
+                name = PurePosixPath(member.name)
+                if member.isfile() and not name.name.startswith("."):
                     key, dot, ending = name.name.partition(".")
                     yield str(name.with_name(key)), (dot + ending).lower(), member.offset_data, member.size
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError(f"{member.name} is cut off")
                 archive.members = []  # type: ignore[attr-defined]  # it would keep an object for every member
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes half a header for the end
+                raise tarfile.ReadError(f"there is no whole header at {archive.offset}")
     except tarfile.ReadError as error:
         logger.warning("%s cannot be read to its end: %s. The samples before are used.", tar, error)
 

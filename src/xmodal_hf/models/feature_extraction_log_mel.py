@@ -224,9 +224,9 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
             return clip.repeat(-(-self.num_samples // len(clip)))[: self.num_samples]
         if padding == "repeatpad":
             clip = clip.repeat(self.num_samples // len(clip))
-        if self.front_end == "kaldi":
-            return clip
-        return torch.nn.functional.pad(clip, (0, self.num_samples - len(clip)), value=self.padding_value)
+        # Kaldi's needs one frame.
+        wanted = self.fft_window_size if self.front_end == "kaldi" else self.num_samples
+        return torch.nn.functional.pad(clip, (0, max(0, wanted - len(clip))), value=self.padding_value)
 
     def _spectrogram(self, clip: torch.Tensor) -> torch.Tensor:
         """(samples,) -> (frames, F)."""

@@ -48,6 +48,8 @@ class AudioTextProcessor(ProcessorMixin):
     text_kwargs = {"padding": True, "truncation": True}
 
     def __init__(self, feature_extractor: SequenceFeatureExtractor, tokenizer: PreTrainedTokenizerBase):
+        # Audio towers take no mask, and this one would stand in the place of the texts'.
+        feature_extractor.return_attention_mask = False
         super().__init__(feature_extractor, without_call_options(tokenizer))
 
 

@@ -202,9 +202,14 @@ def check_length(table: PairTable | Dataset, expected_items: int | None) -> None
 
 
 def texts_of(pairs: PairTable | None, sentences: Dataset | None) -> Iterator[str]:
-    """Yield every caption of the pairs and every text of the sentences or triplets."""
-    for text in [] if pairs is None else pairs["text"]:
-        yield from [text] if isinstance(text, str) else text
+    """Yield every caption of the pairs and every text of the sentences or triplets.
+
+    What is no text is left out: training reports it.
+    """
+    for captions in [] if pairs is None else pairs["text"]:
+        for text in captions if isinstance(captions, list) else [captions]:
+            if isinstance(text, str):
+                yield text
     if sentences is not None:
         for view in SentenceDataset(sentences).views:
             yield from sentences[view]

@@ -74,6 +74,16 @@ def test_goals_of_the_notes(row):
     assert measured in {f"{number:.{decimals}f}" for number in found}
 
 
+@pytest.mark.parametrize("row", rows("sound | in a loader's worker", NOTES), ids=lambda row: row[0])
+def test_log_mel_table(row):
+    results = read("benchmarks/results/data.json")
+    ours, single = "LogMelFeatureExtractor", "LogMelFeatureExtractor, single precision"
+    places = (f"{row[0]}, in a worker: {ours}", f"{row[0]}: {ours}", f"{row[0]}, in a worker: {single}")
+    differences = results["largest_difference_db"][row[0]]
+    assert row[1:4] == [f"{results['times_of_peer'][place]:.2f}" for place in places]
+    assert row[4:] == [f"{differences[name]:.1e}" for name in (ours, single)]
+
+
 @pytest.mark.parametrize("study", ["vision", "pretrained"])
 def test_study_tables(study):
     assert headline_table(read(f"model_cards/study-{study}-small/results.json")) in README

@@ -459,7 +459,7 @@ def _named_in_errors(cell: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except BadItemError as error:
-        name = cell["path"] or "an item without a path"
+        name = cell.get("path") or "an item without a path"
         named = error.detail if name in error.detail else f"{name}: {error.detail}"
         raise BadItemError(error.reason, f"{named}; evaluation skips nothing, leave it out of the data") from error
 

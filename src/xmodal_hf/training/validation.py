@@ -176,6 +176,7 @@ def build_validation(
             image_column=pairs.image_column,
             audio_column=pairs.audio_column,
             text_column=pairs.text_column,
+            id_column=pairs.id_column,
             max_samples=arguments.eval_max_samples,
         )
     modality = "image" if pairs is None else pairs.modality

@@ -1,4 +1,6 @@
+import io
 import json
+import tarfile
 from collections import Counter
 
 import numpy as np
@@ -6,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from torch.utils.data import DataLoader
 
 from xmodal_hf.data.mixing import ConcatenatedPairs, training_order
 from xmodal_hf.data.orders import MixedOrder, ShardOrder, ShuffledOrder
@@ -78,3 +81,53 @@ def test_images_and_audio_do_not_mix(sources):
     sounds = Dataset.from_dict({"id": ["a"], "text": ["x"], "audio": [{"bytes": b"", "path": None}]})
     with pytest.raises(ValueError, match="images and audio cannot be mixed"):
         ConcatenatedPairs(sources | {"sounds": sounds})
+
+
+@pytest.fixture(params=["tars", "parquet"])
+def streamed(request, tmp_path, image_table):
+    """Twelve pictures in three shards of unequal length."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for shard, rows in enumerate((image_table[:5], image_table[5:6], image_table[6:])):
+        contents = [(tmp_path / row["image"]).read_bytes() for row in rows]
+        if request.param == "parquet":
+            table = pa.table({"image": contents, "text": [row["caption"] for row in rows]})
+            pq.write_table(table, folder / f"train-{shard}.parquet", row_group_size=2)
+            continue
+        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
+            for row, content in zip(rows, contents, strict=True):
+                for ending, part in (("png", content), ("txt", row["caption"].encode())):
+                    member = tarfile.TarInfo(f"{row['image'].removesuffix('.png')}.{ending}")
+                    member.size = len(part)
+                    archive.addfile(member, io.BytesIO(part))
+    return stream_pairs(folder, buffer_size=4)
+
+
+def seen(table, *, rank=0, num_processes=1, num_workers=0, epoch=0, first_batch=0):
+    """The numbers of the pictures of each batch of a process, and their captions."""
+    order = training_order(table, seed=5, buffer_size=4)
+    batches = EpochBatchSampler(order, 2, rank=rank, num_processes=num_processes)
+    batches.set_position(epoch, first_batch)
+    loader = DataLoader(PairDataset(table, seed=5), batch_sampler=batches, num_workers=num_workers, collate_fn=list)
+    return [[(item["image"].getpixel((5, 5))[0], item["text"]) for item in batch] for batch in loader]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_processes", [1, 2, 3])
+def test_streams_show_every_sample_once_an_epoch(streamed, num_processes, num_workers):
+    for epoch in (0, 3):
+        parts = [
+            seen(streamed, rank=rank, num_processes=num_processes, num_workers=num_workers, epoch=epoch)
+            for rank in range(num_processes)
+        ]
+        found = [item for part in parts for batch in part for item in batch]
+        assert sorted(found) == [(number, f"picture of number {number}") for number in range(12)]
+        assert found != sorted(found)
+
+
+@pytest.mark.parametrize("first_batch", [1, 2])
+def test_a_stream_goes_on_at_the_exact_sample(streamed, first_batch):
+    for rank in range(2):
+        whole = seen(streamed, rank=rank, num_processes=2, epoch=1)
+        rest = seen(streamed, rank=rank, num_processes=2, num_workers=2, epoch=1, first_batch=first_batch)
+        assert rest == whole[first_batch:] and len(rest) == 3 - first_batch

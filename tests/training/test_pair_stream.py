@@ -15,6 +15,7 @@ from xmodal_hf.data.bad_items import TooManyBadItemsError
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.training.arguments import PairArguments, TextModelArguments, TrainingArguments
 from xmodal_hf.training.batches import load_pair_table, pair_stream
+from xmodal_hf.training.checkpoint import CheckpointError
 from xmodal_hf.training.loop import build_accelerator
 
 
@@ -56,7 +57,7 @@ def epoch_of(pairs, processor, folder, epoch=0, **training):
     arguments = TrainingArguments(output_dir=str(folder), batch_size=4, report_to="none", **training)
     accelerator = build_accelerator(arguments)
     stream = pair_stream(accelerator, load_pair_table(pairs), processor, arguments, TextModelArguments(), pairs)
-    stream.load_state_dict({"epoch": epoch, "batch": 0})
+    stream.load_state_dict(stream.state_dict() | {"epoch": epoch})
     return [batch for _, batch in zip(range(len(stream)), stream, strict=False)]
 
 
@@ -144,3 +145,17 @@ class TestAudio:
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
         PairArguments(**options)
+
+
+def test_a_state_of_other_data_is_refused(pictures, image_text_processor, tmp_path):
+    """With a shard more or less the same position would be another sample's."""
+    arguments = TrainingArguments(output_dir=str(tmp_path), batch_size=4, report_to="none")
+    pairs = PairArguments(dataset=[pictures])
+    table = load_pair_table(pairs)
+    parts = (image_text_processor, arguments, TextModelArguments(), pairs)
+    stream = pair_stream(build_accelerator(arguments), table, *parts)
+    state = stream.state_dict() | {"epoch": 1, "batch": 1}
+    stream.load_state_dict(state)
+    less = pair_stream(build_accelerator(arguments), table.select(range(len(table) - 1)), *parts)
+    with pytest.raises(CheckpointError, match=f"the data have {len(table) - 1} rows, and had {len(table)} when"):
+        less.load_state_dict(state)

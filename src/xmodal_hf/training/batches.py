@@ -34,6 +34,7 @@ from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs, stream_pairs
 from ..models.processing_dual_encoder import ImageTextProcessor
 from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
+from .checkpoint import CheckpointError
 from .faults import ignore_stop_signals
 
 # Options of `load_pairs` and `stream_pairs` that have the same names here.
@@ -81,10 +82,23 @@ class BatchStream:
         return len(self.loader.batch_sampler)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "batch": self.batch}
+        return {"epoch": self.epoch, "batch": self.batch, "rows": self._rows()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a position.
+
+        Raises:
+            CheckpointError: the data have another number of rows now, so that the position is another sample's.
+        """
+        if state["rows"] != self._rows():
+            raise CheckpointError(
+                f"the data have {self._rows()} rows, and had {state['rows']} when the state was saved: bring back the "
+                "files that are gone, or take out those that are new, or start anew in another --output_dir"
+            )
         self.epoch, self.batch = state["epoch"], state["batch"]
+
+    def _rows(self) -> int:
+        return len(self.loader.dataset)  # type: ignore[arg-type]
 
     def __iter__(self) -> Generator[Batch]:
         try:

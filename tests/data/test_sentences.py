@@ -1,6 +1,8 @@
 import gzip
+import io
 import json
 import logging
+import tarfile
 
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
@@ -53,9 +55,13 @@ def test_nli_becomes_triplets_and_every_drop_is_counted():
         ("premise", "hypothesis", "label"),
         ("sentence1", "sentence2", "gold_label"),
         ("sentence_A", "sentence_B", "label"),
+        ("sentence_A", "sentence_B", "entailment_judgment"),
+        ("sentence_A", "sentence_B", "entailment_label"),
+        ("context", "hypothesis", "label"),
+        ("sentence1", "sentence2", "label"),
     ],
 )
-@pytest.mark.parametrize("kind", ["names", "upper", "integers", "text integers"])
+@pytest.mark.parametrize("kind", ["names", "upper", "integers", "text integers", "letters"])
 def test_nli_layouts_and_labels(names, kind):
     integers = {"entailment": 0, "neutral": 1, "contradiction": 2, "-": -1}
     label = {
@@ -63,6 +69,7 @@ def test_nli_layouts_and_labels(names, kind):
         "upper": str.upper,
         "integers": lambda name: integers[name],
         "text integers": lambda name: str(integers[name]),
+        "letters": lambda name: name[0],
     }[kind]
     triplets, dropped = build_triplets(nli_table(names, [label(row[2]) for row in NLI]))
     assert rows_of(triplets) == TRIPLETS
@@ -130,7 +137,7 @@ def test_text_files(tmp_path, name, caplog):
         sentences = load_sentences(tmp_path / name)
     assert sentences.column_names == ["anchor"]
     assert sentences["anchor"][:] == ["One.", "Two, déjà vu.", "null", "Three"]
-    assert "Dropped 2 empty sentences of 6" in caplog.text
+    assert "Dropped 2 of 6 sentences that are empty or no text" in caplog.text
 
 
 def test_captions_of_a_paired_dataset_are_flattened(tmp_path):
@@ -170,3 +177,19 @@ def test_real_nli(real_data):
     with gzip.open(real_data / "nli" / "triplets.jsonl.gz", "rt") as file:
         theirs = {row["anchor"] for row in map(json.loads, file) if row["source"] == "snli-dev"}
     assert len(made & theirs) > 0.99 * len(made | theirs) > 2900
+
+
+def test_captions_in_tars_are_sentences(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        members = {"1.txt": b"rain falls", "2.json": b'{"captions": ["snow", "ice"]}', "3.txt": b" "}
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert load_sentences(tmp_path / "a.tar")["anchor"][:] == ["rain falls", "snow", "ice"]
+
+
+def test_what_is_no_text_among_sentences_is_dropped(tmp_path):
+    lines = [{"captions": ["rain", None]}, {"captions": None}, {"captions": ["  ", "snow"]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert load_sentences(tmp_path / "a.jsonl")["anchor"][:] == ["rain", "snow"]

@@ -14,6 +14,7 @@ from .openmoji import openmoji_captions
 from .soundfont import soundfont_captions
 from .sources import TEXT_COLUMNS
 from .tables import find_column, load_table
+from .tars import find_tars, load_tars
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +27,22 @@ TRIPLET_LAYOUTS = (
     ("query", "positive", "negative"),
     ("query", "pos", "neg"),
 )
-# Names of (premise, hypothesis, label) in SNLI / MultiNLI as on the Hub, in the original files, in SICK, and in GLUE.
+# Names of (premise, hypothesis, label) in SNLI / MultiNLI as on the Hub, in the original files, in SICK (from
+# SentEval, on the Hub, in the original file), in ANLI's original files, and in GLUE.
 NLI_LAYOUTS = (
     ("premise", "hypothesis", "label"),
     ("sentence1", "sentence2", "gold_label"),
     ("sentence_a", "sentence_b", "label"),
+    ("sentence_a", "sentence_b", "entailment_judgment"),
+    ("sentence_a", "sentence_b", "entailment_label"),
+    ("context", "hypothesis", "label"),
     ("sentence1", "sentence2", "label"),
 )
 _BUILT_IN: dict[str, Callable[[str], list[str]]] = {"openmoji": openmoji_captions, "soundfont": soundfont_captions}
 _ENTAILMENT, _NEUTRAL, _CONTRADICTION = "entailment", "neutral", "contradiction"
-# Integers as in SNLI, MultiNLI, ANLI and XNLI on the Hub; csv files have them as text.
-_LABEL_NAMES = {"0": _ENTAILMENT, "1": _NEUTRAL, "2": _CONTRADICTION}
+# Integers as in SNLI, MultiNLI, ANLI and XNLI on the Hub, which csv files have as text, and letters as in ANLI's files.
+_NAMES = (_ENTAILMENT, _NEUTRAL, _CONTRADICTION)
+_LABEL_NAMES = {str(number): name for number, name in enumerate(_NAMES)} | {name[0]: name for name in _NAMES}
 
 
 def load_sentences(
@@ -45,8 +51,9 @@ def load_sentences(
     """Sentences as rows {"anchor": str}.
 
     Args:
-        source: anything that `load_table` reads, a text file with one sentence a line among them; or `openmoji` or
-            `soundfont`, the training captions of a built-in dataset. Lists of captions give one sentence each.
+        source: anything that `load_table` reads, a text file with one sentence a line among them; WebDataset tars, for
+            their captions; or `openmoji` or `soundfont`, the training captions of a built-in dataset. Lists of captions
+            give one sentence each.
         column: of the sentences; found by its usual name if None.
         max_sentences: draw this many without replacement, kept in their order.
         seed: of that draw.
@@ -169,13 +176,18 @@ def _label_names(table: Dataset, column: str, labels: list) -> list[str]:
     names = getattr(table.features[column], "names", None)
     if names is not None:
         return [names[label].lower() if label is not None and label >= 0 else "" for label in labels]
-    return [_LABEL_NAMES.get(str(label).strip(), str(label).strip().lower()) for label in labels]
+    words = [str(label).strip().lower() for label in labels]
+    return [_LABEL_NAMES.get(word, word) for word in words]
 
 
 def _raw_sentences(source: str | os.PathLike, column: str | None) -> Iterable[str | None]:
     if str(source) in _BUILT_IN:
         return _BUILT_IN[str(source)]("train")
-    table = load_table(source)
+    if tars := find_tars(source, "train"):
+        table = load_tars(tars, modality="image", text_names=TEXT_COLUMNS, text_column=column)
+        column = "text"
+    else:
+        table = load_table(source)
     name = find_column(table.column_names, SENTENCE_COLUMNS, kind="text", option="--sentence_column", given=column)
     values = table[name][:]
     first = next((value for value in values if value is not None), "")
@@ -187,8 +199,8 @@ def _raw_sentences(source: str | os.PathLike, column: str | None) -> Iterable[st
 
 
 def _strip(sentences: Iterable[str | None]) -> list[str]:
-    stripped = [(sentence or "").strip() for sentence in sentences]
+    stripped = [sentence.strip() if isinstance(sentence, str) else "" for sentence in sentences]
     kept = [sentence for sentence in stripped if sentence]
     if len(kept) < len(stripped):
-        logger.info("Dropped %d empty sentences of %d.", len(stripped) - len(kept), len(stripped))
+        logger.info("Dropped %d of %d sentences that are empty or no text.", len(stripped) - len(kept), len(stripped))
     return kept

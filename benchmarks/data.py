@@ -8,7 +8,8 @@ Both tokenizers have open_clip's vocabulary and give the same ids, which is chec
 Sounds: 10-second clips at 48 kHz, one thread, beside transformers' ClapFeatureExtractor: noise, recordings (ESC-10,
 where the data is), rendered music and pure tones, since the time of ours depends on the sound; and by how many
 decibels they differ. Each kind is measured twice: here, where memory that other work freed is at hand, and in a worker
-process of a `DataLoader` that decodes each file first, as in training; only the extraction is timed there.
+process of a `DataLoader` that decodes each file first, as in training; only the extraction is timed there. A whole
+loader of recordings (decode, extract, tokenise, collate) is measured with either extractor too.
 The methods take turns for `--rounds` rounds; medians, the fastest rounds and the ratios to the peer are reported.
 
 open_clip is optional (benchmarks/requirements.txt): without it only ours is measured.
@@ -37,7 +38,7 @@ from tqdm.auto import tqdm
 from transformers import ClapFeatureExtractor, CLIPImageProcessor, CLIPTokenizer
 
 from common import DATA, describe_machine
-from xmodal_hf import ImageTextProcessor, LogMelFeatureExtractor
+from xmodal_hf import AudioTextProcessor, ImageTextProcessor, LogMelFeatureExtractor
 from xmodal_hf.data.audio import decode_audio
 from xmodal_hf.data.collators import PairCollator
 from xmodal_hf.data.orders import FileOrder
@@ -60,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(1)
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
-        methods = image_methods(Path(folder), options) | audio_methods(Path(folder), options.clips)
+        methods = image_methods(Path(folder), options) | audio_methods(Path(folder), options)
         rates = take_turns(methods, options.rounds)
     report(rates, largest_difference_db(min(options.clips, 4)), options)
 
@@ -184,17 +185,37 @@ def check_agreement(ours: dict[str, Any], theirs: list[torch.Tensor]) -> None:
 # ---- sounds ---------------------------------------------------------------------------------------------------------
 
 
-def audio_methods(folder: Path, clips: int) -> dict[str, Measurement]:
-    """Every extractor on every kind of sound: a batch a call, and a clip a call in a loader's worker."""
+def audio_methods(folder: Path, options: argparse.Namespace) -> dict[str, Measurement]:
+    """Every extractor on every kind of sound: a batch a call, and a clip a call in a loader's worker; whole loaders."""
     methods: dict[str, Measurement] = {}
-    for kind, sounds in audio_signals(clips).items():
+    for kind, sounds in audio_signals(options.clips).items():
         paths = [folder / f"{kind} {number}.wav" for number in range(len(sounds))]
         for path, sound in zip(paths, sounds, strict=True):
             soundfile.write(path, sound, CLIP_RATE_HZ, subtype="FLOAT")
         for name, extractor in audio_extractors().items():
             methods[f"{kind}: {name}"] = timed(partial(extract, extractor, sounds))
             methods[f"{kind}, in a worker: {name}"] = partial(extract_in_worker, make_worker(paths, extractor))
+        if kind == "recordings":
+            for name in (OURS, THEIRS):
+                for workers in options.workers:
+                    loader = sound_loader(folder, paths, audio_extractors()[name], workers)
+                    methods[f"sounds, {workers} workers: {name}"] = timed(partial(count_pairs, loader))
     return methods
+
+
+def sound_loader(folder: Path, paths: list[Path], extractor: Any, workers: int) -> DataLoader:
+    """Eight epochs of the files in one, since they are few."""
+    rows = [{"audio": path.name, "caption": f"the sound number {number}"} for number, path in enumerate(paths)]
+    table = folder / "sounds.jsonl"
+    Dataset.from_list(rows * 8).to_json(table)
+    items = PairDataset(
+        load_pairs(table, modality="audio"), seed=0, sampling_rate=CLIP_RATE_HZ, max_seconds=float(CLIP_SECONDS)
+    )
+    collator = PairCollator(AudioTextProcessor(extractor, clip_tokenizer()), max_length=MAX_TOKENS)
+    batches = EpochBatchSampler(FileOrder(len(items)), len(paths))
+    return DataLoader(
+        items, batch_sampler=batches, num_workers=workers, collate_fn=collator, persistent_workers=workers > 0
+    )
 
 
 def audio_extractors() -> dict[str, Any]:

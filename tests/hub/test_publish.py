@@ -213,7 +213,7 @@ def test_two_at_once(client: Any, folder: Path, tmp_path: Path, loopback: Any) -
     ("token", "message"),
     [
         ("", "there is no access token: make one with the role write"),
-        ("hf_unknownUNKNOWNunknownUNKNOWNunkn", "may not write"),
+        ("hf_unknownUNKNOWNunknownUNKNOWNunkn", "the Hub does not know the access token: run `hf auth login`"),
         ("read", "the access token may not write to someone/model: it needs the role write"),
     ],
 )
@@ -226,6 +226,9 @@ def test_without_a_token_that_may_write(
         push_folder(folder, REPO)
     assert not token or token not in str(caught.value)
     assert client.repos == {}
+    monkeypatch.setenv("HF_TOKEN", client.write_token)
+    push_folder(folder, REPO)
+    assert_published(client, folder)
 
 
 def test_offline(client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

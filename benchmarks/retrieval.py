@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -128,12 +129,18 @@ def one_hot_recalls(items: np.ndarray, texts: np.ndarray) -> list[float]:
     return recalls
 
 
-def top_recalls(items: np.ndarray, texts: np.ndarray) -> list[float]:
-    """From the best of each row and column."""
+def directions(items: np.ndarray, texts: np.ndarray) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(N, N) cosines, queries in rows, and the column (N, 1) of each query's own answer."""
     cosines = cosines_of(items, texts)
     own = torch.arange(len(items)).unsqueeze(1)
+    yield cosines, own
+    yield cosines.T, own
+
+
+def top_recalls(items: np.ndarray, texts: np.ndarray) -> list[float]:
+    """From the best of each row and column."""
     recalls = []
-    for matrix in (cosines, cosines.T):
+    for matrix, own in directions(items, texts):
         found = matrix.topk(max(KS), dim=1).indices == own  # (N, K)
         recalls += [100 * float(found[:, :k].any(dim=1).double().mean()) for k in KS]
     return recalls
@@ -141,10 +148,8 @@ def top_recalls(items: np.ndarray, texts: np.ndarray) -> list[float]:
 
 def sorted_recalls(items: np.ndarray, texts: np.ndarray) -> list[float]:
     """From the order of each row and column."""
-    cosines = cosines_of(items, texts)
-    own = torch.arange(len(items)).unsqueeze(1)
     recalls = []
-    for matrix in (cosines, cosines.T):
+    for matrix, own in directions(items, texts):
         ranks = (matrix.argsort(dim=1, descending=True) == own).int().argmax(dim=1) + 1
         recalls += recalls_of_ranks(ranks.numpy())
     return recalls

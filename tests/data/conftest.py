@@ -33,6 +33,7 @@ def datasets_cache(tmp_path_factory):
 def real_data():
     """The folder of real data sets; the test is skipped where it is absent."""
     if not REAL_DATA.is_dir():
+        # The package must test itself where these data, which are not ours to give away, are absent.
         pytest.skip(f"no real data in {REAL_DATA} (set XMODAL_HF_DATA)")
     return REAL_DATA
 

@@ -250,6 +250,7 @@ def browse() -> Iterator[ModuleType]:
     pytest.importorskip("gradio", reason="the page is Gradio's")
     pytest.importorskip("playwright", reason="playwright drives the browser")
     if shutil.which("chromium") is None:
+        # A browser is no Python package: neither the installation nor CI can bring one.
         pytest.skip("chromium is not installed")
     yield load_module(SCRIPT)
 

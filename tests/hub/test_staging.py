@@ -129,6 +129,7 @@ def test_a_processors_tokenizer_is_no_processor_beside_a_sentence_encoder(
         (lambda folder: (folder / "x.txt").symlink_to("/etc/passwd"), r"x\.txt links to /etc/passwd, outside"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"has no model\.safetensors"),
         (lambda folder: (folder / "recipe.yaml").write_text(f"token: hf_{'x' * 34}\n"), "contains an access token"),
+        (lambda folder: (folder / "recipe.yaml").write_text(f"token: hf_oauth_{'x' * 34}\n"), "an access token"),
     ],
 )
 def test_what_cannot_be_staged(spoil: Callable[[Path], Any], message: str, checkpoint: Path, tmp_path: Path) -> None:

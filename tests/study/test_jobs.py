@@ -15,7 +15,8 @@ TRAINING = """
     folder = Path(options["output_dir"])
     with open(folder / "calls", "a") as calls:
         calls.write(" ".join(sys.argv[1:]) + "\\n")
-    (folder / "threads").write_text(os.environ.get("OMP_NUM_THREADS", ""))
+    names = ("OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+    (folder / "threads").write_text(" ".join(os.environ.get(name, "all") for name in names))
     if "meets" in options:  # ends only if the others run at the same time
         deadline = time.monotonic() + 60
         while not all(Path(other, "calls").exists() for other in options["meets"]):
@@ -107,7 +108,8 @@ def test_a_failure_stops_only_what_needs_it(tmp_path, scripts, capsys):
 
 
 def test_jobs_at_once_wait_only_for_what_they_need(tmp_path, scripts, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "LOKY_MAX_CPU_COUNT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 5)
     study = tmp_path / "study"
     cells = [cell("clip"), cell("siglip", phase1=False), cell("cyclip")]
@@ -117,14 +119,15 @@ def test_jobs_at_once_wait_only_for_what_they_need(tmp_path, scripts, monkeypatc
     failed = run_jobs(jobs, scripts, at_once=2)
     assert sorted(failed) == [str(study / "evaluations" / "siglip"), meeting[1]]
     assert all(job.is_done() for job in jobs if str(job.folder) not in failed)
-    assert (jobs[0].folder / "threads").read_text() == "2"
+    assert (jobs[0].folder / "threads").read_text() == "2 2"
 
 
 def test_threads_are_the_users(tmp_path, scripts, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "5")
     jobs = jobs_of([cell("clip")], tmp_path)
     run_jobs(jobs, scripts, at_once=2)
-    assert (jobs[0].folder / "threads").read_text() == "7"
+    assert (jobs[0].folder / "threads").read_text() == "7 5"
 
 
 def test_time_in_all_counts_jobs_at_the_same_time_once(tmp_path):

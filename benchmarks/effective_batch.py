@@ -11,8 +11,11 @@ Every measurement is a process of its own, so that its peak memory is its own; m
 without caching, is measured too: its memory is the one to keep. It is the one with the most tokens, and the gradients
 of the parameters come on top, since those of one micro-batch are there while the next one runs. On a CPU one more run
 measures memory with every large tensor in pages of its own, which go back when it is freed: micro-batches of many sizes
-leave holes in the heap of the C library. The goal is stated for 4,096 items at the memory of 128, which a GPU runs; two
-cores take smaller sizes by default, since 4,096 pairs are half an hour there.
+leave holes in the heap of the C library. The goal is stated for 4,096 items at the memory of 128; two cores take smaller
+sizes by default, since 4,096 pairs are an hour there:
+
+    python benchmarks/effective_batch.py --batch_size 4096 --micro_batch_size 128 --rounds 1 --skip_own_pages \
+        --output benchmarks/results/effective_batch_4096_cpu.json
 """
 
 from __future__ import annotations
@@ -77,8 +80,7 @@ def main() -> None:
         else:
             rows.append(compare(task, options))
             print_row(rows[-1])
-    if rows:
-        write_results(options, {"effective_batch": rows}, "open_clip_torch", "sentence-transformers")
+            write_results(options, {"effective_batch": rows}, "open_clip_torch", "sentence-transformers")
 
 
 def parse_options() -> argparse.Namespace:
@@ -88,6 +90,7 @@ def parse_options() -> argparse.Namespace:
         "--batch_size", type=int, help="of both tasks. Default: 1024 sentences, 96 pairs; 4096 on a GPU"
     )
     parser.add_argument("--micro_batch_size", type=int, help="default: 64 sentences, 16 pairs; 128 on a GPU")
+    parser.add_argument("--skip_own_pages", action="store_true", help="measure no memory without holes on a CPU")
     parser.add_argument("--precision", choices=("no", "bf16"), help="default: no on a CPU, bf16 on a GPU")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -109,7 +112,7 @@ def compare(task: str, options: argparse.Namespace) -> dict[str, Any]:
             result = in_own_process(__file__, {**run, "method": method, "data_dir": str(options.data_dir)})
             seen[method].append(result)
     without_holes = {}
-    if options.device == "cpu":
+    if options.device == "cpu" and not options.skip_own_pages:
         for method in METHODS:
             measured = in_own_process(
                 __file__, {**run, "method": method, "data_dir": str(options.data_dir)}, **OWN_PAGES

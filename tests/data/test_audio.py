@@ -1,13 +1,26 @@
 import io
+from functools import partial
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from torchaudio.functional import resample
-from transformers import ASTFeatureExtractor, ClapFeatureExtractor, Wav2Vec2FeatureExtractor
+from transformers import (
+    ASTFeatureExtractor,
+    ClapFeatureExtractor,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
-from xmodal_hf.data.audio import SpecAugment, clip_seconds, decode_audio, load_waveform, split_windows
+from xmodal_hf.data.audio import (
+    SpecAugment,
+    clip_seconds,
+    decode_audio,
+    load_waveform,
+    set_clip_seconds,
+    split_windows,
+)
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.seeding import EpochIndex
 from xmodal_hf.evaluation import as_embedder
@@ -130,6 +143,25 @@ def test_how_much_of_a_clip_is_used(extractor, seconds):
     assert clip_seconds(extractor) == (seconds and pytest.approx(seconds))
 
 
+class TestSetClipSeconds:
+    def test_is_the_length_of_clips(self):
+        extractor = Wav2Vec2FeatureExtractor()
+        set_clip_seconds(extractor, 2.5)
+        assert clip_seconds(extractor) == 2.5
+
+    @pytest.mark.parametrize(
+        "extractor",
+        [LogMelFeatureExtractor(), ClapFeatureExtractor(), ASTFeatureExtractor(), WhisperFeatureExtractor()],
+    )
+    def test_is_refused_where_an_extractor_has_its_own(self, extractor):
+        with pytest.raises(ValueError, match=f"{type(extractor).__name__} has a length of its own"):
+            set_clip_seconds(extractor, 2.5)
+
+    def test_needs_a_frame(self):
+        with pytest.raises(ValueError, match=r"--clip_seconds must be at least 0.025, got 0.01"):
+            set_clip_seconds(Wav2Vec2FeatureExtractor(), 0.01)
+
+
 def log_mel_extractor():
     return LogMelFeatureExtractor(
         feature_size=16, sampling_rate=8000, hop_length=125, fft_window_size=256, max_length_s=1.0, frequency_max=4000.0
@@ -143,9 +175,24 @@ def clap_extractor():
     )  # fmt: skip
 
 
+def waveform_extractor(seconds=None):
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=8000)
+    if seconds is not None:
+        set_clip_seconds(extractor, seconds)
+    return extractor
+
+
 @pytest.mark.parametrize("long_clips", ["first", "mean"])
-@pytest.mark.parametrize("make_extractor", [log_mel_extractor, clap_extractor])
-def test_a_file_has_one_embedding_in_any_batch(make_extractor, long_clips, make_audio_text, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    "make_extractor, tower",
+    [
+        (log_mel_extractor, "clap_audio"),
+        (clap_extractor, "clap_audio"),
+        (waveform_extractor, "wav2vec2"),  # clips as long as they are
+        (partial(waveform_extractor, 1.0), "wav2vec2"),
+    ],
+)
+def test_a_file_has_one_embedding_in_any_batch(make_extractor, tower, long_clips, make_audio_text, tokenizer, tmp_path):
     generator = np.random.default_rng(0)
     cells = []
     for number, seconds in enumerate((0.3, 2.6, 1.0, 1.7)):
@@ -153,7 +200,9 @@ def test_a_file_has_one_embedding_in_any_batch(make_extractor, long_clips, make_
         soundfile.write(path, generator.normal(0, 0.1, round(seconds * 16_000)), 16_000)
         cells.append({"bytes": None, "path": str(path)})
     options = EmbedOptions(long_clips=long_clips, batch_size=3)
-    embedder = as_embedder(make_audio_text(), AudioTextProcessor(make_extractor(), tokenizer), options=options)
+    embedder = as_embedder(
+        make_audio_text(audio=tower), AudioTextProcessor(make_extractor(), tokenizer), options=options
+    )
     together = embedder.encode_audio(cells)
     np.random.seed(7)  # ClapFeatureExtractor would crop at random
     alone = np.concatenate([embedder.encode_audio([cell]) for cell in reversed(cells)])[::-1]

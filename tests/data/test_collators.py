@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from xmodal_hf import AudioTextConfig, AudioTextDualEncoder
-from xmodal_hf.data.audio import SpecAugment
+from xmodal_hf.data.audio import SpecAugment, set_clip_seconds
 from xmodal_hf.data.collators import PairCollator, SentenceCollator
 from xmodal_hf.data.images import ImageAugment
 from xmodal_hf.data.orders import ShuffledOrder
@@ -125,8 +125,20 @@ class TestWaveformExtractor:
 
     def test_clips_of_several_lengths_say_what_to_do(self, tokenizer):
         collator = PairCollator(AudioTextProcessor(Wav2Vec2FeatureExtractor(), tokenizer), max_length=5)
-        with pytest.raises(ValueError, match=r"Wav2Vec2FeatureExtractor leaves .* 800 to 900 samples.* pad the files"):
+        with pytest.raises(ValueError, match=r"Wav2Vec2FeatureExtractor leaves .* 800 to 900 samples.*--clip_seconds"):
             collator(self.rows([800, 900]))
+
+    def test_clips_are_brought_to_the_length_that_the_run_wants(self, tokenizer, tmp_path):
+        extractor = Wav2Vec2FeatureExtractor(do_normalize=False)
+        set_clip_seconds(extractor, 0.05)
+        extractor.save_pretrained(tmp_path)  # and keeps it
+        extractor = Wav2Vec2FeatureExtractor.from_pretrained(tmp_path)
+        collator = PairCollator(AudioTextProcessor(extractor, tokenizer), max_length=5)
+        rows = self.rows([700, 800, 900])
+        for row in rows:
+            row["audio"] = np.arange(len(row["audio"]), dtype=np.float32)
+        short, equal, long = collator(rows)["input_values"].int().tolist()
+        assert equal == long == list(range(800)) and short == [*range(700), *range(100)]
 
     @pytest.mark.parametrize("kind", [ASTFeatureExtractor, WhisperFeatureExtractor])
     def test_extractors_of_one_length_take_any_clips(self, tokenizer, kind):

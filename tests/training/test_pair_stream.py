@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from transformers import ASTFeatureExtractor
+from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor
 
 from xmodal_hf import AudioTextProcessor, LogMelFeatureExtractor
 from xmodal_hf.data.bad_items import TooManyBadItemsError
@@ -120,6 +120,19 @@ class TestAudio:
         assert audio_processor.feature_extractor.padding == "pad"  # and so it is saved
         assert sorted((row == -100).float().mean() > 0.4 for row in padded) == [False] * 4 + [True] * 4
 
+    def test_clips_of_one_length_for_an_extractor_of_waveforms(self, sounds, tokenizer, tmp_path):
+        processor = AudioTextProcessor(Wav2Vec2FeatureExtractor(sampling_rate=8000), tokenizer)
+        pairs = PairArguments(dataset=[sounds], modality="audio", clip_seconds=1.0)
+        first, second = (epoch_of(pairs, processor, tmp_path, epoch) for epoch in (0, 1))
+        assert {batch["input_values"].shape for batch in first} == {(4, 8000)}
+        first, second = (
+            {name: x for b in batches for name, x in zip(b["ids"], b["input_values"], strict=True)}
+            for batches in (first, second)
+        )
+        # Long clips are cut anew each epoch, short ones repeated.
+        assert all(torch.equal(x, second[name]) == (int(name[0]) % 2 == 0) for name, x in first.items())
+        assert torch.equal(first["0.wav"][:4000], first["0.wav"][4000:])
+
     def test_an_extractor_without_a_choice_of_padding(self, sounds, tokenizer, tmp_path):
         processor = AudioTextProcessor(ASTFeatureExtractor(sampling_rate=8000, max_length=32), tokenizer)
         pairs = PairArguments(dataset=[sounds], modality="audio", audio_padding="pad")
@@ -138,6 +151,7 @@ class TestAudio:
         ({"dataset": ["a"], "shuffle_buffer": 0}, "--shuffle_buffer must be at least 1"),
         ({"dataset": ["a"], "max_bad_fraction": 1.5}, "must lie between 0 and 1"),
         ({"dataset": ["a"], "spec_augment": True}, "--spec_augment does not go with --modality image"),
+        ({"dataset": ["a"], "clip_seconds": 1.0}, "--clip_seconds does not go with --modality image"),
         ({"dataset": ["a"], "audio_padding": "pad"}, "--audio_padding does not go with --modality image"),
         ({"dataset": ["a"], "augment": True, "modality": "audio"}, "--augment does not go with --modality audio"),
     ],

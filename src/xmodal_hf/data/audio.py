@@ -24,6 +24,8 @@ _AUGMENTATION_STREAM = 1
 _AST_HOP_SECONDS = 0.01  # fixed in its feature extractor
 # Extractors whose features have one length, whatever the clip's.
 _FIXED_LENGTH = (LogMelFeatureExtractor, ClapFeatureExtractor, ASTFeatureExtractor)
+# Attribute of other extractors that holds the length of a clip; their files keep it.
+_CLIP_SECONDS = "clip_seconds"
 # Shorter clips have not one frame of 25 ms, which front ends need.
 MIN_SECONDS = 0.025
 # Of a filter of `resample`: 32 MB.
@@ -132,7 +134,33 @@ def clip_seconds(extractor: SequenceFeatureExtractor) -> float | None:
         return None if extractor.truncation == "fusion" else extractor.max_length_s
     if isinstance(extractor, ASTFeatureExtractor):
         return extractor.max_length * _AST_HOP_SECONDS
-    return None
+    return getattr(extractor, _CLIP_SECONDS, None)
+
+
+def set_clip_seconds(extractor: SequenceFeatureExtractor, seconds: float) -> None:
+    """Give an extractor of waveforms, such as wav2vec2's, a length for every clip, here and after it is saved.
+
+    `to_clip_length` brings clips to it.
+
+    Raises:
+        ValueError: not a length, or the extractor has one of its own.
+    """
+    if seconds < MIN_SECONDS:
+        raise ValueError(f"--clip_seconds must be at least {MIN_SECONDS:g}, got {seconds:g}")
+    second = np.zeros(extractor.sampling_rate, np.float32)
+    if _is_fixed_length(extractor, second, np.tile(second, 2)):
+        raise ValueError(f"--clip_seconds: {type(extractor).__name__} has a length of its own, leave it out")
+    setattr(extractor, _CLIP_SECONDS, seconds)
+
+
+def to_clip_length(extractor: SequenceFeatureExtractor, waveforms: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Cut or repeat clips to the length that `set_clip_seconds` has set; without one they stay as they are."""
+    seconds = getattr(extractor, _CLIP_SECONDS, None)
+    if seconds is None:
+        return list(waveforms)
+    # np.resize repeats, the last time in part.
+    length = round(seconds * extractor.sampling_rate)
+    return [waveform[:length] if len(waveform) >= length else np.resize(waveform, length) for waveform in waveforms]
 
 
 def check_equal_lengths(extractor: SequenceFeatureExtractor, waveforms: Sequence[np.ndarray]) -> None:
@@ -144,17 +172,35 @@ def check_equal_lengths(extractor: SequenceFeatureExtractor, waveforms: Sequence
     Raises:
         ValueError: the lengths differ, and those of the features too.
     """
-    clips = sorted(waveforms, key=len)
-    if len(clips[0]) == len(clips[-1]) or isinstance(extractor, _FIXED_LENGTH):
-        return
+    groups = group_by_length(extractor, waveforms)
+    if len(groups) > 1:
+        lengths = [len(waveforms[group[0]]) for group in groups]
+        raise ValueError(
+            f"{type(extractor).__name__} leaves clips as long as they are, here {min(lengths)} to {max(lengths)} "
+            "samples, and a batch needs one length: pass --clip_seconds, or use LogMelFeatureExtractor, "
+            "ClapFeatureExtractor or ASTFeatureExtractor, which have a length of their own"
+        )
+
+
+def group_by_length(extractor: SequenceFeatureExtractor, waveforms: Sequence[np.ndarray]) -> list[list[int]]:
+    """Which clips, by number, can be stacked to one batch: all, for an extractor that brings them to one length."""
+    groups: dict[int, list[int]] = {}
+    for number, waveform in enumerate(waveforms):
+        groups.setdefault(len(waveform), []).append(number)
+    if len(groups) > 1:
+        shortest, longest = (waveforms[groups[length][0]] for length in (min(groups), max(groups)))
+        if _is_fixed_length(extractor, shortest, longest):
+            return [list(range(len(waveforms)))]
+    return list(groups.values())
+
+
+def _is_fixed_length(extractor: SequenceFeatureExtractor, shorter: np.ndarray, longer: np.ndarray) -> bool:
+    """Whether the features of two clips are equally long."""
+    if isinstance(extractor, _FIXED_LENGTH):
+        return True
     options: dict[str, Any] = {"sampling_rate": extractor.sampling_rate, "return_tensors": "np"}
     name = extractor.model_input_names[0]
-    if len({extractor(clip, **options)[name].shape for clip in (clips[0], clips[-1])}) > 1:
-        raise ValueError(
-            f"{type(extractor).__name__} leaves clips as long as they are, here {len(clips[0])} to {len(clips[-1])} "
-            "samples, and a batch needs one length: cut and pad the files to it, or use LogMelFeatureExtractor, "
-            "ClapFeatureExtractor or ASTFeatureExtractor, which do that"
-        )
+    return extractor(shorter, **options)[name].shape == extractor(longer, **options)[name].shape
 
 
 def set_padding(extractor: SequenceFeatureExtractor, padding: str) -> None:

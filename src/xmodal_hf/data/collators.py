@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import ClapFeatureExtractor, PreTrainedTokenizerBase, ProcessorMixin
 
-from .audio import check_equal_lengths, clap_features
+from .audio import check_equal_lengths, clap_features, to_clip_length
 from .sampling import SENTENCE_VIEWS
 from .seeding import EpochIndex, row_generator
 
@@ -72,6 +72,7 @@ class PairCollator:
             if isinstance(extractor, ClapFeatureExtractor):
                 seeds = [_crop_seed(row["position"]) for row in rows]
                 return {}, dict(clap_features(extractor, clips, seeds=seeds, any_longer=True))
+            clips = to_clip_length(extractor, clips)
             check_equal_lengths(extractor, clips)
             return {"audio": clips, "audio_kwargs": {"sampling_rate": extractor.sampling_rate}}, {}
         if self.image_augment is None:

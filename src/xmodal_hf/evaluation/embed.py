@@ -28,7 +28,14 @@ from transformers import (
     ProcessorMixin,
 )
 
-from xmodal_hf.data.audio import check_equal_lengths, clap_features, clip_seconds, load_waveform, split_windows
+from xmodal_hf.data.audio import (
+    clap_features,
+    clip_seconds,
+    group_by_length,
+    load_waveform,
+    split_windows,
+    to_clip_length,
+)
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.files import read_media
 from xmodal_hf.data.images import decode_image
@@ -208,8 +215,14 @@ class DualEncoderEmbedder(Embedder):
         extractor = self._part("feature_extractor")
 
         def embed(waveforms: list[np.ndarray]) -> torch.Tensor:
-            features = _audio_features(extractor, waveforms).to(self.model.device)
-            return self.model.get_audio_features(**features).pooler_output  # (B, D)
+            clips = to_clip_length(extractor, waveforms)
+            groups = group_by_length(extractor, clips)
+            embeds = []
+            for group in groups:
+                features = _audio_features(extractor, [clips[number] for number in group]).to(self.model.device)
+                embeds.append(self.model.get_audio_features(**features).pooler_output)
+            order = torch.tensor([number for group in groups for number in group])
+            return torch.cat(embeds)[order.argsort()]  # (B, D)
 
         def forward(batch: list[Any]) -> torch.Tensor:
             waveforms = [_waveform(clip, extractor.sampling_rate) for clip in batch]
@@ -482,7 +495,6 @@ def _audio_features(extractor: Any, clips: list[np.ndarray]) -> Any:
     """Features of a batch, each clip's independent of its neighbours and of global random state."""
     if isinstance(extractor, ClapFeatureExtractor):
         return clap_features(extractor, clips, seeds=[_FUSION_SEED] * len(clips))
-    check_equal_lengths(extractor, clips)
     return extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt")
 
 

@@ -236,6 +236,11 @@ class PairArguments:
         "How shorter clips are lengthened: by whole repeats and then silence, by repeats, or by silence; saved with "
         "the processor. Default: as the feature extractor does.",
     )
+    clip_seconds: float | None = option(
+        None,
+        "Length of every clip, longer ones cut and shorter ones repeated, for a feature extractor that leaves them as "
+        "long as they are (wav2vec2's); saved with the processor.",
+    )
     on_bad_item: Literal["skip", "error"] = option(
         "skip",
         "What to do about an item that cannot be used: put another one in its place and list it in bad_items.jsonl "
@@ -260,7 +265,7 @@ class PairArguments:
             raise ValueError(f"--shuffle_buffer must be at least 1, got {self.shuffle_buffer}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}")
-        for name in {"image": ("spec_augment", "audio_padding"), "audio": ("augment",)}[self.modality]:
+        for name in {"image": ("spec_augment", "audio_padding", "clip_seconds"), "audio": ("augment",)}[self.modality]:
             if getattr(self, name):
                 raise ValueError(f"--{name} does not go with --modality {self.modality}")
 

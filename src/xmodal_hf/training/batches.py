@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from ..data.audio import SpecAugment, clip_seconds, set_padding
+from ..data.audio import SpecAugment, clip_seconds, set_clip_seconds, set_padding
 from ..data.bad_items import BAD_ITEMS_NAME, BadItemLog
 from ..data.collators import PairCollator, SentenceCollator
 from ..data.exclusion import evaluation_keys, without_texts
@@ -261,6 +261,8 @@ def pair_stream(
         extractor = processor.feature_extractor
         if pairs.audio_padding is not None:
             set_padding(extractor, pairs.audio_padding)
+        if pairs.clip_seconds is not None:
+            set_clip_seconds(extractor, pairs.clip_seconds)
         max_seconds, window = clip_seconds(extractor), pairs.audio_window
         rate = extractor.sampling_rate
         dataset = PairDataset(table, sampling_rate=rate, max_seconds=max_seconds, window=window, **common)

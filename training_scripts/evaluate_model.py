@@ -4,7 +4,8 @@
     python training_scripts/evaluate_model.py --model sentence-transformers/all-MiniLM-L6-v2 --sts_protocol mteb
 
 The model is one of our checkpoints, a CLIPModel, SiglipModel or ClapModel, a sentence-transformers model or any Auto
-text model, so that a number can be compared with its peer's. Writes results.json and plots, and prints a table.
+text model, so that a number can be compared with its peer's. Writes results.json, the bootstrap's resamples and plots,
+and prints tables.
 """
 
 from __future__ import annotations
@@ -28,16 +29,21 @@ def main(args: Sequence[str] | None = None) -> None:
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.evaluation import suite
 
-    compared = suite.read_compared(arguments.compare) if arguments.compare else {}
+    compared, resamples_of = suite.read_compared(arguments.compare) if arguments.compare else ({}, {})
     folder = Path(arguments.output_dir)
     earlier = suite.read_earlier_results(folder, arguments.model)
-    for results, figures in suite.run_suite(build_embedder(arguments), arguments, data):
-        path = suite.write_results(folder, results, earlier, figures)  # what is done stays if a later task fails
+    for results, resamples, figures in suite.run_suite(build_embedder(arguments), arguments, data):
+        # What is done stays if a later task fails.
+        path = suite.write_results(folder, results, resamples, earlier, figures)
     models = compared | {suite.model_name(arguments): results}
+    resamples_of |= {suite.model_name(arguments): resamples}
     suite.write_figures(folder, suite.comparison_figures(models))
     print(suite.results_table(results))
     if compared:
         print("\n" + suite.comparison_table(models))
+        differences = suite.difference_table(models, resamples_of)
+        if differences is not None:
+            print("\n" + differences)
     print(f"\n{path}")
 
 

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from xmodal_hf.evaluation.bootstrap import mean_interval, statistic_interval, with_interval
+from xmodal_hf.evaluation.bootstrap import (
+    keep_resamples,
+    mean_resamples,
+    percentile_interval,
+    statistic_resamples,
+    with_interval,
+)
+
+
+def mean_interval(*args, **options):
+    return percentile_interval(mean_resamples(*args, **options))
 
 
 def test_width_is_that_of_the_normal_interval():
@@ -16,7 +26,9 @@ def test_width_is_that_of_the_normal_interval():
 def test_mean_and_general_intervals_agree():
     values = np.random.default_rng(1).exponential(size=300)
     closed = mean_interval(values, num_resamples=4000)
-    general = statistic_interval(lambda index: values[index].mean(), len(values), num_resamples=4000)
+    general = percentile_interval(
+        statistic_resamples(lambda index: values[index].mean(), len(values), num_resamples=4000)
+    )
     assert np.allclose(closed, general, atol=0.03)
 
 
@@ -41,4 +53,21 @@ def test_coverage_is_near_nominal():
 def test_seeded_and_keyed():
     values = np.arange(20.0)
     assert mean_interval(values, seed=4) == mean_interval(values, seed=4) != mean_interval(values, seed=5)
-    assert with_interval("m", 1.0, (0.5, 1.5)) == {"m": 1.0, "m_ci95_low": 0.5, "m_ci95_high": 1.5}
+    found = with_interval("m", 1.0, np.linspace(0, 2, 41))
+    assert found == pytest.approx({"m": 1.0, "m_ci95_low": 0.05, "m_ci95_high": 1.95})
+
+
+def test_resamples_of_two_models_are_paired():
+    """Models that agree on the items are told apart by a difference that is far smaller than the interval of either."""
+    rng = np.random.default_rng(4)
+    first = rng.normal(size=500)
+    second = first + rng.normal(0.1, 0.05, size=500)
+    kept = []
+    for values in (first, second):
+        with keep_resamples() as resamples:
+            with_interval("m", values.mean(), mean_resamples(values))
+        kept.append(resamples["m"])
+    low, high = percentile_interval(kept[1] - kept[0])
+    assert high - low == pytest.approx(2 * 1.96 * 0.05 / np.sqrt(500), rel=0.1) and low < 0.1 < high
+    with_interval("n", 0.0, first)  # outside of a block nothing is kept
+    assert list(resamples) == ["m"]

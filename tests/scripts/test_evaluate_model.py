@@ -127,6 +127,31 @@ def test_comparison_of_two_models(main, image_text_folder, pictures, tmp_path, c
     assert results_of(tmp_path / "a")["representation"] == results_of(tmp_path / "b")["representation"]
 
 
+def test_differences_of_two_models_have_paired_intervals(
+    main, image_text_folder, sentence_encoder_folder, sts_data, tmp_path, capsys
+):
+    args = ["--sts_data", str(sts_data), "--num_resamples", "200"]
+    main(["--model", str(image_text_folder), *args, "--output_dir", str(tmp_path / "a")])
+    assert "95 % interval)" not in capsys.readouterr().out
+    compare = ["--compare", f"a={tmp_path / 'a' / 'results.json'}", "--name", "b", "--output_dir", str(tmp_path / "b")]
+    main(["--model", str(sentence_encoder_folder), *args, *compare])
+    values, resamples = (
+        [read(tmp_path / name)["sts" if kind else "sts.average"] for name in ("a", "b")]
+        for kind, read in ((True, results_of), (False, lambda folder: np.load(folder / "resamples.npz")))
+    )
+    low, high = np.percentile(resamples[1] - resamples[0], [2.5, 97.5])
+    difference = values[1]["average"] - values[0]["average"]
+    expected = f"| sts: average | {difference:+.2f} ({low:+.2f} to {high:+.2f}) |"
+    printed = capsys.readouterr().out
+    assert "| | b − a (95 % interval) |" in printed and printed.count(expected) == 1
+
+    # Other draws are not paired, and what has no intervals keeps no resamples.
+    main(["--model", str(sentence_encoder_folder), *args, "--seed", "1", *compare])
+    assert "95 % interval)" not in capsys.readouterr().out
+    main(["--model", str(sentence_encoder_folder), *args, "--num_resamples", "0", *compare])
+    assert not np.load(tmp_path / "b" / "resamples.npz").files
+
+
 def saved_clap(folder, tokenizer, audio_text_processor):
     audio = {"hidden_size": 32, "patch_embeds_hidden_size": 16, "depths": [1, 1], "num_attention_heads": [2, 2],
              "num_mel_bins": 16, "spec_size": 64, "window_size": 4, "projection_dim": 16}  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import yaml
 
@@ -57,6 +58,10 @@ def test_study_is_run_resumed_and_reported(recipe, run_script, tmp_path):
     (found,) = results["answers"]
     recalls = [results["cells"][name]["retrieval"]["text_to_image_recall@10"] for name in ("none_seed0", "unsup_seed0")]
     assert found["difference"] == recalls[1] - recalls[0] and found["low"] is not None
+    drawn = [np.load(tmp_path / "out" / "evaluations" / name / "resamples.npz") for name in results["cells"]]
+    drawn_none, drawn_unsup = (resamples["retrieval.text_to_image_recall@10"] for resamples in drawn)
+    low, high = np.percentile(drawn_unsup - drawn_none, [2.5, 97.5])
+    assert found["paired"] and found["high"] - found["low"] == pytest.approx(high - low)
     assert {path.name for path in (tmp_path / "card").iterdir()} == {
         *("README.md", "results.json", "results.png", "claims.png", "geometry.png")
     }

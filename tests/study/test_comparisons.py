@@ -2,17 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from xmodal_hf.study.comparisons import Measured, Pair, answer, flat_numbers, mean_half_width
 from xmodal_hf.study.recipe import Question
 
 
-def cell(language, value, width=None, seed=0, **levels):
+def cell(language, value, width=None, seed=0, resamples=None, **levels):
     numbers = {"sts.average": value}
     if width is not None:
         numbers |= {"sts.average_ci95_low": value - width, "sts.average_ci95_high": value + width}
-    return Measured({"language": language, **levels}, seed, numbers)
+    kept = {} if resamples is None else {"sts.average": np.array(resamples)}
+    return Measured({"language": language, **levels}, seed, numbers, kept)
 
 
 def question(**options):
@@ -63,6 +65,45 @@ def test_interaction_is_the_difference_of_differences():
     assert found.difference == 5.0
     assert found.high - 5.0 == pytest.approx(2.0)  # four intervals of half-width 1
     assert found.pairs[0]["levels"] == {}
+
+
+class TestPaired:
+    """Models that were measured on the same items: what both gain from easy items is no uncertainty."""
+
+    easy = np.linspace(-10, 10, 1001)  # how easy the items of each resample are; its central 95 % is 9.5 to a side
+
+    def test_the_interval_is_that_of_the_difference(self):
+        cells = [cell("none", 50.0, 9.5, resamples=50 + self.easy), cell("sup", 52.0, 9.5, resamples=52 + self.easy)]
+        (found,) = answer(question(), cells)
+        assert (found.difference, found.verdict, found.paired) == (2.0, "reproduced", True)
+        assert found.high - found.low == pytest.approx(0, abs=1e-9)
+        assert found.pairs == [{"levels": {}, "seed": 0, "difference": 2.0, "half_width": pytest.approx(0, abs=1e-9)}]
+
+    def test_of_several_pairs_of_models_it_is_that_of_their_mean(self):
+        cells = [
+            cell("none", 50.0, resamples=np.full(1001, 50.0), objective="clip"),
+            cell("sup", 53.0, resamples=53 + self.easy, objective="clip"),
+            cell("none", 40.0, resamples=np.full(1001, 40.0), objective="cyclip"),
+            cell("sup", 45.0, resamples=45 - self.easy / 2, objective="cyclip"),
+        ]
+        (found,) = answer(question(), cells)
+        assert [pair["half_width"] for pair in found.pairs] == pytest.approx([9.5, 4.75])
+        assert found.high - found.difference == pytest.approx(9.5 / 4)
+
+    def test_of_an_interaction_it_is_that_of_the_difference_of_differences(self):
+        cells = [
+            cell("none", 50.0, resamples=50 + self.easy, pairs="few"),
+            cell("sup", 52.0, resamples=52 + 3 * self.easy, pairs="few"),
+            cell("none", 60.0, resamples=60 - self.easy, pairs="many"),
+            cell("sup", 67.0, resamples=67 + 2 * self.easy, pairs="many"),
+        ]
+        (found,) = answer(question(interaction=("pairs", "few", "many")), cells)
+        assert found.difference == 5.0 and found.high - 5.0 == pytest.approx(9.5)  # 3 - 2
+
+    def test_with_a_model_without_resamples_it_is_the_upper_bound(self):
+        cells = [cell("none", 50.0, 3.0, resamples=50 + self.easy), cell("sup", 60.0, 4.0)]
+        (found,) = answer(question(), cells)
+        assert (found.low, found.high, found.paired) == (5.0, 15.0, False)
 
 
 def test_models_that_contradict_each_other_are_mixed():

@@ -29,6 +29,7 @@ def results():
         "difference": 7.125,
         "low": 6.0,
         "high": 8.25,
+        "paired": True,
         "num_pairs": 1,
         "num_seeds": 1,
         "agreeing": 1,

@@ -1,30 +1,33 @@
 """Bootstrap confidence intervals (Efron & Tibshirani 1993, percentile method), seeded.
 
 Items are what a test set samples from its population, so items are what is resampled: all captions of an image stay
-together (cluster bootstrap).
+together (cluster bootstrap). Draws depend on the seed and the number of items only: the resamples of two models on the
+same items are paired, and their differences give the interval of the models' difference (`keep_resamples`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import numpy as np
 
 CONFIDENCE = 0.95
 DEFAULT_RESAMPLES = 1000
 _RESAMPLES_AT_ONCE = 50  # bounds the weight matrix: 50 x 100k items in float64 is 40 MB
+_KEPT: ContextVar[dict[str, np.ndarray] | None] = ContextVar("kept", default=None)
 
 
-def mean_interval(
+def mean_resamples(
     values: np.ndarray,
     groups: np.ndarray | None = None,
     *,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
-) -> tuple[float, float]:
-    """95 % interval of the mean of `values` (n,); arguments as `ratio_resamples`."""
-    ones = np.ones(len(values))
-    return percentile_interval(ratio_resamples(values, ones, groups, num_resamples=num_resamples, seed=seed))
+) -> np.ndarray:
+    """The mean of `values` (n,) in each resample, (num_resamples,); arguments as `ratio_resamples`."""
+    return ratio_resamples(values, np.ones(len(values)), groups, num_resamples=num_resamples, seed=seed)
 
 
 def ratio_resamples(
@@ -59,21 +62,14 @@ def group_draws(num_groups: int, num_resamples: int, seed: int) -> Iterator[np.n
         yield rng.multinomial(num_groups, equal_chances, size=at_once).astype(np.float64)
 
 
-def statistic_interval(
+def statistic_resamples(
     statistic: Callable[[np.ndarray], float],
     num_values: int,
     *,
     num_resamples: int = DEFAULT_RESAMPLES,
     seed: int = 0,
-) -> tuple[float, float]:
-    """95 % interval of `statistic(indices)`, where `indices` (num_values,) is drawn with replacement."""
-    return percentile_interval(statistic_resamples(statistic, num_values, num_resamples=num_resamples, seed=seed))
-
-
-def statistic_resamples(
-    statistic: Callable[[np.ndarray], float], num_values: int, *, num_resamples: int, seed: int
 ) -> np.ndarray:
-    """The statistic of `num_resamples` resamples, (num_resamples,)."""
+    """`statistic(indices)`, where `indices` (num_values,) is drawn with replacement, each time: (num_resamples,)."""
     rng = np.random.default_rng(seed)
     return np.array([statistic(rng.integers(num_values, size=num_values)) for _ in range(num_resamples)])
 
@@ -85,6 +81,24 @@ def percentile_interval(resamples: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
-    """A headline metric and its interval, under the keys that results.json uses."""
-    return {name: value, f"{name}_ci95_low": interval[0], f"{name}_ci95_high": interval[1]}
+def with_interval(name: str, value: float, resamples: np.ndarray) -> dict[str, float]:
+    """A headline metric and the interval of its resamples, under the keys that results.json uses."""
+    kept = _KEPT.get()
+    if kept is not None:
+        kept[name] = resamples
+    low, high = percentile_interval(resamples)
+    return {name: value, f"{name}_ci95_low": low, f"{name}_ci95_high": high}
+
+
+@contextmanager
+def keep_resamples() -> Iterator[dict[str, np.ndarray]]:
+    """Give the resamples, (num_resamples,) by metric, of what is evaluated within the block.
+
+    The numbers that a function of `xmodal_hf.evaluation` returns fit a results.json; these do not.
+    """
+    kept: dict[str, np.ndarray] = {}
+    token = _KEPT.set(kept)
+    try:
+        yield kept
+    finally:
+        _KEPT.reset(token)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
-from .bootstrap import group_draws, percentile_interval, with_interval
+from .bootstrap import group_draws, with_interval
 
 # (R, N) float64 times that each item is drawn -> (R,) values of the measure.
 Measure = Callable[[torch.Tensor], torch.Tensor]
@@ -31,7 +31,7 @@ def with_intervals(
             draws = group_draws(num_items, num_resamples, seed)
             resamples = np.concatenate([measure(torch.from_numpy(drawn).to(device)).cpu().numpy() for drawn in draws])
             bias = resamples.mean() - value  # the distance of two means is longer in a resample; of means it is 0
-            results |= with_interval(name, value, percentile_interval(resamples - bias))
+            results |= with_interval(name, value, resamples - bias)
     return results
 
 

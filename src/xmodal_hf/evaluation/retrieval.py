@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .bootstrap import DEFAULT_RESAMPLES, mean_interval, with_interval
+from .bootstrap import DEFAULT_RESAMPLES, mean_resamples, with_interval
 from .checks import as_embeds, as_indices, check_same_width
 
 DEFAULT_KS = (1, 5, 10)
@@ -241,8 +241,8 @@ def _direction_metrics(
     for name, values in per_query.items():
         percent, key = 100 * values, f"{direction}_{name}"
         if num_resamples:
-            interval = mean_interval(percent, query_items, num_resamples=num_resamples, seed=seed)
-            results |= with_interval(key, float(percent.mean()), interval)
+            resamples = mean_resamples(percent, query_items, num_resamples=num_resamples, seed=seed)
+            results |= with_interval(key, float(percent.mean()), resamples)
         else:
             results[key] = float(percent.mean())
     return results | {f"{direction}_median_rank": median_rank(ranks)}

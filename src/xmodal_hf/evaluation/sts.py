@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from xmodal_hf.data.tables import load_table
 
-from .bootstrap import DEFAULT_RESAMPLES, percentile_interval, statistic_resamples, with_interval
+from .bootstrap import DEFAULT_RESAMPLES, statistic_resamples, with_interval
 from .embed import Embedder, as_embedder
 from .held_data import local_table
 
@@ -122,10 +122,10 @@ def evaluate_sts(
             results[name] = value
             continue
         resamples.append(_resampled_spearman(cosines, scores, num_resamples, seed))
-        results |= with_interval(name, value, percentile_interval(resamples[-1]))
+        results |= with_interval(name, value, resamples[-1])
     average = float(np.mean([results[name] for name in pairs]))
     if num_resamples:
-        return results | with_interval("average", average, percentile_interval(np.mean(resamples, axis=0)))
+        return results | with_interval("average", average, np.mean(resamples, axis=0))
     return results | {"average": average}
 
 

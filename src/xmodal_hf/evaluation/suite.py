@@ -1,16 +1,17 @@
-"""All tasks on one model: results.json with what identifies every number, figures, tables."""
+"""All tasks on one model: results.json with what identifies every number, resamples, figures, tables."""
 
 from __future__ import annotations
 
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset, Image
 from matplotlib.figure import Figure
 
@@ -20,6 +21,7 @@ from xmodal_hf.data.tables import load_table
 
 from . import plots
 from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
+from .bootstrap import keep_resamples, percentile_interval
 from .embed import Counted, Embedder, Modality, PairEmbeddings, embed_pairs
 from .held_data import describe_source
 from .loading import model_identity
@@ -32,11 +34,14 @@ from .transfer import SEED as TRANSFER_SEED
 from .zero_shot import confusion_counts, zero_shot_metrics, zero_shot_scores
 
 RESULTS_NAME = "results.json"
+RESAMPLES_NAME = "resamples.npz"
 _PACKAGES = ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn")
 # Options that change a number, recorded with each task.
 _RECORDED = ("seed", "num_resamples", "pooling", "max_length", "long_clips", "dtype")
 # What must be the same in two results of a task before they are compared.
 _IDENTIFYING = ("dataset", "sha256", "revision", "revisions", "split", "num_items", "protocol")
+# The same for two bootstraps, before their resamples are paired.
+_DRAWS = ("seed", "num_resamples")
 # What a comparison shows of each task.
 _HEADLINES = {
     "sts": ("average",),
@@ -54,6 +59,8 @@ _HEADLINES = {
 }
 
 Results = dict[str, dict[str, Any]]
+# "task.metric" -> (num_resamples,) values of the bootstrap.
+Resamples = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -77,11 +84,12 @@ Run = Callable[[], Outcome]
 
 def run_suite(
     embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments
-) -> Iterator[tuple[Results, dict[str, Figure]]]:
+) -> Iterator[tuple[Results, Resamples, dict[str, Figure]]]:
     """Run the tasks in turn, after the data of all of them has been opened: what is missing is told before any work.
 
     Yields:
-        After each task the results so far, {task: {metric: number}, "meta": {...}}, and its figures by file name.
+        After each task the results so far, {task: {metric: number}, "meta": {...}}, with the resamples of those that
+        have intervals, and the task's figures by file name.
     """
     loaders = {
         "sts": _load_sts,
@@ -93,11 +101,14 @@ def run_suite(
     }
     runs = {task: loaders[task](embedder, arguments, data) for task in task_names(arguments)}
     results: Results = {}
+    resamples: Resamples = {}
     task_meta: dict[str, Any] = {}
     for task, run in runs.items():
         started = time.perf_counter()
-        outcome = run()
+        with keep_resamples() as kept:
+            outcome = run()
         results[task] = outcome.numbers
+        resamples |= {f"{task}.{metric}": values.astype(np.float32) for metric, values in kept.items()}
         seconds = round(time.perf_counter() - started, 2)
         settings = {name: getattr(arguments, name) for name in _RECORDED}
         task_meta[task] = settings | {"runtime_seconds": seconds} | outcome.meta | {"versions": versions()}
@@ -107,7 +118,7 @@ def run_suite(
             "name": model_name(arguments),
             "tasks": dict(task_meta),
         }
-        yield results | {"meta": meta}, outcome.figures
+        yield results | {"meta": meta}, resamples, outcome.figures
 
 
 def model_name(arguments: EvaluationArguments) -> str:
@@ -136,12 +147,27 @@ def read_earlier_results(folder: Path, model: str) -> Results:
     return earlier
 
 
-def write_results(folder: Path, results: Results, earlier: Results, figures: Mapping[str, Figure]) -> Path:
-    """Write figures and results.json: these results, and the earlier ones of tasks that were not run again."""
+def read_resamples(folder: Path) -> Resamples:
+    """Read the resamples beside a results.json; none where nobody kept them."""
+    path = folder / RESAMPLES_NAME
+    if not path.exists():
+        return {}
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def write_results(
+    folder: Path, results: Results, resamples: Resamples, earlier: Results, figures: Mapping[str, Figure]
+) -> Path:
+    """Write figures, resamples.npz and results.json: these, and the earlier ones of tasks that were not run again."""
     merged = earlier | results
     if earlier:
         merged["meta"] = results["meta"] | {"tasks": earlier["meta"]["tasks"] | results["meta"]["tasks"]}
     write_figures(folder, figures)
+    kept = {name: values for name, values in read_resamples(folder).items() if _task(name) not in results}
+    temporary = folder / f"unfinished_{RESAMPLES_NAME}"  # a killed run leaves no half of it under its name
+    np.savez_compressed(temporary, **kept, **resamples)  # type: ignore[arg-type]
+    temporary.replace(folder / RESAMPLES_NAME)
     path = folder / RESULTS_NAME
     path.write_text(json.dumps(merged, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
@@ -174,36 +200,74 @@ def comparison_table(models: Mapping[str, Results]) -> str:
 
     The last model decides what is compared: a number on other data, or by another protocol, is not shown.
     """
-    rows: dict[str, list[str]] = {}
+    rows: list[str] = []
     *_, last = models.values()
+    for task, metric in _headline_metrics(last):
+        values = [results.get(task, {}).get(metric) for results in models.values()]
+        comparable = [_same_data(results, last, task) for results in models.values()]
+        shown = zip(values, comparable, strict=True)
+        cells = ["" if value is None else _shown(value) if same else "other data" for value, same in shown]
+        rows.append(f"| {task}: {metric} | {' | '.join(cells)} |")
+    return "\n".join([f"| | {' | '.join(models)} |", "|---|" + "---:|" * len(models), *rows])
+
+
+def difference_table(models: Mapping[str, Results], resamples: Mapping[str, Resamples]) -> str | None:
+    """By how much the last model's headline metrics differ from each other model's, with paired bootstrap intervals.
+
+    Args:
+        models: name to results.
+        resamples: of some of them; models are compared that were measured on the same data with the same draws.
+
+    Returns:
+        A Markdown table; None where nothing can be compared.
+    """
+    *others, last = models
+    rows: list[str] = []
+    for task, metric in _headline_metrics(models[last]):
+        cells = [_shown_difference(models, resamples, (other, last), task, metric) for other in others]
+        if any(cells):
+            rows.append(f"| {task}: {metric} | {' | '.join(cells)} |")
+    if not rows:
+        return None
+    header = " | ".join(f"{last} − {other} (95 % interval)" for other in others)
+    return "\n".join([f"| | {header} |", "|---|" + "---:|" * len(others), *rows])
+
+
+def _headline_metrics(results: Results) -> Iterator[tuple[str, str]]:
+    """Task and metric of what comparisons show, as far as there are results."""
     for task, templates in _HEADLINES.items():
-        for metric in (template.format(modality) for template in templates for modality in ("image", "audio")):
-            values = [results.get(task, {}).get(metric) for results in models.values()]
-            comparable = [_same_data(results, last, task) for results in models.values()]
-            if last.get(task, {}).get(metric) is not None:
-                shown = zip(values, comparable, strict=True)
-                rows[f"{task}: {metric}"] = [
-                    "" if value is None else _shown(value) if same else "other data" for value, same in shown
-                ]
-    header = f"| | {' | '.join(models)} |"
-    body = [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
-    return "\n".join([header, "|---|" + "---:|" * len(models), *body])
+        names = (template.format(modality) for template in templates for modality in ("image", "audio"))
+        for metric in dict.fromkeys(names):
+            if results.get(task, {}).get(metric) is not None:
+                yield task, metric
 
 
-def read_compared(compare: str) -> dict[str, Results]:
-    """Read `name=results.json,...`.
+def _shown_difference(
+    models: Mapping[str, Results], resamples: Mapping[str, Resamples], names: tuple[str, str], task: str, metric: str
+) -> str:
+    before, after = (models[name] for name in names)
+    drawn = [resamples.get(name, {}).get(f"{task}.{metric}") for name in names]
+    if drawn[0] is None or drawn[1] is None or not _same_data(before, after, task, (*_IDENTIFYING, *_DRAWS)):
+        return ""
+    low, high = percentile_interval(drawn[1] - drawn[0])
+    return f"{after[task][metric] - before[task][metric]:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def read_compared(compare: str) -> tuple[dict[str, Results], dict[str, Resamples]]:
+    """Read the results of `name=results.json,...`, and the resamples beside them.
 
     Raises:
         ValueError: an entry without a name.
         FileNotFoundError: no such file.
     """
-    models = {}
-    for entry in compare.split(","):
-        name, separator, path = entry.partition("=")
+    models, resamples = {}, {}
+    for name, separator, path in (entry.partition("=") for entry in compare.split(",")):
         if not separator:
-            raise ValueError(f"--compare takes name=results.json entries, got {entry!r}")
-        models[name.strip()] = json.loads(Path(path.strip()).read_text(encoding="utf-8"))
-    return models
+            raise ValueError(f"--compare takes name=results.json entries, got {name!r}")
+        file = Path(path.strip())
+        models[name.strip()] = json.loads(file.read_text(encoding="utf-8"))
+        resamples[name.strip()] = read_resamples(file.parent)
+    return models, resamples
 
 
 def comparison_figures(models: Mapping[str, Results]) -> dict[str, Figure]:
@@ -373,10 +437,15 @@ def _modality(embedder: Embedder, data: EvaluationDataArguments) -> Modality:
     return modality
 
 
-def _same_data(first: Results, second: Results, task: str) -> bool:
+def _same_data(first: Results, second: Results, task: str, names: Sequence[str] = _IDENTIFYING) -> bool:
     """Whether both results of a task are of the same data in the same protocol."""
     metas = [results["meta"]["tasks"].get(task, {}) for results in (first, second)]
-    return all(metas[0].get(name) == metas[1].get(name) for name in _IDENTIFYING)
+    return all(metas[0].get(name) == metas[1].get(name) for name in names)
+
+
+def _task(name: str) -> str:
+    """The task of "task.metric"."""
+    return name.partition(".")[0]
 
 
 def _shown(value: float) -> str:

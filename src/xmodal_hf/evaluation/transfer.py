@@ -25,7 +25,7 @@ from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from .bootstrap import DEFAULT_RESAMPLES, percentile_interval, ratio_resamples, with_interval
+from .bootstrap import DEFAULT_RESAMPLES, ratio_resamples, with_interval
 from .embed import Embedder, as_embedder
 from .held_data import local_table
 from .left_out import left_out_accuracies
@@ -146,11 +146,11 @@ def evaluate_transfer(
             results[name] = 100 * float(value)
             if num_resamples:
                 drawn = 100 * ratio_resamples(numerators, denominators, num_resamples=num_resamples, seed=seed)
-                results |= with_interval(name, results[name], percentile_interval(drawn))
+                results |= with_interval(name, results[name], drawn)
                 resamples += [drawn] if name == task else []
     average = float(np.mean([results[task] for task in tasks]))
     if num_resamples:
-        return results | with_interval("average", average, percentile_interval(np.mean(resamples, axis=0)))
+        return results | with_interval("average", average, np.mean(resamples, axis=0))
     return results | {"average": average}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .bootstrap import DEFAULT_RESAMPLES, mean_interval, percentile_interval, ratio_resamples, with_interval
+from .bootstrap import DEFAULT_RESAMPLES, mean_resamples, with_interval
 from .checks import as_embeds, as_indices
 from .embed import Embedder
 from .prompts import DEFAULT_PROMPTS, clean_class_name, resolve_templates
@@ -127,8 +127,8 @@ def zero_shot_metrics(
         hits = 100.0 * (ranks <= k)
         name = f"top{k}_accuracy"
         if num_resamples:
-            interval = mean_interval(hits, num_resamples=num_resamples, seed=seed)
-            results |= with_interval(name, float(hits.mean()), interval)
+            resamples = mean_resamples(hits, num_resamples=num_resamples, seed=seed)
+            results |= with_interval(name, float(hits.mean()), resamples)
         else:
             results[name] = float(hits.mean())
     correct = 100.0 * (ranks == 1)
@@ -209,5 +209,5 @@ def _mean_of_strata(
     resamples = []
     for number, stratum in enumerate(np.unique(strata)):
         hits = correct[strata == stratum]
-        resamples.append(ratio_resamples(hits, np.ones(len(hits)), num_resamples=num_resamples, seed=seed + number))
-    return with_interval(name, value, percentile_interval(np.mean(resamples, axis=0)))
+        resamples.append(mean_resamples(hits, num_resamples=num_resamples, seed=seed + number))
+    return with_interval(name, value, np.mean(resamples, axis=0))

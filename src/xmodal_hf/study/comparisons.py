@@ -1,23 +1,25 @@
 """Answers to the questions of a study: differences between cells that have all else in common, with intervals.
 
-Two sources of chance are told apart. The test items: each metric's bootstrap half-width h, and sqrt(h1^2 + h2^2) for a
-difference of two models; since both were measured on the same items, that is an upper bound. Differences of several
-pairs of models share the items too, so the half-width of their mean is the mean of theirs. The training: with S >= 2
-seeds, the deviation s of the seeds' mean differences gives t(0.975, S - 1) s / sqrt(S). Both are added in quadrature;
-with one seed the interval covers the test items only, and the answer says so.
+Two sources of chance are told apart. The test items: all models were measured on the same ones and resampled with the
+same draws, so the bootstrap is paired: half of the central 95 % of the resampled (mean) difference is its half-width.
+Where an evaluation kept no resamples, sqrt(h1^2 + h2^2) of both models' half-widths is an upper bound of it for a
+difference, and the mean of the differences' half-widths one for their mean. The training: with S >= 2 seeds, the
+deviation s of the seeds' mean differences gives t(0.975, S - 1) s / sqrt(S). Both are added in quadrature; with one
+seed the interval covers the test items only, and the answer says so.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+import numpy as np
 from scipy.stats import t as student_t
 
-from ..evaluation.bootstrap import CONFIDENCE
+from ..evaluation.bootstrap import CONFIDENCE, percentile_interval
 from .recipe import Better, Question
 
 Verdict = Literal["reproduced", "opposite", "mixed", "inconclusive"]
@@ -25,17 +27,18 @@ Verdict = Literal["reproduced", "opposite", "mixed", "inconclusive"]
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell's levels and seed, and its numbers by "task.metric"."""
+    """A cell's levels and seed, its numbers by "task.metric", and the resamples of those that have some."""
 
     levels: Mapping[str, str]
     seed: int
     numbers: Mapping[str, float]
+    resamples: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, cell: Mapping[str, Any]) -> Measured:
+    def of(cls, cell: Mapping[str, Any], resamples: Mapping[str, np.ndarray] | None = None) -> Measured:
         """Read a cell of the study's results.json: levels and seed beside the tasks."""
         tasks = {name: numbers for name, numbers in cell.items() if name not in ("levels", "seed")}
-        return cls(cell["levels"], cell["seed"], flat_numbers(tasks))
+        return cls(cell["levels"], cell["seed"], flat_numbers(tasks), resamples or {})
 
     def half_width(self, metric: str) -> float | None:
         """Half of the metric's bootstrap interval; None where it has none."""
@@ -52,12 +55,14 @@ class Pair:
         seed: of both.
         difference: after minus before.
         half_width: of its interval over test items; None where the metric has none.
+        resamples: of the difference; None where one of the models has none.
     """
 
     levels: Mapping[str, str]
     seed: int
     difference: float
     half_width: float | None
+    resamples: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Answer:
         before, after: the levels that are compared.
         difference: mean over all pairs of models.
         low, high: its 95 % interval; None where neither seeds nor bootstrap give one.
+        paired: whether the bootstrap, where there is one, is; if not, its upper bound stands for it.
         num_pairs, num_seeds: how many differences, from how many seeds.
         agreeing: differences with the expected sign.
         verdict: mixed when single differences leave zero out on both sides; else reproduced or opposite when the
@@ -85,6 +91,7 @@ class Answer:
     difference: float
     low: float | None
     high: float | None
+    paired: bool
     num_pairs: int
     num_seeds: int
     agreeing: int
@@ -120,11 +127,12 @@ def matched_pairs(question: Question, metric: str, cells: Sequence[Measured]) ->
         return pairs
     axis, low, high = question.interaction
     return [
-        Pair(
-            levels={name: level for name, level in first.levels.items() if name != axis},
-            seed=first.seed,
-            difference=second.difference - first.difference,
-            half_width=_quadrature(first.half_width, second.half_width),
+        _pair(
+            {name: level for name, level in first.levels.items() if name != axis},
+            first.seed,
+            second.difference - first.difference,
+            (first.half_width, second.half_width),
+            (first.resamples, second.resamples),
         )
         for first in pairs
         for second in pairs
@@ -141,12 +149,29 @@ def _differences(question: Question, metric: str, cells: Sequence[Measured]) -> 
         counterpart = {**before.levels, question.axis: question.after}
         for after in wanted:
             if after.levels == counterpart and after.seed == before.seed:
-                yield Pair(
-                    levels={axis: level for axis, level in before.levels.items() if axis != question.axis},
-                    seed=before.seed,
-                    difference=after.numbers[metric] - before.numbers[metric],
-                    half_width=_quadrature(before.half_width(metric), after.half_width(metric)),
+                yield _pair(
+                    {axis: level for axis, level in before.levels.items() if axis != question.axis},
+                    before.seed,
+                    after.numbers[metric] - before.numbers[metric],
+                    (before.half_width(metric), after.half_width(metric)),
+                    (before.resamples.get(metric), after.resamples.get(metric)),
                 )
+
+
+def _pair(
+    levels: Mapping[str, str],
+    seed: int,
+    difference: float,
+    half_widths: tuple[float | None, float | None],
+    resamples: tuple[np.ndarray | None, np.ndarray | None],
+) -> Pair:
+    """A difference from what is known of its two sides, before and after."""
+    before, after = resamples
+    if before is not None and after is not None:
+        resampled = after - before
+        return Pair(levels, seed, difference, _half_width(resampled), resampled)
+    known = [width for width in half_widths if width is not None]
+    return Pair(levels, seed, difference, math.hypot(*known) if len(known) == 2 else None)
 
 
 def _answer(question: Question, metric: str, expected: Better, pairs: Sequence[Pair]) -> Answer:
@@ -164,18 +189,18 @@ def _answer(question: Question, metric: str, expected: Better, pairs: Sequence[P
         difference=difference,
         low=low,
         high=high,
+        paired=all(pair.resamples is not None for pair in pairs if pair.half_width is not None),
         num_pairs=len(pairs),
         num_seeds=len({pair.seed for pair in pairs}),
         agreeing=sum(sign * pair.difference > 0 for pair in pairs),
         verdict=_verdict(sign, low, high, pairs),
-        pairs=[asdict(pair) for pair in pairs],
+        pairs=[{name: value for name, value in vars(pair).items() if name != "resamples"} for pair in pairs],
     )
 
 
 def mean_half_width(pairs: Sequence[Pair]) -> float | None:
     """Half-width of the 95 % interval of the mean difference (see the module); None where nothing gives one."""
-    widths = [pair.half_width for pair in pairs if pair.half_width is not None]
-    of_items = fmean(widths) if len(widths) == len(pairs) else None
+    of_items = _half_width_over_items(pairs)
     seeds = sorted({pair.seed for pair in pairs})
     if len(seeds) == 1:
         return of_items
@@ -185,6 +210,20 @@ def mean_half_width(pairs: Sequence[Pair]) -> float | None:
     return of_seeds if of_items is None else math.hypot(of_items, of_seeds)
 
 
+def _half_width_over_items(pairs: Sequence[Pair]) -> float | None:
+    """Of the interval of the mean difference over test items, which all pairs share."""
+    resamples = [pair.resamples for pair in pairs if pair.resamples is not None]
+    if len(resamples) == len(pairs):
+        return _half_width(np.mean(resamples, axis=0))
+    widths = [pair.half_width for pair in pairs if pair.half_width is not None]
+    return fmean(widths) if len(widths) == len(pairs) else None
+
+
+def _half_width(resamples: np.ndarray) -> float:
+    low, high = percentile_interval(resamples)
+    return (high - low) / 2
+
+
 def _verdict(sign: int, low: float | None, high: float | None, pairs: Sequence[Pair]) -> Verdict:
     sides = {pair.difference > 0 for pair in pairs if abs(pair.difference) > (pair.half_width or math.inf)}
     if len(sides) == 2:
@@ -192,7 +231,3 @@ def _verdict(sign: int, low: float | None, high: float | None, pairs: Sequence[P
     if low is None or high is None or low <= 0 <= high:
         return "inconclusive"
     return "reproduced" if sign * low > 0 else "opposite"
-
-
-def _quadrature(first: float | None, second: float | None) -> float | None:
-    return None if first is None or second is None else math.hypot(first, second)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from ..evaluation.suite import RESULTS_NAME, versions
+from ..evaluation.suite import RESULTS_NAME, read_resamples, versions
 from ..hub.markdown import render_markdown
 from ..training.output import RUN_NAME
 from .comparisons import Measured, answer
@@ -50,7 +50,10 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         cell.name: {"levels": dict(cell.levels), "seed": cell.seed, **_without_meta(results[cell.name])}
         for cell in cells
     }
-    measured = [Measured.of(entry) for entry in entries.values()]
+    measured = [
+        Measured.of(entry, read_resamples(evaluation_folder(folder, cell)))
+        for cell, entry in zip(cells, entries.values(), strict=True)
+    ]
     jobs = [job for job in jobs_of(cells, folder) if job.is_done()]
     return {
         "cells": entries,
@@ -95,6 +98,7 @@ def render(folder: Path) -> str:
         notes=notes,
         headline=headline_table(results),
         claims=[(claim, [found for found in results["answers"] if found["claim"] == claim]) for claim in claims],
+        paired=all(found.get("paired", False) for found in results["answers"]),
         one_seed=len({cell["seed"] for cell in results["cells"].values()}) == 1,
         plots=sorted(path.name for path in folder.glob("*.png")),
         recipe=yaml.safe_dump(results["meta"]["recipe"], sort_keys=False, allow_unicode=True, width=120),

@@ -32,9 +32,10 @@ def main(args: Sequence[str] | None = None) -> None:
     compared, resamples_of = suite.read_compared(arguments.compare) if arguments.compare else ({}, {})
     folder = Path(arguments.output_dir)
     earlier = suite.read_earlier_results(folder, arguments.model)
-    for results, resamples, figures in suite.run_suite(build_embedder(arguments), arguments, data):
+    for results, resamples, draw in suite.run_suite(build_embedder(arguments), arguments, data):
         # What is done stays if a later task fails.
-        path = suite.write_results(folder, results, resamples, earlier, figures)
+        path = suite.write_results(folder, results, resamples, earlier)
+        suite.write_figures(folder, draw())
     models = compared | {suite.model_name(arguments): results}
     resamples_of |= {suite.model_name(arguments): resamples}
     suite.write_figures(folder, suite.comparison_figures(models))

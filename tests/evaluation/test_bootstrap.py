@@ -57,6 +57,16 @@ def test_seeded_and_keyed():
     assert found == pytest.approx({"m": 1.0, "m_ci95_low": 0.05, "m_ci95_high": 1.95})
 
 
+def test_resamples_without_a_value_are_left_out_as_long_as_they_are_few():
+    resamples = np.linspace(0, 2, 1000)
+    resamples[::25] = np.nan
+    assert with_interval("m", 1.0, resamples)["m_ci95_low"] == pytest.approx(0.05, abs=0.01)
+    resamples[::10] = np.nan
+    with keep_resamples() as kept:
+        assert with_interval("m", 1.0, resamples) == {"m": 1.0}
+    assert not kept
+
+
 def test_resamples_of_two_models_are_paired():
     """Models that agree on the items are told apart by a difference that is far smaller than the interval of either."""
     rng = np.random.default_rng(4)

@@ -66,6 +66,10 @@ def test_content_decides_not_its_container(tmp_path):
     ]
     assert len({content_digest(form, "image") for form in forms}) == 1
     assert content_digest(picture(0, (2, 8)), "image") != content_digest(picture(0, (4, 4)), "image")
+    red, blue = (Image.new("P", (2, 2)) for _ in range(2))
+    red.putpalette([255, 0, 0])
+    blue.putpalette([0, 0, 255])
+    assert content_digest(red, "image") != content_digest(blue, "image")
     clip = np.arange(4, dtype=np.float32)
     assert content_digest(clip, "audio") == content_digest(clip.copy(), "audio")
     assert content_digest(clip, "audio") != content_digest(clip.astype(np.float64), "audio")
@@ -103,6 +107,8 @@ def test_the_text_tower_has_a_memory_of_its_own(tmp_path):
 
 
 def test_bad_input_is_named(tmp_path):
+    with pytest.raises(TypeError):  # a null at the start does not look like the end of the stream
+        CachedEmbedder(Counting()).encode_image([None])
     with pytest.raises(ValueError, match="needs the model's identity"):
         CachedEmbedder(Counting(), tmp_path)
     with pytest.raises(ValueError, match="no image to embed"):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
-from transformers import AutoModel, SiglipProcessor
+from transformers import AutoModel, CLIPImageProcessor, SiglipProcessor
 
-from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
+from xmodal_hf import ImageTextDualEncoder, ImageTextProcessor, SentenceEncoder
 from xmodal_hf.data.audio import load_waveform
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.soundfont import load_soundfont
@@ -161,6 +162,34 @@ def test_embed_pairs_keeps_owners_and_order(clip, pictures, sentences):
     assert results["num_texts"] == 13
 
 
+def test_rows_with_one_id_are_one_item(clip, pictures, sentences):
+    """A caption a row, as many published tables have it, is the same data as lists of captions."""
+    lists = [{"id": f"{i}", "text": sentences[2 * i : 2 * i + 2], "image": x} for i, x in enumerate(pictures)]
+    single = [{**row, "text": text} for turn in (0, 1) for row in lists for text in [row["text"][turn]]]
+    embedder = as_embedder(*clip)
+    expected, found = embed_pairs(embedder, lists), embed_pairs(embedder, single)
+    assert np.array_equal(found.modality_embeds, expected.modality_embeds)
+    assert found.text_to_item.tolist() == [*range(len(pictures))] * 2
+    results = [
+        evaluate_retrieval(pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item, num_resamples=0)
+        for pairs in (expected, found)
+    ]
+    assert results[0] == pytest.approx(results[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_take_their_input_so(make_image_text, make_audio_text, clap, tokenizer, dtype):
+    resnet = make_image_text(image="resnet", image_pooling="pooler").to(dtype)
+    processor = ImageTextProcessor(CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16), tokenizer)
+    noise = np.random.default_rng(0).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+    assert as_embedder(resnet, processor).encode_image([Image.fromarray(noise)]).dtype == np.float32
+    clip = np.random.default_rng(0).normal(size=8000)
+    model = copy.deepcopy(clap[0])
+    whole = as_embedder(model, clap[1]).encode_audio([clip])
+    half = as_embedder(model.to(dtype), clap[1]).encode_audio([clip])
+    assert not np.array_equal(half, whole) and (half * whole).sum() > 0.99
+
+
 def test_a_loaded_model_finds_its_own_processor(image_text_folder, sentence_encoder_folder, tokenizer, sentences):
     for folder, class_ in ((image_text_folder, ImageTextDualEncoder), (sentence_encoder_folder, SentenceEncoder)):
         model = class_.from_pretrained(folder)
@@ -232,6 +261,12 @@ def test_bad_input_is_named(clip, clap, bert, tokenizer):
     for nothing in ([], None):
         with pytest.raises(ValueError, match="row 0 has no caption"):
             embed_pairs(embedder, [{"text": nothing, "image": None}])
+    with pytest.raises(ValueError, match="row 0 has a null caption"):
+        embed_pairs(embedder, [{"text": ["rain", None], "image": None}])
+    with pytest.raises(ValueError, match="row 0 has no image"):
+        embed_pairs(embedder, [{"text": "rain", "image": None}])
+    with pytest.raises(ValueError, match="lacks a processor"):
+        embed_pairs(clip[0], [])
     with pytest.raises(ValueError, match="unknown modality 'video'"):
         Embedder().encode_items("video", [])
 

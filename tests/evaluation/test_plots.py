@@ -34,6 +34,12 @@ def test_joint_map_joins_pairs(pairs, method, tmp_path):
     assert is_png(figure, tmp_path / "map.png")
 
 
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_a_collapsed_model_has_a_map(method, tmp_path):
+    collapsed = np.ones((9, 4))
+    assert is_png(plots.joint_map(collapsed, collapsed, np.arange(9), method=method), tmp_path / "map.png")
+
+
 def test_joint_map_is_seeded_and_refuses_unknown_methods(pairs):
     offsets = [plots.joint_map(*pairs, max_items=5, seed=s).axes[0].collections[1].get_offsets() for s in (0, 0, 1)]
     assert np.array_equal(offsets[0], offsets[1]) and not np.allclose(offsets[0], offsets[2])

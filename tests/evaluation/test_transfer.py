@@ -187,7 +187,12 @@ def test_bad_input_is_named(tmp_path):
         evaluate_transfer(sentiment, {"mr": {"all": [{"text": "good", "label": 1}] * 20}}, num_jobs=1)
     with pytest.raises(ValueError, match="row 1 of the transfer split 'mr/all' has no label"):
         evaluate_transfer(sentiment, {"mr": {"all": [{"text": "good", "label": 1}, {"text": "bad", "label": None}]}})
+    with pytest.raises(ValueError, match="'mr' has the splits train, validation; known are all; train, test"):
+        evaluate_transfer(sentiment, {"mr": {"train": [], "validation": []}})
+    pairs = [{"sentence1": "good", "sentence2": "bad", "label": label} for label in ("yes", "no")] * 20
+    with pytest.raises(ValueError, match="labels of mrpc must be 0 and 1"):
+        evaluate_transfer(sentiment, {"mrpc": {"train": pairs, "test": pairs}})
     with pytest.raises(ValueError, match="NaN or infinite values"):
         evaluate_transfer(lambda texts: np.full((len(texts), 2), np.nan), {"mr": {"all": sentences(8, 0)}})
-    with pytest.raises(ValueError, match="n_splits=10"):
+    with pytest.raises(ValueError, match="the class 0 of the split 'all' has 4 rows, fewer than the 10 folds"):
         evaluate_transfer(sentiment, {"mr": {"all": sentences(8, 0)}}, num_jobs=1)

@@ -131,6 +131,14 @@ def test_one_class_is_an_error():
         metric.compute(predictions=[[0.5], [0.7]], references=[0, 0])
 
 
+@pytest.mark.parametrize("name", ["retrieval_map", "retrieval_recall", "zero_shot_accuracy"])
+def test_one_cut_off_or_several(name):
+    metric = evaluate.load(metric_path(name))
+    inputs = {"predictions": [[0.1, 0.9, 0.5], [0.8, 0.3, 0.7]], "references": [0, 2]}
+    one, several = metric.compute(**inputs, k=2), metric.compute(**inputs, k=[1, 2])
+    assert len(several) == len(one) + 1 and one.items() <= several.items()
+
+
 @pytest.mark.parametrize("name", ["retrieval_map", "retrieval_recall"])
 def test_k_beyond_the_gallery_takes_the_whole_of_it(name):
     metric, k = evaluate.load(metric_path(name)), 50 if name == "retrieval_map" else [50]

@@ -124,6 +124,8 @@ def test_comparison_of_two_models(main, image_text_folder, pictures, tmp_path, c
     main([*common, "--output_dir", str(tmp_path / "c"), "--num_resamples", "0", "--max_pairs", "5", *compare])
     assert "| retrieval: image_to_text_recall@1 | other data |" in capsys.readouterr().out
     assert not (tmp_path / "c" / "alignment_uniformity.png").exists()
+    main([*common, "--output_dir", str(tmp_path / "d"), "--num_resamples", "0", "--text_column", "kind", *compare])
+    assert "| retrieval: image_to_text_recall@1 | other data |" in capsys.readouterr().out
     assert results_of(tmp_path / "a")["representation"] == results_of(tmp_path / "b")["representation"]
 
 
@@ -172,6 +174,35 @@ def test_audio_peers_agree_on_folds(main, audio_text_folder, audio_text_processo
         folds = [results["accuracy/fold 1"], results["accuracy/fold 2"]]
         assert results["fold_mean_accuracy"] == pytest.approx(np.mean(folds)) == results["top1_accuracy"]
         assert results["num_classes"] == 3
+
+
+def test_folds_of_a_folder_with_a_table(main, audio_text_folder, sounds, tmp_path):
+    """As the study prepares ESC-10: no folder of the split, which the table knows."""
+    rows = [json.loads(line) for line in sounds.read_text().splitlines()]
+    rows = [{**row, "file_name": row["file"], "split": "test" if i else "train"} for i, row in enumerate(rows)]
+    write_rows(sounds.parent / "metadata.jsonl", rows)
+    main(["--model", str(audio_text_folder), "--tasks", "zero_shot", "--zero_shot_data", str(sounds.parent),
+          "--output_dir", str(tmp_path / "out"), "--num_resamples", "0",
+          "--label_column", "category", "--fold_column", "fold"])  # fmt: skip
+    results = results_of(tmp_path / "out")["zero_shot"]
+    assert results["num_items"] == 5 and {"accuracy/fold 1", "accuracy/fold 2"} <= set(results)
+
+
+def test_a_table_of_captions_needs_the_column_of_its_classes(main, pictures, tmp_path):
+    (pictures.parent / "test").mkdir()
+    for folder in (pictures.parent, pictures.parent / "test"):
+        write_rows(folder / "metadata.jsonl", [{"file_name": "0.png", "text": "a caption"}])
+        with pytest.raises(ValueError, match="needs --label_column"):
+            main(["--model", "nowhere", "--tasks", "zero_shot", "--zero_shot_data", str(pictures.parent)])
+        (folder / "metadata.jsonl").unlink()
+
+
+def test_classes_that_are_numbers_are_warned_of(main, image_text_folder, pictures, tmp_path, caplog):
+    rows = [json.loads(line) for line in pictures.read_text().splitlines()]
+    write_rows(pictures, [{**row, "label": i % 2} for i, row in enumerate(rows)])
+    main(["--model", str(image_text_folder), "--tasks", "zero_shot", "--zero_shot_data", str(pictures),
+          "--output_dir", str(tmp_path / "out"), "--num_resamples", "0", "--label_column", "label"])  # fmt: skip
+    assert "The class names are numbers (0, ...)" in caplog.text
 
 
 def sentence_transformer(bert_folder, folder):

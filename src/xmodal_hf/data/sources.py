@@ -91,6 +91,18 @@ def load_pairs(
     return pairs if max_samples is None else pairs.select(range(min(max_samples, len(pairs))))
 
 
+def load_rows(source: str | os.PathLike, *, modality: Literal["image", "audio"], split: str) -> Dataset:
+    """The rows of `load_pairs` in the columns of the source, of which it has other names than `load_pairs` gives.
+
+    Raises:
+        ValueError: a source without columns of its own: built in, or WebDataset tars.
+        FileNotFoundError: no such file.
+    """
+    if str(source) in BUILT_IN or find_tars(source, split):
+        raise ValueError(f"{source} has no columns of its own")
+    return _load(Path(source), source, modality, split)[0]
+
+
 def stream_pairs(
     source: str | os.PathLike,
     *,

@@ -114,10 +114,19 @@ def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -
     sts = next((name for name in names if name in ("sts", "sts_text_tower")), None)
     if sts is not None and data.sts_data is None and data.sts_protocol == "simcse":
         raise ValueError(f"the task {sts} needs --sts_data, or --sts_protocol mteb for mteb's copies on the Hub")
-    if "zero_shot" in names and data.label_column is None and not _has_class_folders(Path(str(data.zero_shot_data))):
+    if (
+        "zero_shot" in names
+        and data.label_column is None
+        and not _has_class_folders(Path(str(data.zero_shot_data)), data.zero_shot_split)
+    ):
         raise ValueError("the task zero_shot needs --label_column, unless its data is one folder a class")
 
 
-def _has_class_folders(path: Path) -> bool:
+def _has_class_folders(path: Path, split: str) -> bool:
     """Whether a source may be one folder a class, in a zip archive or not."""
-    return path.is_dir() or path.suffix.lower() == ".zip"
+    if not path.is_dir():
+        return path.suffix.lower() == ".zip"
+    from xmodal_hf.data.sources import METADATA_FILES  # with datasets, which --help does not wait for
+
+    tables = (folder / name for folder in (path, path / split) for name in METADATA_FILES)
+    return not any(table.is_file() for table in tables)  # whose texts may be captions

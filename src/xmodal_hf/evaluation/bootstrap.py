@@ -15,6 +15,8 @@ import numpy as np
 
 CONFIDENCE = 0.95
 DEFAULT_RESAMPLES = 1000
+# Some resamples of few items have no value, as the correlation with constant scores; with more of them no interval.
+_MAX_UNDEFINED = 0.05
 _RESAMPLES_AT_ONCE = 50  # bounds the weight matrix: 50 x 100k items in float64 is 40 MB
 _KEPT: ContextVar[dict[str, np.ndarray] | None] = ContextVar("kept", default=None)
 
@@ -75,14 +77,19 @@ def statistic_resamples(
 
 
 def percentile_interval(resamples: np.ndarray) -> tuple[float, float]:
-    """The central 95 % of the resampled statistics."""
+    """The central 95 % of the resampled statistics, of those that have a value."""
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(resamples, [tail, 100 - tail])
+    low, high = np.percentile(resamples[np.isfinite(resamples)], [tail, 100 - tail])
     return float(low), float(high)
 
 
 def with_interval(name: str, value: float, resamples: np.ndarray) -> dict[str, float]:
-    """A headline metric and the interval of its resamples, under the keys that results.json uses."""
+    """A headline metric and the interval of its resamples, under the keys that results.json uses.
+
+    There is no interval where more than 5 % of the resamples have no value.
+    """
+    if np.isfinite(resamples).mean() < 1 - _MAX_UNDEFINED:
+        return {name: value}
     kept = _KEPT.get()
     if kept is not None:
         kept[name] = resamples

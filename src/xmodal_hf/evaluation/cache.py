@@ -17,10 +17,12 @@ import numpy as np
 from PIL import Image
 
 from xmodal_hf.data.files import read_media
+from xmodal_hf.data.images import decode_image
 from xmodal_hf.data.soundfont import ADDRESS_SCHEME
 
 from .embed import Counted, Embedder, Modality
 
+_NOTHING = object()
 _DIGEST_BYTES = 16  # 128 bits: no accidental equality among any number of items that fits a disk
 
 
@@ -100,8 +102,8 @@ class CachedEmbedder(Embedder):
         memory: dict[bytes, np.ndarray],
     ) -> None:
         """Add the embeddings of `new_items` to `memory`, under the digests that their iteration adds to `unseen`."""
-        first = next(new_items, None)
-        if first is None:
+        first: Any = next(new_items, _NOTHING)
+        if first is _NOTHING:
             return
         if modality == "text":
             embeds = self._embedder.encode_text([first, *new_items], normalize=False)
@@ -138,7 +140,8 @@ def content_digest(item: Any, modality: str) -> bytes:
     if modality == "text":
         parts = [item.encode()]
     elif isinstance(item, Image.Image):
-        parts = [f"{item.mode} {item.size}".encode(), item.tobytes()]
+        upright = decode_image(item)  # what is embedded: palette and orientation count
+        parts = [str(upright.size).encode(), upright.tobytes()]
     elif isinstance(item, dict):
         parts = [_cell_content(item)]
     elif isinstance(item, bytes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,11 @@ def as_indices(values: Any, name: str, upper: int) -> np.ndarray:
         position = int(outside[0])
         raise ValueError(f"{name}[{position}] is {indices[position]}, outside 0..{upper - 1}")
     return indices.astype(np.int64)
+
+
+def cut_offs(k: int | Sequence[int]) -> list[int]:
+    """One cut-off or several, as a list."""
+    return [k] if isinstance(k, int) else list(k)
 
 
 def require_rows(batch: Mapping[str, Any]) -> None:

@@ -207,7 +207,8 @@ class DualEncoderEmbedder(Embedder):
 
         def forward(batch: list[Any]) -> torch.Tensor:
             pixels = image_processor(images=[_picture(image) for image in batch], return_tensors="pt")
-            return self.model.get_image_features(**pixels.to(self.model.device)).pooler_output  # (B, D)
+            pixels = pixels.to(self.model.device, self.model.dtype)
+            return self.model.get_image_features(**pixels).pooler_output  # (B, D)
 
         return _encode_items(images, self.model, forward, "image", self.options)
 
@@ -219,7 +220,8 @@ class DualEncoderEmbedder(Embedder):
             groups = group_by_length(extractor, clips)
             embeds = []
             for group in groups:
-                features = _audio_features(extractor, [clips[number] for number in group]).to(self.model.device)
+                features = _audio_features(extractor, [clips[number] for number in group])
+                features = features.to(self.model.device, self.model.dtype)
                 embeds.append(self.model.get_audio_features(**features).pooler_output)
             order = torch.tensor([number for group in groups for number in group])
             return torch.cat(embeds)[order.argsort()]  # (B, D)
@@ -320,20 +322,36 @@ class PairEmbeddings:
 def embed_pairs(embedder: Embedder, dataset: Iterable[Mapping[str, Any]], modality: str = "image") -> PairEmbeddings:
     """Embed rows of canonical columns, `text` (a string or a list of them) and `image` or `audio`, in one pass.
 
+    Rows with the same `id`, where there is such a column, are one item with the captions of all of them: what the first
+    of these rows holds is embedded.
+
+    Args:
+        embedder: an `Embedder`.
+        dataset: the rows.
+        modality: "image" or "audio".
+
     Raises:
-        ValueError: no rows, or a row without a caption.
+        ValueError: no rows, or a row without a caption or without its item.
     """
+    embedder = as_embedder(embedder)
     captions: list[str] = []
     owners: list[int] = []
+    numbers: dict[Any, int] = {}  # id, or number of a row without one, to the number of the item
 
     def items() -> Iterator[Any]:
         for index, row in enumerate(dataset):
             texts = [row["text"]] if isinstance(row["text"], str) else list(row["text"] or [])
-            if not texts:
-                raise ValueError(f"row {index} has no caption: leave it out or give it one")
+            if not texts or None in texts:
+                raise ValueError(f"row {index} has {'a null' if texts else 'no'} caption: leave it out or give it one")
+            if row[modality] is None:
+                raise ValueError(f"row {index} has no {modality}: leave it out")
+            key = index if row.get("id") is None else ("id", row["id"])
+            is_new = key not in numbers
+            number = numbers.setdefault(key, len(numbers))
             captions.extend(texts)
-            owners.extend([index] * len(texts))
-            yield row[modality]
+            owners.extend([number] * len(texts))
+            if is_new:
+                yield row[modality]
 
     modality_embeds = embedder.encode_items(modality, Counted(items(), length_hint(dataset)))
     return PairEmbeddings(modality, modality_embeds, embedder.encode_text(captions), np.array(owners))
@@ -426,7 +444,7 @@ def _encode_items(
 
     def run() -> None:
         with _autocast(model, options.dtype):
-            embeds.append(_float32(forward(batch), normalize=True))
+            embeds.append(forward(batch).float().cpu().numpy())
         bar.update(len(batch))
         batch.clear()
 
@@ -439,7 +457,7 @@ def _encode_items(
             run()
     if not embeds:
         raise ValueError(f"there are no {unit}s to embed")
-    return np.concatenate(embeds)
+    return _float32(np.concatenate(embeds), normalize=True)
 
 
 def _bar(total: int | None, unit: str, options: EmbedOptions) -> tqdm:

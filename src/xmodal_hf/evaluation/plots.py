@@ -240,8 +240,10 @@ def _project(rows: np.ndarray, method: str, seed: int) -> np.ndarray:
         return PCA(n_components=2, svd_solver="full").fit_transform(rows)
     if method == "tsne":
         perplexity = min(30.0, (len(rows) - 1) / 3)  # scikit-learn's default of 30 needs more rows than that
+        # Of equal rows, a collapsed model's, the principal components have no spread to start from.
+        init = "pca" if rows.std(axis=0).max() > 0 else "random"
         with threadpool_limits(1):  # some hundred points: threads would cost more than they do
-            return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(rows)
+            return TSNE(metric="cosine", init=init, perplexity=perplexity, random_state=seed).fit_transform(rows)
     raise ValueError(f"unknown method {method!r}: one of {', '.join(_METHODS)}")
 
 

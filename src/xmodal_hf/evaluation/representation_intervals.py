@@ -30,7 +30,7 @@ def with_intervals(
         if num_resamples:
             draws = group_draws(num_items, num_resamples, seed)
             resamples = np.concatenate([measure(torch.from_numpy(drawn).to(device)).cpu().numpy() for drawn in draws])
-            bias = resamples.mean() - value  # the distance of two means is longer in a resample; of means it is 0
+            bias = np.nanmean(resamples) - value  # the distance of two means is longer in a resample; of means it is 0
             results |= with_interval(name, value, resamples - bias)
     return results
 

@@ -117,7 +117,10 @@ def evaluate_sts(
     resamples = []
     for name, (first, second, scores) in tqdm(pairs.items(), desc="STS", unit="set", delay=_SECONDS_BEFORE_BAR):
         cosines = np.array([vectors[a] @ vectors[b] for a, b in zip(first, second, strict=True)])
-        value = 100 * spearman(cosines, scores)
+        try:
+            value = 100 * spearman(cosines, scores)
+        except ValueError as error:
+            raise ValueError(f"the STS set {name!r}: {error}") from error
         if not num_resamples:
             results[name] = value
             continue
@@ -140,7 +143,11 @@ def _columns(name: str, rows: Rows) -> tuple[list[str], list[str], np.ndarray]:
     if not triples:
         raise ValueError(f"the STS set {name!r} is empty")
     first, second, scores = zip(*triples, strict=True)
-    return list(first), list(second), np.array(scores, dtype=np.float64)
+    try:
+        numbers = np.array(scores, dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(f"the STS set {name!r} has a score that is no number: {error}") from error
+    return list(first), list(second), numbers
 
 
 def _embed_once(embedder: Embedder, texts: list[str]) -> dict[str, np.ndarray]:
@@ -154,7 +161,8 @@ def _resampled_spearman(cosines: np.ndarray, scores: np.ndarray, num_resamples: 
 
     def correlation(index: np.ndarray) -> float:
         ranks = [stats.rankdata(values[index]) for values in (cosines, scores)]
-        return 100 * float(np.corrcoef(ranks)[0, 1])
+        with np.errstate(invalid="ignore"):  # no correlation with constant scores
+            return 100 * float(np.corrcoef(ranks)[0, 1])
 
     return statistic_resamples(correlation, len(scores), num_resamples=num_resamples, seed=seed)
 

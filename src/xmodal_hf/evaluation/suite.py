@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ from datasets import ClassLabel, Dataset, Image
 from matplotlib.figure import Figure
 
 import xmodal_hf
-from xmodal_hf.data.sources import load_pairs
-from xmodal_hf.data.tables import load_table
+from xmodal_hf.data.sources import load_pairs, load_rows
 
 from . import plots
 from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
@@ -33,13 +33,18 @@ from .transfer import NUM_FOLDS, evaluate_transfer, load_transfer
 from .transfer import SEED as TRANSFER_SEED
 from .zero_shot import confusion_counts, zero_shot_metrics, zero_shot_scores
 
+logger = logging.getLogger(__name__)
+
 RESULTS_NAME = "results.json"
 RESAMPLES_NAME = "resamples.npz"
 _PACKAGES = ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn")
 # Options that change a number, recorded with each task.
 _RECORDED = ("seed", "num_resamples", "pooling", "max_length", "long_clips", "dtype")
 # What must be the same in two results of a task before they are compared.
-_IDENTIFYING = ("dataset", "sha256", "revision", "revisions", "split", "num_items", "protocol")
+_IDENTIFYING = (
+    *("dataset", "sha256", "revision", "revisions", "split", "text_column", "label_column", "fold_column"),
+    *("num_items", "protocol"),
+)
 # The same for two bootstraps, before their resamples are paired.
 _DRAWS = ("seed", "num_resamples")
 # What a comparison shows of each task.
@@ -70,12 +75,12 @@ class Outcome:
     Attributes:
         numbers: metric to value.
         meta: dataset, revision or checksum, protocol.
-        figures: file name to figure.
+        draw: file name to figure; called when the numbers are safe.
     """
 
     numbers: dict[str, float]
     meta: dict[str, Any]
-    figures: dict[str, Figure] = field(default_factory=dict)
+    draw: Callable[[], dict[str, Figure]] = dict
 
 
 # A task whose data has been opened and that only needs to be run.
@@ -84,12 +89,12 @@ Run = Callable[[], Outcome]
 
 def run_suite(
     embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments
-) -> Iterator[tuple[Results, Resamples, dict[str, Figure]]]:
+) -> Iterator[tuple[Results, Resamples, Callable[[], dict[str, Figure]]]]:
     """Run the tasks in turn, after the data of all of them has been opened: what is missing is told before any work.
 
     Yields:
         After each task the results so far, {task: {metric: number}, "meta": {...}}, with the resamples of those that
-        have intervals, and the task's figures by file name.
+        have intervals, and what draws the task's figures by file name.
     """
     loaders = {
         "sts": _load_sts,
@@ -118,7 +123,7 @@ def run_suite(
             "name": model_name(arguments),
             "tasks": dict(task_meta),
         }
-        yield results | {"meta": meta}, resamples, outcome.figures
+        yield results | {"meta": meta}, resamples, outcome.draw
 
 
 def model_name(arguments: EvaluationArguments) -> str:
@@ -156,21 +161,21 @@ def read_resamples(folder: Path) -> Resamples:
         return dict(arrays)
 
 
-def write_results(
-    folder: Path, results: Results, resamples: Resamples, earlier: Results, figures: Mapping[str, Figure]
-) -> Path:
-    """Write figures, resamples.npz and results.json: these, and the earlier ones of tasks that were not run again."""
+def write_results(folder: Path, results: Results, resamples: Resamples, earlier: Results) -> Path:
+    """Write resamples.npz and results.json: these, and the earlier ones of tasks that were not run again."""
+    folder.mkdir(parents=True, exist_ok=True)
     merged = earlier | results
     if earlier:
         merged["meta"] = results["meta"] | {"tasks": earlier["meta"]["tasks"] | results["meta"]["tasks"]}
-    write_figures(folder, figures)
     kept = {name: values for name, values in read_resamples(folder).items() if _task(name) not in results}
-    temporary = folder / f"unfinished_{RESAMPLES_NAME}"  # a killed run leaves no half of it under its name
-    np.savez_compressed(temporary, **kept, **resamples)  # type: ignore[arg-type]
-    temporary.replace(folder / RESAMPLES_NAME)
-    path = folder / RESULTS_NAME
-    path.write_text(json.dumps(merged, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    # A killed run leaves no half of a file under its name.
+    unfinished = {name: folder / f"unfinished_{name}" for name in (RESAMPLES_NAME, RESULTS_NAME)}
+    np.savez_compressed(unfinished[RESAMPLES_NAME], **kept, **resamples)  # type: ignore[arg-type]
+    text = json.dumps(merged, indent=2, ensure_ascii=False) + "\n"
+    unfinished[RESULTS_NAME].write_text(text, encoding="utf-8")
+    for name, path in unfinished.items():
+        path.replace(folder / name)
+    return folder / RESULTS_NAME
 
 
 def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
@@ -335,14 +340,17 @@ def _load_representation(embedder: Embedder, arguments: EvaluationArguments, dat
         bootstrap = {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
         numbers = evaluate_representation(*embeds, modality=modality, logit_scale=embedder.logit_scale, **bootstrap)
         shown: dict[str, Any] = {"modality": modality, "seed": arguments.seed}
-        figures = {
-            "map.png": plots.joint_map(*embeds, **shown),
-            "map_tsne.png": plots.joint_map(*embeds, method="tsne", **shown),
-            "cosines.png": plots.cosine_histogram(*embeds, **shown),
-            "spectrum.png": plots.spectrum({modality: pairs.modality_embeds, "text": pairs.text_embeds}),
-        }
         protocol = {"protocol": "alignment alpha 2, uniformity t 2, seeded subset of items"}
-        return Outcome(numbers, meta | protocol, figures)
+        return Outcome(
+            numbers,
+            meta | protocol,
+            lambda: {
+                "map.png": plots.joint_map(*embeds, **shown),
+                "map_tsne.png": plots.joint_map(*embeds, method="tsne", **shown),
+                "cosines.png": plots.cosine_histogram(*embeds, **shown),
+                "spectrum.png": plots.spectrum({modality: pairs.modality_embeds, "text": pairs.text_embeds}),
+            },
+        )
 
     return run
 
@@ -352,9 +360,14 @@ def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: Ev
     source, split = str(data.zero_shot_data), data.zero_shot_split
     table = load_pairs(source, modality=modality, split=split, text_column=data.label_column)
     labels, class_names = class_labels(table)
-    folds = None if data.fold_column is None else fold_labels(source, split, data.fold_column)
+    folds = None if data.fold_column is None else fold_labels(source, modality, split, data.fold_column)
     prompts = data.prompts or DEFAULT_PROMPTS[modality]
-    meta = describe_source(source, table) | {"split": split, "protocol": f"prompt set {prompts}"}
+    meta = describe_source(source, table) | {
+        "split": split,
+        "label_column": data.label_column,
+        "fold_column": data.fold_column,
+        "protocol": f"prompt set {prompts}",
+    }
 
     def run() -> Outcome:
         scores = zero_shot_scores(embedder, _items(table, modality), class_names, modality=modality, templates=prompts)
@@ -362,8 +375,8 @@ def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: Ev
             scores, labels, class_names, folds=folds, num_resamples=arguments.num_resamples, seed=arguments.seed
         )
         shown_names = [clean_class_name(name) for name in class_names]
-        figure = plots.confusion_matrix(confusion_counts(scores, labels), shown_names)
-        return Outcome(numbers, meta, {"confusion.png": figure})
+        counts = confusion_counts(scores, labels)
+        return Outcome(numbers, meta, lambda: {"confusion.png": plots.confusion_matrix(counts, shown_names)})
 
     return run
 
@@ -377,16 +390,18 @@ def class_labels(table: Dataset) -> tuple[list[int], list[str]]:
         return names, feature.names
     names = [str(name) for name in names]
     classes = sorted(set(names))
+    if all(name.isdigit() for name in classes):
+        logger.warning("The class names are numbers (%s, ...), which say nothing to a text encoder.", classes[0])
     return [classes.index(name) for name in names], classes
 
 
-def fold_labels(source: str, split: str, column: str) -> list[Any]:
-    """The fold of each item.
+def fold_labels(source: str, modality: Modality, split: str, column: str) -> list[Any]:
+    """The fold of each item that `load_pairs` gives.
 
     Raises:
         ValueError: no such column, or an item without a fold.
     """
-    table = load_table(source, split=split)
+    table = load_rows(source, modality=modality, split=split)
     if column not in table.column_names:
         raise ValueError(f"--fold_column {column}: the columns are {', '.join(table.column_names)}")
     folds = table[column][:]
@@ -405,21 +420,15 @@ def _load_pairs(embedder: Embedder, data: EvaluationDataArguments) -> tuple[Data
         text_column=data.text_column,
         max_samples=data.max_pairs,
     )
-    return (
-        table,
-        modality,
-        describe_source(str(data.pairs), table)
-        | {
-            "split": data.pairs_split,
-            "num_items": len(table),
-        },
-    )
+    num_items = len(set(table["id"]))
+    described = {"split": data.pairs_split, "text_column": data.text_column, "num_items": num_items}
+    return table, modality, describe_source(str(data.pairs), table) | described
 
 
 def _embedded_pairs(embedder: Embedder, table: Dataset, modality: Modality) -> PairEmbeddings:
     """For a second task the embeddings come from the embedder's memory."""
-    items = zip(_items(table, modality), table["text"], strict=True)
-    rows = Counted(({modality: item, "text": text} for item, text in items), len(table))
+    columns = zip(table["id"], _items(table, modality), table["text"], strict=True)
+    rows = Counted(({"id": row_id, modality: item, "text": text} for row_id, item, text in columns), len(table))
     return embed_pairs(embedder, rows, modality)
 
 
@@ -427,7 +436,14 @@ def _items(table: Dataset, modality: str) -> Iterable[Any]:
     """The pictures or clips as cells, which are read one at a time and decoded as in training."""
     if modality == "image":
         table = table.cast_column("image", Image(decode=False))
-    return Counted(table[modality], len(table))
+    return Counted(_present(table[modality], modality), len(table))
+
+
+def _present(cells: Iterable[Any], modality: str) -> Iterator[Any]:
+    for index, cell in enumerate(cells):
+        if cell is None:
+            raise ValueError(f"row {index} has no {modality}: leave it out of the data")
+        yield cell
 
 
 def _modality(embedder: Embedder, data: EvaluationDataArguments) -> Modality:

@@ -55,6 +55,7 @@ TRANSFER_TASKS: dict[str, dict[str, tuple[str, ...]]] = {
     "trec": {"train": ("trec-train",), "test": ("trec-test",)},
     "mrpc": {"train": ("mrpc-train", "mrpc-val"), "test": ("mrpc-test",)},
 }
+_SPLITS = (("all",), ("train", "test"), ("train", "dev", "test"))
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -127,16 +128,23 @@ def evaluate_transfer(
         `<task>`, `mrpc_f1` and `average`, each with `_ci95_low` and `_ci95_high`.
 
     Raises:
-        ValueError: an empty split, a missing label, one class, fewer rows of a class than folds, non-finite embeddings.
+        ValueError: unknown splits, an empty one, a missing label, one class, fewer rows of a class than folds,
+            non-finite embeddings.
     """
     embedder = as_embedder(embedder)
     tasks = data if isinstance(data, Mapping) else load_transfer(data)
+    for task, splits in tasks.items():
+        if set(splits) not in map(set, _SPLITS):
+            known = "; ".join(", ".join(names) for names in _SPLITS)
+            raise ValueError(f"the transfer task {task!r} has the splits {', '.join(splits)}; known are {known}")
     results: dict[str, float] = {}
     resamples = []
     bar = tqdm(tasks.items(), desc="transfer", unit="task", delay=2.0)
     for task, splits in bar:
         bar.set_postfix_str(task)
         features = {split: _features(embedder, f"{task}/{split}", rows) for split, rows in splits.items()}
+        if task == "mrpc" and not {label for _, labels in features.values() for label in labels} <= {0, 1}:
+            raise ValueError("the labels of mrpc must be 0 and 1, for its F1")
         probed = probe(features, num_folds=num_folds, num_jobs=num_jobs, seed=seed)
         counts = {task: (probed.correct.astype(float), np.ones(len(probed.correct)))}
         if task == "mrpc":
@@ -168,7 +176,8 @@ def probe(
         num_folds, num_jobs, seed: as `evaluate_transfer`.
     """
     for split, (_, labels) in features.items():
-        _check_labels(split, labels)
+        has_folds = split == "all" or (split == "train" and "dev" not in features)
+        _check_labels(split, labels, num_folds if has_folds else 1)
     features = _centred(features)
     if "all" in features:
         return nested_cross_validation(*features["all"], num_folds=num_folds, num_jobs=num_jobs, seed=seed)
@@ -240,9 +249,15 @@ def _f1_counts(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     return 2.0 * (predictions * labels), (predictions + labels).astype(float)
 
 
-def _check_labels(split: str, labels: np.ndarray) -> None:
-    if len(np.unique(labels)) < 2:
+def _check_labels(split: str, labels: np.ndarray, num_folds: int) -> None:
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(classes) < 2:
         raise ValueError(f"all labels of the split {split!r} are {labels[0]!r}: a probe needs at least two classes")
+    if counts.min() < num_folds:
+        raise ValueError(
+            f"the class {classes[counts.argmin()].item()!r} of the split {split!r} has {counts.min()} rows, fewer than "
+            f"the {num_folds} folds: take fewer folds"
+        )
 
 
 def _tested_fold(

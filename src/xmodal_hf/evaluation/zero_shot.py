@@ -15,7 +15,7 @@ import numpy as np
 
 from .bootstrap import DEFAULT_RESAMPLES, mean_resamples, with_interval
 from .checks import as_embeds, as_indices
-from .embed import Embedder
+from .embed import Embedder, as_embedder
 from .prompts import DEFAULT_PROMPTS, clean_class_name, resolve_templates
 from .retrieval import recall_at_k, score_ranks
 
@@ -55,6 +55,7 @@ def zero_shot_scores(
     templates: str | Sequence[str] | None = None,
 ) -> np.ndarray:
     """(n, C) cosines of items and classes; arguments as `evaluate_zero_shot`."""
+    embedder = as_embedder(embedder)
     classes = class_embeddings(embedder, class_names, templates or DEFAULT_PROMPTS[modality])
     return embedder.encode_items(modality, items) @ classes.T
 

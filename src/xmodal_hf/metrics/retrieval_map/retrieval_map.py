@@ -1,11 +1,12 @@
 """Mean average precision at k of retrieval, as an `evaluate` module."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 import evaluate
 
-from xmodal_hf.evaluation.checks import require_rows
+from xmodal_hf.evaluation.checks import cut_offs, require_rows
 from xmodal_hf.evaluation.retrieval import (
     GoldRanks,
     both_directions,
@@ -51,8 +52,8 @@ _CITATION = """
 """
 
 
-def _precision(ranks: GoldRanks, k: int) -> dict[str, float]:
-    return {f"map@{k}": mean_average_precision(ranks, k)}
+def _precision(ranks: GoldRanks, ks: int | Sequence[int]) -> dict[str, float]:
+    return {f"map@{k}": mean_average_precision(ranks, k) for k in cut_offs(ks)}
 
 
 def _features(config_name: str) -> list[datasets.Features]:
@@ -88,7 +89,7 @@ class RetrievalMap(evaluate.Metric):
         require_rows(batch)  # evaluate itself would fail on an empty list with an IndexError
         return super()._infer_feature_from_batch(batch)
 
-    def _compute(self, k: int = 10, modality: str = "image", **inputs: Any) -> dict[str, float]:
+    def _compute(self, k: int | Sequence[int] = 10, modality: str = "image", **inputs: Any) -> dict[str, float]:
         if self.config_name != "embeddings":
             return _precision(score_ranks(inputs["predictions"], inputs["references"]), k)
         items, text_to_item = distinct_items(inputs["modality_embeds"], inputs["item_ids"])

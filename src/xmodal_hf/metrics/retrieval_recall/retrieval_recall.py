@@ -6,7 +6,7 @@ from typing import Any
 import datasets
 import evaluate
 
-from xmodal_hf.evaluation.checks import require_rows
+from xmodal_hf.evaluation.checks import cut_offs, require_rows
 from xmodal_hf.evaluation.retrieval import (
     GoldRanks,
     both_directions,
@@ -53,8 +53,8 @@ _CITATION = """
 """
 
 
-def _recalls(ranks: GoldRanks, ks: Sequence[int]) -> dict[str, float]:
-    return {f"recall@{k}": recall_at_k(ranks, k) for k in ks} | {"median_rank": median_rank(ranks)}
+def _recalls(ranks: GoldRanks, ks: int | Sequence[int]) -> dict[str, float]:
+    return {f"recall@{k}": recall_at_k(ranks, k) for k in cut_offs(ks)} | {"median_rank": median_rank(ranks)}
 
 
 def _features(config_name: str) -> list[datasets.Features]:
@@ -90,7 +90,7 @@ class RetrievalRecall(evaluate.Metric):
         require_rows(batch)  # evaluate itself would fail on an empty list with an IndexError
         return super()._infer_feature_from_batch(batch)
 
-    def _compute(self, k: Sequence[int] = (1, 5, 10), modality: str = "image", **inputs: Any) -> dict[str, float]:
+    def _compute(self, k: int | Sequence[int] = (1, 5, 10), modality: str = "image", **inputs: Any) -> dict[str, float]:
         if self.config_name != "embeddings":
             return _recalls(score_ranks(inputs["predictions"], inputs["references"]), k)
         items, text_to_item = distinct_items(inputs["modality_embeds"], inputs["item_ids"])

@@ -6,6 +6,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from xmodal_hf.evaluation.checks import cut_offs
 from xmodal_hf.evaluation.zero_shot import per_class_accuracy, top_k_accuracy
 
 _DESCRIPTION = """
@@ -17,7 +18,7 @@ _KWARGS_DESCRIPTION = """
 Args, one row an item:
     predictions: the scores of all classes; higher is better.
     references: the index of the true class.
-    k: the cut-offs (default 1 and 5).
+    k: the cut-off, or several (default 1 and 5).
 
 Returns:
     "top1_accuracy" and so on in [0, 1], and "mean_per_class_accuracy" over the classes that occur.
@@ -54,7 +55,9 @@ class ZeroShotAccuracy(evaluate.Metric):
         info.format = "numpy"  # set here because MetricInfo refuses a format where rows are vectors
         return info
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray, k: Sequence[int] = (1, 5)) -> dict[str, float]:
-        results = {f"top{cutoff}_accuracy": top_k_accuracy(predictions, references, cutoff) for cutoff in k}
+    def _compute(
+        self, predictions: np.ndarray, references: np.ndarray, k: int | Sequence[int] = (1, 5)
+    ) -> dict[str, float]:
+        results = {f"top{cutoff}_accuracy": top_k_accuracy(predictions, references, cutoff) for cutoff in cut_offs(k)}
         per_class = per_class_accuracy(predictions, references)
         return results | {"mean_per_class_accuracy": sum(per_class.values()) / len(per_class)}

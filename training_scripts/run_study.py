@@ -42,6 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
     folder: Path = options.output_dir or Path("outputs") / options.recipe.stem
 
     # After parsing: --help and a wrong option answer without torch.
+    from xmodal_hf.evaluation.suite import RESULTS_NAME
     from xmodal_hf.study.jobs import jobs_of, run_jobs
     from xmodal_hf.study.preparation import prepare
     from xmodal_hf.study.recipe import Study
@@ -65,9 +66,15 @@ def main(args: Sequence[str] | None = None) -> None:
             parser.error(f"{folder} holds no finished job to report on: run the study first")
     elif not all(done) or not (folder / RUN_NAME).is_file():
         record_run(folder, failed)  # an interrupted study can be reported on too
-        prepare(study.prepare, folder)
+        try:
+            prepare(study.prepare, folder)
+        except ValueError as error:
+            parser.error(str(error))
         failed = run_jobs(jobs, SCRIPTS, options.accelerate_config, options.jobs)
         record_run(folder, failed)
+    if not any((job.folder / RESULTS_NAME).is_file() for job in jobs if not job.trains):
+        reasons = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
+        sys.exit(f"run_study.py: no model has been evaluated, there is nothing to report on{reasons}")
     report(study, folder, options.card_dir)
     if options.example is not None:
         copy_example(study, folder, *options.example)

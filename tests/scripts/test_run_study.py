@@ -93,3 +93,10 @@ def test_unknown_options_end_before_any_work(recipe, run_script, tmp_path):
     assert "unknown key 'pair': did you mean 'pairs'" in done.stderr
     done = run_script("run_study.py", "--recipe", path, "--output_dir", tmp_path / "new", "--report_only", returncode=2)
     assert "holds no finished job to report on" in done.stderr
+
+
+def test_a_study_of_failures_says_so(recipe, run_script, tmp_path):
+    path, _ = recipe
+    folder = tmp_path / "out"
+    done = run_script("run_study.py", "--recipe", path, "--set", "pairs=nowhere", "--output_dir", folder, returncode=1)
+    assert "no model has been evaluated" in done.stderr and f"{folder}/models/none_seed0: exit status" in done.stderr

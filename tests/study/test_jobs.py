@@ -98,6 +98,31 @@ def test_only_missing_tasks_are_evaluated(tmp_path, scripts):
     assert jobs[2].is_done() and (jobs[2].folder / "calls").read_text().splitlines() == ["sts", "retrieval"]
 
 
+def test_the_tasks_of_an_evaluation_that_names_none_are_those_of_the_script(tmp_path, scripts):
+    for evaluation in ({}, {"tasks": "sts,"}):
+        plain = Cell(**{**vars(cell("clip")), "evaluation": evaluation})
+        job = jobs_of([plain], tmp_path / "study")[2]
+        assert job.open_tasks() == ["sts"]
+
+
+def test_what_a_killed_study_left_finished_is_done(tmp_path, scripts):
+    jobs = jobs_of([cell("clip")], tmp_path / "study")
+    run_jobs(jobs, scripts)
+    (jobs[1].folder / "times.log").unlink()
+    assert all(job.is_done() for job in jobs) and seconds_of(jobs[1]) == 0
+    (jobs[2].folder / "results.json").write_text('{"sts": {"average"')
+    with pytest.raises(ValueError, match=r"evaluations.clip.results\.json is damaged .*remove it"):
+        jobs[2].is_done()
+
+
+def test_a_job_that_cannot_be_started_is_a_failed_one(tmp_path, scripts):
+    jobs = jobs_of([cell("clip"), cell("cyclip")], tmp_path / "study")
+    (jobs[1].folder / "job.yaml").mkdir(parents=True)
+    failed = run_jobs(jobs, scripts)
+    assert list(failed) == [str(jobs[1].folder), str(jobs[2].folder)] and jobs[4].is_done()
+    assert "IsADirectoryError" in failed[str(jobs[1].folder)]
+
+
 def test_a_failure_stops_only_what_needs_it(tmp_path, scripts, capsys):
     jobs = jobs_of([cell("siglip"), cell("clip")], tmp_path / "study")
     failed = run_jobs(jobs, scripts)

@@ -53,6 +53,8 @@ def test_done_once(tmp_path, clips):
     table.write_text("kept", encoding="utf-8")
     prepare({"esc": options}, tmp_path / "study")
     assert table.read_text(encoding="utf-8") == "kept"
+    with pytest.raises(ValueError, match="has been made with other options than the recipe has now"):
+        prepare({"esc": options | {"test_folds": [1]}}, tmp_path / "study")
 
 
 def test_one_tokenizer_of_all_texts(tmp_path):

@@ -100,11 +100,46 @@ def test_options_of_another_recipe(tmp_path):
         ({"questions": [RECIPE["questions"][0] | {"compare": {"language": ["non", "unsup first"]}}]}, "mean 'none'"),
         ({"questions": [RECIPE["questions"][0] | {"where": {"objectiv": "CLIP"}}]}, "mean 'objective'"),
         ({"questions": [RECIPE["questions"][0] | {"metrics": {"sts.average": "up"}}]}, "unknown key 'up'"),
+        ({"questions": [{"claim": "x", "compare": {"language": ["none", "unsup first"]}}]}, "has no metrics"),
+        ({"questions": [RECIPE["questions"][0] | {"compare": ["none"]}]}, r"compare is \{axis: \[level, level\]\}"),
+        ({"questions": [RECIPE["questions"][0] | {"interaction": {"language": ["none"]}}]}, "interaction is"),
+        ({"columns": None}, "has no columns"),
+        (
+            {"axes": {"cyclic": {False: {}, True: {}}}, "questions": []},
+            "put yes, no, on, off, true and false in quotes",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, changes)
+
+
+def test_an_empty_recipe(tmp_path):
+    (tmp_path / "study.yaml").write_text("", encoding="utf-8")
+    with pytest.raises(ValueError, match="must be a mapping with title, axes, columns"):
+        Study.read(tmp_path / "study.yaml", tmp_path)
+
+
+def test_levels_and_variables_may_be_numbers(tmp_path):
+    changes = {
+        "variables": {"data": 7},
+        "axes": {"size": {100: {}, 200: {}}, "kind": {"a": {}, "b": {}}},
+        "questions": [
+            {
+                "claim": "More is better",
+                "compare": {"size": [100, [200]]},
+                "metrics": {"sts.average": "higher"},
+                "where": {"size": 200},
+                "interaction": {"size": [100, 200]},
+            }
+        ],
+    }
+    study = read(tmp_path, changes)
+    (question,) = study.questions
+    assert (question.before, question.after, question.where) == ("100", "200", {"size": "200"})
+    assert {cell.levels["size"] for cell in study.cells} == {"100", "200"}
+    assert study.cells[0].evaluation["sts_data"] == "7/sts"
 
 
 def test_unknown_variable_on_the_command_line(tmp_path):

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
+from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.suite import RESULTS_NAME
 from ..training.output import RUN_NAME
 from .recipe import Cell
@@ -73,7 +74,8 @@ class Job:
     def open_tasks(self) -> list[str]:
         """The tasks of an evaluation that its results lack: it adds one after the other, and a recipe may get more."""
         written = _written(self.folder / RESULTS_NAME)
-        return [task for task in map(str.strip, self.options["tasks"].split(",")) if task not in written]
+        tasks = self.options.get("tasks", EvaluationArguments.tasks)
+        return [task for task in map(str.strip, tasks.split(",")) if task and task not in written]
 
 
 def cell_folder(folder: Path, cell: Cell) -> Path:
@@ -155,9 +157,10 @@ def run_jobs(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
                 bar.update()
-                if (status := future.result()) != 0:
-                    failed[str(job.folder)] = f"exit status {status}, see {job.folder / LOG_NAME}"
-                    bar.write(f"FAILED {job.script} ({failed[str(job.folder)]})\n{_last_lines(job.folder / LOG_NAME)}")
+                reason = _failure(future, job)
+                if reason is not None:
+                    failed[str(job.folder)] = reason
+                    bar.write(f"FAILED {job.script} ({reason})\n{_last_lines(job.folder / LOG_NAME)}")
     return failed
 
 
@@ -176,8 +179,9 @@ def seconds_in_all(jobs: Sequence[Job]) -> float:
 
 
 def _attempts(job: Job) -> list[tuple[float, float]]:
-    """Start and end of each, in seconds since the epoch."""
-    lines = (job.folder / _TIMES_NAME).read_text(encoding="utf-8").splitlines()
+    """Start and end of each, in seconds since the epoch; of one whose study was killed nobody wrote the end."""
+    path = job.folder / _TIMES_NAME
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [(float(start), float(end)) for start, end in map(str.split, lines)]
 
 
@@ -208,14 +212,29 @@ def _run(job: Job, scripts: Path, accelerate_config: str | None, environment: Ma
     return ended.returncode
 
 
+def _failure(future: Future[int], job: Job) -> str | None:
+    """Why a job that has ended failed; None if it did not."""
+    if (error := future.exception()) is not None:  # the disk is full, for example
+        return f"{type(error).__name__}: {error}"
+    status = future.result()
+    return None if status == 0 else f"exit status {status}, see {job.folder / LOG_NAME}"
+
+
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """What the output depends on; tasks do not change each other's numbers."""
     return {name: value for name, value in options.items() if name != "tasks"}
 
 
 def _written(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and its job runs again") from error
 
 
 def _last_lines(path: Path) -> str:
+    if not path.is_file():
+        return ""
     return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:])

@@ -8,29 +8,41 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ..data.sentences import load_sentences, load_triplets
 from ..data.sources import METADATA_FILES
 from ..data.tables import load_table
 from ..training.tokenizer import train_tokenizer
+
+_OPTIONS_NAME = "prepared.yaml"
 
 
 def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """Make what is not there yet: `<folder>/<name>` for each {name: {kind: tokenizer | captioned_clips, ...}}.
 
     Raises:
-        ValueError: unknown kind.
+        ValueError: unknown kind, or what is there was made with other options.
     """
     for name, options in preparations.items():
         kind = options.get("kind")
         if kind not in PREPARATIONS:
             raise ValueError(f"prepare: {name} has the kind {kind!r}, known are {', '.join(PREPARATIONS)}")
         target = folder / name
+        options_path = target / _OPTIONS_NAME
         if target.is_dir():
+            made_with = yaml.safe_load(options_path.read_text(encoding="utf-8")) if options_path.is_file() else options
+            if made_with != options:
+                raise ValueError(
+                    f"{target} has been made with other options than the recipe has now: remove it and what was "
+                    "trained with it, or choose another --output_dir"
+                )
             continue
         partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         PREPARATIONS[kind](partial, **{key: value for key, value in options.items() if key != "kind"})
+        (partial / _OPTIONS_NAME).write_text(yaml.safe_dump(dict(options), sort_keys=False), encoding="utf-8")
         partial.rename(target)
 
 

@@ -29,7 +29,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +60,7 @@ _OPTION_CLASSES: dict[str, tuple[type, ...]] = {
 }
 # What phase 2 takes from phase 1's model when there is one.
 _FROM_PHASE_1 = ("text_model", "text_config", "tokenizer", "pooling", "vocab_size")
+_REQUIRED = ("title", "axes", "columns")
 _VARIABLE = re.compile(r"\{(\w+)\}")
 
 
@@ -135,16 +136,21 @@ class Study:
             variables: that replace those of the recipe.
 
         Raises:
-            ValueError: no such file, an unknown key, option, axis, level or variable.
+            ValueError: no such file, a missing or unknown key, an unknown option, axis, level or variable.
         """
         if not path.is_file():
             raise ValueError(f"no recipe at {path}")
         raw = _resolved(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
         keys = ("title", "variables", "seeds", "prepare", "phase1", "phase2", "evaluation", "axes", "columns")
+        _require(raw, _REQUIRED, path)
         check_keys(raw, (*keys, "questions"), path)
-        known = raw.get("variables", {})
+        known = {name: str(value) for name, value in (raw.get("variables") or {}).items()}
         check_keys(variables or {}, known, "--set")
         filled = _fill(raw, known | dict(variables or {}) | {"study": str(folder)})
+        filled["axes"] = {
+            str(axis): {_level(level, path): options or {} for level, options in levels.items()}
+            for axis, levels in filled["axes"].items()
+        }
         return cls(
             title=filled["title"],
             recipe=raw,
@@ -157,6 +163,30 @@ class Study:
             columns=filled["columns"],
             prepare=filled.get("prepare") or {},
         )
+
+
+def _require(entry: Any, keys: Sequence[str], where: Any) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} must be a mapping with {', '.join(keys)}")
+    missing = [key for key in keys if entry.get(key) is None]
+    if missing:
+        raise ValueError(f"{where} has no {missing[0]}")
+
+
+def _level(level: Any, path: Path) -> str:
+    """The name of a level, which may be a number in YAML."""
+    if isinstance(level, bool):
+        raise ValueError(f"{path}: YAML reads a level as {level}: put yes, no, on, off, true and false in quotes")
+    return str(level)
+
+
+def _two_levels(entry: Any, name: str, path: Path) -> tuple[str, Any, Any]:
+    """An axis and two of its levels, {axis: [first, second]}."""
+    if isinstance(entry, dict) and len(entry) == 1:
+        ((axis, levels),) = entry.items()
+        if isinstance(levels, list) and len(levels) == 2:
+            return axis, levels[0], levels[1]
+    raise ValueError(f"{path}: {name} is {{axis: [level, level]}}, got {entry!r}")
 
 
 def slug(text: str) -> str:
@@ -193,10 +223,7 @@ def _fill(value: Any, variables: Mapping[str, str]) -> Any:
 
 def _cells(recipe: Mapping[str, Any], path: Path) -> list[Cell]:
     common = {part: recipe.get(part) or {} for part in _OPTION_CLASSES}
-    axes = {
-        axis: {str(level): options or {} for level, options in levels.items()}
-        for axis, levels in recipe["axes"].items()
-    }
+    axes = recipe["axes"]
     for part, options in common.items():
         _check_options(options, part, path)
     for levels in axes.values():
@@ -246,14 +273,16 @@ def _cell(
 
 def _questions(entry: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]], path: Path) -> list[Question]:
     """Return a question for each level that another one is compared with."""
+    _require(entry, ("claim", "compare", "metrics"), f"a question of {path}")
     check_keys(entry, ("claim", "source", "compare", "metrics", "where", "interaction"), path)
-    ((axis, (before, after)),) = entry["compare"].items()
-    levels_after = after if isinstance(after, list) else [after]
-    where = entry.get("where") or {}
+    axis, before, after = _two_levels(entry["compare"], "compare", path)
+    levels_after = [_level(level, path) for level in (after if isinstance(after, list) else [after])]
+    before = _level(before, path)
+    where = {name: _level(level, path) for name, level in (entry.get("where") or {}).items()}
     interaction = None
     if entry.get("interaction"):
-        ((other, (low, high)),) = entry["interaction"].items()
-        interaction = (other, str(low), str(high))
+        other, low, high = _two_levels(entry["interaction"], "interaction", path)
+        interaction = (other, _level(low, path), _level(high, path))
     named = [(axis, level) for level in (before, *levels_after)] + list(where.items())
     named += [(interaction[0], level) for level in interaction[1:]] if interaction else []
     for name, level in named:

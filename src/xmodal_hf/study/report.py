@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
@@ -21,6 +22,8 @@ from ..training.output import RUN_NAME
 from .comparisons import Measured, answer
 from .jobs import Job, cell_folder, evaluation_folder, jobs_of, seconds_in_all, seconds_of
 from .recipe import Cell, Study
+
+logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
 NOTES_NAME = "notes.yaml"
@@ -55,9 +58,18 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         for cell, entry in zip(cells, entries.values(), strict=True)
     ]
     jobs = [job for job in jobs_of(cells, folder) if job.is_done()]
+    answers: list[dict[str, Any]] = []
+    for question in study.questions:
+        found = answer(question, measured)
+        answers += map(asdict, found)
+        for metric in question.metrics.keys() - {one.metric for one in found}:
+            logger.warning(
+                "%r has no answer by %s: no two models that differ in %s only (%s, %s) were measured by it.",
+                *(question.claim, metric, question.axis, question.before, question.after),
+            )
     return {
         "cells": entries,
-        "answers": [asdict(found) for question in study.questions for found in answer(question, measured)],
+        "answers": answers,
         "meta": {
             "title": study.title,
             "columns": dict(study.columns),

@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    AutoProcessor,
     ClapModel,
     CLIPModel,
     PreTrainedModel,
@@ -358,7 +359,11 @@ def test_a_part_alone_is_no_processor(tokenizer: PreTrainedTokenizerBase, tmp_pa
 
 
 def test_processors_are_made_for_state_dicts(
-    make_image_text: Callable, make_audio_text: Callable, tokenizer: PreTrainedTokenizerBase, images: list
+    make_image_text: Callable,
+    make_audio_text: Callable,
+    tokenizer: PreTrainedTokenizerBase,
+    images: list,
+    tmp_path: Path,
 ) -> None:
     model = make_image_text("clip_text", "clip_vision", text_pooling="pooler", image_pooling="pooler")
     processor = make_processor(model, tokenizer, {"mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0], "mode": "RGB"})
@@ -370,6 +375,10 @@ def test_processors_are_made_for_state_dicts(
     inputs = processor(text=["rain"], images=images, return_tensors="pt")
     assert inputs["input_ids"].shape == (1, tokenizer.model_max_length)
     assert inputs["pixel_values"].shape == (4, 3, 16, 16)
+    assert "attention_mask" not in inputs  # it was trained without
+    processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)(text=["rain"], return_tensors="pt")
+    assert "attention_mask" not in again and torch.equal(again["input_ids"], inputs["input_ids"])
     fused = make_audio_text()
     fused.config.audio_config.enable_fusion = True
     assert "is_longer" in make_processor(fused, tokenizer).feature_extractor.model_input_names

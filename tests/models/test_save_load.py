@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Swinv2Config
 
 from xmodal_hf import (
     AudioTextConfig,
@@ -172,6 +172,34 @@ def test_sharded_and_dispatched(
     loaded = through.from_pretrained(tmp_path, device_map="cpu")
     expected = outputs_of(image_text_model, image_text_batch)
     torch.testing.assert_close(outputs_of(loaded, image_text_batch), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_has_no_effect_is_frozen_after_loading_too(tmp_path: Path, make_image_text: Callable) -> None:
+    """Else it gets no gradient, and distributed training stops."""
+    model = make_image_text("siglip_text", "clip_vision", text_pooling="max", image_pooling="mean")
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert any("post_layernorm" in name for name in frozen) and any("head" in name for name in frozen)
+    model.save_pretrained(tmp_path)
+    for loaded in (
+        ImageTextDualEncoder.from_pretrained(tmp_path),
+        ImageTextDualEncoder.from_pretrained(tmp_path, output_loading_info=True)[0],
+        AutoModel.from_pretrained(tmp_path),
+    ):
+        assert {name for name, parameter in loaded.named_parameters() if not parameter.requires_grad} == frozen
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_only_our_own_scale_stays_in_single_precision(
+    tmp_path: Path, text_config: Callable, dtype: torch.dtype
+) -> None:
+    """Swin V2 has a scale for each attention head."""
+    swin = Swinv2Config(image_size=16, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=2)
+    config = ImageTextConfig(text_config=text_config("bert"), image_config=swin, projection_dim=8)
+    ImageTextDualEncoder(config).save_pretrained(tmp_path)
+    model = ImageTextDualEncoder.from_pretrained(tmp_path, dtype=dtype)
+    in_fp32 = {name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32}
+    assert in_fp32 == {"logit_scale"}
+    assert model.get_image_features(torch.randn(1, 3, 16, 16, dtype=dtype)).pooler_output.dtype == dtype
 
 
 def without(folder: Path, *names: str) -> None:

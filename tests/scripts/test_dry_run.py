@@ -51,6 +51,15 @@ def test_every_full_size_recipe(tmp_path):
     assert numbers(reports["simcse_unsup_bert_base"], "parameters")[0] == 108_891_648 + 768 * 769
 
 
+def test_sentences_of_a_joint_run_are_rehearsed_in_proportion(tiny_options, sentence_file, tmp_path):
+    case = ["train_contrastive.py", *tiny_options, "--sentences", "nowhere.txt", "--batch_size", 64]
+    same, given, more = rehearse(
+        [case, [*case, "--sentence_batch_size", 64], [*case, "--sentence_batch_size", 6400]], tmp_path / "cases.json"
+    )
+    assert numbers(same, "memory") == numbers(given, "memory")
+    assert numbers(more, "memory")[1] > 10 * numbers(same, "memory")[1]
+
+
 def test_data_at_hand_is_used(tiny_options, sentence_file, tmp_path):
     case = ["train_contrastive.py", *tiny_options, "--sentences", sentence_file, "--batch_size", 16, "--num_epochs", 3]
     (report,) = rehearse([[*case, "--micro_batch_size", 8, "--freeze", "image"]], tmp_path / "cases.json")

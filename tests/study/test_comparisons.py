@@ -79,6 +79,11 @@ class TestPaired:
         assert found.high - found.low == pytest.approx(0, abs=1e-9)
         assert found.pairs == [{"levels": {}, "seed": 0, "difference": 2.0, "half_width": pytest.approx(0, abs=1e-9)}]
 
+    def test_differences_of_rounding_say_nothing(self):
+        cells = [cell("none", 50.0, resamples=50 + self.easy), cell("sup", 50.001, resamples=50.001 + self.easy)]
+        (found,) = answer(question(), cells)
+        assert found.low > 0 and found.verdict == "inconclusive"
+
     def test_of_several_pairs_of_models_it_is_that_of_their_mean(self):
         cells = [
             cell("none", 50.0, resamples=np.full(1001, 50.0), objective="clip"),

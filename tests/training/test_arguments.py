@@ -55,6 +55,7 @@ def test_command_line_wins_over_the_recipe(tmp_path):
         (["--sentences", "a", "--eval_sts", "x"], "--eval_sts needs --eval_steps"),
         (["--sentences", "a", "--best_metric", "x"], "--best_metric needs --eval_steps"),
         (["--recipe", "missing.yaml"], "no recipe at missing.yaml"),
+        (["--sentences", "a", "--hard_negative_weight", "1"], "--hard_negative_weight is for --triplets"),
     ],
 )
 def test_wrong_options_exit_with_the_fix(args, message, capsys):
@@ -74,6 +75,12 @@ def test_wrong_options_exit_with_the_fix(args, message, capsys):
         (["--lora_rank", "4"], "an adapter needs the model that it belongs to"),
         (["--lora_rank", "0"], "--lora_rank must be at least 1"),
         (["--lora_alpha", "4"], "the other --lora_... options need --lora_rank"),
+        (["--lora_merge"], "the other --lora_... options need --lora_rank"),
+        (["--model", "x", "--pooling", "cls"], "--model brings its own towers, projections and sizes: drop --pooling"),
+        (["--model", "x", "--projection_dim", "64"], "drop --projection_dim"),
+        (["--model", "x", "--modality_pooling", "cls"], "drop --modality_pooling"),
+        (["--freeze", "text", "--text_learning_rate", "1"], "--text_learning_rate with --freeze text"),
+        (["--freeze", "image", "--modality_learning_rate", "1"], "--modality_learning_rate with --freeze image"),
         (["--model", "x", "--lora_rank", "4", "--freeze", "text"], "--lora_rank trains the text tower"),
         (["--sentences", "x", "--freeze", "image", "text"], "--sentences and --triplets train the text tower"),
         (["--sentences", "x", "--mlm_weight", "0.1"], "--mlm_weight and --head belong to phase 1"),

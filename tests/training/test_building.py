@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from transformers import CLIPConfig, CLIPModel, SiglipTextModel, T5EncoderModel
 
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
 from xmodal_hf.training.arguments import ContrastiveArguments, SentenceArguments, TextModelArguments
@@ -14,6 +15,7 @@ from xmodal_hf.training.building import (
     build_sentence_encoder,
     build_text_model,
     build_tokenizer,
+    check_max_length,
 )
 
 CORPUS = ["a red square", "a blue circle", "the green line"]
@@ -63,6 +65,69 @@ def test_phase_2_takes_over_tower_pooling_and_tokenizer(phase1):
     assert model.logit_scale.item() == pytest.approx(math.log(10)) and model.logit_bias.item() == -10
     expected = SentenceEncoder.from_pretrained(phase1).text_model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.text_model.state_dict().items())
+
+
+class TestAContinuedPhase1:
+    """What a sentence encoder was trained with stays, unless the options say otherwise."""
+
+    @staticmethod
+    def build(folder, sentence, **text):
+        arguments = TextModelArguments(text_model=str(folder), max_length=8, **text)
+        return build_sentence_encoder(arguments, sentence, build_tokenizer(arguments, lambda: CORPUS))
+
+    def test_pooling_and_head_stay(self, phase1):
+        before = SentenceEncoder.from_pretrained(phase1)
+        model = self.build(phase1, SentenceArguments(sentences="x"))
+        assert (model.config.pooling, model.config.head, model.config.head_at_inference) == ("cls", "mlp", False)
+        weights = before.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+    def test_another_objective_takes_them_along(self, phase1):
+        before = SentenceEncoder.from_pretrained(phase1)
+        model = self.build(phase1, SentenceArguments(triplets="x", mlm_weight=0.1))
+        assert (model.config.pooling, model.config.head, model.config.head_at_inference) == ("cls", "mlp", True)
+        assert torch.equal(model.head[0].weight, before.head[0].weight)
+        assert all(parameter.requires_grad for parameter in model.mlm_head.parameters())
+
+    def test_options_win(self, phase1):
+        model = self.build(phase1, SentenceArguments(sentences="x", head="none", head_at_inference=True), pooling="max")
+        assert (model.config.pooling, model.config.head, model.config.head_at_inference) == ("max", "none", True)
+
+    def test_a_masked_language_model_head_without_a_loss_is_frozen(self, phase1, tmp_path):
+        self.build(phase1, SentenceArguments(sentences="x", mlm_weight=0.1)).save_pretrained(phase1)
+        model = self.build(phase1, SentenceArguments(sentences="x"))
+        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+        assert frozen and all(name.startswith("mlm_head.") for name in frozen)
+
+    def test_a_dual_encoder_gives_its_pooling(self, make_image_text, tokenizer, tmp_path):
+        make_image_text(text_pooling="max").save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        assert self.build(tmp_path, SentenceArguments(sentences="x")).config.pooling == "max"
+
+
+@pytest.mark.parametrize("kind", ["clip", "t5", "siglip_text"])
+def test_text_models_of_any_kind(kind, text_config, image_config, tokenizer, tmp_path):
+    """Whatever `from_text_pretrained` takes."""
+    if kind == "clip":
+        parts = {"text_config": text_config("clip_text"), "vision_config": image_config("clip_vision")}
+        model = CLIPModel(CLIPConfig(**{name: part.to_dict() for name, part in parts.items()}, projection_dim=8))
+    else:
+        model = {"t5": T5EncoderModel, "siglip_text": SiglipTextModel}[kind](text_config(kind))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    text = TextModelArguments(text_model=str(tmp_path), max_length=8)
+    encoder = build_sentence_encoder(text, SentenceArguments(sentences="x"), tokenizer)
+    assert torch.isfinite(encoder(**tokenizer(["rain"], return_tensors="pt")).text_embeds).all()
+
+
+def test_texts_are_no_longer_than_the_tower_takes(phase1):
+    text = TextModelArguments(text_model=str(phase1), max_length=64)
+    tokenizer = build_tokenizer(text, lambda: CORPUS)
+    model = build_sentence_encoder(text, SentenceArguments(sentences="x"), tokenizer)
+    with pytest.raises(ValueError, match="--max_length 64: the text tower takes 10 tokens at most"):
+        check_max_length(model, tokenizer, text)
+    tokenizer.init_kwargs["padding"] = "max_length"  # SigLIP's length is its own
+    check_max_length(model, tokenizer, text)
 
 
 def test_audio_towers_from_scratch_fit_their_features():

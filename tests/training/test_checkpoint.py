@@ -47,6 +47,15 @@ def test_states_are_rotated_and_found(keeper, tmp_path):
         find_resumed(tmp_path, str(tmp_path))
 
 
+def test_states_of_a_run_that_went_back_go_with_its_first_one(keeper, tmp_path):
+    for step in (10, 15):
+        keeper.save(step, {})
+    keeper.save(5, {})  # a new run in the old folder, or one that was resumed before 5
+    assert [path.name for path in find_states(tmp_path)] == ["step_00000005"]
+    keeper.save(10, {})
+    assert [path.name for path in find_states(tmp_path)] == ["step_00000005", "step_00000010"]
+
+
 def test_weights_and_random_state_come_back(keeper):
     torch.manual_seed(1)
     path = keeper.save(1, {})

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from torch.utils.data import Dataset
 from transformers import ResNetConfig
 
@@ -252,6 +253,39 @@ def test_stop_signals_are_remembered_and_handlers_come_back():
         assert signals.agreed() == signal.SIGTERM
         assert signal.getsignal(signal.SIGTERM) == before  # a second one acts at once
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_used_folder_is_warned_of(dual_encoder, pair_batch, tmp_path):
+    options = {"batch_size": 8, "max_steps": 2, "checkpoint_steps": 2}
+    train(dual_encoder(), pair_batch(16), tmp_path, **options)
+    with pytest.warns(UserWarning, match=r"step_00000002 is of an earlier run.*--resume auto would go on"):
+        train(dual_encoder(), pair_batch(16), tmp_path, **options)
+
+
+def test_what_the_launcher_asks_for_and_this_loop_does_not_do(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.warns(UserWarning, match="the launcher asks for bf16, the run takes --mixed_precision no"):
+        build_accelerator(TrainingArguments(report_to="none"))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ValueError, match="drop it, and pass --micro_batch_size"):
+        build_accelerator(TrainingArguments(report_to="none"))
+
+
+@pytest.mark.parametrize(
+    "kind, option", [("FSDP", "ema_decay"), ("DEEPSPEED", "ema_decay"), ("DEEPSPEED", "micro_batch_size")]
+)
+def test_what_sharding_excludes(kind, option, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType(kind)))
+    with pytest.raises(ValueError, match=f"drop .*--{option}|--{option} .*drop"):
+        build_accelerator(TrainingArguments(report_to="none", **{option: 0.5 if option == "ema_decay" else 4}))
+
+
+def test_a_gradient_norm_may_be_a_number(dual_encoder, pair_batch, tmp_path, monkeypatch):
+    """DeepSpeed's is."""
+    clip = Accelerator.clip_grad_norm_
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda self, *args: float(clip(self, *args)))
+    result, log = train(dual_encoder(), pair_batch(16), tmp_path, batch_size=8, max_steps=2)
+    assert result.bad_steps == 0 and log[1]["grad_norm"] > 0
 
 
 def test_an_unknown_tracker():

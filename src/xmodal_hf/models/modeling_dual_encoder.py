@@ -4,6 +4,7 @@ Shapes: B batch, T tokens, H hidden, D embedding.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,7 +127,7 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
     _tower_inputs: tuple[str, ...] = ()
     _input_ndims: tuple[int, ...] = ()
     # The scale is a logarithm up to ln 100: 8 bits of mantissa would move every logit.
-    _keep_in_fp32_modules_strict = ["logit_scale", "logit_bias"]
+    _keep_in_fp32_modules_strict = ["^logit_scale$", "^logit_bias$"]  # towers have scales of their own
 
     def __init__(
         self,
@@ -178,6 +179,11 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
         elif isinstance(module, nn.Linear):
             # A projection: towers initialise their own layers. 1/sqrt(width), as CLIP does.
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
+
+    def poolings(self) -> Iterable[tuple[PreTrainedModel, str]]:
+        """Yield each tower with the pooling that reads it."""
+        yield self.text_model, self.config.text_pooling
+        yield self.modality_model, self.config.modality_pooling
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the text tower."""
@@ -267,8 +273,12 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
             fields[f"{modality}_model_output"] = modality_output
             fields[f"{modality}_embeds"] = unit_norm(self.modality_projection(modality_output.pooler_output))  # (B, D)
         if has_text and has_modality and (return_logits or return_loss):
-            logits_per_text = fields["text_embeds"] @ fields[f"{modality}_embeds"].t() * fields["logit_scale"]
-            logits_per_text = logits_per_text + fields.get("logit_bias", 0.0)
+            text_embeds = fields["text_embeds"]
+            device = text_embeds.device  # with a device map the parts may lie on several
+            logits_per_text = text_embeds @ fields[f"{modality}_embeds"].to(device).t()
+            logits_per_text = logits_per_text * fields["logit_scale"].to(device)
+            if "logit_bias" in fields:
+                logits_per_text = logits_per_text + fields["logit_bias"].to(device)
             fields[f"logits_per_{modality}"] = logits_per_text.t()  # (B_modality, B_text)
             offset = self.config.text_logit_scale_offset
             fields["logits_per_text"] = logits_per_text * math.exp(offset) if offset else logits_per_text
@@ -296,18 +306,18 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
         # Copies: making a composite config resets the attention implementation of the parts it is given.
         config = cls.config_class(
             text_config=text_tower.config.to_dict(),
-            text_pooling=text_pooling or _trained_pooling(text_source, text_tower, "text_pooling"),
+            text_pooling=text_pooling or trained_pooling(text_source, text_tower, "text_pooling"),
             **{
                 f"{modality}_config": modality_tower.config.to_dict(),
                 f"{modality}_pooling": modality_pooling
-                or _trained_pooling(modality_source, modality_tower, f"{modality}_pooling"),
+                or trained_pooling(modality_source, modality_tower, f"{modality}_pooling"),
             },
             **config_kwargs,
         )
         return cls(config, text_model=text_tower, modality_model=modality_tower)
 
 
-def _trained_pooling(source: PreTrainedModel, tower: PreTrainedModel, field: str) -> str:
+def trained_pooling(source: PreTrainedModel, tower: PreTrainedModel, field: str) -> str:
     """Return the pooling that a tower was trained with, as far as its source says; `field` is a dual encoder's."""
     if isinstance(source.config, SentenceEncoderConfig):
         return source.config.pooling

@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, H hidden, D embedding, n sentences.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,10 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             write_sentence_transformers_files(Path(save_directory), {"text": "forward"})
+
+    def poolings(self) -> Iterable[tuple[PreTrainedModel, str]]:
+        """Yield the tower with the pooling that reads it."""
+        yield self.text_model, self.config.pooling
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embeddings of the tower."""

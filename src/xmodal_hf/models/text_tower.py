@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, H hidden.
 import copy
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -94,6 +94,7 @@ def make_tower(
             f"{field} {type(tower).__name__} does not take {' or '.join(inputs)}: pass an encoder that does"
         )
     _drop_unused_pooler(tower, pooling)
+    freeze_unused(tower, pooling)
     if not is_new:
         _check_rebuilds(tower, pooling, field)
         # post_init() of the model would draw the weights of a replaced layer anew.
@@ -103,19 +104,18 @@ def make_tower(
 
 
 def _drop_unused_pooler(tower: PreTrainedModel, pooling: str) -> None:
-    """Remove the tower's own pooling layer unless `pooling` reads it, and freeze what else has no effect.
+    """Remove the tower's own pooling layer unless `pooling` reads it: its random weights would be published."""
+    if pooling != "pooler" and "add_pooling_layer" in inspect.signature(type(tower).__init__).parameters:
+        tower.pooler = None
 
-    A layer that gets no gradient stops distributed training, and its random weights would be published.
-    """
+
+def freeze_unused(tower: PreTrainedModel, pooling: str) -> None:
+    """Freeze what has no effect on the pooled output: a layer that gets no gradient stops distributed training."""
     for name, parameter in tower.named_parameters():
         if name.endswith(_MASK_TOKEN):
             parameter.requires_grad_(False)
-    if pooling == "pooler":
-        return
-    if "add_pooling_layer" in inspect.signature(type(tower).__init__).parameters:
-        tower.pooler = None
     pooler_layer = _POOLER_LAYERS.get(tower.config.model_type)
-    if pooler_layer is not None:
+    if pooling != "pooler" and pooler_layer is not None:
         tower.get_submodule(pooler_layer).requires_grad_(False)
 
 
@@ -261,12 +261,17 @@ def _checked_text_inputs(inputs: dict[str, torch.Tensor | None]) -> dict[str, to
 
 def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the most tokens that both the tokenizer and the model's text tower take."""
+    return min(tokenizer.model_max_length, num_positions(model))
+
+
+def num_positions(model: PreTrainedModel) -> int:
+    """Return the most tokens that the model's text tower takes."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _NO_LIMIT
     for name, module in model.named_modules():
         is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         if is_table and module.padding_idx is not None:
             positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
-    return min(tokenizer.model_max_length, positions)
+    return positions
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
@@ -305,7 +310,7 @@ class TextTowerMixin:
         try:
             if pretrained_model_name_or_path is not None:  # None: the weights are an argument
                 refuse_pickles(pretrained_model_name_or_path, kwargs)
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
         except OSError as error:
             cause = error.__cause__ or error.__context__
             if not isinstance(cause, HTTPError) or str(cause) in str(error):
@@ -315,6 +320,15 @@ class TextTowerMixin:
                 f"the download of {pretrained_model_name_or_path} broke: {cause}. Load it again: files that are there "
                 "already are not downloaded again"
             ) from error
+        # Loading made the parameters anew. With output_loading_info the model is the first of two.
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for tower, pooling in model.poolings():
+            freeze_unused(tower, pooling)
+        return loaded
+
+    def poolings(self) -> Iterable[tuple[PreTrainedModel, str]]:
+        """Yield each tower with the pooling that reads it."""
+        raise NotImplementedError
 
     def max_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Return the longest input that both the tokenizer and the tower take."""

@@ -22,6 +22,8 @@ from scipy.stats import t as student_t
 from ..evaluation.bootstrap import CONFIDENCE, percentile_interval
 from .recipe import Better, Question
 
+# Below this, differences are those of rounding: a frozen tower in two models, whose paired interval has no width.
+_NOTHING = 0.005
 Verdict = Literal["reproduced", "opposite", "mixed", "inconclusive"]
 
 
@@ -78,7 +80,7 @@ class Answer:
         num_pairs, num_seeds: how many differences, from how many seeds.
         agreeing: differences with the expected sign.
         verdict: mixed when single differences leave zero out on both sides; else reproduced or opposite when the
-            interval of the mean does; else inconclusive.
+            interval of the mean does, by more than two decimals show; else inconclusive.
         pairs: the single differences.
     """
 
@@ -228,6 +230,6 @@ def _verdict(sign: int, low: float | None, high: float | None, pairs: Sequence[P
     sides = {pair.difference > 0 for pair in pairs if abs(pair.difference) > (pair.half_width or math.inf)}
     if len(sides) == 2:
         return "mixed"
-    if low is None or high is None or low <= 0 <= high:
+    if low is None or high is None or low <= 0 <= high or max(abs(low), abs(high)) < _NOTHING:
         return "inconclusive"
     return "reproduced" if sign * low > 0 else "opposite"

@@ -173,7 +173,9 @@ class SentenceArguments:
     )
     temperature: float = option(0.05, "Divides the cosines.")
     hard_negative_weight: float = option(0.0, "Added to the logit of each anchor's own hard negative.")
-    head: Literal["none", "linear", "mlp"] = option("none", "Layer on the pooled vector; SimCSE's is mlp, with cls.")
+    head: Literal["none", "linear", "mlp"] | None = option(
+        None, "Layer on the pooled vector; SimCSE's is mlp, with cls. Default: that of --text_model, else none."
+    )
     head_at_inference: bool | None = option(
         None, "Keep the head after training. Default: as in SimCSE, kept when supervised, dropped when not."
     )
@@ -184,6 +186,8 @@ class SentenceArguments:
     def __post_init__(self) -> None:
         if self.mlm_weight < 0 or not 0 < self.mlm_probability < 1:
             raise ValueError("--mlm_weight must not be negative, --mlm_probability must lie between 0 and 1")
+        if self.hard_negative_weight and self.triplets is None:
+            raise ValueError("--hard_negative_weight is for --triplets: plain sentences have no hard negatives")
         if self.sentences is not None and self.triplets is not None:
             raise ValueError("--sentences (unsupervised) and --triplets (supervised) exclude each other")
 
@@ -333,7 +337,8 @@ class LoraArguments:
     def __post_init__(self) -> None:
         if self.lora_rank is not None and self.lora_rank < 1:
             raise ValueError(f"--lora_rank must be at least 1, got {self.lora_rank}")
-        if self.lora_rank is None and (self.lora_alpha or self.lora_dropout or self.lora_target_modules):
+        others = (self.lora_alpha, self.lora_dropout, self.lora_target_modules, self.lora_merge)
+        if self.lora_rank is None and any(others):
             raise ValueError("the other --lora_... options need --lora_rank")
 
 
@@ -397,6 +402,12 @@ def check_keys(mapping: Iterable[Any], valid: Iterable[str], source: object) -> 
             raise ValueError(f"{source} has an unknown key {key!r}{hint}")
 
 
+# Options that say nothing of a model that is there.
+_OF_A_NEW_MODEL = {"pooling", "vocab_size", "projection_dim", "projection_type", "modality_pooling", "image_size"} | {
+    *("audio_preset", "max_seconds")
+}
+
+
 def check_phase_1(
     training: TrainingArguments,
     validation: ValidationArguments,
@@ -423,13 +434,21 @@ def check_phase_2(
         raise ValueError(f"--freeze {other} with --modality {pairs.modality}: there is no such tower")
     if contrastive.model is not None and (text.text_model or text.text_config or text.tokenizer):
         raise ValueError("--model brings its own text tower: drop --text_model, --text_config and --tokenizer")
+    for part in (text, contrastive) if contrastive.model is not None else ():
+        for name in sorted(_OF_A_NEW_MODEL & {item.name for item in dataclasses.fields(part)}):
+            if getattr(part, name) != getattr(type(part), name):
+                raise ValueError(f"--model brings its own towers, projections and sizes: drop --{name}")
+    if "text" in contrastive.freeze and training.text_learning_rate is not None:
+        raise ValueError("--text_learning_rate with --freeze text: that tower stays as it is")
+    if pairs.modality in contrastive.freeze and training.modality_learning_rate is not None:
+        raise ValueError(f"--modality_learning_rate with --freeze {pairs.modality}: that tower stays as it is")
     if lora.lora_rank is not None and "text" in contrastive.freeze:
         raise ValueError("--lora_rank trains the text tower, which --freeze text keeps as it is: drop one of them")
     if lora.lora_rank is not None and contrastive.model is None and not lora.lora_merge:
         raise ValueError("an adapter needs the model that it belongs to: pass --model, or --lora_merge")
     if sentence.is_given and "text" in contrastive.freeze and lora.lora_rank is None:
         raise ValueError("--sentences and --triplets train the text tower, which --freeze text keeps as it is")
-    if sentence.mlm_weight > 0 or sentence.head != "none":
+    if sentence.mlm_weight > 0 or sentence.head not in (None, "none"):
         raise ValueError("--mlm_weight and --head belong to phase 1: a dual encoder has no such layers")
 
 

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from datasets import Dataset
 from peft import PeftModel
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoImageProcessor,
-    AutoModel,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,10 +26,10 @@ from transformers import (
 from ..data.sampling import SentenceDataset
 from ..models.conversion import load_dual_encoder, load_dual_processor
 from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
-from ..models.modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder
+from ..models.modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder, trained_pooling
 from ..models.modeling_sentence_encoder import SentenceEncoder
 from ..models.processing_dual_encoder import AudioTextProcessor, ImageTextProcessor
-from ..models.text_tower import build_tower
+from ..models.text_tower import build_tower, find_tower, load_model, num_positions
 from ..objectives import CrossModalObjective, SentenceObjective
 from .adapters import add_lora
 from .arguments import ContrastiveArguments, LoraArguments, SentenceArguments, TextModelArguments
@@ -87,13 +87,13 @@ def build_tokenizer(text: TextModelArguments, corpus: Callable[[], Iterable[str]
 
 
 def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Load or initialise the text tower (or the model that has one), and check it against the tokenizer.
+    """Load or initialise the text tower (or a whole model that has one), and check it against the tokenizer.
 
     Raises:
         ValueError: when the tokenizer has ids beyond the tower's embeddings.
     """
     if text.text_model is not None:
-        model = AutoModel.from_pretrained(text.text_model, dtype="float32")
+        model = load_model(text.text_model, "--text_model")
     else:
         eos_token_id = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         known = {
@@ -104,7 +104,7 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
             "max_position_embeddings": text.max_length + tokenizer.pad_token_id + 2,
         }
         model = build_tower(config_from_json("text", text.text_config, **known))
-    rows = model.get_input_embeddings().num_embeddings
+    rows = len(find_tower(model, ("text_model",)).get_input_embeddings().weight)
     if len(tokenizer) > rows:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, the text tower embeds {rows}: pass the --tokenizer that "
@@ -116,20 +116,35 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
 def build_sentence_encoder(
     text: TextModelArguments, sentence: SentenceArguments, tokenizer: PreTrainedTokenizerBase
 ) -> SentenceEncoder:
-    """Return the model of phase 1; a SentenceEncoder that is loaded goes on as it was, head included."""
-    model = build_text_model(text, tokenizer)
-    mlm_head = sentence.mlm_weight > 0
-    same_pooling = isinstance(model, SentenceEncoder) and text.pooling in (None, model.config.pooling)
-    if same_pooling and sentence.head == "none" and not mlm_head:
-        return model
+    """Return the model of phase 1; pooling and heads are those that the loaded model has, unless the options differ."""
+    source = build_text_model(text, tokenizer)
+    trained = source if isinstance(source, SentenceEncoder) else None
+    pooling = text.pooling or trained_pooling(source, find_tower(source, ("text_model",)), "text_pooling")
+    head = sentence.head or (trained.config.head if trained else "none")
     supervised = sentence.triplets is not None
-    return SentenceEncoder.from_text_pretrained(
-        model,
-        pooling=text.pooling or "mean",
-        head=sentence.head,
-        mlm_head=mlm_head,
+    model = SentenceEncoder.from_text_pretrained(
+        source,
+        pooling=pooling,
+        head=head,
+        head_dim=trained.config.head_dim if trained else None,
+        mlm_head=sentence.mlm_weight > 0 or (trained is not None and trained.config.mlm_head),
         head_at_inference=supervised if sentence.head_at_inference is None else sentence.head_at_inference,
     )
+    if trained is not None and trained.config.head == head:
+        model.head.load_state_dict(trained.head.state_dict())
+    if trained is not None and trained.config.mlm_head:
+        model.mlm_head.load_state_dict(trained.mlm_head.state_dict())
+        if not sentence.mlm_weight:  # it gets no gradient, which stops distributed training
+            model.mlm_head.requires_grad_(False)
+    return model
+
+
+def check_max_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> None:
+    """Raise a ValueError when texts would be longer than the text tower takes."""
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    positions = num_positions(whole.text_model)
+    if positions < text.max_length and tokenizer.init_kwargs.get("padding") != "max_length":
+        raise ValueError(f"--max_length {text.max_length}: the text tower takes {positions} tokens at most")
 
 
 def build_dual_encoder(

@@ -128,7 +128,7 @@ class StateKeeper:
                 )
 
     def save(self, step: int, counters: Mapping[str, Any]) -> Path | None:
-        """Write a state, then remove the oldest ones.
+        """Write a state, then remove the oldest ones, and those of later steps.
 
         Returns:
             Its folder; None, with a warning, when writing failed in any process: what was there is still there.
@@ -145,7 +145,10 @@ class StateKeeper:
             try:
                 (temporary / _STATE_NAME).write_text(json.dumps({"step": step, **counters}), encoding="utf-8")
                 _publish(temporary, final)
-                for old in find_states(self.folder.parent)[: -self.keep_last]:
+                states = find_states(self.folder.parent)
+                # Later ones are of another course: a run before this one, or this one before it went back.
+                earlier, later = states[: states.index(final) + 1], states[states.index(final) + 1 :]
+                for old in earlier[: -self.keep_last] + later:
                     shutil.rmtree(old)
             except OSError as caught:
                 error = caught

@@ -123,7 +123,11 @@ def rehearse_pairs(
     assert stand_in is not None
     table = load_or_make(lambda: load_pair_table(pairs, training.exclude_texts), pairs.modality, notes)
     num_items = _num_items(table, training, notes)
-    sentences = _sentences(sentence, training, notes) if sentence.is_given else None
+    if stand_in.sentence_batch_size is not None:  # in proportion
+        items = small_options(training).batch_size * stand_in.sentence_batch_size / training.batch_size
+        stand_in = dataclasses.replace(stand_in, sentence_batch_size=max(1, round(items)))
+    least = max(_MADE_UP_ROWS, stand_in.sentence_batch_size or 0)
+    sentences = _sentences(sentence, training, notes, least) if sentence.is_given else None
     pairs = dataclasses.replace(pairs, on_bad_item="error")  # nothing is written
     phase = build_pair_phase(
         accelerator, small_options(training), text, pairs, stand_in, sentence, lora, table=table, sentences=sentences
@@ -209,7 +213,10 @@ def stand_ins(
 
 
 def load_or_make(
-    load: Callable[[], Any], kind: Literal["image", "audio", "sentences", "triplets"], notes: list[str]
+    load: Callable[[], Any],
+    kind: Literal["image", "audio", "sentences", "triplets"],
+    notes: list[str],
+    num_rows: int = _MADE_UP_ROWS,
 ) -> Any:
     """Return what `load` returns; where that cannot be reached, made-up rows of the same shape."""
     try:
@@ -217,7 +224,7 @@ def load_or_make(
     except _UNREACHABLE as error:
         notes.append(f"{_MADE_UP_DATA} ({str(error).splitlines()[0]}): made-up {kind} stand in")
     generator = np.random.default_rng(0)
-    texts = [_made_up_text(generator) for _ in range(3 * _MADE_UP_ROWS)]
+    texts = [_made_up_text(generator) for _ in range(3 * num_rows)]
     if kind == "sentences":
         return Dataset.from_dict({"anchor": texts})
     if kind == "triplets":
@@ -225,15 +232,21 @@ def load_or_make(
     make = _made_up_image if kind == "image" else _made_up_sound
     rows = [
         {"id": str(row), "text": texts[row], kind: {"bytes": make(generator), "path": f"{row}.{kind}"}}
-        for row in range(_MADE_UP_ROWS)
+        for row in range(num_rows)
     ]
     table = Dataset.from_list(rows)
     return table.cast_column(kind, Image(decode=False) if kind == "image" else AUDIO_CELL)
 
 
-def _sentences(sentence: SentenceArguments, training: TrainingArguments, notes: list[str]) -> Dataset:
+def _sentences(
+    sentence: SentenceArguments, training: TrainingArguments, notes: list[str], num_rows: int = _MADE_UP_ROWS
+) -> Dataset:
     kind: Literal["sentences", "triplets"] = "sentences" if sentence.triplets is None else "triplets"
-    return load_or_make(lambda: load_sentence_table(sentence, training.seed, training.exclude_texts), kind, notes)
+
+    def load() -> Dataset:
+        return load_sentence_table(sentence, training.seed, training.exclude_texts)
+
+    return load_or_make(load, kind, notes, num_rows)
 
 
 def _num_items(table: Any, training: TrainingArguments, notes: list[str]) -> int:

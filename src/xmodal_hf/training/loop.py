@@ -13,13 +13,14 @@ import warnings
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, LoggerType, set_seed
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, LoggerType, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -37,6 +38,8 @@ from .validation import Validation
 
 LOG_NAME = "train_log.jsonl"
 VALIDATION_LOG_NAME = "validation_log.jsonl"
+# Of processes that wait for the one that validates; NCCL's own is ten minutes.
+_TIMEOUT = timedelta(hours=1)
 # Measured on two cores (benchmarks/results/padding_cpu.json); on an accelerator small parts cost launches.
 _CPU_TEXT_SUB_BATCHES = 4
 
@@ -72,11 +75,32 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
         mixed_precision=precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,
         project_dir=arguments.output_dir,
-        kwargs_handlers=[ddp],
+        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=_TIMEOUT)],
     )
+    _check_launch(accelerator, arguments)
     if accelerator.state.deepspeed_plugin is not None:  # it would look for a loader, and ours is not prepared by it
         accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = arguments.batch_size
     return accelerator
+
+
+def _check_launch(accelerator: Accelerator, arguments: TrainingArguments) -> None:
+    """Raise a ValueError for what the launcher asks for and this loop does not do, warn of what it does otherwise."""
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            "the launcher asks for gradient accumulation, which would weaken the loss over a batch: drop it, and pass "
+            "--micro_batch_size to fit a large --batch_size into memory"
+        )
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if sharded and arguments.ema_decay is not None:
+        raise ValueError("--ema_decay averages models that every process holds whole: drop it under FSDP and DeepSpeed")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and arguments.micro_batch_size is not None:
+        raise ValueError("DeepSpeed takes its step in every backward pass: drop --micro_batch_size")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", arguments.mixed_precision):
+        warnings.warn(
+            f"the launcher asks for {launched}, the run takes --mixed_precision {arguments.mixed_precision}",
+            stacklevel=3,
+        )
 
 
 def text_sub_batches(arguments: TrainingArguments, accelerator: Accelerator) -> int:
@@ -151,12 +175,14 @@ class TrainingStep:
         self.accelerator.backward(output.loss)
         return output
 
-    def _is_finite(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> bool:
+    def _is_finite(self, loss: torch.Tensor, grad_norm: torch.Tensor | float) -> bool:
         """Tell whether a step can be taken; the numbers are those of all processes, and so is the answer.
 
         fp16's gradients overflow now and then, which its scaler deals with: there the loss alone decides.
         """
-        checked = loss.detach() if self.accelerator.scaler is not None else loss.detach() + grad_norm.to(loss.device)
+        checked = loss.detach()
+        if self.accelerator.scaler is None:
+            checked = checked + torch.as_tensor(grad_norm, device=loss.device)  # DeepSpeed's is a float
         return bool(torch.isfinite(checked))
 
 
@@ -201,6 +227,13 @@ def run_phase(
     take_step = TrainingStep(accelerator, model, objective, arguments, total_steps)
     keeper = StateKeeper(accelerator, arguments.output_dir, arguments.keep_last)
     keeper.check_room(model)
+    earlier = keeper.newest()
+    if resume_from is None and earlier is not None and accelerator.is_main_process:
+        warnings.warn(
+            f"{earlier} is of an earlier run, whose training states this one will replace with its own; --resume auto "
+            "would go on with them",
+            stacklevel=2,
+        )
     set_seed(arguments.seed, device_specific=True)  # dropout differs between processes, the weights are equal by now
     identity = {"num_processes": accelerator.num_processes, "options": dict(options or {})}
     result, log_bytes = _restored(keeper, resume_from, stream, identity)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from ..models.modeling_dual_encoder import DualEncoder
 from .arguments import TrainingArguments
 
 # CLIP keeps the scale at or below 100 "to prevent training instability" (Radford et al. 2021, section 2.5), and the
@@ -67,7 +68,10 @@ def build_scheduler(
 
 @torch.no_grad()
 def clamp_logit_scale(model: nn.Module) -> None:
-    """Keep the scale of a dual encoder within CLIP's bounds; other models have none."""
-    for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] == "logit_scale":
-            parameter.clamp_(*LOGIT_SCALE_RANGE)
+    """Keep the scale that a dual encoder is trained with within CLIP's bounds.
+
+    A model with a bias is SigLIP's, which has none (Zhai et al. 2023): published scales lie above CLIP's.
+    """
+    for module in model.modules():  # within whatever wraps it
+        if isinstance(module, DualEncoder) and module.logit_scale.requires_grad and not hasattr(module, "logit_bias"):
+            module.logit_scale.clamp_(*LOGIT_SCALE_RANGE)

@@ -20,7 +20,7 @@ from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items
 from ..evaluation.plots import loss_curves
 from .adapters import save_adapter
 from .arguments import LoraArguments, TrainingArguments, save_recipe
-from .checkpoint import find_resumed, read_state
+from .checkpoint import check_same_run, find_resumed, read_state
 from .loop import LOG_NAME, TrainingResult
 from .sharding import whole_weights
 
@@ -41,11 +41,14 @@ def start_output(accelerator: Accelerator, training: TrainingArguments, *argumen
         The training state to go on from, where `--resume` finds one.
 
     Raises:
-        CheckpointError: `--resume` names no training state.
+        CheckpointError: `--resume` names no training state, or one of another run.
         ValueError: the folder cannot be written to.
     """
     folder = Path(training.output_dir)
     resume_from = find_resumed(folder, training.resume)
+    if resume_from is not None:
+        identity = {"num_processes": accelerator.num_processes, "options": options_of(training, *arguments)}
+        check_same_run(read_state(resume_from), identity)  # before anything of that run is overwritten
     if accelerator.is_main_process:
         try:
             folder.mkdir(parents=True, exist_ok=True)

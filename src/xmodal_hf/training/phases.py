@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -26,6 +26,7 @@ from .building import (
     build_sentence_objective,
     build_tokenizer,
     build_trained_dual_encoder,
+    check_max_length,
 )
 from .loop import text_sub_batches
 
@@ -50,6 +51,7 @@ def build_sentence_phase(
     """Return phase 1 on a table of sentences or triplets."""
     tokenizer = build_tokenizer(text, lambda: texts_of(None, table))
     model = build_sentence_encoder(text, sentence, tokenizer)
+    check_max_length(model, tokenizer, text)
     objective = build_sentence_objective(sentence, table, text_sub_batches(training, accelerator))
     stream = sentence_stream(accelerator, table, tokenizer, training, text, sentence)
     return Phase(model, objective, stream, tokenizer)
@@ -70,7 +72,11 @@ def build_pair_phase(
     processor = build_processor(
         contrastive, pairs.modality, lambda: build_tokenizer(text, lambda: texts_of(table, sentences))
     )
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if lora.lora_rank is not None and sharded:
+        raise ValueError("--lora_rank is for models that every process holds whole: drop FSDP or DeepSpeed")
     model = build_trained_dual_encoder(text, contrastive, lora, processor)
+    check_max_length(model, processor.tokenizer, text)
     sub_batches = text_sub_batches(training, accelerator)
     cross_modal = build_cross_modal_objective(contrastive, sub_batches)
     stream = pair_stream(accelerator, table, processor, training, text, pairs)

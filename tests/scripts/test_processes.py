@@ -12,7 +12,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 WORKER = Path(__file__).with_name("processes_worker.py")
-FSDP_WORKER = Path(__file__).with_name("fsdp_worker.py")
+SHARDED_WORKER = Path(__file__).with_name("sharded_worker.py")
 CONFIGS = Path(__file__).parents[2] / "training_scripts" / "accelerate_configs"
 GLOBAL_BATCH, STEPS = 8, 5
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -100,9 +100,40 @@ def test_sharded_training_with_the_fsdp_config(cases, tmp_path):
     options += ["--batch_size", GLOBAL_BATCH // 2, "--output_dir", tmp_path / "two", "--checkpoint_steps", 3]
     for resume in ([], ["--resume", "auto"]):
         (tmp_path / "two" / "model.safetensors").unlink(missing_ok=True)
-        launch(FSDP_WORKER, *options, *resume, processes=2, ACCELERATE_USE_FSDP="true", **environment)
+        launch(SHARDED_WORKER, *options, *resume, processes=2, ACCELERATE_USE_FSDP="true", **environment)
         check_same_weights(tmp_path / "two", tmp_path / "one")
     assert (tmp_path / "two" / "checkpoints" / "step_00000003" / "pytorch_model_fsdp_0").is_dir()  # sharded
+
+
+def test_sharded_training_with_the_deepspeed_config(cases, tmp_path):
+    """Under ZeRO stage 2, resumed once, as in one process, gradients clipped."""
+    pytest.importorskip("deepspeed")
+    _, *options = cases["clip"]
+    options += ["--max_grad_norm", 0.1]
+    launch_all(
+        [["train_contrastive.py", *options, "--batch_size", GLOBAL_BATCH, "--output_dir", tmp_path / "one"]],
+        tmp_path / "c.json",
+        1,
+    )
+    options += ["--batch_size", GLOBAL_BATCH // 2, "--output_dir", tmp_path / "two", "--checkpoint_steps", 3]
+    config = ["--config_file", CONFIGS / "deepspeed_zero2.yaml", "--num_processes", 2]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *config, SHARDED_WORKER, *options]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    for resume in ([], ["--resume", "auto"]):
+        (tmp_path / "two" / "model.safetensors").unlink(missing_ok=True)
+        done = subprocess.run(
+            [*map(str, command), *resume], capture_output=True, text=True, timeout=600, env=environment
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        check_same_weights(tmp_path / "two", tmp_path / "one")
+    logs = [read_log(tmp_path / name) for name in ("one", "two")]
+    norms = [[line["grad_norm"] for line in log] for log in logs]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4) and min(norms[0]) > 0.1
+    assert (tmp_path / "two" / "checkpoints" / "step_00000003" / "pytorch_model").is_dir()  # sharded
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -79,7 +79,9 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     )
     _check_launch(accelerator, arguments)
     if accelerator.state.deepspeed_plugin is not None:  # it would look for a loader, and ours is not prepared by it
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = arguments.batch_size
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = arguments.batch_size
+        config["gradient_clipping"] = float(arguments.max_grad_norm)  # by itself, in its backward
     return accelerator
 
 

@@ -17,6 +17,12 @@ def prepare_sharding(accelerator: Accelerator, model: PreTrainedModel) -> list[n
     Returns:
         The trained parameters that stay whole; under anything but FSDP 2 none does.
     """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        for parameter in model.parameters():
+            if parameter.ndim == 0:
+                # DeepSpeed 0.19 fails to broadcast a scalar, and this mark leaves it out; new weights are the same in
+                # every process anyway.
+                parameter.ds_optim_param = True  # type: ignore[attr-defined]
     if not accelerator.is_fsdp2:
         return []
     plugin = accelerator.state.fsdp_plugin

@@ -1,7 +1,7 @@
-"""Runs train_contrastive.py with the given options under FSDP 2 on CPU processes.
+"""Runs train_contrastive.py with the given options under FSDP 2 or DeepSpeed on CPU processes.
 
-Accelerate takes FSDP for accelerators only (`AcceleratorState` does not look at ACCELERATE_USE_FSDP when the processes
-are CPU ones), though torch shards on CPUs too. So the processes say that they have an accelerator, and nothing else
+Accelerate takes both for accelerators only (`AcceleratorState` does not look at ACCELERATE_USE_FSDP when the processes
+are CPU ones), though they shard on CPUs too. So the processes say that they have an accelerator, and nothing else
 differs from a run of the script.
 """
 

@@ -22,7 +22,7 @@ def prepare_sharding(accelerator: Accelerator, model: PreTrainedModel) -> list[n
             if parameter.ndim == 0:
                 # DeepSpeed 0.19 fails to broadcast a scalar, and this mark leaves it out; new weights are the same in
                 # every process anyway.
-                parameter.ds_optim_param = True  # type: ignore[attr-defined]
+                parameter.ds_optim_param = True
     if not accelerator.is_fsdp2:
         return []
     plugin = accelerator.state.fsdp_plugin

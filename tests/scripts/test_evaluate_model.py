@@ -176,6 +176,33 @@ def test_audio_peers_agree_on_folds(main, audio_text_folder, audio_text_processo
         assert results["num_classes"] == 3
 
 
+def test_long_clips_are_their_beginning_or_their_mean(main, audio_text_folder, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, samples in enumerate((4000, 4000, 60_000, 60_000)):
+        soundfile.write(tmp_path / f"{i}.wav", rng.normal(0, 0.1, samples), 8000)
+        rows.append({"audio": f"{i}.wav", "caption": WORDS[i]})
+    write_rows(tmp_path / "clips.jsonl", rows)
+    found = {}
+    for way in ("first", "mean"):
+        main(["--model", str(audio_text_folder), "--tasks", "representation", "--pairs", str(tmp_path / "clips.jsonl"),
+              "--long_clips", way, "--num_resamples", "0", "--output_dir", str(tmp_path / way)])  # fmt: skip
+        found[way] = results_of(tmp_path / way)
+    numbers = [found[way]["representation"]["audio_uniformity"] for way in ("first", "mean")]
+    assert numbers[0] != pytest.approx(numbers[1], abs=1e-6)
+    assert found["mean"]["meta"]["tasks"]["representation"]["long_clips"] == "mean"
+
+
+def test_the_column_of_ids_joins_captions(main, image_text_folder, pictures, tmp_path):
+    rows = [json.loads(line) for line in pictures.read_text().splitlines()]
+    write_rows(pictures, [{**row, "photo": f"{i // 2}"} for i, row in enumerate(rows)])
+    main(["--model", str(image_text_folder), "--tasks", "retrieval", "--pairs", str(pictures), "--id_column", "photo",
+          "--num_resamples", "0", "--output_dir", str(tmp_path / "out")])  # fmt: skip
+    results = results_of(tmp_path / "out")
+    assert (results["retrieval"]["num_items"], results["retrieval"]["num_texts"]) == (3, 12)
+    assert results["meta"]["tasks"]["retrieval"]["num_items"] == 3
+
+
 def test_folds_of_a_folder_with_a_table(main, audio_text_folder, sounds, tmp_path):
     """As the study prepares ESC-10: no folder of the split, which the table knows."""
     rows = [json.loads(line) for line in sounds.read_text().splitlines()]

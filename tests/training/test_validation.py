@@ -1,6 +1,7 @@
 """What is measured during training, on which data, and options that cannot work."""
 
 import json
+from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
@@ -38,8 +39,8 @@ def pair_file(tmp_path):
     return write_rows(tmp_path / "pairs.jsonl", [*rows, rows[0] | {"split": "train"}])
 
 
-def build(options, processor, dataset=None):
-    pairs = None if dataset is None else PairArguments(dataset=dataset)
+def build(options, processor, dataset=None, **columns):
+    pairs = None if dataset is None else PairArguments(dataset=dataset, **columns)
     arguments = ValidationArguments(eval_steps=5, **options)
     return build_validation(Accelerator(cpu=True), TrainingArguments(), arguments, processor, pairs)
 
@@ -56,6 +57,15 @@ def test_numbers_are_those_of_the_evaluation(adapted, image_text_model, image_te
     expected = evaluate_retrieval(pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item, num_resamples=0)
     assert {f"retrieval.{name}": value for name, value in expected.items()}.items() <= values.items()
     assert values["retrieval.num_items"] == 3 and values["representation.alignment"] > 0
+
+
+def test_columns_are_those_of_the_training(image_text_model, image_text_processor, pair_file, tmp_path):
+    rows = [json.loads(line) | {"photo": f"{number % 2}"} for number, line in enumerate(open(pair_file))]
+    file = write_rows(tmp_path / "named.jsonl", rows)
+    values = build({"eval_split": "validation"}, image_text_processor, file, id_column="photo").validator(
+        image_text_model
+    )
+    assert (values["retrieval.num_items"], values["retrieval.num_texts"]) == (2, 6)
 
 
 def test_steps_that_are_due(image_text_processor, sts_file):

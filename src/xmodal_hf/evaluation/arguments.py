@@ -73,7 +73,10 @@ class EvaluationDataArguments:
     )
     pairs_split: str = option("test", "Split of --pairs.")
     text_column: str | None = option(None, "Captions of --pairs. Default: found by its usual names.")
-    max_pairs: int | None = option(None, "Use only the first items of --pairs.")
+    id_column: str | None = option(
+        None, "Ids of --pairs, whose rows are captions of one item where they agree. Default: found by its usual names."
+    )
+    max_pairs: int | None = option(None, "Use only the first rows of --pairs.")
     zero_shot_data: str | None = option(None, "Items with classes: a file, folder or Hub id (zero_shot).")
     zero_shot_split: str = option("test", "Split of --zero_shot_data.")
     label_column: str | None = option(

@@ -42,8 +42,8 @@ _PACKAGES = ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-lear
 _RECORDED = ("seed", "num_resamples", "pooling", "max_length", "long_clips", "dtype")
 # What must be the same in two results of a task before they are compared.
 _IDENTIFYING = (
-    *("dataset", "sha256", "revision", "revisions", "split", "text_column", "label_column", "fold_column"),
-    *("num_items", "protocol"),
+    *("dataset", "sha256", "revision", "revisions", "split", "num_items", "protocol"),
+    *("text_column", "id_column", "label_column", "fold_column"),
 )
 # The same for two bootstraps, before their resamples are paired.
 _DRAWS = ("seed", "num_resamples")
@@ -418,10 +418,12 @@ def _load_pairs(embedder: Embedder, data: EvaluationDataArguments) -> tuple[Data
         modality=modality,
         split=data.pairs_split,
         text_column=data.text_column,
+        id_column=data.id_column,
         max_samples=data.max_pairs,
     )
     num_items = len(set(table["id"]))
-    described = {"split": data.pairs_split, "text_column": data.text_column, "num_items": num_items}
+    columns = {"text_column": data.text_column, "id_column": data.id_column}
+    described = {"split": data.pairs_split, **columns, "num_items": num_items}
     return table, modality, describe_source(str(data.pairs), table) | described
 
 

@@ -60,11 +60,11 @@ def test_numbers_are_those_of_the_evaluation(adapted, image_text_model, image_te
 
 
 def test_columns_are_those_of_the_training(image_text_model, image_text_processor, pair_file, tmp_path):
-    rows = [json.loads(line) | {"photo": f"{number % 2}"} for number, line in enumerate(open(pair_file))]
+    lines = Path(pair_file).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) | {"photo": f"{number % 2}"} for number, line in enumerate(lines)]
     file = write_rows(tmp_path / "named.jsonl", rows)
-    values = build({"eval_split": "validation"}, image_text_processor, file, id_column="photo").validator(
-        image_text_model
-    )
+    validation = build({"eval_split": "validation"}, image_text_processor, file, id_column="photo")
+    values = validation.validator(image_text_model)
     assert (values["retrieval.num_items"], values["retrieval.num_texts"]) == (2, 6)
 
 

@@ -44,6 +44,10 @@ class ObjectiveOutput:
 class Objective(Protocol):
     """The parts of a training objective."""
 
+    @property
+    def bounds_logit_scale(self) -> bool:
+        """Whether CLIP's bounds of the scale (Radford et al. 2021, section 2.5) are part of it."""
+
     def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         """Cut a batch into parts of at most `micro_batch_size` items each."""
 
@@ -76,6 +80,10 @@ class CrossModalObjective:
     def __post_init__(self) -> None:
         if self.loss_type not in ("clip", "cyclip", "siglip"):
             raise ValueError(f"unknown loss_type {self.loss_type!r}: pass clip, cyclip or siglip")
+
+    @property
+    def bounds_logit_scale(self) -> bool:
+        return self.loss_type != "siglip"  # whose published scales lie above CLIP's bound
 
     def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         return _split_rows(batch, _count_parts(len(batch["input_ids"]), micro_batch_size))
@@ -149,6 +157,10 @@ class SentenceObjective:
         if self.num_views not in (1, 2, 3):
             raise ValueError(f"num_views must be 1, 2 or 3, got {self.num_views}")
 
+    @property
+    def bounds_logit_scale(self) -> bool:
+        return False  # its model has none
+
     def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         items = len(batch["input_ids"]) // self.num_views
         return _split_rows(batch, _count_parts(items, micro_batch_size), self.num_views)
@@ -210,6 +222,10 @@ class JointObjective:
     cross_modal: CrossModalObjective
     sentence: SentenceObjective
     sentence_weight: float = 1.0
+
+    @property
+    def bounds_logit_scale(self) -> bool:
+        return self.cross_modal.bounds_logit_scale
 
     def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         # As many parts of both: each then uses every parameter, which distributed training needs of the last one.

@@ -177,6 +177,16 @@ def test_rows_with_one_id_are_one_item(clip, pictures, sentences):
     assert results[0] == pytest.approx(results[1])
 
 
+def test_one_id_of_two_files_is_an_error(clip, pictures, tmp_path):
+    cells = []
+    for number, picture in enumerate(pictures[:2]):
+        picture.save(tmp_path / f"{number}.png")
+        cells.append({"bytes": None, "path": str(tmp_path / f"{number}.png")})
+    rows = [{"id": "7", "text": "rain", "image": cell} for cell in (cells[0], cells[0], cells[1])]
+    with pytest.raises(ValueError, match=r"row 2 has the id '7' of .*0\.png, and another image, .*1\.png"):
+        embed_pairs(as_embedder(*clip), rows)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_half_precision_take_their_input_so(make_image_text, make_audio_text, clap, tokenizer, dtype):
     resnet = make_image_text(image="resnet", image_pooling="pooler").to(dtype)

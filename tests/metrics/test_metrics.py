@@ -135,7 +135,7 @@ def test_one_class_is_an_error():
 def test_one_cut_off_or_several(name):
     metric = evaluate.load(metric_path(name))
     inputs = {"predictions": [[0.1, 0.9, 0.5], [0.8, 0.3, 0.7]], "references": [0, 2]}
-    one, several = metric.compute(**inputs, k=2), metric.compute(**inputs, k=[1, 2])
+    one, several = metric.compute(**inputs, k=np.int64(2)), metric.compute(**inputs, k=[1, 2])
     assert len(several) == len(one) + 1 and one.items() <= several.items()
 
 

@@ -20,7 +20,13 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from xmodal_hf import AudioTextDualEncoder, AudioTextProcessor, ImageTextDualEncoder, ImageTextProcessor
+from xmodal_hf import (
+    AudioTextDualEncoder,
+    AudioTextProcessor,
+    ImageTextDualEncoder,
+    ImageTextProcessor,
+    SentenceEncoder,
+)
 from xmodal_hf.models.conversion import (
     from_transformers,
     load_dual_encoder,
@@ -377,8 +383,13 @@ def test_processors_are_made_for_state_dicts(
     assert inputs["pixel_values"].shape == (4, 3, 16, 16)
     assert "attention_mask" not in inputs  # it was trained without
     processor.save_pretrained(tmp_path)
-    again = AutoProcessor.from_pretrained(tmp_path)(text=["rain"], return_tensors="pt")
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    again = loaded(text=["rain"], return_tensors="pt")
     assert "attention_mask" not in again and torch.equal(again["input_ids"], inputs["input_ids"])
+    encoder = SentenceEncoder.from_text_pretrained(siglip, pooling="pooler").eval()
+    expected = encoder(**loaded(text=["rain", "the dog barks"], return_tensors="pt")).text_embeds
+    found = encoder.encode(["rain", "the dog barks"], tokenizer=loaded.tokenizer, batch_size=1)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     fused = make_audio_text()
     fused.config.audio_config.enable_fusion = True
     assert "is_longer" in make_processor(fused, tokenizer).feature_extractor.model_input_names

@@ -126,6 +126,9 @@ def test_comparison_of_two_models(main, image_text_folder, pictures, tmp_path, c
     assert not (tmp_path / "c" / "alignment_uniformity.png").exists()
     main([*common, "--output_dir", str(tmp_path / "d"), "--num_resamples", "0", "--text_column", "kind", *compare])
     assert "| retrieval: image_to_text_recall@1 | other data |" in capsys.readouterr().out
+    # The column that is found by itself, named.
+    main([*common, "--output_dir", str(tmp_path / "e"), "--num_resamples", "0", "--text_column", "captions", *compare])
+    assert f"| retrieval: image_to_text_recall@1 | {recall:.2f} | {recall:.2f} |" in capsys.readouterr().out
     assert results_of(tmp_path / "a")["representation"] == results_of(tmp_path / "b")["representation"]
 
 
@@ -147,6 +150,12 @@ def test_differences_of_two_models_have_paired_intervals(
     printed = capsys.readouterr().out
     assert "| | b − a (95 % interval) |" in printed and printed.count(expected) == 1
 
+    # Nor may the file be of another folder's results.
+    (tmp_path / "a" / "results.json").rename(tmp_path / "b" / "a.json")
+    elsewhere = ["--compare", f"a={tmp_path / 'b' / 'a.json'}", *compare[2:]]
+    main(["--model", str(sentence_encoder_folder), *args, *elsewhere])
+    assert "95 % interval)" not in capsys.readouterr().out
+    (tmp_path / "b" / "a.json").rename(tmp_path / "a" / "results.json")
     # Other draws are not paired, and what has no intervals keeps no resamples.
     main(["--model", str(sentence_encoder_folder), *args, "--seed", "1", *compare])
     assert "95 % interval)" not in capsys.readouterr().out
@@ -193,14 +202,16 @@ def test_long_clips_are_their_beginning_or_their_mean(main, audio_text_folder, t
     assert found["mean"]["meta"]["tasks"]["representation"]["long_clips"] == "mean"
 
 
-def test_the_column_of_ids_joins_captions(main, image_text_folder, pictures, tmp_path):
+def test_ids_join_captions(main, image_text_folder, pictures, tmp_path):
+    """Rows of one file are one item, unless another column says that they are not."""
     rows = [json.loads(line) for line in pictures.read_text().splitlines()]
-    write_rows(pictures, [{**row, "photo": f"{i // 2}"} for i, row in enumerate(rows)])
-    main(["--model", str(image_text_folder), "--tasks", "retrieval", "--pairs", str(pictures), "--id_column", "photo",
-          "--num_resamples", "0", "--output_dir", str(tmp_path / "out")])  # fmt: skip
-    results = results_of(tmp_path / "out")
-    assert (results["retrieval"]["num_items"], results["retrieval"]["num_texts"]) == (3, 12)
-    assert results["meta"]["tasks"]["retrieval"]["num_items"] == 3
+    write_rows(pictures, [{**row, "file": f"{i // 2}.png", "row": i} for i, row in enumerate(rows)])
+    for options, num_items in (([], 3), (["--id_column", "row"], 6)):
+        main(["--model", str(image_text_folder), "--tasks", "retrieval", "--pairs", str(pictures), *options,
+              "--num_resamples", "0", "--output_dir", str(tmp_path / f"{num_items}")])  # fmt: skip
+        results = results_of(tmp_path / f"{num_items}")
+        assert (results["retrieval"]["num_items"], results["retrieval"]["num_texts"]) == (num_items, 12)
+        assert results["meta"]["tasks"]["retrieval"]["num_items"] == num_items
 
 
 def test_folds_of_a_folder_with_a_table(main, audio_text_folder, sounds, tmp_path):

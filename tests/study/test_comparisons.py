@@ -83,6 +83,10 @@ class TestPaired:
         cells = [cell("none", 50.0, resamples=50 + self.easy), cell("sup", 50.001, resamples=50.001 + self.easy)]
         (found,) = answer(question(), cells)
         assert found.low > 0 and found.verdict == "inconclusive"
+        two = [*cells, cell("none", 50.0, resamples=50 + self.easy, seed=1)]
+        two.append(cell("sup", 49.999, resamples=49.999 + self.easy, seed=1))
+        (found,) = answer(question(), two)
+        assert {pair["difference"] > 0 for pair in found.pairs} == {True, False} and found.verdict == "inconclusive"
 
     def test_of_several_pairs_of_models_it_is_that_of_their_mean(self):
         cells = [

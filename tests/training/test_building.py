@@ -5,7 +5,15 @@ import math
 
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, SiglipTextModel, T5EncoderModel
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPModel,
+    ModernBertConfig,
+    SiglipTextModel,
+    T5EncoderModel,
+    XLNetConfig,
+)
 
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
 from xmodal_hf.training.arguments import ContrastiveArguments, SentenceArguments, TextModelArguments
@@ -18,6 +26,13 @@ from xmodal_hf.training.building import (
     check_max_length,
 )
 
+TINY = {
+    XLNetConfig: XLNetConfig(vocab_size=64, d_model=16, n_layer=1, n_head=2, d_inner=24),
+    ModernBertConfig: ModernBertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, pad_token_id=0,
+        max_position_embeddings=16,
+    ),
+}  # fmt: skip
 CORPUS = ["a red square", "a blue circle", "the green line"]
 TOWER = '{"model_type": "%s", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}'
 IMAGE = '{"model_type": "vit", "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}'
@@ -86,6 +101,9 @@ class TestAContinuedPhase1:
         before = SentenceEncoder.from_pretrained(phase1)
         model = self.build(phase1, SentenceArguments(triplets="x", mlm_weight=0.1))
         assert (model.config.pooling, model.config.head, model.config.head_at_inference) == ("cls", "mlp", True)
+        model.save_pretrained(phase1)
+        again = self.build(phase1, SentenceArguments(sentences="x"))
+        assert again.config.head_at_inference is True  # what is used stays in use
         assert torch.equal(model.head[0].weight, before.head[0].weight)
         assert all(parameter.requires_grad for parameter in model.mlm_head.parameters())
 
@@ -128,6 +146,15 @@ def test_texts_are_no_longer_than_the_tower_takes(phase1):
         check_max_length(model, tokenizer, text)
     tokenizer.init_kwargs["padding"] = "max_length"  # SigLIP's length is its own
     check_max_length(model, tokenizer, text)
+
+
+@pytest.mark.parametrize("config", [XLNetConfig, ModernBertConfig])
+def test_towers_without_a_table_of_positions_take_texts_of_any_length(config, tokenizer):
+    tower = AutoModel.from_config(TINY[config])
+    model = SentenceEncoder.from_text_pretrained(tower)
+    check_max_length(model, tokenizer, TextModelArguments(max_length=64))
+    long = {"input_ids": torch.ones(1, 60, dtype=torch.long), "attention_mask": torch.ones(1, 60, dtype=torch.long)}
+    assert torch.isfinite(model(**long).text_embeds).all()
 
 
 def test_audio_towers_from_scratch_fit_their_features():

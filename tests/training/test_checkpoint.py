@@ -50,7 +50,7 @@ def test_states_are_rotated_and_found(keeper, tmp_path):
 def test_states_of_a_run_that_went_back_go_with_its_first_one(keeper, tmp_path):
     for step in (10, 15):
         keeper.save(step, {})
-    keeper.save(5, {})  # a new run in the old folder, or one that was resumed before 5
+    keeper.save(5, {})  # it was resumed from a state before 5
     assert [path.name for path in find_states(tmp_path)] == ["step_00000005"]
     keeper.save(10, {})
     assert [path.name for path in find_states(tmp_path)] == ["step_00000005", "step_00000010"]

@@ -41,13 +41,13 @@ def collate(rows):
     return batch | {"ids": [row["ids"] for row in rows]}
 
 
-def train(model, pairs, folder, validate=None, **options):
+def train(model, pairs, folder, validate=None, objective="clip", **options):
     arguments = TrainingArguments(output_dir=str(folder), report_to="none", **{"warmup_steps": 0.1, **options})
     accelerator = build_accelerator(arguments)
     stream = build_stream(accelerator, Pairs(pairs), collate, arguments)
     validation = None if validate is None else validate(accelerator, folder)
     result = run_phase(
-        accelerator, model, CrossModalObjective("clip"), stream, arguments, "test", validation=validation
+        accelerator, model, CrossModalObjective(objective), stream, arguments, "test", validation=validation
     )
     log = [json.loads(line) for line in (folder / LOG_NAME).read_text(encoding="utf-8").splitlines()]
     return result, log
@@ -255,11 +255,13 @@ def test_stop_signals_are_remembered_and_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_used_folder_is_warned_of(dual_encoder, pair_batch, tmp_path):
-    options = {"batch_size": 8, "max_steps": 2, "checkpoint_steps": 2}
-    train(dual_encoder(), pair_batch(16), tmp_path, **options)
-    with pytest.warns(UserWarning, match=r"step_00000002 is of an earlier run.*--resume auto would go on"):
-        train(dual_encoder(), pair_batch(16), tmp_path, **options)
+@pytest.mark.parametrize("objective, bound", [("clip", math.log(100)), ("cyclip", math.log(100)), ("siglip", 9.0)])
+def test_the_objective_decides_whether_the_scale_is_bounded(objective, bound, dual_encoder, pair_batch, tmp_path):
+    """Published SigLIPs have scales above CLIP's bound."""
+    model = dual_encoder(logit_bias_init_value=-10.0)
+    model.logit_scale.data.fill_(9.0)
+    train(model, pair_batch(8), tmp_path, objective=objective, batch_size=8, learning_rate=1e-6)
+    assert model.logit_scale.item() == pytest.approx(bound, abs=1e-3)
 
 
 def test_what_the_launcher_asks_for_and_this_loop_does_not_do(monkeypatch):

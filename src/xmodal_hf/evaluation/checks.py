@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +57,7 @@ def as_indices(values: Any, name: str, upper: int) -> np.ndarray:
 
 def cut_offs(k: int | Sequence[int]) -> list[int]:
     """One cut-off or several, as a list."""
-    return [k] if isinstance(k, int) else list(k)
+    return list(k) if isinstance(k, Iterable) else [int(k)]
 
 
 def require_rows(batch: Mapping[str, Any]) -> None:

@@ -159,7 +159,8 @@ class TextModelEmbedder(Embedder):
             return own_pooled_output(outputs, self.model, "pooling")  # (B, D)
         hidden = outputs.last_hidden_state  # (B, T, D)
         eos_token_id = self.model.config.eos_token_id if self.pooling == "eos" else None
-        return pool(hidden, self.pooling, inputs["attention_mask"], inputs["input_ids"], eos_token_id)  # (B, D)
+        mask = inputs.get("attention_mask")
+        return pool(hidden, self.pooling, mask, inputs["input_ids"], eos_token_id)  # (B, D)
 
 
 class DualEncoderEmbedder(Embedder):
@@ -331,12 +332,13 @@ def embed_pairs(embedder: Embedder, dataset: Iterable[Mapping[str, Any]], modali
         modality: "image" or "audio".
 
     Raises:
-        ValueError: no rows, or a row without a caption or without its item.
+        ValueError: no rows, a row without a caption or without its item, or files of different names with one id.
     """
     embedder = as_embedder(embedder)
     captions: list[str] = []
     owners: list[int] = []
     numbers: dict[Any, int] = {}  # id, or number of a row without one, to the number of the item
+    paths: list[str | None] = []  # of each item, where it has one
 
     def items() -> Iterator[Any]:
         for index, row in enumerate(dataset):
@@ -350,8 +352,15 @@ def embed_pairs(embedder: Embedder, dataset: Iterable[Mapping[str, Any]], modali
             number = numbers.setdefault(key, len(numbers))
             captions.extend(texts)
             owners.extend([number] * len(texts))
+            path = row[modality].get("path") if isinstance(row[modality], dict) else None
             if is_new:
+                paths.append(path)
                 yield row[modality]
+            elif paths[number] != path:
+                raise ValueError(
+                    f"row {index} has the id {row['id']!r} of {paths[number]}, and another {modality}, {path}: name "
+                    "another column with --id_column"
+                )
 
     modality_embeds = embedder.encode_items(modality, Counted(items(), length_hint(dataset)))
     return PairEmbeddings(modality, modality_embeds, embedder.encode_text(captions), np.array(owners))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
@@ -45,6 +47,14 @@ def files_checksum(files: Iterable[Path], root: Path) -> str:
         with file.open("rb") as stream:
             while block := stream.read(_BYTES_AT_ONCE):
                 digest.update(block)
+    return digest.hexdigest()
+
+
+def texts_checksum(texts: Iterable[Any]) -> str:
+    """Checksum of captions, or lists of them, in order: tells columns and selections of one file apart."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(json.dumps(text, ensure_ascii=False, default=repr).encode() + b"\n")
     return digest.hexdigest()
 
 

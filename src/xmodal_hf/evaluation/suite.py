@@ -23,7 +23,7 @@ from . import plots
 from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
 from .bootstrap import keep_resamples, percentile_interval
 from .embed import Counted, Embedder, Modality, PairEmbeddings, embed_pairs
-from .held_data import describe_source
+from .held_data import describe_source, texts_checksum
 from .loading import model_identity
 from .prompts import DEFAULT_PROMPTS, clean_class_name
 from .representation import evaluate_representation
@@ -41,10 +41,7 @@ _PACKAGES = ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-lear
 # Options that change a number, recorded with each task.
 _RECORDED = ("seed", "num_resamples", "pooling", "max_length", "long_clips", "dtype")
 # What must be the same in two results of a task before they are compared.
-_IDENTIFYING = (
-    *("dataset", "sha256", "revision", "revisions", "split", "num_items", "protocol"),
-    *("text_column", "id_column", "label_column", "fold_column"),
-)
+_IDENTIFYING = (*("dataset", "sha256", "revision", "revisions", "split", "num_items", "texts_sha256", "protocol"),)
 # The same for two bootstraps, before their resamples are paired.
 _DRAWS = ("seed", "num_resamples")
 # What a comparison shows of each task.
@@ -252,7 +249,7 @@ def _shown_difference(
 ) -> str:
     before, after = (models[name] for name in names)
     drawn = [resamples.get(name, {}).get(f"{task}.{metric}") for name in names]
-    if drawn[0] is None or drawn[1] is None or not _same_data(before, after, task, (*_IDENTIFYING, *_DRAWS)):
+    if drawn[0] is None or drawn[1] is None or not same_draws(before, after, task):
         return ""
     low, high = percentile_interval(drawn[1] - drawn[0])
     return f"{after[task][metric] - before[task][metric]:+.2f} ({low:+.2f} to {high:+.2f})"
@@ -271,7 +268,8 @@ def read_compared(compare: str) -> tuple[dict[str, Results], dict[str, Resamples
             raise ValueError(f"--compare takes name=results.json entries, got {name!r}")
         file = Path(path.strip())
         models[name.strip()] = json.loads(file.read_text(encoding="utf-8"))
-        resamples[name.strip()] = read_resamples(file.parent)
+        if file.name == RESULTS_NAME:  # else they may be another's
+            resamples[name.strip()] = read_resamples(file.parent)
     return models, resamples
 
 
@@ -364,8 +362,7 @@ def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: Ev
     prompts = data.prompts or DEFAULT_PROMPTS[modality]
     meta = describe_source(source, table) | {
         "split": split,
-        "label_column": data.label_column,
-        "fold_column": data.fold_column,
+        "texts_sha256": texts_checksum(class_names[label] for label in labels),
         "protocol": f"prompt set {prompts}",
     }
 
@@ -422,8 +419,7 @@ def _load_pairs(embedder: Embedder, data: EvaluationDataArguments) -> tuple[Data
         max_samples=data.max_pairs,
     )
     num_items = len(set(table["id"]))
-    columns = {"text_column": data.text_column, "id_column": data.id_column}
-    described = {"split": data.pairs_split, **columns, "num_items": num_items}
+    described = {"split": data.pairs_split, "num_items": num_items, "texts_sha256": texts_checksum(table["text"])}
     return table, modality, describe_source(str(data.pairs), table) | described
 
 
@@ -459,6 +455,11 @@ def _same_data(first: Results, second: Results, task: str, names: Sequence[str] 
     """Whether both results of a task are of the same data in the same protocol."""
     metas = [results["meta"]["tasks"].get(task, {}) for results in (first, second)]
     return all(metas[0].get(name) == metas[1].get(name) for name in names)
+
+
+def same_draws(first: Results, second: Results, task: str) -> bool:
+    """Whether the resamples of two results of a task are paired: of the same data, in the same draws."""
+    return _same_data(first, second, task, (*_IDENTIFYING, *_DRAWS))
 
 
 def _task(name: str) -> str:

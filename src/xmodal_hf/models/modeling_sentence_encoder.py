@@ -255,16 +255,19 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
             raise ValueError(f"batches start at 1: got batch_size {batch_size}, {max_tokens_per_batch} tokens")
         tokenizer = tokenizer or self._own_tokenizer()
         limit = max_length or self.max_tokens(tokenizer)
-        token_ids = tokenizer(list(sentences), truncation=True, max_length=limit)["input_ids"]
+        fixed = tokenizer.init_kwargs.get("padding") == "max_length"  # SigLIP's, which knows no mask
+        padding = {"padding": "max_length"} if fixed else {}
+        token_ids = tokenizer(list(sentences), truncation=True, max_length=limit, **padding)["input_ids"]
         batches = token_batches([len(ids) for ids in token_ids], max_tokens_per_batch, batch_size)
         was_training = self.training
         self.eval()
         pooled = []
         with torch.inference_mode(), tqdm(total=len(token_ids), desc="encode", disable=not show_progress) as bar:
             for rows in batches:
-                padded = tokenizer.pad({"input_ids": [token_ids[row] for row in rows]}, return_tensors="pt")
-                inputs = padded.to(self.device)
-                outputs = self(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+                batch = {"input_ids": [token_ids[row] for row in rows]}
+                mask = {} if fixed else {"return_attention_mask": True}
+                inputs = tokenizer.pad(batch, return_tensors="pt", **mask).to(self.device)
+                outputs = self(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"))
                 pooled.append(outputs.pooler_output.float().cpu())
                 bar.update(len(rows))
         self.train(was_training)

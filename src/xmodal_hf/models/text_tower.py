@@ -38,6 +38,7 @@ _POOLER_LAYERS = {
     "convnextv2": "layernorm",
 }
 # Tokenizers without a limit of their own report a huge number.
+_POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe")
 _NO_LIMIT = 100_000
 # The input of masked pre-training (DINOv2 and others).
 _MASK_TOKEN = "mask_token"
@@ -267,11 +268,21 @@ def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 def num_positions(model: PreTrainedModel) -> int:
     """Return the most tokens that the model's text tower takes."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _NO_LIMIT
+    if positions < 1:  # XLNet's way of saying so
+        return _NO_LIMIT
     for name, module in model.named_modules():
         is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         if is_table and module.padding_idx is not None:
             positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
     return positions
+
+
+def has_position_table(model: PreTrainedModel) -> bool:
+    """Tell whether a text tower looks positions up, so that it fails beyond them; relative and rotary ones do not."""
+    return any(
+        name.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, nn.Embedding)
+        for name, module in model.named_modules()
+    )
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int, max_rows: int | None = None) -> list[list[int]]:

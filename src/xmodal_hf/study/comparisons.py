@@ -23,7 +23,7 @@ from ..evaluation.bootstrap import CONFIDENCE, percentile_interval
 from .recipe import Better, Question
 
 # Below this, differences are those of rounding: a frozen tower in two models, whose paired interval has no width.
-_NOTHING = 0.005
+NOTHING = 0.005
 Verdict = Literal["reproduced", "opposite", "mixed", "inconclusive"]
 
 
@@ -227,9 +227,10 @@ def _half_width(resamples: np.ndarray) -> float:
 
 
 def _verdict(sign: int, low: float | None, high: float | None, pairs: Sequence[Pair]) -> Verdict:
-    sides = {pair.difference > 0 for pair in pairs if abs(pair.difference) > (pair.half_width or math.inf)}
+    clear = (pair for pair in pairs if pair.half_width is not None and abs(pair.difference) > pair.half_width)
+    sides = {pair.difference > 0 for pair in clear if abs(pair.difference) >= NOTHING}
     if len(sides) == 2:
         return "mixed"
-    if low is None or high is None or low <= 0 <= high or max(abs(low), abs(high)) < _NOTHING:
+    if low is None or high is None or low <= 0 <= high or max(abs(low), abs(high)) < NOTHING:
         return "inconclusive"
     return "reproduced" if sign * low > 0 else "opposite"

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..evaluation.plots import alignment_uniformity_scatter
-from .comparisons import Measured
+from .comparisons import NOTHING, Measured
 
 _INK, _GREY = "#0072B2", "#8C8C8C"
 _VERDICTS = {"reproduced": "#009E73", "opposite": "#D55E00", "mixed": "#CC79A7", "inconclusive": _GREY}
@@ -58,12 +58,12 @@ def answers_figure(answers: Sequence[Mapping[str, Any]]) -> Figure:
     """Every difference with its interval, in half-widths of that interval, so that all metrics share an axis.
 
     Under its claim each; the expected direction is to the right, and the interval of what is inconclusive crosses the
-    line.
+    line. What is no more than rounding is left out.
     """
     rows: list[tuple[str, Mapping[str, Any] | None]] = []
     claim = None
     for found in answers:
-        if found["low"] is None or found["high"] <= found["low"]:
+        if found["low"] is None or found["high"] <= found["low"] or abs(found["difference"]) < NOTHING:
             continue
         if found["claim"] != claim:
             claim = found["claim"]

@@ -15,8 +15,6 @@ from ..data.sources import METADATA_FILES
 from ..data.tables import load_table
 from ..training.tokenizer import train_tokenizer
 
-_OPTIONS_NAME = "prepared.yaml"
-
 
 def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """Make what is not there yet: `<folder>/<name>` for each {name: {kind: tokenizer | captioned_clips, ...}}.
@@ -29,7 +27,7 @@ def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None
         if kind not in PREPARATIONS:
             raise ValueError(f"prepare: {name} has the kind {kind!r}, known are {', '.join(PREPARATIONS)}")
         target = folder / name
-        options_path = target / _OPTIONS_NAME
+        options_path = target.with_suffix(".yaml")  # beside it: what is in the folder is data
         if target.is_dir():
             made_with = yaml.safe_load(options_path.read_text(encoding="utf-8")) if options_path.is_file() else options
             if made_with != options:
@@ -42,7 +40,7 @@ def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         PREPARATIONS[kind](partial, **{key: value for key, value in options.items() if key != "kind"})
-        (partial / _OPTIONS_NAME).write_text(yaml.safe_dump(dict(options), sort_keys=False), encoding="utf-8")
+        options_path.write_text(yaml.safe_dump(dict(options), sort_keys=False), encoding="utf-8")
         partial.rename(target)
 
 

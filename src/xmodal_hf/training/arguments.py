@@ -177,7 +177,9 @@ class SentenceArguments:
         None, "Layer on the pooled vector; SimCSE's is mlp, with cls. Default: that of --text_model, else none."
     )
     head_at_inference: bool | None = option(
-        None, "Keep the head after training. Default: as in SimCSE, kept when supervised, dropped when not."
+        None,
+        "Keep the head after training. Default: as in SimCSE, kept when supervised, dropped when not; one that "
+        "--text_model uses stays in use.",
     )
 
     mlm_weight: float = option(0.0, "Weight of the auxiliary masked-language-modelling loss; SimCSE tried 0.1.")

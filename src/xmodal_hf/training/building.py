@@ -29,7 +29,7 @@ from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from ..models.modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder, trained_pooling
 from ..models.modeling_sentence_encoder import SentenceEncoder
 from ..models.processing_dual_encoder import AudioTextProcessor, ImageTextProcessor
-from ..models.text_tower import build_tower, find_tower, load_model, num_positions
+from ..models.text_tower import build_tower, find_tower, has_position_table, load_model, num_positions
 from ..objectives import CrossModalObjective, SentenceObjective
 from .adapters import add_lora
 from .arguments import ContrastiveArguments, LoraArguments, SentenceArguments, TextModelArguments
@@ -119,19 +119,19 @@ def build_sentence_encoder(
     """Return the model of phase 1; pooling and heads are those that the loaded model has, unless the options differ."""
     source = build_text_model(text, tokenizer)
     trained = source if isinstance(source, SentenceEncoder) else None
-    pooling = text.pooling or trained_pooling(source, find_tower(source, ("text_model",)), "text_pooling")
-    head = sentence.head or (trained.config.head if trained else "none")
-    supervised = sentence.triplets is not None
+    kept = trained if trained is not None and sentence.head in (None, trained.config.head) else None
+    # As in SimCSE, and a head that is used stays in use.
+    at_inference = sentence.triplets is not None or (kept is not None and kept.config.head_at_inference)
     model = SentenceEncoder.from_text_pretrained(
         source,
-        pooling=pooling,
-        head=head,
-        head_dim=trained.config.head_dim if trained else None,
+        pooling=text.pooling or trained_pooling(source, find_tower(source, ("text_model",)), "text_pooling"),
+        head=kept.config.head if kept else sentence.head or "none",
+        head_dim=kept.config.head_dim if kept else None,
         mlm_head=sentence.mlm_weight > 0 or (trained is not None and trained.config.mlm_head),
-        head_at_inference=supervised if sentence.head_at_inference is None else sentence.head_at_inference,
+        head_at_inference=at_inference if sentence.head_at_inference is None else sentence.head_at_inference,
     )
-    if trained is not None and trained.config.head == head:
-        model.head.load_state_dict(trained.head.state_dict())
+    if kept is not None:
+        model.head.load_state_dict(kept.head.state_dict())
     if trained is not None and trained.config.mlm_head:
         model.mlm_head.load_state_dict(trained.mlm_head.state_dict())
         if not sentence.mlm_weight:  # it gets no gradient, which stops distributed training
@@ -143,7 +143,8 @@ def check_max_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase, text:
     """Raise a ValueError when texts would be longer than the text tower takes."""
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     positions = num_positions(whole.text_model)
-    if positions < text.max_length and tokenizer.init_kwargs.get("padding") != "max_length":
+    has_limit = has_position_table(whole.text_model) and tokenizer.init_kwargs.get("padding") != "max_length"
+    if has_limit and positions < text.max_length:
         raise ValueError(f"--max_length {text.max_length}: the text tower takes {positions} tokens at most")
 
 

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from .sharding import is_sharded
 
 STATE_FOLDER = "checkpoints"
 _STATE_NAME = "state.json"
@@ -103,8 +105,7 @@ class StateKeeper:
         self.accelerator = accelerator
         self.folder = Path(output_dir) / STATE_FOLDER
         self.keep_last = keep_last
-        # FSDP and DeepSpeed save sharded weights their own way.
-        if accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if not is_sharded(accelerator):  # else weights are saved in a way of their own
             accelerator.register_save_state_pre_hook(_keep_changing_weights)
             accelerator.register_load_state_pre_hook(_load_changing_weights)
 
@@ -146,7 +147,7 @@ class StateKeeper:
                 (temporary / _STATE_NAME).write_text(json.dumps({"step": step, **counters}), encoding="utf-8")
                 _publish(temporary, final)
                 states = find_states(self.folder.parent)
-                # Later ones are of another course: a run before this one, or this one before it went back.
+                # Later ones are of a course that was given up, when the run went back to an earlier state.
                 earlier, later = states[: states.index(final) + 1], states[states.index(final) + 1 :]
                 for old in earlier[: -self.keep_last] + later:
                     shutil.rmtree(old)

@@ -32,7 +32,7 @@ from .checkpoint import StateKeeper, check_same_run, read_state
 from .faults import BadStepsError, BufferGuard, StopSignals, batch_ids, describe_ids
 from .grad_cache import cached_backward
 from .optimization import build_optimizer, build_scheduler, clamp_logit_scale
-from .sharding import average_gradients, prepare_sharding
+from .sharding import average_gradients, is_sharded, prepare_sharding
 from .towers import compile_towers, set_training_mode
 from .validation import Validation
 
@@ -92,13 +92,12 @@ def _check_launch(accelerator: Accelerator, arguments: TrainingArguments) -> Non
             "the launcher asks for gradient accumulation, which would weaken the loss over a batch: drop it, and pass "
             "--micro_batch_size to fit a large --batch_size into memory"
         )
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if sharded and arguments.ema_decay is not None:
+    if is_sharded(accelerator) and arguments.ema_decay is not None:
         raise ValueError("--ema_decay averages models that every process holds whole: drop it under FSDP and DeepSpeed")
     if accelerator.distributed_type == DistributedType.DEEPSPEED and arguments.micro_batch_size is not None:
         raise ValueError("DeepSpeed takes its step in every backward pass: drop --micro_batch_size")
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launched not in ("no", arguments.mixed_precision):
+    if launched not in ("no", arguments.mixed_precision) and accelerator.is_main_process:
         warnings.warn(
             f"the launcher asks for {launched}, the run takes --mixed_precision {arguments.mixed_precision}",
             stacklevel=3,
@@ -157,7 +156,8 @@ class TrainingStep:
         # The scaler of fp16 has seen this step's gradients already; it leaves the weights alone by itself.
         if good or self.accelerator.scaler is not None:
             self.optimizer.step()
-            clamp_logit_scale(self.model)
+            if self.objective.bounds_logit_scale:
+                clamp_logit_scale(self.model)
         if not good:
             self.guard.restore()
         elif self.average is not None:
@@ -229,13 +229,6 @@ def run_phase(
     take_step = TrainingStep(accelerator, model, objective, arguments, total_steps)
     keeper = StateKeeper(accelerator, arguments.output_dir, arguments.keep_last)
     keeper.check_room(model)
-    earlier = keeper.newest()
-    if resume_from is None and earlier is not None and accelerator.is_main_process:
-        warnings.warn(
-            f"{earlier} is of an earlier run, whose training states this one will replace with its own; --resume auto "
-            "would go on with them",
-            stacklevel=2,
-        )
     set_seed(arguments.seed, device_specific=True)  # dropout differs between processes, the weights are equal by now
     identity = {"num_processes": accelerator.num_processes, "options": dict(options or {})}
     result, log_bytes = _restored(keeper, resume_from, stream, identity)

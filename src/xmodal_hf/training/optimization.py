@@ -68,10 +68,7 @@ def build_scheduler(
 
 @torch.no_grad()
 def clamp_logit_scale(model: nn.Module) -> None:
-    """Keep the scale that a dual encoder is trained with within CLIP's bounds.
-
-    A model with a bias is SigLIP's, which has none (Zhai et al. 2023): published scales lie above CLIP's.
-    """
+    """Keep the scale that a dual encoder is trained with within CLIP's bounds."""
     for module in model.modules():  # within whatever wraps it
-        if isinstance(module, DualEncoder) and module.logit_scale.requires_grad and not hasattr(module, "logit_bias"):
+        if isinstance(module, DualEncoder) and module.logit_scale.requires_grad:
             module.logit_scale.clamp_(*LOGIT_SCALE_RANGE)

@@ -20,7 +20,7 @@ from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items
 from ..evaluation.plots import loss_curves
 from .adapters import save_adapter
 from .arguments import LoraArguments, TrainingArguments, save_recipe
-from .checkpoint import check_same_run, find_resumed, read_state
+from .checkpoint import check_same_run, find_resumed, find_states, read_state
 from .loop import LOG_NAME, TrainingResult
 from .sharding import whole_weights
 
@@ -42,13 +42,18 @@ def start_output(accelerator: Accelerator, training: TrainingArguments, *argumen
 
     Raises:
         CheckpointError: `--resume` names no training state, or one of another run.
-        ValueError: the folder cannot be written to.
+        ValueError: the folder cannot be written to, or holds states of a run that this one does not go on with.
     """
     folder = Path(training.output_dir)
     resume_from = find_resumed(folder, training.resume)
     if resume_from is not None:
         identity = {"num_processes": accelerator.num_processes, "options": options_of(training, *arguments)}
         check_same_run(read_state(resume_from), identity)  # before anything of that run is overwritten
+    elif training.resume is None and (states := find_states(folder)):
+        raise ValueError(
+            f"{states[-1]} is a training state of an earlier run: pass --resume auto to go on with it, or remove "
+            f"{states[-1].parent} or choose another --output_dir to start anew"
+        )
     if accelerator.is_main_process:
         try:
             folder.mkdir(parents=True, exist_ok=True)

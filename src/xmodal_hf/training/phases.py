@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -29,6 +29,7 @@ from .building import (
     check_max_length,
 )
 from .loop import text_sub_batches
+from .sharding import is_sharded
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def build_pair_phase(
     processor = build_processor(
         contrastive, pairs.modality, lambda: build_tokenizer(text, lambda: texts_of(table, sentences))
     )
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if lora.lora_rank is not None and sharded:
+    if lora.lora_rank is not None and is_sharded(accelerator):
         raise ValueError("--lora_rank is for models that every process holds whole: drop FSDP or DeepSpeed")
     model = build_trained_dual_encoder(text, contrastive, lora, processor)
     check_max_length(model, processor.tokenizer, text)

@@ -1,6 +1,6 @@
-"""What FSDP 2 needs to know of a model, and what it leaves to us.
+"""What FSDP 2 and DeepSpeed need to know of a model, and what they leave to us.
 
-It shards no scalars: `logit_scale` and `logit_bias` stay whole in every process, and so do their gradients.
+FSDP 2 shards no scalars: `logit_scale` and `logit_bias` stay whole in every process, and so do their gradients.
 """
 
 from __future__ import annotations
@@ -9,6 +9,11 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Tell whether no process holds the whole state of the training."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def prepare_sharding(accelerator: Accelerator, model: PreTrainedModel) -> list[nn.Parameter]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
@@ -23,6 +23,7 @@ from ..evaluation.sts import evaluate_sts
 from .arguments import PairArguments, TrainingArguments, ValidationArguments
 from .averaging import WeightAverage
 from .checkpoint import STATE_FOLDER, load_weights, save_weights
+from .sharding import is_sharded
 
 if TYPE_CHECKING:
     from .loop import StepLog, TrainingResult
@@ -58,7 +59,7 @@ class Validation:
     def __init__(
         self, accelerator: Accelerator, validator: Validator, arguments: ValidationArguments, output_dir: str
     ) -> None:
-        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if is_sharded(accelerator):
             raise ValueError("--eval_steps does not work with a sharded model: evaluate what it saved instead")
         self.accelerator = accelerator
         self.validator = validator

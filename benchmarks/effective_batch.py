@@ -11,8 +11,8 @@ Every measurement is a process of its own, so that its peak memory is its own; m
 without caching, is measured too: its memory is the one to keep. It is the one with the most tokens, and the gradients
 of the parameters come on top, since those of one micro-batch are there while the next one runs. On a CPU one more run
 measures memory with every large tensor in pages of its own, which go back when it is freed: micro-batches of many sizes
-leave holes in the heap of the C library. The goal is stated for 4,096 items at the memory of 128; two cores take smaller
-sizes by default, since 4,096 pairs are an hour there:
+leave holes in the heap of the C library. The goal is stated for 4,096 items at the memory of 128; two cores take
+smaller sizes by default, since 4,096 pairs are an hour there:
 
     python benchmarks/effective_batch.py --batch_size 4096 --micro_batch_size 128 --rounds 1 --skip_own_pages \
         --output benchmarks/results/effective_batch_4096_cpu.json

@@ -31,7 +31,7 @@ from xmodal_hf.models.conversion_open_clip import from_open_clip
 from xmodal_hf.objectives import CrossModalObjective
 from xmodal_hf.training.arguments import TrainingArguments
 from xmodal_hf.training.loop import TrainingStep, text_sub_batches
-from xmodal_hf.training.optimization import build_optimizer, clamp_logit_scale
+from xmodal_hf.training.optimization import LOGIT_SCALE_RANGE, build_optimizer
 
 ARCHITECTURE = "ViT-B-32"  # text tower: 12 layers, 512 wide, 8 heads, 77 tokens, 49,408 ids
 CONTEXT = 77
@@ -179,7 +179,8 @@ def open_clip_step(model: nn.Module, batches: list[Any], training: TrainingArgum
         else:
             total = _accumulate(model, loss, images, texts, training.micro_batch_size, autocast)
         optimizer.step()
-        clamp_logit_scale(model)
+        with torch.no_grad():
+            model.logit_scale.clamp_(*LOGIT_SCALE_RANGE)  # type: ignore[operator]
         return total.item()
 
     return step

@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
         record_run(folder, failed)  # an interrupted study can be reported on too
         try:
             prepare(study.prepare, folder)
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # also data that cannot be reached
             parser.error(str(error))
         failed = run_jobs(jobs, SCRIPTS, options.accelerate_config, options.jobs)
         record_run(folder, failed)

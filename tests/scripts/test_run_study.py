@@ -96,7 +96,14 @@ def test_unknown_options_end_before_any_work(recipe, run_script, tmp_path):
 
 
 def test_a_study_of_failures_says_so(recipe, run_script, tmp_path):
-    path, _ = recipe
-    folder = tmp_path / "out"
-    done = run_script("run_study.py", "--recipe", path, "--set", "pairs=nowhere", "--output_dir", folder, returncode=1)
+    path, variable = recipe
+    study, folder = yaml.safe_load(path.read_text(encoding="utf-8")), tmp_path / "out"
+    for phase in ("phase1", "phase2"):
+        study[phase]["batch_size"] = 10**6
+    path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    done = run_script("run_study.py", "--recipe", path, "--set", variable, "--output_dir", folder, returncode=1)
     assert "no model has been evaluated" in done.stderr and f"{folder}/models/none_seed0: exit status" in done.stderr
+    elsewhere = tmp_path / "elsewhere"
+    nowhere = f"pairs={tmp_path / 'nowhere.jsonl'}"
+    done = run_script("run_study.py", "--recipe", path, "--set", nowhere, "--output_dir", elsewhere, returncode=2)
+    assert "There is no file or folder" in done.stderr

@@ -405,7 +405,7 @@ def check_keys(mapping: Iterable[Any], valid: Iterable[str], source: object) -> 
 
 
 # Options that say nothing of a model that is there.
-_OF_A_NEW_MODEL = {"pooling", "vocab_size", "projection_dim", "projection_type", "modality_pooling", "image_size"} | {
+_OF_A_NEW_MODEL = {"pooling", "projection_dim", "projection_type", "modality_pooling", "image_size"} | {
     *("audio_preset", "max_seconds")
 }
 

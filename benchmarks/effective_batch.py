@@ -12,10 +12,12 @@ without caching, is measured too: its memory is the one to keep. It is the one w
 of the parameters come on top, since those of one micro-batch are there while the next one runs. On a CPU one more run
 measures memory with every large tensor in pages of its own, which go back when it is freed: micro-batches of many sizes
 leave holes in the heap of the C library. The goal is stated for 4,096 items at the memory of 128; two cores take
-smaller sizes by default, since 4,096 pairs are an hour there:
+smaller sizes by default, since 4,096 pairs are an hour there. Nearer to it:
 
-    python benchmarks/effective_batch.py --batch_size 4096 --micro_batch_size 128 --rounds 1 --skip_own_pages \
+    python benchmarks/effective_batch.py --tasks sentences --batch_size 4096 --micro_batch_size 128 --skip_own_pages \
         --output benchmarks/results/effective_batch_4096_cpu.json
+    python benchmarks/effective_batch.py --tasks pairs --batch_size 1024 --micro_batch_size 128 --skip_own_pages \
+        --rounds 1 --output benchmarks/results/effective_batch_1024_cpu.json
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ def main() -> None:
         print(json.dumps(measure(**json.loads(options.measure))))
         return
     rows = []
-    for task, peers in PEERS.items():
+    for task in options.tasks:
+        peers = PEERS[task]
         reason = missing(*peers)
         if reason:
             print(f"without {task}: {reason}")
@@ -86,6 +89,7 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = option_parser(__doc__, "effective_batch", rounds=2)
     parser.add_argument("--data_dir", type=Path, default=DATA, help="folder with sentences and flickr8k")
+    parser.add_argument("--tasks", nargs="+", choices=PEERS, default=list(PEERS), help="default: both")
     parser.add_argument(
         "--batch_size", type=int, help="of both tasks. Default: 1024 sentences, 96 pairs; 4096 on a GPU"
     )

@@ -405,9 +405,12 @@ def check_keys(mapping: Iterable[Any], valid: Iterable[str], source: object) -> 
 
 
 # Options that say nothing of a model that is there.
-_OF_A_NEW_MODEL = {"pooling", "projection_dim", "projection_type", "modality_pooling", "image_size"} | {
-    *("audio_preset", "max_seconds")
-}
+_OF_A_NEW_MODEL = frozenset(
+    (
+        *("pooling", "projection_dim", "projection_type", "modality_pooling"),
+        *("image_size", "audio_preset", "max_seconds"),
+    )
+)
 
 
 def check_phase_1(

@@ -92,6 +92,13 @@ def test_memory_table(row):
     assert row[1:] == [f"{value:.0f}" for value in (*values, measured[row[0]]["gradients_mib"])]
 
 
+@pytest.mark.parametrize("row", rows("items | of", NOTES), ids=lambda row: f"{row[0]}-{row[1]}")
+def test_table_of_large_batches(row):
+    (task,) = read(f"benchmarks/results/{row[5]}")["effective_batch"]
+    peaks = [f"{task['methods'][name]['peak_mib']:.0f}" for name in ("ours", "peer", "micro-batch alone")]
+    assert row[:5] == [str(task["items"]), task["task"], *peaks] and task["micro"] == 128
+
+
 @pytest.mark.parametrize("study", ["vision", "pretrained"])
 def test_study_tables(study):
     assert headline_table(read(f"model_cards/study-{study}-small/results.json")) in README

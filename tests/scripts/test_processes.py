@@ -107,7 +107,8 @@ def test_sharded_training_with_the_fsdp_config(cases, tmp_path):
 
 def test_sharded_training_with_the_deepspeed_config(cases, tmp_path):
     """Under ZeRO stage 2, resumed once, as in one process, gradients clipped."""
-    pytest.importorskip("deepspeed")
+    # No dependency: it is built where it is installed (pip install wheel deepspeed), and few train with it.
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     _, *options = cases["clip"]
     options += ["--max_grad_norm", 0.1]
     launch_all(

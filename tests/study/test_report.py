@@ -4,11 +4,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from xmodal_hf.study.plots import figures
-from xmodal_hf.study.report import NOTES_NAME, headline_table, render
+from xmodal_hf.study.report import NOTES_NAME, headline_table, paired_resamples, render
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 
@@ -72,6 +73,16 @@ def test_page(tmp_path, results):
     assert "in 2.5 minutes on\n2 cores of A processor" in page and "models/x (exit status 1)" in page
     assert "There is one seed" in page and "![claims.png](claims.png)" in page
     assert "SHA-256 0123456789ab" in page and "torch 2.11.0." in page and "\n\n\n" not in page
+
+
+def test_resamples_of_other_data_or_draws_are_not_paired(tmp_path):
+    np.savez(tmp_path / "resamples.npz", **{"sts.average": np.ones(3), "retrieval.recall": np.ones(3)})
+    tasks = {"sts": {"sha256": "a", "seed": 0}, "retrieval": {"sha256": "b", "seed": 0}}
+    first = {"meta": {"tasks": tasks}}
+    for changed in ({"seed": 1}, {"sha256": "c"}, {"num_resamples": 5}):
+        own = {"meta": {"tasks": {**tasks, "sts": tasks["sts"] | changed}}}
+        assert set(paired_resamples(tmp_path, own, {"x": first, "y": own})) == {"retrieval.recall"}
+    assert set(paired_resamples(tmp_path, first, {"x": first, "y": own})) == {"sts.average", "retrieval.recall"}
 
 
 def test_several_seeds_are_summarised(results):

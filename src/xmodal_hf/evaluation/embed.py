@@ -42,7 +42,7 @@ from xmodal_hf.data.images import decode_image
 from xmodal_hf.models.modeling_dual_encoder import DualEncoder
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
 from xmodal_hf.models.pooling import pool
-from xmodal_hf.models.text_tower import longest_text, own_pooled_output, token_batches
+from xmodal_hf.models.text_tower import longest_text, own_pooled_output, pads_to_max_length, token_batches
 
 from .checks import as_embeds
 
@@ -423,7 +423,7 @@ def _encode_texts(
 
 def _has_fixed_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the model reads the last of a fixed number of tokens, as SigLIP does; a tokenizer's file can say so."""
-    return model.config.model_type in _FIXED_LENGTH_MODELS or tokenizer.init_kwargs.get("padding") == "max_length"
+    return model.config.model_type in _FIXED_LENGTH_MODELS or pads_to_max_length(tokenizer)
 
 
 def _tokenize(

@@ -164,7 +164,7 @@ def write_results(folder: Path, results: Results, resamples: Resamples, earlier:
     merged = earlier | results
     if earlier:
         merged["meta"] = results["meta"] | {"tasks": earlier["meta"]["tasks"] | results["meta"]["tasks"]}
-    kept = {name: values for name, values in read_resamples(folder).items() if _task(name) not in results}
+    kept = {name: values for name, values in read_resamples(folder).items() if task_of(name) not in results}
     # A killed run leaves no half of a file under its name.
     unfinished = {name: folder / f"unfinished_{name}" for name in (RESAMPLES_NAME, RESULTS_NAME)}
     np.savez_compressed(unfinished[RESAMPLES_NAME], **kept, **resamples)  # type: ignore[arg-type]
@@ -462,7 +462,7 @@ def same_draws(first: Results, second: Results, task: str) -> bool:
     return _same_data(first, second, task, (*_IDENTIFYING, *_DRAWS))
 
 
-def _task(name: str) -> str:
+def task_of(name: str) -> str:
     """The task of "task.metric"."""
     return name.partition(".")[0]
 

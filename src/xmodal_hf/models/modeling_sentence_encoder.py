@@ -26,6 +26,7 @@ from .text_tower import (
     load_model,
     make_tower,
     output_flags,
+    pads_to_max_length,
     text_inputs_of,
     token_batches,
 )
@@ -255,7 +256,7 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
             raise ValueError(f"batches start at 1: got batch_size {batch_size}, {max_tokens_per_batch} tokens")
         tokenizer = tokenizer or self._own_tokenizer()
         limit = max_length or self.max_tokens(tokenizer)
-        fixed = tokenizer.init_kwargs.get("padding") == "max_length"  # SigLIP's, which knows no mask
+        fixed = pads_to_max_length(tokenizer)  # and knows no mask
         padding = {"padding": "max_length"} if fixed else {}
         token_ids = tokenizer(list(sentences), truncation=True, max_length=limit, **padding)["input_ids"]
         batches = token_batches([len(ids) for ids in token_ids], max_tokens_per_batch, batch_size)

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, H hidden.
 import copy
 import inspect
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -260,6 +260,11 @@ def _checked_text_inputs(inputs: dict[str, torch.Tensor | None]) -> dict[str, to
     return present
 
 
+def pads_to_max_length(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Tell whether a tokenizer's file asks for a fixed number of tokens, of which SigLIP reads the last."""
+    return tokenizer.init_kwargs.get("padding") == "max_length"
+
+
 def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the most tokens that both the tokenizer and the model's text tower take."""
     return min(tokenizer.model_max_length, num_positions(model))
@@ -308,6 +313,8 @@ class TextTowerMixin:
     """For models with `self.text_model`: runs it and pools, in sub-batches of similar length if asked."""
 
     text_model: PreTrainedModel
+    # Each tower with the pooling that reads it.
+    poolings: Callable[[], Iterable[tuple[PreTrainedModel, str]]]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
@@ -336,10 +343,6 @@ class TextTowerMixin:
         for tower, pooling in model.poolings():
             freeze_unused(tower, pooling)
         return loaded
-
-    def poolings(self) -> Iterable[tuple[PreTrainedModel, str]]:
-        """Yield each tower with the pooling that reads it."""
-        raise NotImplementedError
 
     def max_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Return the longest input that both the tokenizer and the tower take."""

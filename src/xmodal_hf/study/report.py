@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 
-from ..evaluation.suite import RESULTS_NAME, read_resamples, same_draws, versions
+from ..evaluation.suite import RESULTS_NAME, read_resamples, same_draws, task_of, versions
 from ..hub.markdown import render_markdown
 from ..training.output import RUN_NAME
 from .comparisons import Measured, answer
@@ -55,7 +55,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         for cell in cells
     }
     measured = [
-        Measured.of(entries[cell.name], _paired_resamples(evaluation_folder(folder, cell), results[cell.name], results))
+        Measured.of(entries[cell.name], paired_resamples(evaluation_folder(folder, cell), results[cell.name], results))
         for cell in cells
     ]
     jobs = [job for job in jobs_of(cells, folder) if job.is_done()]
@@ -173,13 +173,11 @@ def _without_meta(results: Mapping[str, Any]) -> dict[str, Any]:
     return {task: numbers for task, numbers in results.items() if task != "meta"}
 
 
-def _paired_resamples(
-    folder: Path, own: dict[str, Any], results: Mapping[str, dict[str, Any]]
-) -> dict[str, np.ndarray]:
+def paired_resamples(folder: Path, own: dict[str, Any], results: Mapping[str, dict[str, Any]]) -> dict[str, np.ndarray]:
     """Resamples of a cell, of the tasks that were measured as in the first cell that has them."""
     first = {task: other for other in reversed([*results.values()]) for task in other["meta"]["tasks"]}
     paired = {task for task in own["meta"]["tasks"] if same_draws(first[task], own, task)}
-    return {name: values for name, values in read_resamples(folder).items() if name.partition(".")[0] in paired}
+    return {name: values for name, values in read_resamples(folder).items() if task_of(name) in paired}
 
 
 def _task_sources(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -32,6 +32,7 @@ from ..data.sampling import EpochBatchSampler, PairDataset, SentenceDataset
 from ..data.sentences import load_sentences, load_triplets
 from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs, stream_pairs
 from ..models.processing_dual_encoder import ImageTextProcessor
+from ..models.text_tower import pads_to_max_length
 from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
 from .checkpoint import CheckpointError
@@ -230,11 +231,8 @@ def texts_of(pairs: PairTable | None, sentences: Dataset | None) -> Iterator[str
 
 
 def text_lengths(tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> dict[str, Any]:
-    """Return the collators' options of text length.
-
-    A tower like SigLIP's reads the last of a fixed number of tokens; its tokenizer's file then asks for that padding.
-    """
-    if tokenizer.init_kwargs.get("padding") == "max_length":
+    """Return the collators' options of text length."""
+    if pads_to_max_length(tokenizer):
         return {"max_length": tokenizer.model_max_length, "pad_to_max_length": True}
     return {"max_length": text.max_length}
 

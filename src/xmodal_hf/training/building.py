@@ -29,7 +29,14 @@ from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from ..models.modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder, trained_pooling
 from ..models.modeling_sentence_encoder import SentenceEncoder
 from ..models.processing_dual_encoder import AudioTextProcessor, ImageTextProcessor
-from ..models.text_tower import build_tower, find_tower, has_position_table, load_model, num_positions
+from ..models.text_tower import (
+    build_tower,
+    find_tower,
+    has_position_table,
+    load_model,
+    num_positions,
+    pads_to_max_length,
+)
 from ..objectives import CrossModalObjective, SentenceObjective
 from .adapters import add_lora
 from .arguments import ContrastiveArguments, LoraArguments, SentenceArguments, TextModelArguments
@@ -143,7 +150,7 @@ def check_max_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase, text:
     """Raise a ValueError when texts would be longer than the text tower takes."""
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     positions = num_positions(whole.text_model)
-    has_limit = has_position_table(whole.text_model) and tokenizer.init_kwargs.get("padding") != "max_length"
+    has_limit = has_position_table(whole.text_model) and not pads_to_max_length(tokenizer)
     if has_limit and positions < text.max_length:
         raise ValueError(f"--max_length {text.max_length}: the text tower takes {positions} tokens at most")
 

@@ -17,7 +17,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 def prepare_sharding(accelerator: Accelerator, model: PreTrainedModel) -> list[nn.Parameter]:
-    """Tell FSDP 2, before `prepare`, which blocks to shard and which parameters to leave alone.
+    """Tell FSDP 2, before `prepare`, which blocks to shard and which parameters to leave alone; DeepSpeed the latter.
 
     Returns:
         The trained parameters that stay whole; under anything but FSDP 2 none does.

@@ -86,7 +86,7 @@ class CrossModalObjective:
         return self.loss_type != "siglip"  # whose published scales lie above CLIP's bound
 
     def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
-        return _split_rows(batch, _count_parts(len(batch["input_ids"]), micro_batch_size))
+        return _split_rows(batch, _count_parts(_num_texts(batch), micro_batch_size))
 
     def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
         output = model(**_model_inputs(batch), text_sub_batches=self.text_sub_batches, return_logits=False)
@@ -230,7 +230,7 @@ class JointObjective:
     def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         # As many parts of both: each then uses every parameter, which distributed training needs of the last one.
         sentences = len(batch["sentences"]["input_ids"]) // self.sentence.num_views
-        parts = _count_parts(max(len(batch["pairs"]["input_ids"]), sentences), micro_batch_size)
+        parts = _count_parts(max(_num_texts(batch["pairs"]), sentences), micro_batch_size)
         pair_parts = _split_rows(batch["pairs"], parts)
         sentence_parts = _split_rows(batch["sentences"], parts, self.sentence.num_views)
         return [{"pairs": pairs, "sentences": texts} for pairs, texts in zip(pair_parts, sentence_parts, strict=True)]
@@ -257,6 +257,11 @@ def _model_inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: value for name, value in batch.items() if name not in _NOT_MODEL_INPUTS}
 
 
+def _num_texts(batch: Mapping[str, Any]) -> int:
+    """Return the rows of the text side: token ids, or the pooled vectors of a frozen tower."""
+    return len(batch["input_ids"] if "input_ids" in batch else batch["text_pooler_output"])
+
+
 def _count_parts(items: int, micro_batch_size: int) -> int:
     """Return into how many parts of at most `micro_batch_size` to cut `items`."""
     if micro_batch_size < 1:
@@ -266,7 +271,7 @@ def _count_parts(items: int, micro_batch_size: int) -> int:
 
 def _split_rows(batch: Mapping[str, Any], parts: int, num_views: int = 1) -> list[Batch]:
     """Cut the items of a view-major batch into `parts`, each view-major again, padding cut to each part's longest."""
-    items = len(batch["input_ids"]) // num_views
+    items = _num_texts(batch) // num_views
     if items < parts:
         raise ValueError(f"{items} items cannot be cut into {parts} parts: raise micro_batch_size or the batch size")
     rows_of = torch.arange(items * num_views).view(num_views, items)

@@ -25,6 +25,7 @@ from .configuration_dual_encoder import (
     tower_hidden_size,
 )
 from .configuration_sentence_encoder import SentenceEncoderConfig
+from .pooled_inputs import from_pooled
 from .pooling import pool
 from .text_tower import (
     TextTowerMixin,
@@ -196,26 +197,57 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
     @can_return_tuple
     def get_text_features(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        text_pooler_output: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Return the text tower's output with the projected vector (B, D), not normalised, as `pooler_output`."""
+        """Return the text tower's output with the projected vector (B, D), not normalised, as `pooler_output`.
+
+        `text_pooler_output` (B, H), the tower's pooled vectors, may take the place of the ids.
+        """
         inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
         flags = output_flags(output_attentions, output_hidden_states)
-        outputs = self.encode_text(self.config.text_pooling, inputs, **flags)
+        outputs = self._text_output(inputs, text_pooler_output, 1, flags)
         outputs.pooler_output = self.text_projection(outputs.pooler_output)
         return outputs
 
     def _modality_features(
-        self, inputs: dict[str, torch.Tensor | None], output_attentions: bool | None, output_hidden_states: bool | None
+        self,
+        inputs: dict[str, torch.Tensor | None],
+        pooled: torch.Tensor | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
     ) -> BaseModelOutputWithPooling:
-        outputs = self._encode_modality(inputs, **output_flags(output_attentions, output_hidden_states))
+        outputs = self._modality_output(inputs, pooled, output_flags(output_attentions, output_hidden_states))
         outputs.pooler_output = self.modality_projection(outputs.pooler_output)
         return outputs
+
+    def _text_output(
+        self,
+        inputs: dict[str, torch.Tensor | None],
+        pooled: torch.Tensor | None,
+        text_sub_batches: int,
+        flags: dict[str, bool],
+    ) -> BaseModelOutputWithPooling:
+        """Run the text tower and pool, or take the pooled vectors that are given: `pooler_output` (B, H)."""
+        if pooled is None:
+            return self.encode_text(self.config.text_pooling, inputs, text_sub_batches, **flags)
+        width = tower_hidden_size(self.config.text_config, "text_config")
+        return from_pooled(pooled, inputs["input_ids"], width, self.dtype, ("text_pooler_output", "input_ids"))
+
+    def _modality_output(
+        self, inputs: dict[str, torch.Tensor | None], pooled: torch.Tensor | None, flags: dict[str, bool]
+    ) -> BaseModelOutputWithPooling:
+        """Run the image or audio tower and pool, or take the pooled vectors that are given: `pooler_output` (B, H)."""
+        if pooled is None:
+            return self._encode_modality(inputs, **flags)
+        modality, main_input = self.config.modality, self.main_input_name
+        width = tower_hidden_size(self.config.modality_config, f"{modality}_config")
+        return from_pooled(pooled, inputs[main_input], width, self.dtype, (f"{modality}_pooler_output", main_input))
 
     def _encode_modality(self, inputs: dict[str, torch.Tensor | None], **flags: bool) -> BaseModelOutputWithPooling:
         """Run the image or audio tower and pool: `pooler_output` (B, H)."""
@@ -248,14 +280,17 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
         self,
         text_inputs: dict[str, torch.Tensor | None],
         modality_inputs: dict[str, torch.Tensor | None],
+        text_pooled: torch.Tensor | None,
+        modality_pooled: torch.Tensor | None,
         text_sub_batches: int,
         return_loss: bool,
         return_logits: bool,
         flags: dict[str, bool],
     ) -> DualEncoderOutput:
-        """Run the towers that have inputs; logits and loss where both have."""
+        """Run the towers that have inputs, take the pooled vectors of the others; logits and loss where both are."""
         modality, main_input = self.config.modality, self.main_input_name
-        has_text, has_modality = text_inputs["input_ids"] is not None, modality_inputs[main_input] is not None
+        has_text = text_inputs["input_ids"] is not None or text_pooled is not None
+        has_modality = modality_inputs[main_input] is not None or modality_pooled is not None
         if not (has_text or has_modality):
             raise ValueError(f"nothing to encode: pass input_ids, {main_input} or both")
         if return_loss and not (has_text and has_modality):
@@ -265,11 +300,11 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
         if self.config.logit_bias_init_value is not None:
             fields["logit_bias"] = self.logit_bias
         if has_text:
-            text_output = self.encode_text(self.config.text_pooling, text_inputs, text_sub_batches, **flags)
+            text_output = self._text_output(text_inputs, text_pooled, text_sub_batches, flags)
             fields["text_model_output"] = text_output
             fields["text_embeds"] = unit_norm(self.text_projection(text_output.pooler_output))  # (B, D)
         if has_modality:
-            modality_output = self._encode_modality(modality_inputs, **flags)
+            modality_output = self._modality_output(modality_inputs, modality_pooled, flags)
             fields[f"{modality}_model_output"] = modality_output
             fields[f"{modality}_embeds"] = unit_norm(self.modality_projection(modality_output.pooler_output))  # (B, D)
         if has_text and has_modality and (return_logits or return_loss):
@@ -376,12 +411,17 @@ class ImageTextDualEncoder(DualEncoder):
     @can_return_tuple
     def get_image_features(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        image_pooler_output: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
-        """Return the image tower's output with the projected vector (B, D), not normalised, as `pooler_output`."""
-        return self._modality_features({"pixel_values": pixel_values}, output_attentions, output_hidden_states)
+        """Return the image tower's output with the projected vector (B, D), not normalised, as `pooler_output`.
+
+        `image_pooler_output` (B, H), the tower's pooled vectors, may take the place of the pixels.
+        """
+        inputs = {"pixel_values": pixel_values}
+        return self._modality_features(inputs, image_pooler_output, output_attentions, output_hidden_states)
 
     @can_return_tuple
     def forward(
@@ -396,6 +436,8 @@ class ImageTextDualEncoder(DualEncoder):
         return_logits: bool = True,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        text_pooler_output: torch.Tensor | None = None,
+        image_pooler_output: torch.Tensor | None = None,
     ) -> DualEncoderOutput:
         """Encode texts, images or both.
 
@@ -405,14 +447,20 @@ class ImageTextDualEncoder(DualEncoder):
             text_sub_batches: run the text tower in that many parts of similar length; the result is the same.
             return_loss: also return the symmetric cross-entropy of this batch.
             return_logits: False skips the (B_image, B_text) logits, which large batches have no memory for.
+            text_pooler_output: (B_text, H_text), in the place of `input_ids`: pooled vectors of the text tower before
+                the projection, such as a `FeatureStore` keeps of a frozen one.
+            image_pooler_output: (B_image, H_image), likewise in the place of `pixel_values`.
 
         Raises:
-            ValueError: when there is nothing to encode, or `return_loss` lacks one side.
+            ValueError: when there is nothing to encode, a tower has both an input and pooled vectors, or `return_loss`
+                lacks one side.
         """
         text_inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
         flags = output_flags(output_attentions, output_hidden_states)
         modality_inputs = {"pixel_values": pixel_values}
-        return self._dual_forward(text_inputs, modality_inputs, text_sub_batches, return_loss, return_logits, flags)
+        pooled = (text_pooler_output, image_pooler_output)
+        options = (text_sub_batches, return_loss, return_logits, flags)
+        return self._dual_forward(text_inputs, modality_inputs, *pooled, *options)
 
 
 class AudioTextDualEncoder(DualEncoder):
@@ -476,13 +524,15 @@ class AudioTextDualEncoder(DualEncoder):
         input_values: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        audio_pooler_output: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """Return the audio tower's output with the projected vector (B, D), not normalised, as `pooler_output`.
 
-        Takes `input_features` or `input_values`, whichever the feature extractor returns.
+        Takes `input_features` or `input_values`, whichever the feature extractor returns, or in their place
+        `audio_pooler_output` (B, H), the tower's pooled vectors.
         """
         inputs = {"input_features": _either(input_features, input_values), "is_longer": is_longer}
-        return self._modality_features(inputs, output_attentions, output_hidden_states)
+        return self._modality_features(inputs, audio_pooler_output, output_attentions, output_hidden_states)
 
     def _encode_modality(self, inputs: dict[str, torch.Tensor | None], **flags: bool) -> BaseModelOutputWithPooling:
         own_name = self.audio_model.main_input_name
@@ -503,6 +553,8 @@ class AudioTextDualEncoder(DualEncoder):
         return_logits: bool = True,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        text_pooler_output: torch.Tensor | None = None,
+        audio_pooler_output: torch.Tensor | None = None,
     ) -> DualEncoderOutput:
         """Encode texts, audio clips or both.
 
@@ -513,14 +565,20 @@ class AudioTextDualEncoder(DualEncoder):
             text_sub_batches: run the text tower in that many parts of similar length; the result is the same.
             return_loss: also return the symmetric cross-entropy of this batch.
             return_logits: False skips the (B_audio, B_text) logits, which large batches have no memory for.
+            text_pooler_output: (B_text, H_text), in the place of `input_ids`: pooled vectors of the text tower before
+                the projection, such as a `FeatureStore` keeps of a frozen one.
+            audio_pooler_output: (B_audio, H_audio), likewise in the place of `input_features`.
 
         Raises:
-            ValueError: when there is nothing to encode, or `return_loss` lacks one side.
+            ValueError: when there is nothing to encode, a tower has both an input and pooled vectors, or `return_loss`
+                lacks one side.
         """
         text_inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
         flags = output_flags(output_attentions, output_hidden_states)
         modality_inputs = {"input_features": _either(input_features, input_values), "is_longer": is_longer}
-        return self._dual_forward(text_inputs, modality_inputs, text_sub_batches, return_loss, return_logits, flags)
+        pooled = (text_pooler_output, audio_pooler_output)
+        options = (text_sub_batches, return_loss, return_logits, flags)
+        return self._dual_forward(text_inputs, modality_inputs, *pooled, *options)
 
 
 def _either(input_features: torch.Tensor | None, input_values: torch.Tensor | None) -> torch.Tensor | None:

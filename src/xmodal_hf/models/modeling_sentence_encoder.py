@@ -19,6 +19,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_dual_encoder import reject_unknown_fields, tower_hidden_size
 from .configuration_sentence_encoder import SentenceEncoderConfig
+from .pooled_inputs import from_pooled
 from .sentence_transformers_files import write_sentence_transformers_files
 from .text_tower import (
     TextTowerMixin,
@@ -177,6 +178,7 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
         mlm_labels: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        text_pooler_output: torch.Tensor | None = None,
     ) -> SentenceEncoderOutput:
         """Encode texts: (B, T) ids -> (B, D) embeddings.
 
@@ -185,13 +187,19 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
             text_sub_batches: run the tower in that many parts of similar length; the embeddings are the same.
             mlm_input_ids, mlm_labels: (B_mlm, T), ids with some masked, and the true ids there, -100 elsewhere; their
                 padding is where `mlm_input_ids` is the pad token. The model needs `mlm_head`.
+            text_pooler_output: (B, H), pooled vectors of the tower before the head, in the place of `input_ids`.
 
         Raises:
             ValueError: for missing or unbatched ids, or masked ids for a model without `mlm_head`.
         """
         inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
         flags = output_flags(output_attentions, output_hidden_states)
-        outputs = self.encode_text(self.config.pooling, inputs, text_sub_batches, **flags)
+        if text_pooler_output is None:
+            outputs = self.encode_text(self.config.pooling, inputs, text_sub_batches, **flags)
+        else:
+            width = tower_hidden_size(self.config.text_config, "text_config")
+            names = ("text_pooler_output", "input_ids")
+            outputs = from_pooled(text_pooler_output, input_ids, width, self.text_model.dtype, names)
         pooled = outputs.pooler_output  # (B, H)
         if self.training or self.config.head_at_inference:
             pooled = self.head(pooled)  # (B, D)

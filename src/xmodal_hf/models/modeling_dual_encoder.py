@@ -280,8 +280,7 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
         self,
         text_inputs: dict[str, torch.Tensor | None],
         modality_inputs: dict[str, torch.Tensor | None],
-        text_pooled: torch.Tensor | None,
-        modality_pooled: torch.Tensor | None,
+        pooled: tuple[torch.Tensor | None, torch.Tensor | None],
         text_sub_batches: int,
         return_loss: bool,
         return_logits: bool,
@@ -289,6 +288,7 @@ class DualEncoder(TextTowerMixin, PreTrainedModel):
     ) -> DualEncoderOutput:
         """Run the towers that have inputs, take the pooled vectors of the others; logits and loss where both are."""
         modality, main_input = self.config.modality, self.main_input_name
+        text_pooled, modality_pooled = pooled
         has_text = text_inputs["input_ids"] is not None or text_pooled is not None
         has_modality = modality_inputs[main_input] is not None or modality_pooled is not None
         if not (has_text or has_modality):
@@ -459,8 +459,9 @@ class ImageTextDualEncoder(DualEncoder):
         flags = output_flags(output_attentions, output_hidden_states)
         modality_inputs = {"pixel_values": pixel_values}
         pooled = (text_pooler_output, image_pooler_output)
-        options = (text_sub_batches, return_loss, return_logits, flags)
-        return self._dual_forward(text_inputs, modality_inputs, *pooled, *options)
+        return self._dual_forward(
+            text_inputs, modality_inputs, pooled, text_sub_batches, return_loss, return_logits, flags
+        )
 
 
 class AudioTextDualEncoder(DualEncoder):
@@ -577,8 +578,9 @@ class AudioTextDualEncoder(DualEncoder):
         flags = output_flags(output_attentions, output_hidden_states)
         modality_inputs = {"input_features": _either(input_features, input_values), "is_longer": is_longer}
         pooled = (text_pooler_output, audio_pooler_output)
-        options = (text_sub_batches, return_loss, return_logits, flags)
-        return self._dual_forward(text_inputs, modality_inputs, *pooled, *options)
+        return self._dual_forward(
+            text_inputs, modality_inputs, pooled, text_sub_batches, return_loss, return_logits, flags
+        )
 
 
 def _either(input_features: torch.Tensor | None, input_values: torch.Tensor | None) -> torch.Tensor | None:

@@ -40,24 +40,35 @@ def _auto(name: str) -> str:
 
 
 def _register(module: ModuleType) -> None:
-    """Register the classes of one of our modules."""
+    """Register the classes of one of our modules, and have their `save_pretrained` bring the code along.
+
+    What is saved then loads with `trust_remote_code=True` where this package is not installed; where it is, the
+    registered class wins.
+    """
     name = module.__name__.rpartition(".")[2]
     auto = importlib.import_module(_auto(_AUTO_MODULE_OF[name]))
     if name.startswith("configuration"):
         for config in (getattr(module, public) for public in module.__all__):
             auto.AutoConfig.register(config.model_type, config, exist_ok=True)
+            config.register_for_auto_class("AutoConfig")
     elif name == "modeling_sentence_encoder":
         auto.AutoModel.register(module.SentenceEncoderConfig, module.SentenceEncoder, exist_ok=True)
+        module.SentenceEncoder.register_for_auto_class("AutoModel")
     elif name == "modeling_dual_encoder":
         auto.AutoModel.register(module.ImageTextConfig, module.ImageTextDualEncoder, exist_ok=True)
         auto.AutoModel.register(module.AudioTextConfig, module.AudioTextDualEncoder, exist_ok=True)
         zero_shot = auto.AutoModelForZeroShotImageClassification
         zero_shot.register(module.ImageTextConfig, module.ImageTextDualEncoder, exist_ok=True)
+        for model in (module.ImageTextDualEncoder, module.AudioTextDualEncoder):
+            model.register_for_auto_class("AutoModel")
     elif name == "processing_dual_encoder":
         configurations = importlib.import_module(f"{__package__}.models.configuration_dual_encoder")
         auto.AutoProcessor.register(configurations.ImageTextConfig, module.ImageTextProcessor, exist_ok=True)
         auto.AutoProcessor.register(configurations.AudioTextConfig, module.AudioTextProcessor, exist_ok=True)
+        for processor in (module.ImageTextProcessor, module.AudioTextProcessor):
+            processor.register_for_auto_class("AutoProcessor")
     else:
         configurations = importlib.import_module(f"{__package__}.models.configuration_dual_encoder")
         extractor = module.LogMelFeatureExtractor
         auto.AutoFeatureExtractor.register(configurations.AudioTextConfig, extractor, exist_ok=True)
+        extractor.register_for_auto_class("AutoFeatureExtractor")

@@ -1,15 +1,17 @@
 """The code that a published checkpoint carries, so that transformers runs it without this package.
 
-No torch here: a folder is made ready to publish in a fraction of a second.
+`save_pretrained` writes the same by itself; here, checkpoints of earlier versions get it too, and what is published has
+the code of the installed version. No torch here: a folder is made ready to publish in a fraction of a second.
 """
 
 from __future__ import annotations
 
-import ast
 import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
 
 MODELS_FOLDER = Path(__file__).parents[1] / "models"
 CONFIG_NAME = "config.json"
@@ -93,15 +95,9 @@ def write_remote_code(folder: Path) -> list[Path]:
 
 def required_modules(names: set[str]) -> set[str]:
     """Return the modules of `models/` that some of them import, directly or not, and themselves."""
-    found: set[str] = set()
-    waiting = set(names)
-    while waiting:
-        name = waiting.pop()
-        found.add(name)
-        tree = ast.parse((MODELS_FOLDER / f"{name}.py").read_text(encoding="utf-8"))
-        imports = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1)
-        waiting |= {str(node.module) for node in imports} - found
-    return found
+    files = [MODELS_FOLDER / f"{name}.py" for name in names]
+    imported = [Path(file) for path in files for file in get_relative_import_files(path)]
+    return {path.stem for path in (*files, *imported)}
 
 
 def _add_auto_map(path: Path, auto_map: dict[str, str], extractor_map: dict[str, str] | None = None) -> None:

@@ -122,7 +122,8 @@ def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, model: SentenceEncoder |
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.model_max_length = model.max_tokens(tokenizer)
     tokenizer._processor_class = None
-    tokenizer.init_kwargs.pop("processor_class", None)
+    for name in ("processor_class", "auto_map"):
+        tokenizer.init_kwargs.pop(name, None)
     tokenizer.save_pretrained(folder)
     return tokenizer.model_max_length
 

@@ -189,7 +189,8 @@ def _card(settings: dict[str, Any], arguments: SpaceArguments) -> str:
     front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)
     return (
         f"---\n{front}---\n\n# {settings['title']}\n\n{settings['description']}\n\n{settings['attribution']}\n\n"
-        "Made with `xmodal_hf`. To run it here: `pip install gradio -r requirements.txt`, then `python app.py`.\n"
+        "Made with `xmodal_hf`. To run it on your machine: `pip install gradio -r requirements.txt`, then "
+        "`python app.py`, or `python app.py --model FOLDER` with a model that is not on the Hub.\n"
     )
 
 

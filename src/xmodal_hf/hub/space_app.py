@@ -1,5 +1,6 @@
 """The page of a demo Space: search by text, image or sound, and zero-shot. Copied beside search.py as app.py."""
 
+import argparse
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -105,14 +106,19 @@ def shows_errors(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def launch(folder: Path, **options: Any) -> Any:
-    """Serve the Space in a folder; `options` are those of Gradio's `launch`, and what it returns is returned."""
+def launch(folder: Path, model: str | None = None, **options: Any) -> Any:
+    """Serve the Space in a folder; `options` are those of Gradio's `launch`, and what it returns is returned.
+
+    `model` is a folder or Hub id in place of the model that the Space names.
+    """
     # The system's fonts: nothing is loaded from elsewhere.
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    return build_page(Demo(folder)).launch(
+    return build_page(Demo(folder, model)).launch(
         theme=theme, css=CSS, footer_links=["gradio"], allowed_paths=[str(folder)], **options
     )
 
 
 if __name__ == "__main__":
-    launch(Path(__file__).parent)
+    parser = argparse.ArgumentParser(description="Serve this Space here.")
+    parser.add_argument("--model", help="Folder or Hub id of the model. Default: the one that space.json names.")
+    launch(Path(__file__).parent, parser.parse_args().model)

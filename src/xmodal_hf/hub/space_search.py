@@ -5,6 +5,7 @@ Shapes: n gallery items, D embedding.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
+
+# Where this package is installed, its classes run checkpoints that carry no code too.
+with suppress(ImportError):
+    import xmodal_hf  # noqa: F401
 
 # An image, or the path of a sound, as the page's components give them.
 Item = Image.Image | str
@@ -33,18 +38,20 @@ class Demo:
 
     Args:
         folder: with `space.json`, `gallery.json`, `gallery.safetensors` and the gallery's files.
+        model: folder or Hub id of the model, to try the Space with a model that is not published yet. Default: the one
+            that `space.json` names.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, model: str | None = None):
         self.folder = folder
         self.settings = json.loads((folder / "space.json").read_text(encoding="utf-8"))
         self.gallery = json.loads((folder / "gallery.json").read_text(encoding="utf-8"))
         self.embeds = load_file(folder / "gallery.safetensors")["embeds"]  # (n, D), unit norm
         self.modality = self.settings["modality"]
-        beside = folder / self.settings["model"]
-        source = beside if beside.is_dir() else self.settings["model"]
+        beside = (folder / self.settings["model"]).resolve()
+        source = model or (str(beside) if beside.is_dir() else self.settings["model"])
         # The code in the model's repository is from those who published this Space, at the commit that they chose.
-        options = {"trust_remote_code": True, "revision": self.settings["revision"]}
+        options = {"trust_remote_code": True, "revision": None if model else self.settings["revision"]}
         self.model = AutoModel.from_pretrained(source, **options).eval()
         self.processor = AutoProcessor.from_pretrained(source, **options)
 

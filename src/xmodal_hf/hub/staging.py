@@ -183,5 +183,5 @@ def _prepare_for_readers(folder: Path, model_type: str) -> None:
     tokenizer_config = folder / _TOKENIZER_CONFIG_NAME
     if model_type == "xmodal_sentence_encoder" and tokenizer_config.is_file():
         # A tokenizer that was a processor's names it, and AutoProcessor would look for it here.
-        content = {key: value for key, value in read_json(tokenizer_config).items() if key != "processor_class"}
-        write_json(tokenizer_config, content)
+        names = ("processor_class", "auto_map")
+        write_json(tokenizer_config, {k: v for k, v in read_json(tokenizer_config).items() if k not in names})

@@ -25,6 +25,7 @@ from .configuration_dual_encoder import (
     tower_hidden_size,
 )
 from .configuration_sentence_encoder import SentenceEncoderConfig
+from .hub_files import HubModelMixin
 from .pooled_inputs import from_pooled
 from .pooling import pool
 from .text_tower import (
@@ -115,7 +116,7 @@ def symmetric_cross_entropy(logits_per_text: torch.Tensor) -> torch.Tensor:
     return (cross_entropy(logits_per_text, labels) + cross_entropy(logits_per_text.t(), labels)) / 2
 
 
-class DualEncoder(TextTowerMixin, PreTrainedModel):
+class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
     """What the image-text and the audio-text model share. Subclasses name their modality through their config."""
 
     base_model_prefix = "dual_encoder"
@@ -370,6 +371,8 @@ class ImageTextDualEncoder(DualEncoder):
     config_class = ImageTextConfig
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
+    _card_modality = "image"
+    _further_auto_classes = ("AutoModelForZeroShotImageClassification",)
     _tower_inputs = ("pixel_values",)
     _input_ndims = (4,)
 
@@ -473,6 +476,7 @@ class AudioTextDualEncoder(DualEncoder):
     config_class = AudioTextConfig
     main_input_name = "input_features"
     input_modalities = ("audio", "text")
+    _card_modality = "audio"
     # The spectrogram transformer (AST) and encoders of waveforms name their input input_values.
     _tower_inputs = ("input_features", "input_values")
     # Waveforms, spectrograms, spectrograms with channels.

@@ -3,7 +3,6 @@
 Shapes: B batch, T tokens, H hidden, D embedding, n sentences.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_dual_encoder import reject_unknown_fields, tower_hidden_size
 from .configuration_sentence_encoder import SentenceEncoderConfig
+from .hub_files import HubModelMixin
 from .pooled_inputs import from_pooled
 from .sentence_transformers_files import write_sentence_transformers_files
 from .text_tower import (
@@ -86,7 +86,7 @@ class MaskedLanguageModelHead(nn.Module):
         return self.transform(hidden) @ token_embeddings.t()
 
 
-class SentenceEncoder(TextTowerMixin, PreTrainedModel):
+class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
     """A language encoder whose pooled output is a sentence embedding (SimCSE, Gao et al. 2021).
 
     Build it from a config (random weights), from any text model with
@@ -145,14 +145,12 @@ class SentenceEncoder(TextTowerMixin, PreTrainedModel):
         config = cls.config_class(text_config=tower.config.to_dict(), pooling=pooling, **config_kwargs)
         return cls(config, text_model=tower)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save, as every transformers model does, with what `SentenceTransformer(save_directory)` needs beside it.
+    def _write_hub_files(self, folder: Path) -> None:
+        """Write what `SentenceTransformer(folder)` needs.
 
         Without those files sentence-transformers would take the mean of the tokens, whatever the pooling and the head.
         """
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if kwargs.get("is_main_process", True):
-            write_sentence_transformers_files(Path(save_directory), {"text": "forward"})
+        write_sentence_transformers_files(folder, {"text": "forward"})
 
     def poolings(self) -> Iterable[tuple[PreTrainedModel, str]]:
         """Yield the tower with the pooling that reads it."""

@@ -3,6 +3,8 @@
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, SequenceFeatureExtractor
 from transformers.processing_utils import ProcessorMixin
 
+from .hub_files import HubCardMixin
+
 
 def without_call_options(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Return the tokenizer without the options that some past call left in its saved file.
@@ -16,7 +18,7 @@ def without_call_options(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeni
     return tokenizer
 
 
-class ImageTextProcessor(ProcessorMixin):
+class ImageTextProcessor(HubCardMixin, ProcessorMixin):
     r"""Image processor and tokenizer of an [`ImageTextDualEncoder`] in one.
 
     `processor(text=[...], images=[...], return_tensors="pt")` gives `input_ids`, `attention_mask` and
@@ -29,12 +31,13 @@ class ImageTextProcessor(ProcessorMixin):
     """
 
     text_kwargs = {"padding": True, "truncation": True}
+    _card_modality = "image"
 
     def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase):
         super().__init__(image_processor, without_call_options(tokenizer))
 
 
-class AudioTextProcessor(ProcessorMixin):
+class AudioTextProcessor(HubCardMixin, ProcessorMixin):
     r"""Feature extractor and tokenizer of an [`AudioTextDualEncoder`] in one.
 
     `processor(text=[...], audio=[...], sampling_rate=48000, return_tensors="pt")` gives `input_ids`,
@@ -46,6 +49,7 @@ class AudioTextProcessor(ProcessorMixin):
     """
 
     text_kwargs = {"padding": True, "truncation": True}
+    _card_modality = "audio"
 
     def __init__(self, feature_extractor: SequenceFeatureExtractor, tokenizer: PreTrainedTokenizerBase):
         # Audio towers take no mask, and this one would stand in the place of the texts'.

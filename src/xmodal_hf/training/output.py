@@ -116,7 +116,8 @@ def finish_output(
 def _forget_processor(tokenizer: PreTrainedTokenizerBase) -> None:
     """Let a tokenizer that came with a dual encoder stand alone: readers look for the processor that its file names."""
     tokenizer._processor_class = None
-    tokenizer.init_kwargs.pop("processor_class", None)
+    for name in ("processor_class", "auto_map"):
+        tokenizer.init_kwargs.pop(name, None)
 
 
 def _circumstances(accelerator: Accelerator) -> dict[str, Any]:

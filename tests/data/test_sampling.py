@@ -1,10 +1,14 @@
+import json
 from itertools import chain
 
 import numpy as np
 import pytest
-from datasets import Dataset
+import torch
+from datasets import Dataset, Image
 from torch.utils.data import DataLoader
 
+from xmodal_hf.data.bad_items import BadItemLog
+from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.orders import FileOrder, ShuffledOrder
 from xmodal_hf.data.sampling import EpochBatchSampler, EpochIndex, PairDataset, SentenceDataset, group_id
 from xmodal_hf.data.sources import load_pairs
@@ -157,3 +161,54 @@ class TestSentenceDataset:
     def test_wrong_columns(self, columns):
         with pytest.raises(ValueError, match=r"columns anchor\[, positive\[, negative\]\]"):
             SentenceDataset(Dataset.from_dict({name: ["x"] for name in columns}))
+
+
+class TestFeatures:
+    """Pooled vectors of a frozen tower in the place of pictures and captions."""
+
+    class Vectors:
+        def __init__(self, num_views=1):
+            self.num_views = num_views
+
+        def vector(self, row, number):
+            if row == 2:
+                raise BadItemError("corrupt image", "as it was found")
+            return torch.tensor([float(row), float(number)])
+
+    @pytest.fixture
+    def pairs(self):
+        cells = [{"bytes": b"no picture", "path": f"{row}.png"} for row in range(5)]
+        rows = {"id": [str(row) for row in range(5)], "image": cells, "text": [["a", "b", "c"]] * 5}
+        return Dataset.from_dict(rows).cast_column("image", Image())
+
+    def test_pictures_are_not_read(self, pairs):
+        rows = PairDataset(pairs, seed=0, features={"image": self.Vectors()})
+        assert rows[EpochIndex(0, 1)]["image_pooler_output"].tolist() == [1, 0] and "image" not in rows[1]
+        assert rows.rows.column_names == ["id", "text"]
+        with pytest.raises(BadItemError, match="as it was found"):
+            rows[2]
+
+    def test_the_caption_of_the_row_and_epoch_decides(self, pairs):
+        plain = PairDataset(pairs, seed=3, features={"image": self.Vectors()})
+        rows = PairDataset(pairs, seed=3, features={"image": self.Vectors(), "text": self.Vectors()})
+        numbers = set()
+        for epoch in range(20):
+            row = rows[EpochIndex(epoch, 3)]
+            number = int(row["text_pooler_output"][1])
+            numbers.add(number)
+            assert row["text"] == "abc"[number] == plain[EpochIndex(epoch, 3)]["text"]
+        assert numbers == {0, 1, 2}
+
+    def test_a_view_is_drawn_each_epoch(self, pairs):
+        rows = PairDataset(pairs, seed=0, features={"image": self.Vectors(num_views=4)})
+        views = [int(rows[EpochIndex(epoch, 1)]["image_pooler_output"][1]) for epoch in range(40)]
+        assert set(views) == {0, 1, 2, 3}
+        again = PairDataset(pairs, seed=0, features={"image": self.Vectors(num_views=4)})
+        assert views == [int(again[EpochIndex(epoch, 1)]["image_pooler_output"][1]) for epoch in range(40)]
+
+    def test_the_same_row_stands_in_for_a_bad_one(self, pairs, tmp_path):
+        bad = BadItemLog(tmp_path / "bad.jsonl", total=5, max_fraction=0.5)
+        rows = PairDataset(pairs, seed=0, features={"image": self.Vectors()}, bad_items=bad)
+        assert rows[2]["position"].index != 2
+        (entry,) = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+        assert entry["reason"] == "corrupt image" and entry["source"] == "2.png"

@@ -25,10 +25,13 @@ class PairCollator:
         image_augment: (image, position) -> image, applied before the processor (`ImageAugment` in training).
         feature_augment: (features of one clip, position) -> features, applied after it (`SpecAugment` in training).
         pad_to_max_length: pad texts to `max_length`, not to the longest of the batch.
+        any_longer: for fused CLAP, mark a clip of each batch as long, so that every weight has a gradient. A frozen
+            tower needs none, and the features of a clip then do not depend on its batch.
 
     Returns (when called with B rows):
         input_ids, attention_mask (B, T) and what else the tokenizer gives; pixel_values (B, C, height, width) or
-        input_features (with CLAP's extractor also is_longer); group_ids (B,) int64; ids, a list of B str.
+        input_features (with CLAP's extractor also is_longer); group_ids (B,) int64; ids, a list of B str. Rows with
+        pooled vectors of a side give {"image" | "audio" | "text"}_pooler_output (B, H) in the place of its inputs.
 
     Raises:
         ValueError: clips of several lengths, for an extractor that leaves them so.
@@ -42,42 +45,62 @@ class PairCollator:
         image_augment: Callable[[Image.Image, EpochIndex], Image.Image] | None = None,
         feature_augment: Callable[[torch.Tensor, EpochIndex], torch.Tensor] | None = None,
         pad_to_max_length: bool = False,
+        any_longer: bool = True,
     ) -> None:
         self.processor = processor
         self.max_length = max_length
         self.image_augment = image_augment
         self.feature_augment = feature_augment
+        self.any_longer = any_longer
         self.padding = "max_length" if pad_to_max_length else "longest"
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        # Text options go in a dictionary of their own: a flat `padding` would reach the feature extractor too.
-        text_kwargs = {"padding": self.padding, "truncation": True, "max_length": self.max_length}
-        media, features = self._media(rows)
-        texts = [row["text"] for row in rows]
-        inputs = dict(self.processor(text=texts, text_kwargs=text_kwargs, return_tensors="pt", **media)) | features
-        if self.feature_augment is not None:
-            name = self.processor.feature_extractor.model_input_names[0]  # input_features, or AST's input_values
-            augmented = [self.feature_augment(x, row["position"]) for x, row in zip(inputs[name], rows, strict=True)]
-            inputs[name] = torch.stack(augmented)
         return {
-            **inputs,
+            **self.texts(rows),
+            **self.media(rows),
             "group_ids": torch.tensor([row["group_id"] for row in rows], dtype=torch.int64),
             "ids": [row["id"] for row in rows],
         }
 
-    def _media(self, rows: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the processor is to prepare beside the texts, and what is prepared already."""
-        if "audio" in rows[0]:
-            extractor, clips = self.processor.feature_extractor, [row["audio"] for row in rows]
-            if isinstance(extractor, ClapFeatureExtractor):
-                seeds = [_crop_seed(row["position"]) for row in rows]
-                return {}, dict(clap_features(extractor, clips, seeds=seeds, any_longer=True))
-            clips = to_clip_length(extractor, clips)
-            check_equal_lengths(extractor, clips)
-            return {"audio": clips, "audio_kwargs": {"sampling_rate": extractor.sampling_rate}}, {}
-        if self.image_augment is None:
-            return {"images": [row["image"] for row in rows]}, {}
-        return {"images": [self.image_augment(row["image"], row["position"]) for row in rows]}, {}
+    def texts(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The inputs of the text tower, or its pooled vectors (B, H) where the rows have them."""
+        if "text_pooler_output" in rows[0]:
+            return _stacked("text_pooler_output", rows)
+        # Text options go in a dictionary of their own: a flat `padding` would reach the feature extractor too.
+        text_kwargs = {"padding": self.padding, "truncation": True, "max_length": self.max_length}
+        return dict(self.processor(text=[row["text"] for row in rows], text_kwargs=text_kwargs, return_tensors="pt"))
+
+    def media(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The inputs of the image or audio tower, or its pooled vectors (B, H) where the rows have them."""
+        for name in ("image_pooler_output", "audio_pooler_output"):
+            if name in rows[0]:
+                return _stacked(name, rows)
+        if "audio" not in rows[0]:
+            images = [row["image"] for row in rows]
+            if self.image_augment is not None:
+                positions = [row["position"] for row in rows]
+                images = [self.image_augment(*item) for item in zip(images, positions, strict=True)]
+            return dict(self.processor(images=images, return_tensors="pt"))
+        inputs = self._audio(rows)
+        if self.feature_augment is not None:
+            name = self.processor.feature_extractor.model_input_names[0]  # input_features, or AST's input_values
+            augmented = [self.feature_augment(x, row["position"]) for x, row in zip(inputs[name], rows, strict=True)]
+            inputs[name] = torch.stack(augmented)
+        return inputs
+
+    def _audio(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        extractor, clips = self.processor.feature_extractor, [row["audio"] for row in rows]
+        if isinstance(extractor, ClapFeatureExtractor):
+            seeds = [_crop_seed(row["position"]) for row in rows]
+            return dict(clap_features(extractor, clips, seeds=seeds, any_longer=self.any_longer))
+        clips = to_clip_length(extractor, clips)
+        check_equal_lengths(extractor, clips)
+        rate = extractor.sampling_rate
+        return dict(self.processor(audio=clips, audio_kwargs={"sampling_rate": rate}, return_tensors="pt"))
+
+
+def _stacked(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {name: torch.stack([row[name] for row in rows])}
 
 
 def _crop_seed(position: EpochIndex) -> int:

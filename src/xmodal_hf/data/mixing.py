@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, Literal, TypeAlias
@@ -52,6 +53,17 @@ def undecoded(table: Any) -> Any:
     if isinstance(table, Dataset) and "image" in table.column_names:
         return table.cast_column("image", Image(decode=False))
     return table
+
+
+def without_media(table: Any) -> Any:
+    """The table without its pictures or sounds, which are then not read: rows have `id` and `text` only."""
+    if isinstance(table, Dataset):
+        return table.select_columns(["id", "text"])
+    if isinstance(table, ParquetPairs):
+        return table.without_media()
+    stripped = copy.copy(table)
+    stripped.tables = [without_media(part) for part in table.tables]
+    return stripped
 
 
 def training_order(

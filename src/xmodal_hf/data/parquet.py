@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -97,9 +98,23 @@ class ParquetPairs(PartedPairs):
             row = self._group(part).slice(within, 1).to_pylist()[0]
         except (OSError, pa.ArrowException) as error:
             raise BadItemError("damaged parquet", f"{self.files[self._file_of_group[part]]}: {error}") from error
-        media = row[self._columns[self.modality]]
+        media = row[self._columns[self.modality]] if self.modality in self._columns else None
         row_id = row[self._columns["id"]] if "id" in self._columns else media if isinstance(media, str) else number
         return {"id": str(row_id), self.modality: self._cell(media, part), "text": row[self._columns["text"]]}
+
+    def without_media(self) -> ParquetPairs:
+        """The same rows, whose media are not read: their cells are None."""
+        paths_are_ids = "id" not in self._columns and not self._holds_bytes()
+        stripped = copy.copy(self)
+        stripped._kept = OrderedDict()
+        if not paths_are_ids:
+            stripped._columns = {name: column for name, column in self._columns.items() if name != self.modality}
+        return stripped
+
+    def _holds_bytes(self) -> bool:
+        """Whether the media are in the files, and not paths."""
+        column = _open(self.files[0], os.getpid()).schema_arrow.field(self._columns[self.modality]).type
+        return not (pa.types.is_string(column) or pa.types.is_large_string(column))
 
     def _values(self, name: str) -> Iterator[Any]:
         for group in range(len(self.shard_lengths)):  # reads nothing but that column

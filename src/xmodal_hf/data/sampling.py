@@ -7,9 +7,10 @@ resuming in mid-epoch change nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol
 
+import torch
 from datasets import Dataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
@@ -19,14 +20,30 @@ from .bad_items import BadItemLog
 from .errors import BadItemError
 from .files import read_media
 from .images import decode_image
-from .mixing import PairTable, undecoded
+from .mixing import PairTable, undecoded, without_media
 from .orders import Order
 from .seeding import EpochIndex, row_generator
 
 SENTENCE_VIEWS = ("anchor", "positive", "negative")
 # Captions longer than this are a page of text that got into the column, in characters.
 MAX_CAPTION_LENGTH = 10_000
-_CAPTION_STREAM, _REPLACEMENT_STREAM, _WINDOW_STREAM = 0, 2, 3  # 1: augmentation, 4: token masks
+# 1: augmentation, 4: token masks, 5: crops of fused CLAP
+_CAPTION_STREAM, _REPLACEMENT_STREAM, _WINDOW_STREAM, _VIEW_STREAM = 0, 2, 3, 6
+
+
+class PooledVectors(Protocol):
+    """Pooled vectors of a frozen tower for the rows of a dataset, such as a `FeatureStore`."""
+
+    @property
+    def num_views(self) -> int:
+        """Augmented views of each item; 1 where nothing is augmented."""
+
+    def vector(self, row: int, number: int) -> torch.Tensor:
+        """(H,) of a row's view or caption of that number.
+
+        Raises:
+            BadItemError: the item could not be used when the vectors were made.
+        """
 
 
 class EpochBatchSampler(Sampler[list[EpochIndex]]):
@@ -75,8 +92,10 @@ class PairDataset(TorchDataset):
     """Rows of a canonical paired dataset, decoded, with one caption chosen.
 
     Item: {"id": str, "text": str, "image": RGB PIL | "audio": mono float32 waveform (samples,), "group_id": int,
-    "position": EpochIndex}. `group_id` is a hash of the id (63 bits), so captions of one item have the same number in
-    every process and no scan of the data is needed; rows with equal ids count as one item.
+    "position": EpochIndex}. With `features` of a side there is its pooled vector too, {"image" | "audio" |
+    "text"}_pooler_output (H,), and the picture or the sound is neither read nor decoded. `group_id` is a hash of the id
+    (63 bits), so captions of one item have the same number in every process and no scan of the data is needed; rows
+    with equal ids count as one item.
 
     A row that cannot be used raises `BadItemError`; with `bad_items` it is listed there, and another row, drawn from
     (seed, epoch, index), stands in for it whole: image, caption, id and position. So batches keep their size, and no
@@ -92,6 +111,7 @@ class PairDataset(TorchDataset):
         max_seconds: longest waveform; of longer clips one window is decoded.
         window: where that window lies: `first`, `center`, or `random` (training only).
         bad_items: where unusable rows are listed. None: they are errors.
+        features: pooled vectors by side (`image`, `audio`, `text`). Of several views, one is drawn a row and epoch.
 
     Raises:
         ValueError: a canonical column is missing, an option is unknown, or audio comes without a sampling rate.
@@ -108,14 +128,17 @@ class PairDataset(TorchDataset):
         max_seconds: float | None = None,
         window: Literal["first", "center", "random"] = "first",
         bad_items: BadItemLog | None = None,
+        features: Mapping[str, PooledVectors] | None = None,
     ) -> None:
         _check_choice("captions", captions, ("random", "first"))
         _check_choice("window", window, ("first", "center", "random"))
         self.modality = _modality(dataset)
         if (sampling_rate is not None) != (self.modality == "audio"):
             raise ValueError("Audio needs sampling_rate, that of the feature extractor in Hz; images have none.")
-        dataset = undecoded(dataset)
-        self.dataset = dataset
+        self.dataset = undecoded(dataset)
+        self.features = dict(features or {})
+        # What is read of each row: the media only where they are needed.
+        self.rows = without_media(self.dataset) if self.modality in self.features else self.dataset
         self.seed = seed
         self.captions = captions
         self.min_image_size = min_image_size
@@ -140,15 +163,39 @@ class PairDataset(TorchDataset):
                 position = EpochIndex(position.epoch, int(generator.integers(len(self))))
 
     def _item(self, position: EpochIndex) -> dict[str, Any]:
-        row = self.dataset[position.index]
-        media = self._decode(row[self.modality], position)
+        row = self.rows[position.index]
+        media = self._media(row, position)
         return {
             "id": row["id"],
-            "text": self._caption(row["text"], position),
-            self.modality: media,
+            **self._text(row["text"], position),
+            **media,
             "group_id": group_id(row["id"]),
             "position": position,
         }
+
+    def media(self, position: EpochIndex) -> Any:
+        """The picture, or the waveform, of a row: decoded, of the window that belongs to the epoch.
+
+        Raises:
+            BadItemError: the row cannot be used.
+        """
+        return self._decode(self.dataset[position.index][self.modality], position)
+
+    def _media(self, row: dict[str, Any], position: EpochIndex) -> dict[str, Any]:
+        features = self.features.get(self.modality)
+        if features is None:
+            return {self.modality: self._decode(row[self.modality], position)}
+        view = 0
+        if features.num_views > 1:
+            view = int(row_generator(self.seed, position, stream=_VIEW_STREAM).integers(features.num_views))
+        return {f"{self.modality}_pooler_output": features.vector(position.index, view)}
+
+    def _text(self, captions: Any, position: EpochIndex) -> dict[str, Any]:
+        number = self._caption_number(captions, position)
+        text = {"text": checked_caption(captions[number] if isinstance(captions, list) else captions)}
+        if "text" in self.features:
+            text["text_pooler_output"] = self.features["text"].vector(position.index, number)
+        return text
 
     def _record(self, bad_items: BadItemLog, index: int, error: BadItemError) -> None:
         try:
@@ -159,15 +206,16 @@ class PairDataset(TorchDataset):
             cell = row[self.modality] or {}
             bad_items.record(index, row["id"], cell.get("path") or "", error)
 
-    def _caption(self, captions: Any, position: EpochIndex) -> str:
+    def _caption_number(self, captions: Any, position: EpochIndex) -> int:
+        """Which of a row's captions is used."""
         if not isinstance(captions, list):
-            return checked_caption(captions)
+            return 0
         if not captions:
             raise BadItemError("no caption", "the list is empty")
         if self.captions == "first" or len(captions) == 1:
-            return checked_caption(captions[0])
+            return 0
         generator = row_generator(self.seed, position, stream=_CAPTION_STREAM)
-        return checked_caption(captions[generator.integers(len(captions))])
+        return int(generator.integers(len(captions)))
 
     def _decode(self, cell: dict[str, Any] | None, position: EpochIndex) -> Any:
         if self.sampling_rate is None:

@@ -173,13 +173,23 @@ class PairDataset(TorchDataset):
             "position": position,
         }
 
-    def media(self, position: EpochIndex) -> Any:
-        """The picture, or the waveform, of a row: decoded, of the window that belongs to the epoch.
+    def media_row(self, position: EpochIndex) -> dict[str, Any]:
+        """A row without its caption: `id`, `position`, and `image` or `audio`, decoded as for that epoch.
 
         Raises:
             BadItemError: the row cannot be used.
         """
-        return self._decode(self.dataset[position.index][self.modality], position)
+        row = self.dataset[position.index]
+        media = self._decode(row[self.modality], position)
+        return {"id": row["id"], self.modality: media, "position": position}
+
+    def describe(self, index: int) -> tuple[str, str]:
+        """The id of a row and the path of its picture or sound, for lists of unusable items."""
+        try:
+            row = self.dataset[index]
+        except BadItemError:  # not even the row can be read
+            return str(index), ""
+        return row["id"], (row[self.modality] or {}).get("path") or ""
 
     def _media(self, row: dict[str, Any], position: EpochIndex) -> dict[str, Any]:
         features = self.features.get(self.modality)
@@ -192,19 +202,13 @@ class PairDataset(TorchDataset):
 
     def _text(self, captions: Any, position: EpochIndex) -> dict[str, Any]:
         number = self._caption_number(captions, position)
-        text = {"text": checked_caption(captions[number] if isinstance(captions, list) else captions)}
+        text: dict[str, Any] = {"text": checked_caption(captions[number] if isinstance(captions, list) else captions)}
         if "text" in self.features:
             text["text_pooler_output"] = self.features["text"].vector(position.index, number)
         return text
 
     def _record(self, bad_items: BadItemLog, index: int, error: BadItemError) -> None:
-        try:
-            row = self.dataset[index]
-        except BadItemError:  # not even the row can be read
-            bad_items.record(index, str(index), "", error)
-        else:
-            cell = row[self.modality] or {}
-            bad_items.record(index, row["id"], cell.get("path") or "", error)
+        bad_items.record(index, *self.describe(index), error)
 
     def _caption_number(self, captions: Any, position: EpochIndex) -> int:
         """Which of a row's captions is used."""

@@ -1,8 +1,7 @@
 """Pooled vectors of frozen towers: computed once per item, kept in memory-mapped files, read by training and search.
 
 - `FeatureStore` reads a store;
-- `extract` writes one, in any number of processes;
-- `Search` finds the items of a store by text, picture or sound.
+- `extract` writes one, in any number of processes.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ _HOMES = {
     "store": ("FeatureStore",),
     "manifest": ("FeatureError", "Manifest"),
     "extraction": ("ExtractionOptions", "extract"),
-    "search": ("Hit", "Search"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -33,10 +33,8 @@ class Shard:
         """Map a file; nothing is copied."""
         with pa.memory_map(str(path)) as file:
             whole = file.read_buffer()
-        table = pa.ipc.open_stream(whole).read_all()
-        ids, positions, rows, vectors = (
-            table.column(name).combine_chunks() for name in ("id", "position", "row", "vector")
-        )
+        table = pa.ipc.open_stream(whole).read_next_batch()
+        ids, positions, rows, vectors = (table.column(name) for name in ("id", "position", "row", "vector"))
         if not len(ids):
             return cls(ids, positions.to_numpy(), rows.to_numpy(), torch.empty((0, width), dtype=dtype))
         # Mapped once more, by torch, which wants pages that it could write to: these are private ones.
@@ -77,7 +75,7 @@ def write_shard(
     bits = vectors.contiguous()
     bits = bits.view(torch.int16) if bits.dtype == torch.bfloat16 else bits
     flat = pa.array(bits.numpy().reshape(-1), type=_ARROW_TYPES[vectors.dtype])
-    table = pa.table(
+    batch = pa.record_batch(
         {
             "id": pa.array(ids, type=pa.string()),
             "position": pa.array(positions, type=pa.uint16()),
@@ -87,8 +85,8 @@ def write_shard(
     )
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     # One batch, so that each column is one piece of memory when it is mapped.
-    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
-        stream.write_table(table, max_chunksize=max(1, len(ids)))
+    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, batch.schema) as stream:
+        stream.write_batch(batch)
     with temporary.open("rb") as written:
         os.fsync(written.fileno())
     temporary.replace(path)

@@ -1,0 +1,266 @@
+"""Filling a feature store: every item through the tower once, in any number of processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+
+from ..data.bad_items import BAD_ITEMS_NAME, BadItemLog
+from ..data.errors import BadItemError
+from ..data.mixing import without_media
+from ..data.sampling import PairDataset, checked_caption
+from ..data.seeding import EpochIndex
+from .frozen import FrozenSide, evaluation_mode
+from .manifest import DTYPES, MANIFEST_NAME, Manifest
+from .store import FeatureStore
+from .writer import StoreWriter
+
+# Of a data set, so that the mapped files of a store stay few; of a killed run, at most one of them is done again.
+_MAX_SHARDS = 256
+_MIN_ITEMS_PER_SHARD = 512
+
+
+@dataclass(frozen=True)
+class ExtractionOptions:
+    """How a store is written.
+
+    Attributes:
+        dtype: precision in which vectors are kept: float16, bfloat16 or float32.
+        batch_size: pictures or sounds a batch; texts are batched by their tokens.
+        num_workers: processes that decode, for each process that embeds; 0 decodes in the process itself.
+        max_bad_fraction: more unusable items than this share of the data stop the extraction.
+        on_bad_item: `skip` lists an unusable item in `bad_items.jsonl`, `error` stops at the first.
+        items_per_shard: rows of the data set a file; None: 512, or so many that there are at most 256 files.
+        show_progress: a bar with rate and time left.
+    """
+
+    dtype: str = "float16"
+    batch_size: int = 32
+    num_workers: int = 0
+    max_bad_fraction: float = 0.01
+    on_bad_item: str = "skip"
+    items_per_shard: int | None = None
+    show_progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"vectors are kept in {', '.join(DTYPES)}, not {self.dtype!r}")
+
+
+def extract(folder: str | os.PathLike, side: FrozenSide, options: ExtractionOptions | None = None) -> FeatureStore:
+    """Embed every item of a data set, and return the store. All processes call it; each writes its share of the shards.
+
+    A store that is complete is opened. One that is not goes on where it stopped, and ends with the same bytes as if it
+    had not been interrupted. Pictures and sounds are batched in the order of the rows and texts by length, within a
+    shard: a vector depends on its shard and on the batch size only, and on those by less than the rounding of float16.
+
+    Args:
+        folder: of the store.
+        side: what is embedded; its model is on the device that it shall run on.
+        options: precision, batches, bad items.
+
+    Raises:
+        FeatureError: the folder holds vectors of something else; the message says what differs.
+        TooManyBadItemsError: more items than `max_bad_fraction` cannot be used.
+        BadItemError: the first such item, with `on_bad_item="error"`.
+    """
+    options = options or ExtractionOptions()
+    state = PartialState()
+    items = len(side.rows.dataset)
+    per_shard = options.items_per_shard or max(_MIN_ITEMS_PER_SHARD, -(-items // _MAX_SHARDS))
+    writer = StoreWriter(folder, Manifest(side.identity(), options.dtype, items, per_shard))
+    shared: list[Any] = [None]
+    if state.is_main_process:
+        writer.start()
+        shared = [writer.missing_shards()]
+    broadcast_object_list(shared)  # one list for all: shards appear while others still look
+    missing = shared[0]
+    if missing:
+        _write_shards(writer, side, options, missing[state.process_index :: state.num_processes], state)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            writer.finish()
+        state.wait_for_everyone()
+    elif state.is_main_process and not (Path(folder) / MANIFEST_NAME).is_file():
+        writer.finish()  # killed between the last shard and the manifest
+    state.wait_for_everyone()
+    return FeatureStore.open(folder)
+
+
+def _write_shards(
+    writer: StoreWriter, side: FrozenSide, options: ExtractionOptions, shards: Sequence[int], state: PartialState
+) -> None:
+    """Embed and write some shards."""
+    record = _recorder(writer, side, options)
+    total = sum(len(writer.manifest.rows_of(shard)) for shard in shards)
+    what = f"embedding {side.side}s" + ("" if state.num_processes == 1 else f" in 1 of {state.num_processes} processes")
+    silent = not (options.show_progress and state.is_main_process)
+    with tqdm(total=total, desc=what, unit=" items", disable=silent) as bar, evaluation_mode(side.model):
+        run = _text_shards if side.side == "text" else _media_shards
+        for shard, vectors in run(
+            side, options, {shard: writer.manifest.rows_of(shard) for shard in shards}, record, bar
+        ):
+            writer.write(shard, *vectors)
+
+
+@dataclass
+class _Vectors:
+    """What a shard is written from."""
+
+    ids: list[str]
+    positions: list[int]
+    rows: list[int]
+    vectors: list[torch.Tensor]
+
+    def __iter__(self) -> Iterator[Any]:
+        vectors = torch.cat(self.vectors) if self.vectors else torch.empty(0, 1)
+        return iter((self.ids, self.positions, self.rows, vectors))
+
+
+Record = Callable[[int, str, str, BadItemError], None]
+
+
+def _recorder(writer: StoreWriter, side: FrozenSide, options: ExtractionOptions) -> Record:
+    """What is done about an unusable item."""
+
+    def stop(index: int, item_id: str, source: str, error: BadItemError) -> None:
+        raise BadItemError(error.reason, f"{item_id} ({source}): {error.detail}") from error
+
+    if options.on_bad_item == "error":
+        return stop
+    path = writer.folder / BAD_ITEMS_NAME
+    return BadItemLog(path, total=len(side.rows.dataset), max_fraction=options.max_bad_fraction).record
+
+
+def _text_shards(
+    side: FrozenSide, options: ExtractionOptions, shards: dict[int, range], record: Record, bar: tqdm
+) -> Iterator[tuple[int, _Vectors]]:
+    """The vectors of all captions of each shard's rows."""
+    table = without_media(side.rows.dataset)
+    for shard, rows in shards.items():
+        found, names, texts = _Vectors([], [], [], []), [], []
+        for row in rows:
+            try:
+                item = table[row]
+                usable = _usable_captions(item["text"])
+            except BadItemError as error:
+                record(row, *side.rows.describe(row), error)
+                continue
+            names += [(item["id"], number, row) for number, _ in usable]
+            texts += [text for _, text in usable]
+        if texts:
+            _add(side, names, side.pooled_texts(texts), found, record)
+        bar.update(len(rows))
+        yield shard, found
+
+
+def _usable_captions(captions: Any) -> list[tuple[int, str]]:
+    """Numbers and texts of the captions that training could draw.
+
+    Raises:
+        BadItemError: there is none.
+    """
+    if not isinstance(captions, list):
+        return [(0, checked_caption(captions))]
+    if not captions:
+        raise BadItemError("no caption", "the list is empty")
+    usable, failed = [], None
+    for number, caption in enumerate(captions):
+        try:
+            usable.append((number, checked_caption(caption)))
+        except BadItemError as error:
+            failed = error
+    if failed is not None and not usable:
+        raise failed
+    return usable
+
+
+class _MediaRows(TorchDataset):
+    """Rows with their pictures or sounds decoded; those that cannot be used come as the error."""
+
+    def __init__(self, rows: PairDataset) -> None:
+        self.rows = rows
+
+    def __getitem__(self, position: EpochIndex) -> dict[str, Any]:
+        try:
+            return self.rows.media_row(position)
+        except BadItemError as error:
+            item_id, source = self.rows.describe(position.index)
+            return {"error": error, "id": item_id, "source": source, "position": position}
+
+
+class _MediaBatch:
+    """Collates the usable rows of a batch."""
+
+    def __init__(self, side: FrozenSide) -> None:
+        self.collator = side.collator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        good, bad = [row for row in rows if "error" not in row], [row for row in rows if "error" in row]
+        inputs = self.collator.media(good) if good else None
+        names = [(row["id"], row["position"].epoch, row["position"].index) for row in good]
+        return {"inputs": inputs, "names": names, "bad": bad, "last": rows[-1]["position"]}
+
+
+def _media_shards(
+    side: FrozenSide, options: ExtractionOptions, shards: dict[int, range], record: Record, bar: tqdm
+) -> Iterator[tuple[int, _Vectors]]:
+    """The vectors of all pictures or sounds, and their views, of each shard's rows."""
+    batches, ends = [], []
+    for shard, rows in shards.items():
+        positions = [EpochIndex(view, row) for row in rows for view in range(side.num_views)]
+        size = options.batch_size
+        batches += [positions[start : start + size] for start in range(0, len(positions), size)]
+        ends.append((shard, len(batches)))
+    loader = DataLoader(
+        _MediaRows(side.rows),
+        batch_sampler=batches,
+        collate_fn=_MediaBatch(side),
+        num_workers=options.num_workers,
+        pin_memory=side.model.device.type == "cuda",
+        generator=torch.Generator(),  # its own: the global random state is that of the training
+    )
+    done, found = iter(loader), _Vectors([], [], [], [])
+    position = 0
+    for shard, end in ends:
+        for _ in range(position, end):
+            _add_batch(side, next(done), found, record, bar)
+        position = end
+        yield shard, found
+        found = _Vectors([], [], [], [])
+
+
+def _add_batch(side: FrozenSide, batch: dict[str, Any], found: _Vectors, record: Record, bar: tqdm) -> None:
+    """Embed a batch, and list the items that could not be used."""
+    for row in batch["bad"]:
+        record(row["position"].index, row["id"], row["source"], row["error"])
+    bar.update((len(batch["bad"]) + len(batch["names"])) / side.num_views)
+    if batch["inputs"] is None:
+        return
+    _add(side, batch["names"], side.pooled(batch["inputs"]), found, record)
+
+
+def _add(
+    side: FrozenSide, names: list[tuple[str, int, int]], vectors: torch.Tensor, found: _Vectors, record: Record
+) -> None:
+    """Keep the finite vectors of items with the given ids, positions and rows; list the others."""
+    finite = torch.isfinite(vectors).all(dim=1)
+    for (item_id, position, row), is_finite in zip(names, finite.tolist(), strict=True):
+        if is_finite:
+            found.ids.append(item_id)
+            found.positions.append(position)
+            found.rows.append(row)
+        else:
+            detail = f"the {side.side} tower gives NaN or infinity"
+            record(row, item_id, side.rows.describe(row)[1], BadItemError("vector is not finite", detail))
+    found.vectors.append(vectors[finite])

@@ -1,0 +1,129 @@
+"""One side of a model as it is embedded: the tower, and the path from a row of the data to its input.
+
+Shapes: B batch, T tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..data.collators import PairCollator
+from ..data.sampling import PairDataset
+from ..models.modeling_dual_encoder import DualEncoder
+from ..models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
+from ..models.text_tower import pads_to_max_length, token_batches
+from .identity import config_fields, data_fields, processor_fields, tokenizer_fields, weights_checksum
+
+Side = Literal["image", "audio", "text"]
+SIDES: tuple[Side, ...] = ("image", "audio", "text")
+# Precision of the computation, as Accelerate names it -> autocast type.
+COMPUTE = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class FrozenSide:
+    """A tower that stays as it is, and what it sees of each row.
+
+    Attributes:
+        side: image, audio or text.
+        model: a dual encoder, or a `SentenceEncoder` for the text side.
+        rows: the data, with the options of decoding that training has.
+        collator: from rows to inputs, with the options that training has.
+        compute: precision of the computation: no, bf16 or fp16.
+        num_views: augmented views of each picture or sound; 1 where nothing is augmented.
+        augment: what the views differ by, for the record.
+        source: of the data, for the record: what `load_pairs` was called with.
+    """
+
+    side: Side
+    model: PreTrainedModel
+    rows: PairDataset
+    collator: PairCollator
+    compute: str = "no"
+    num_views: int = 1
+    augment: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tower(self) -> PreTrainedModel:
+        """The tower that is run."""
+        return getattr(self.model, f"{self.side}_model")
+
+    def identity(self) -> dict[str, Any]:
+        """All that the vectors depend on, for the manifest of their store."""
+        views = {"number": self.num_views, **(self.augment if self.num_views > 1 else {})}
+        return {
+            "side": self.side,
+            "tower": tower_fields(self.model, self.side),
+            "input": self._input_fields(),
+            "views": views,
+            "compute": self.compute,
+            "data": {**data_fields(self.rows.dataset, self.side), "source": dict(self.source)},
+        }
+
+    def _input_fields(self) -> dict[str, Any]:
+        processor = self.collator.processor
+        if self.side == "text":
+            lengths = {"max_length": self.collator.max_length, "padding": self.collator.padding}
+            return {"tokenizer": tokenizer_fields(processor.tokenizer), **lengths}
+        if self.side == "image":
+            return {"processor": processor_fields(processor.image_processor), "min_size": self.rows.min_image_size}
+        window = {"max_seconds": self.rows.max_seconds, "window": self.rows.window}
+        return {"processor": processor_fields(processor.feature_extractor), **window}
+
+    def pooled(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(B, H) float32 vectors on the CPU. The caller puts the model into evaluation mode."""
+        device, dtype = self.model.device, COMPUTE[self.compute]
+        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            if isinstance(self.model, SentenceEncoder):
+                pooled = self.model.encode_text(self.model.config.pooling, moved).pooler_output
+            else:
+                pooled = self.model(**moved, return_logits=False)[f"{self.side}_model_output"].pooler_output
+        return pooled.float().cpu()
+
+    def pooled_texts(self, texts: Sequence[str], max_tokens: int | None = None) -> torch.Tensor:
+        """(n, H) float32 vectors of texts on the CPU, batched with others of similar length."""
+        tokenizer, length = self.collator.processor.tokenizer, self.collator.max_length
+        fixed = pads_to_max_length(tokenizer)
+        columns = tokenizer(list(texts), truncation=True, max_length=length)
+        tokens = [{name: column[row] for name, column in columns.items()} for row in range(len(texts))]
+        padding: dict[str, Any] = {"padding": "max_length", "max_length": length} if fixed else {}
+        lengths = [length if fixed else len(row["input_ids"]) for row in tokens]
+        limit = max_tokens or default_tokens_per_batch(self.model.device)
+        found: torch.Tensor | None = None
+        for batch in token_batches(lengths, limit):
+            vectors = self.pooled(tokenizer.pad([tokens[row] for row in batch], return_tensors="pt", **padding))
+            if found is None:
+                found = torch.empty((len(texts), vectors.shape[1]))
+            found[torch.tensor(batch)] = vectors
+        assert found is not None  # nobody asks for no texts
+        return found
+
+
+def tower_fields(model: PreTrainedModel, side: str) -> dict[str, Any]:
+    """What identifies a tower: the checksum of its tensors, its config and its pooling."""
+    tower = getattr(model, f"{side}_model")
+    pooling = getattr(model.config, f"{side}_pooling") if isinstance(model, DualEncoder) else model.config.pooling
+    fields = {"config": config_fields(tower.config), "pooling": pooling}
+    return {"class": type(tower).__name__, "weights_sha256": weights_checksum(tower), **fields}
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Run without dropout and gradients, and give every module its old mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

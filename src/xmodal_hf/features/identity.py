@@ -1,0 +1,172 @@
+"""What the vectors of a store depend on: checksums of weights and data, and the settings between them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from ..data.errors import BadItemError
+from ..data.files import read_media
+from ..data.mixing import ConcatenatedPairs, PairTable, without_media
+from ..data.parquet import ParquetPairs
+
+# Fields of configs that change no vector of a tower in evaluation mode.
+_NO_EFFECT = frozenset(
+    (
+        *("transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id", "use_cache"),
+        *("output_attentions", "output_hidden_states", "return_dict", "problem_type", "processor_class"),
+        *("image_processor_type", "feature_extractor_type", "initializer_range", "initializer_factor"),
+    )
+)
+# Media of a data set whose contents are read for its checksum; of all others the sizes count.
+_SAMPLED_MEDIA = 64
+_ROWS_AT_ONCE = 256
+_ZIP_SCHEME, _TAR_SCHEME = "zip://", "tar://"
+
+
+def weights_checksum(module: nn.Module) -> str:
+    """SHA-256 of the names, shapes, precisions and numbers of a module's parameters and saved buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def config_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """The fields of a tower's config that can change its vectors; dropout does not in evaluation mode."""
+    return _plain(config.to_dict())
+
+
+def processor_fields(part: Any) -> dict[str, Any]:
+    """Class and settings of an image processor or feature extractor."""
+    fields = _plain(part.to_dict())
+    # Filters that a feature extractor computes from its other settings.
+    fields = {name: value for name, value in fields.items() if not name.startswith("mel_filters")}
+    return {"class": type(part).__name__, **fields}
+
+
+def tokenizer_fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Class and checksum of a tokenizer, whatever the length and padding of its last call were."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        contents = {"vocabulary": tokenizer.get_vocab(), "special": tokenizer.special_tokens_map}
+    else:
+        contents = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    contents = contents | {"sides": [tokenizer.padding_side, tokenizer.truncation_side]}
+    text = json.dumps(contents, sort_keys=True, default=str)
+    return {"class": type(tokenizer).__name__, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def data_fields(table: PairTable, side: str) -> dict[str, Any]:
+    """Number of rows, and checksums of the ids and of the contents of one side, in order.
+
+    All captions count. Of pictures and sounds the size of each counts (of a member of a zip archive also its check
+    number), and the bytes of 64 of them, spread evenly: reading everything would take as long as embedding it.
+    """
+    if isinstance(table, ConcatenatedPairs):
+        parts = {name: data_fields(part, side) for name, part in zip(table.names, table.tables, strict=True)}
+        return {"rows": len(table), "parts": parts}
+    if isinstance(table, ParquetPairs):  # read in place: its rows may lie far away
+        files = [Path(file).name for file in table.files]
+        return {"rows": len(table), "sha256": _checksum([*files, *map(str, table.shard_lengths)])}
+    ids, texts = hashlib.sha256(), hashlib.sha256()
+    for batch in without_media(table).iter(batch_size=_ROWS_AT_ONCE):
+        ids.update(json.dumps(batch["id"]).encode())
+        texts.update(json.dumps(batch["text"], ensure_ascii=False, default=repr).encode())
+    contents = texts.hexdigest() if side == "text" else _checksum(_media_marks(table, side))
+    return {"rows": len(table), "ids_sha256": ids.hexdigest(), f"{side}_sha256": contents}
+
+
+def short_name(identity: dict[str, Any], dtype: str) -> str:
+    """A folder name for a store: the side, and 12 digits of the checksum of its identity."""
+    identity = {**identity, "data": {name: value for name, value in identity["data"].items() if name != "source"}}
+    return f"{identity['side']}-{_checksum([json.dumps(identity, sort_keys=True), dtype])[:12]}"
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON values only, without names that have no effect."""
+    kept = {
+        name: value
+        for name, value in fields.items()
+        if name not in _NO_EFFECT and not name.startswith("_") and "drop" not in name
+    }
+    return json.loads(json.dumps(kept, sort_keys=True, default=_as_list))
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic | torch.Tensor) else str(value)
+
+
+def _checksum(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _media_marks(table: Dataset, side: str) -> Iterator[str]:
+    """A line for each picture or sound: its size; then the checksums of a sample of them."""
+    media = table.select_columns([side]).with_format("arrow")
+    for batch in media.iter(batch_size=_ROWS_AT_ONCE):
+        cells = batch.column(side).combine_chunks()
+        names = [field.name for field in cells.type]
+        lengths = [None] * len(cells)
+        if "bytes" in names:
+            lengths = pyarrow.compute.binary_length(cells.field("bytes")).to_pylist()
+        for length, path in zip(lengths, cells.field("path").to_pylist(), strict=True):
+            yield _size_mark(path) if length is None else str(length)
+    for row in np.unique(np.linspace(0, len(table) - 1, _SAMPLED_MEDIA).astype(int)):
+        yield _content_mark(table[int(row)][side])
+
+
+def _size_mark(path: str | None) -> str:
+    """What is known of a file without reading it; where it lies does not count."""
+    if path is None:
+        return "none"
+    if path.startswith(_ZIP_SCHEME):
+        member, archive = path.removeprefix(_ZIP_SCHEME).split("::")
+        return _zip_marks(archive).get(member, "missing")
+    if path.startswith(_TAR_SCHEME):
+        return path.removeprefix(_TAR_SCHEME).split("::")[0]
+    if "://" in path:
+        return path
+    try:
+        return str(os.stat(path).st_size)
+    except OSError:
+        return "missing"
+
+
+@lru_cache(maxsize=8)
+def _zip_marks(archive: str) -> dict[str, str]:
+    """Size and check number of each member of a zip archive."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            return {info.filename: f"{info.file_size} {info.CRC}" for info in opened.infolist()}
+    except (OSError, zipfile.BadZipFile):
+        return {}
+
+
+def _content_mark(cell: dict[str, Any] | None) -> str:
+    if cell is not None and cell.get("bytes") is None and "://" in (cell.get("path") or ""):
+        path = cell["path"]
+        if not path.startswith((_ZIP_SCHEME, _TAR_SCHEME)):
+            return path  # made from its address, or far away
+    try:
+        return hashlib.sha256(read_media(cell)).hexdigest()
+    except BadItemError as error:
+        return error.reason

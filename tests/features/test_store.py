@@ -132,7 +132,7 @@ def test_processes_share_the_shards(image_side, tmp_path, monkeypatch):
     """Any division of the shards gives the same files; two real processes are in tests/scripts."""
     extract(tmp_path / "one", image_side(), options())
     side = image_side()
-    writer = StoreWriter(tmp_path / "two", Manifest(side.identity(), "float16", 14, 4))
+    writer = StoreWriter(tmp_path / "two", Manifest(side.identity, "float16", 14, 4))
     writer.start()
 
     class Process:
@@ -221,13 +221,13 @@ def test_the_identity_outlives_saving_and_the_last_call(image_side, image_text_f
     from xmodal_hf.features.frozen import FrozenSide
 
     before = {kind: image_side(side=kind) for kind in ("image", "text")}
-    identities = {kind: side.identity() for kind, side in before.items()}
+    identities = {kind: side.identity for kind, side in before.items()}
     loaded = ImageTextDualEncoder.from_pretrained(image_text_folder)
     processor = ImageTextProcessor.from_pretrained(image_text_folder)
     processor.tokenizer(["rain"], padding="max_length", max_length=5, truncation=True)
     for kind, side in before.items():
         again = FrozenSide(kind, loaded.train(), side.rows, PairCollator(processor, max_length=12))
-        assert again.identity() == identities[kind]
+        assert again.identity == identities[kind]
 
 
 def test_numbers_too_large_for_half_precision(tmp_path):

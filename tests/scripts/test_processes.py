@@ -72,6 +72,7 @@ def cases(image_rows, sentence_file, tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_as_one(cases, tmp_path):
     for processes in (1, 2):
+        cases["cyclip"] += ["--features", tmp_path / f"features{processes}"]  # of the frozen tower; the last one counts
         runs = [
             [*case, "--batch_size", GLOBAL_BATCH // processes, "--output_dir", tmp_path / f"{name}{processes}"]
             for name, case in cases.items()
@@ -82,6 +83,10 @@ def test_two_processes_train_as_one(cases, tmp_path):
         assert all(len(log.splitlines()) == STEPS for log in logs)
         assert json.loads((tmp_path / f"{name}2" / "run.json").read_text("utf-8"))["processes"] == 2
         check_same_weights(tmp_path / f"{name}2", tmp_path / f"{name}1")
+    stores = [
+        {path.name: path.read_bytes() for path in (tmp_path / f"features{number}").iterdir()} for number in (1, 2)
+    ]
+    assert stores[0] == stores[1] and "vectors-00000.arrow" in stores[0]
 
 
 @pytest.mark.slow

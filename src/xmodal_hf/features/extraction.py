@@ -78,7 +78,7 @@ def extract(folder: str | os.PathLike, side: FrozenSide, options: ExtractionOpti
     state = PartialState()
     items = len(side.rows.dataset)
     per_shard = options.items_per_shard or max(_MIN_ITEMS_PER_SHARD, -(-items // _MAX_SHARDS))
-    writer = StoreWriter(folder, Manifest(side.identity(), options.dtype, items, per_shard))
+    writer = StoreWriter(folder, Manifest(side.identity, options.dtype, items, per_shard))
     shared: list[Any] = [None]
     if state.is_main_process:
         writer.start()

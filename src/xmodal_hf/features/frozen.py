@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -56,6 +57,7 @@ class FrozenSide:
         """The tower that is run."""
         return getattr(self.model, f"{self.side}_model")
 
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """All that the vectors depend on, for the manifest of their store."""
         views = {"number": self.num_views, **(self.augment if self.num_views > 1 else {})}

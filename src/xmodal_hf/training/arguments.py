@@ -253,6 +253,21 @@ class PairArguments:
         "beside the output, or stop.",
     )
     max_bad_fraction: float = option(0.01, "Stop when more than that share of the items had to be skipped.")
+    features: str = option(
+        "auto",
+        "Pooled vectors of frozen towers: each item goes through such a tower once, and training reads the vector. "
+        "`auto` keeps them in <output_dir>/../features/<side>-<checksum>, which other runs on the same tower and data "
+        "share, wherever a tower is frozen and its input is the same in every epoch; a folder keeps them there; `off` "
+        "runs the towers in each step.",
+    )
+    feature_views: int = option(
+        1,
+        "Keep that many augmented views (--augment, --spec_augment, --audio_window random) of each item of a frozen "
+        "tower, and draw one of them each epoch.",
+    )
+    feature_dtype: Literal["float16", "bfloat16", "float32"] | None = option(
+        None, "Precision of new pooled vectors on the disk. Default: float16, or that of the vectors in --features."
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, str):  # from Python, one is enough
@@ -269,6 +284,10 @@ class PairArguments:
             raise ValueError("--max_samples and --streaming exclude each other")
         if self.shuffle_buffer is not None and self.shuffle_buffer < 1:
             raise ValueError(f"--shuffle_buffer must be at least 1, got {self.shuffle_buffer}")
+        if self.feature_views < 1:
+            raise ValueError(f"--feature_views must be at least 1, got {self.feature_views}")
+        if self.feature_views > 1 and self.features == "off":
+            raise ValueError("--feature_views keeps pooled vectors, which --features off turns off: drop one of them")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}")
         for name in {"image": ("spec_augment", "audio_padding", "clip_seconds"), "audio": ("augment",)}[self.modality]:

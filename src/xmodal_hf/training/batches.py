@@ -7,7 +7,7 @@ one in another number of workers, sees what the first one saw.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from ..data.images import ImageAugment
 from ..data.mixing import ConcatenatedPairs, PairTable, training_order
 from ..data.orders import Order, ShuffledOrder
 from ..data.parquet import ParquetPairs
-from ..data.sampling import EpochBatchSampler, PairDataset, SentenceDataset
+from ..data.sampling import EpochBatchSampler, PairDataset, PooledVectors, SentenceDataset
 from ..data.sentences import load_sentences, load_triplets
 from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs, stream_pairs
 from ..models.processing_dual_encoder import ImageTextProcessor
@@ -237,6 +237,46 @@ def text_lengths(tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -
     return {"max_length": text.max_length}
 
 
+def pair_rows(
+    table: PairTable,
+    processor: ProcessorMixin,
+    text: TextModelArguments,
+    pairs: PairArguments,
+    seed: int,
+    *,
+    any_longer: bool = True,
+    **options: Any,
+) -> tuple[PairDataset, PairCollator]:
+    """Return the rows of pairs as they are decoded, and what makes batches of them, for the processor's modality.
+
+    Args:
+        table: in canonical columns.
+        processor: of the model; the options of audio change its feature extractor.
+        text, pairs: the options.
+        seed: of captions, windows and augmentation.
+        any_longer: of `PairCollator`.
+        options: further ones of `PairDataset`.
+    """
+    lengths = text_lengths(processor.tokenizer, text)
+    if isinstance(processor, ImageTextProcessor):
+        size = min(dict(processor.image_processor.size).values())  # height and width, or the shortest edge
+        # JPEGs are decoded at reduced scale: a random crop then still has the pixels that the tower sees.
+        min_image_size = round(size * _CROP_MARGIN) if pairs.augment else size
+        rows = PairDataset(table, seed=seed, min_image_size=min_image_size, **options)
+        augment = ImageAugment(size, seed=seed) if pairs.augment else None
+        return rows, PairCollator(processor, image_augment=augment, **lengths)
+    extractor = processor.feature_extractor
+    if pairs.audio_padding is not None:
+        set_padding(extractor, pairs.audio_padding)
+    if pairs.clip_seconds is not None:
+        set_clip_seconds(extractor, pairs.clip_seconds)
+    max_seconds, window = clip_seconds(extractor), pairs.audio_window
+    rate = extractor.sampling_rate
+    rows = PairDataset(table, seed=seed, sampling_rate=rate, max_seconds=max_seconds, window=window, **options)
+    spec_augment = SpecAugment(seed) if pairs.spec_augment else None
+    return rows, PairCollator(processor, feature_augment=spec_augment, any_longer=any_longer, **lengths)
+
+
 def pair_stream(
     accelerator: Accelerator,
     table: PairTable,
@@ -244,30 +284,16 @@ def pair_stream(
     training: TrainingArguments,
     text: TextModelArguments,
     pairs: PairArguments,
+    features: Mapping[str, PooledVectors] | None = None,
+    any_longer: bool = True,
 ) -> BatchStream:
-    """Return the training batches of pairs, for the processor's modality."""
-    common: dict[str, Any] = {"seed": training.seed, "bad_items": _bad_item_log(accelerator, table, training, pairs)}
-    lengths = text_lengths(processor.tokenizer, text)
-    if isinstance(processor, ImageTextProcessor):
-        size = min(dict(processor.image_processor.size).values())  # height and width, or the shortest edge
-        # JPEGs are decoded at reduced scale: a random crop then still has the pixels that the tower sees.
-        min_image_size = round(size * _CROP_MARGIN) if pairs.augment else size
-        dataset = PairDataset(table, min_image_size=min_image_size, **common)
-        augment = ImageAugment(size, seed=training.seed) if pairs.augment else None
-        collator = PairCollator(processor, image_augment=augment, **lengths)
-    else:
-        extractor = processor.feature_extractor
-        if pairs.audio_padding is not None:
-            set_padding(extractor, pairs.audio_padding)
-        if pairs.clip_seconds is not None:
-            set_clip_seconds(extractor, pairs.clip_seconds)
-        max_seconds, window = clip_seconds(extractor), pairs.audio_window
-        rate = extractor.sampling_rate
-        dataset = PairDataset(table, sampling_rate=rate, max_seconds=max_seconds, window=window, **common)
-        spec_augment = SpecAugment(training.seed) if pairs.spec_augment else None
-        collator = PairCollator(processor, feature_augment=spec_augment, **lengths)
+    """Return the training batches of pairs, with pooled vectors in the place of the sides that have `features`."""
+    bad_items = _bad_item_log(accelerator, table, training, pairs)
+    rows, collator = pair_rows(
+        table, processor, text, pairs, training.seed, any_longer=any_longer, bad_items=bad_items, features=features
+    )
     order = training_order(table, seed=training.seed, weights=pairs.dataset_weights, buffer_size=pairs.shuffle_buffer)
-    return build_stream(accelerator, dataset, collator, training, order=order)
+    return build_stream(accelerator, rows, collator, training, order=order)
 
 
 def _bad_item_log(

@@ -28,6 +28,7 @@ from .building import (
     build_trained_dual_encoder,
     check_max_length,
 )
+from .features import frozen_sides, open_features
 from .loop import text_sub_batches
 from .sharding import is_sharded
 
@@ -79,7 +80,9 @@ def build_pair_phase(
     check_max_length(model, processor.tokenizer, text)
     sub_batches = text_sub_batches(training, accelerator)
     cross_modal = build_cross_modal_objective(contrastive, sub_batches)
-    stream = pair_stream(accelerator, table, processor, training, text, pairs)
+    features = {} if training.dry_run else open_features(accelerator, model, table, processor, training, text, pairs)
+    any_longer = "audio" not in frozen_sides(model)
+    stream = pair_stream(accelerator, table, processor, training, text, pairs, features, any_longer)
     if sentences is None:
         return Phase(model, cross_modal, stream, processor)
     objective = JointObjective(

@@ -1,0 +1,208 @@
+"""Pooled vectors of frozen towers in training: which sides have them, where they lie, and when they are computed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
+from transformers import ProcessorMixin
+
+from ..data.audio import clip_seconds
+from ..data.mixing import PairTable
+from ..features.extraction import ExtractionOptions, extract
+from ..features.frozen import SIDES, FrozenSide, Side
+from ..features.identity import short_name
+from ..features.manifest import MANIFEST_NAME, UNFINISHED_NAME, Manifest
+from ..features.store import FeatureStore
+from .arguments import PairArguments, TextModelArguments, TrainingArguments
+from .batches import pair_rows
+from .sharding import is_sharded
+
+# Of the folder beside the outputs where vectors are kept by default.
+FOLDER_NAME = "features"
+# Pictures or sounds a batch: not the options', so that stores do not depend on them.
+_BATCH_SIZE = 64
+# Of the augmented views: not the run's, so that runs with other seeds share them.
+_VIEW_SEED = 0
+_DEFAULT_DTYPE = "float16"
+# What `load_pairs` is called with: kept in the store, so that a search finds the pictures again.
+_SOURCE_OPTIONS = ("dataset", "split", "image_column", "audio_column", "text_column", "id_column", "max_samples")
+
+
+def frozen_sides(model: nn.Module) -> list[Side]:
+    """Return the sides of a dual encoder whose towers have no trainable parameter."""
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    towers = {side: getattr(whole, f"{side}_model", None) for side in SIDES}
+    return [
+        side
+        for side, tower in towers.items()
+        if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters())
+    ]
+
+
+def changing_input(side: Side, pairs: PairArguments, processor: ProcessorMixin) -> str | None:
+    """Return what makes the input of a tower another one in each epoch; None where it stays the same."""
+    if side == "image":
+        return "--augment" if pairs.augment else None
+    if side == "text":
+        return None
+    if pairs.spec_augment:
+        return "--spec_augment"
+    extractor = processor.feature_extractor
+    if getattr(extractor, "truncation", None) == "fusion":
+        return "the random crops of fused CLAP"
+    has_windows = clip_seconds(extractor) is not None or pairs.clip_seconds is not None
+    return "--audio_window random" if pairs.audio_window == "random" and has_windows else None
+
+
+def open_features(
+    accelerator: Accelerator,
+    model: nn.Module,
+    table: PairTable,
+    processor: ProcessorMixin,
+    training: TrainingArguments,
+    text: TextModelArguments,
+    pairs: PairArguments,
+) -> dict[str, FeatureStore]:
+    """Return the pooled vectors that training reads, by side, computed where they are not there yet.
+
+    What is decided by `--features auto` is printed, one line a side.
+
+    Args:
+        accelerator: of the run; all its processes share the work.
+        model: with its towers frozen and an adapter added, before `accelerator.prepare`.
+        table: the pairs.
+        processor: of the model.
+        training, text, pairs: the options.
+
+    Raises:
+        FeatureError: `--features` names vectors of another tower, processor or data; the message says what differs.
+        ValueError: `--features` names a folder, or `--feature_views` is given, and there is nothing to keep.
+    """
+    sides = frozen_sides(model)
+    if pairs.features == "off":
+        return {}
+    kept = [side for side in sides if _is_kept(accelerator, side, pairs, processor)]
+    if not kept and (pairs.features != "auto" or pairs.feature_views > 1):
+        raise ValueError(_nothing_to_keep(sides, pairs, processor))
+    stores: dict[str, FeatureStore] = {}
+    for side in kept:
+        store = _open_side(accelerator, model, side, table, processor, training, text, pairs, len(kept) == 1)
+        if store is not None:
+            stores[side] = store
+    return stores
+
+
+def _is_kept(accelerator: Accelerator, side: Side, pairs: PairArguments, processor: ProcessorMixin) -> bool:
+    changing = changing_input(side, pairs, processor)
+    if changing is None or pairs.feature_views > 1:
+        return True
+    if pairs.features == "auto":
+        accelerator.print(
+            f"features: the {side} tower is frozen and runs in each step, because {changing} gives it another input "
+            "in each epoch; --feature_views K would keep K of them"
+        )
+    return False
+
+
+def _nothing_to_keep(sides: list[Side], pairs: PairArguments, processor: ProcessorMixin) -> str:
+    """Return what is wrong with `--features FOLDER` or `--feature_views`."""
+    option = "--feature_views" if pairs.feature_views > 1 else "--features"
+    if not sides:
+        return f"{option} keeps vectors of frozen towers, and all towers are trained: pass --freeze, or drop it"
+    changing = changing_input(sides[0], pairs, processor)
+    return (
+        f"{option}: {changing} gives the {sides[0]} tower another input in each epoch: drop it, or pass --feature_views"
+    )
+
+
+def _open_side(
+    accelerator: Accelerator,
+    model: nn.Module,
+    side: Side,
+    table: PairTable,
+    processor: ProcessorMixin,
+    training: TrainingArguments,
+    text: TextModelArguments,
+    pairs: PairArguments,
+    is_only_one: bool,
+) -> FeatureStore | None:
+    """Open or write the store of a side; None where `auto` leaves it alone."""
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    rows, collator = pair_rows(table, processor, text, pairs, _VIEW_SEED, any_longer=False)
+    changing = changing_input(side, pairs, processor)
+    frozen = FrozenSide(
+        side,
+        whole,
+        rows,
+        collator,
+        compute=accelerator.mixed_precision,
+        num_views=pairs.feature_views if changing is not None else 1,
+        augment=_augmentation(pairs),
+        source={name: getattr(pairs, name) for name in (*_SOURCE_OPTIONS, "modality")},
+    )
+    folder, dtype = _place(frozen, training, pairs, is_only_one)
+    is_complete = (folder / MANIFEST_NAME).is_file()
+    if not is_complete and pairs.features == "auto":
+        reason = _not_worth_it(accelerator, training, len(table))
+        if reason is not None:
+            accelerator.print(f"features: the {side} tower is frozen and runs in each step, because {reason}")
+            return None
+    options = ExtractionOptions(
+        dtype=dtype,
+        batch_size=_BATCH_SIZE,
+        num_workers=training.num_workers,
+        max_bad_fraction=pairs.max_bad_fraction,
+        on_bad_item=pairs.on_bad_item,
+    )
+    if not is_complete:
+        whole.to(accelerator.device)
+    store = extract(folder, frozen, options)
+    done = "read from" if is_complete else "kept in"
+    accelerator.print(f"features: {len(store):,} vectors of the frozen {side} tower, {done} {folder}")
+    return store
+
+
+def _place(
+    frozen: FrozenSide, training: TrainingArguments, pairs: PairArguments, is_only_one: bool
+) -> tuple[Path, str]:
+    """Return the folder of a side's store, and the precision of its vectors."""
+    dtype = pairs.feature_dtype or _DEFAULT_DTYPE
+    if pairs.features == "auto":
+        parent = Path(training.output_dir).absolute().parent / FOLDER_NAME
+        return parent / short_name(frozen.identity, dtype), dtype
+    folder = Path(pairs.features)
+    found = _manifest_in(folder)
+    is_of_this_side = found is not None and found.identity["side"] == frozen.side
+    if not is_of_this_side and (not is_only_one or (folder / frozen.side).is_dir()):
+        folder = folder / frozen.side
+        found = _manifest_in(folder)
+    if pairs.feature_dtype is None and found is not None:
+        dtype = found.dtype
+    return folder, dtype
+
+
+def _manifest_in(folder: Path) -> Manifest | None:
+    """Return the manifest of a store, complete or not; None where there is none."""
+    names = [name for name in (MANIFEST_NAME, UNFINISHED_NAME) if (folder / name).is_file()]
+    return Manifest.read(folder / names[0]) if names else None
+
+
+def _augmentation(pairs: PairArguments) -> dict[str, Any]:
+    """Return what the views differ by."""
+    names = ("augment", "spec_augment", "audio_window")
+    return {name: value for name, value in dataclasses.asdict(pairs).items() if name in names} | {"seed": _VIEW_SEED}
+
+
+def _not_worth_it(accelerator: Accelerator, training: TrainingArguments, items: int) -> str | None:
+    """Return why `auto` does not fill a store; None where it does."""
+    if is_sharded(accelerator):
+        return "the model is sharded; extract_features.py writes vectors beforehand"
+    per_epoch = items // (training.batch_size * accelerator.num_processes)
+    if training.max_steps is not None and training.max_steps < per_epoch:
+        return f"{training.max_steps} steps see less than the data once; --features FOLDER computes all vectors first"
+    return None

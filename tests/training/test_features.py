@@ -1,0 +1,249 @@
+"""Training on pooled vectors of frozen towers: every loss as without them, and nothing runs or is decoded again."""
+
+import io
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, ViTConfig
+from transformers.models.vit.modeling_vit import ViTEmbeddings
+
+from xmodal_hf import AudioTextConfig, AudioTextDualEncoder, ImageTextConfig, ImageTextDualEncoder
+from xmodal_hf.data import sampling as sampling_module
+from xmodal_hf.features import FeatureError, FeatureStore
+from xmodal_hf.features.frozen import FrozenSide
+
+SCRIPT = Path(__file__).parents[2] / "training_scripts" / "train_contrastive.py"
+ITEMS, BATCH, STEPS = 25, 6, 7
+WORDS = ("rain", "the dog barks at night", "a red apple", "two small birds sing in the tall old tree", "music plays")
+TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+@pytest.fixture(scope="session")
+def picture_table(tmp_path_factory):
+    """25 pictures with one to three captions each; number 7 is cut off."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(ITEMS):
+        Image.fromarray(generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        captions = [f"{WORDS[(number + k) % 5]} {WORDS[number % 3]}" for k in range(1 + number % 3)]
+        rows.append({"image": f"{number}.png", "captions": captions})
+    (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:60])
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+@pytest.fixture(scope="session")
+def sound_table(tmp_path_factory):
+    """25 tones of half a second to two seconds."""
+    folder = tmp_path_factory.mktemp("sounds")
+    rows = []
+    for number in range(ITEMS):
+        seconds = np.arange(4000 * (1 + number % 4)) / 8000
+        buffer = io.BytesIO()
+        soundfile.write(buffer, 0.5 * np.sin(2 * np.pi * 100 * (number + 1) * seconds), 8000, format="WAV")
+        (folder / f"{number}.wav").write_bytes(buffer.getvalue())
+        rows.append({"audio": f"{number}.wav", "caption": WORDS[number % 5]})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+@pytest.fixture
+def models(tmp_path, tokenizer, audio_config, image_text_processor, audio_text_processor):
+    """Folders of an image-text and an audio-text model, with dropout in the text towers."""
+    text = BertConfig(vocab_size=64, max_position_embeddings=24, **TOWER)
+    image = ViTConfig(image_size=16, patch_size=8, **TOWER)
+    fields = {"text_config": text, "projection_dim": 16, "logit_bias_init_value": -2.0, "logit_scale_init_value": 1.0}
+    pairs = {
+        "image": (ImageTextDualEncoder(ImageTextConfig(image_config=image, **fields)), image_text_processor),
+        "audio": (AudioTextDualEncoder(AudioTextConfig(audio_config=audio_config(), **fields)), audio_text_processor),
+    }
+    for kind, parts in pairs.items():
+        for part in parts:
+            part.save_pretrained(tmp_path / "models" / kind)
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def train(models, picture_table, sound_table, tmp_path):
+    """Give `train(name, *options, modality="image")`: run the script; -> the lines of its log."""
+
+    def run(name, *options, modality="image"):
+        table = picture_table if modality == "image" else sound_table
+        common = {
+            **{
+                "dataset": table,
+                "modality": modality,
+                "model": models / modality,
+                "output_dir": tmp_path / "runs" / name,
+            },
+            **{"batch_size": BATCH, "max_steps": STEPS, "num_epochs": 9, "max_length": 12, "learning_rate": 0.003},
+            **{"report_to": "none", "max_bad_fraction": 0.1, "audio_window": "first", "checkpoint_steps": 0},
+        }
+        given = [str(value) for name, value in common.items() for value in (f"--{name}", value)]
+        runpy.run_path(str(SCRIPT))["main"]([*given, *map(str, options)])
+        return read_log(tmp_path / "runs" / name)
+
+    return run
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def check_losses(log, expected, tolerance):
+    assert len(log) == len(expected) == STEPS
+    losses, wanted = ([line["loss"] for line in lines] for lines in (log, expected))
+    assert max(wanted) - min(wanted) > 0.01  # something is trained, on other items in each step
+    assert losses == pytest.approx(wanted, rel=tolerance)
+
+
+CASES = {
+    **{f"image {loss}": ("image", ["--freeze", "image", "--objective", loss]) for loss in ("clip", "cyclip", "siglip")},
+    **{f"audio {loss}": ("audio", ["--freeze", "audio", "--objective", loss]) for loss in ("clip", "cyclip", "siglip")},
+    **{f"text {loss}": ("image", ["--freeze", "text", "--objective", loss]) for loss in ("clip", "cyclip", "siglip")},
+    "both towers": ("image", ["--freeze", "image", "text"]),
+    "text and audio": ("audio", ["--freeze", "text", "audio", "--objective", "cyclip"]),
+    "LoRA": ("image", ["--lora_rank", 2, "--lora_dropout", 0.1]),
+    "gradient caching": ("image", ["--freeze", "image", "--micro_batch_size", 2, "--objective", "cyclip"]),
+    "text, in parts": ("image", ["--freeze", "text", "--micro_batch_size", 4, "--num_workers", 1]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_are_those_without_the_store(train, tmp_path, case):
+    modality, options = CASES[case]
+    plain = train("off", *options, "--features", "off", modality=modality)
+    precisions = {"float32": 1e-5} if "cyclip" in options or "siglip" in options else {"float32": 1e-5, "float16": 1e-2}
+    for dtype, tolerance in precisions.items():
+        log = train(dtype, *options, "--feature_dtype", dtype, modality=modality)
+        check_losses(log, plain, tolerance)
+    stores = list((tmp_path / "runs" / "features").iterdir())
+    assert len(stores) == len(precisions) * max(1, sum(options.count(side) for side in ("image", "audio", "text")))
+
+
+def test_joint_training_with_validation(train, tmp_path, picture_table):
+    sentences = tmp_path / "sentences.txt"
+    sentences.write_text("\n".join(f"{word} {number}" for number in range(4) for word in WORDS), encoding="utf-8")
+    held_out = ["--eval_steps", 3, "--eval_dataset", tmp_path / "held.jsonl", "--eval_split", "train"]
+    rows = [json.loads(line) for line in picture_table.read_text().splitlines()][:6]
+    rows = [{"image": str(picture_table.parent / row["image"]), "caption": row["captions"][0]} for row in rows]
+    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--freeze", "image", "--sentences", sentences, "--objective", "cyclip", "--ema_decay", 0.5, *held_out]
+    options += ["--best_metric", "representation.alignment"]
+    plain = train("off", *options, "--features", "off")
+    check_losses(train("on", *options, "--feature_dtype", "float32"), plain, 1e-5)
+    measured = [
+        [json.loads(line) for line in (tmp_path / "runs" / name / "validation_log.jsonl").read_text().splitlines()]
+        for name in ("off", "on")
+    ]
+    assert [line["step"] for line in measured[0]] == [3, 6, 7]
+    for line, expected in zip(measured[1], measured[0], strict=True):
+        assert line == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_later_runs_neither_decode_nor_run_the_tower(train, tmp_path, monkeypatch, capsys):
+    options = ["--freeze", "image"]
+    train("first", *options)
+    assert "24 vectors of the frozen image tower, kept in" in capsys.readouterr().out
+    (store,) = (tmp_path / "runs" / "features").iterdir()
+    before = {path.name: path.read_bytes() for path in store.iterdir()}
+    monkeypatch.setattr(sampling_module, "decode_image", lambda *_, **__: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr(ViTEmbeddings, "forward", lambda *_, **__: pytest.fail("the tower ran"))
+    monkeypatch.setattr(FrozenSide, "pooled", lambda *_: pytest.fail("an item was embedded again"))
+    train("seed", *options, "--seed", 3)
+    train("objective", *options, "--objective", "siglip", "--num_workers", 1)
+    train("adapter", "--lora_rank", 2)
+    assert capsys.readouterr().out.count(f"24 vectors of the frozen image tower, read from {store}") == 3
+    assert before == {path.name: path.read_bytes() for path in store.iterdir()}
+
+
+def test_unusable_items_are_replaced_and_listed_as_without_the_store(train, tmp_path):
+    train("off", "--freeze", "image", "--features", "off")
+    train("on", "--freeze", "image")
+    lists = [(tmp_path / "runs" / name / "bad_items.jsonl").read_text() for name in ("off", "on")]
+    assert "corrupt image" in lists[0] and lists[0] == lists[1]
+
+
+def test_a_resumed_run_is_the_same_to_the_bit(train, tmp_path):
+    options = ["--freeze", "image", "--checkpoint_steps", 3]
+    whole = train("run", *options)
+    folder = tmp_path / "runs" / "run"
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (store,) = (tmp_path / "runs" / "features").iterdir()
+    for path in store.iterdir():  # computed again, it is the same
+        path.unlink()
+    resumed = train("run", *options, "--resume", folder / "checkpoints" / "step_00000003")
+    assert resumed == whole
+    again = load_file(folder / "model.safetensors")
+    assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+class TestWhatAutoDecides:
+    def test_changing_inputs(self, train, tmp_path, capsys):
+        train("pictures", "--freeze", "image", "--augment")
+        assert "the image tower is frozen and runs in each step, because --augment gives" in capsys.readouterr().out
+        train("sounds", "--freeze", "audio", "--audio_window", "random", modality="audio")
+        assert "because --audio_window random gives" in capsys.readouterr().out
+        train("masks", "--freeze", "audio", "--spec_augment", modality="audio")
+        assert "because --spec_augment gives" in capsys.readouterr().out
+        assert not (tmp_path / "runs" / "features").exists()
+
+    def test_less_than_one_epoch(self, train, tmp_path, capsys):
+        assert len(train("short", "--freeze", "image", "--max_steps", 3)) == 3
+        assert "3 steps see less than the data once" in capsys.readouterr().out
+        assert not (tmp_path / "runs" / "features").exists()
+
+    def test_nothing_is_frozen(self, train, tmp_path):
+        train("all")
+        assert not (tmp_path / "runs" / "features").exists()
+        with pytest.raises(ValueError, match="--features keeps vectors of frozen towers, and all towers are trained"):
+            train("folder", "--features", tmp_path / "store")
+        with pytest.raises(ValueError, match="--features: --augment gives the image tower another input"):
+            train("augmented", "--freeze", "image", "--augment", "--features", tmp_path / "store")
+
+
+class TestFolders:
+    def test_one_side_is_the_folder_itself(self, train, tmp_path):
+        train("run", "--freeze", "image", "--features", tmp_path / "store", "--max_steps", 2)
+        assert FeatureStore.open(tmp_path / "store").side == "image"
+        # With another side it stays where it is.
+        train("both", "--freeze", "image", "text", "--features", tmp_path / "store")
+        assert FeatureStore.open(tmp_path / "store" / "text").side == "text"
+        assert not (tmp_path / "store" / "image").exists()
+
+    def test_another_tower_or_length_is_refused(self, train, models, tmp_path):
+        train("run", "--freeze", "text", "--features", tmp_path / "store")
+        with pytest.raises(FeatureError, match=r"input\.max_length is 12 in the store, 8 here"):
+            train("length", "--freeze", "text", "--features", tmp_path / "store", "--max_length", 8)
+        with pytest.raises(FeatureError, match='side is "text" in the store, "image" here'):
+            train("side", "--freeze", "image", "--features", tmp_path / "store")
+        weights = load_file(models / "image" / "model.safetensors")
+        weights["text_model.embeddings.word_embeddings.weight"][5, 0] += 0.01
+        save_file(weights, models / "image" / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(FeatureError, match=r"tower\.weights_sha256"):
+            train("weights", "--freeze", "text", "--features", tmp_path / "store")
+
+
+def test_views_are_drawn_each_epoch(train, tmp_path):
+    log = train("run", "--freeze", "image", "--augment", "--feature_views", 3)
+    assert len(log) == STEPS
+    (folder,) = (tmp_path / "runs" / "features").iterdir()
+    store = FeatureStore.open(folder)
+    assert store.num_views == 3 and len(store) == 3 * 24
+    assert store.identity["views"] == {"number": 3, "augment": True, "audio_window": "first", "seed": 0} | {
+        "spec_augment": False
+    }
+    assert not torch.equal(store.vector(0, 0), store.vector(0, 1))
+    train("seed", "--freeze", "image", "--augment", "--feature_views", 3, "--seed", 5)  # shares them
+    assert len(list((tmp_path / "runs" / "features").iterdir())) == 1
+    with pytest.raises(SystemExit):
+        train("off", "--freeze", "image", "--augment", "--feature_views", 3, "--features", "off")

@@ -1,4 +1,13 @@
-"""What is wrong with one item of a dataset."""
+"""What is wrong with one item of a dataset. Needs nothing of this package: a demo Space carries it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# "<_io.BytesIO object at 0x7f0d4c0a7ec0>": the name of an object in memory, another one in every run.
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|(?<=\bat )0x[0-9a-fA-F]+")
 
 
 class BadItemError(ValueError):
@@ -6,10 +15,11 @@ class BadItemError(ValueError):
 
     Attributes:
         reason: a short fixed phrase by which items are counted ("corrupt image").
-        detail: what the decoder said about this one.
+        detail: what the decoder said about this one, without addresses in memory: equal faults have equal details.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
+        detail = _ADDRESS.sub("the content", detail)
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
@@ -17,3 +27,14 @@ class BadItemError(ValueError):
     def __reduce__(self) -> tuple:
         # The default sends only the message: pickling (from a worker to the training process) would lose the parts.
         return type(self), (self.reason, self.detail)
+
+
+@contextmanager
+def naming(name: str | None) -> Iterator[None]:
+    """Let a `BadItemError` from within the block say which file, or item, it is about, unless it does."""
+    try:
+        yield
+    except BadItemError as error:
+        if not name or name in error.detail:
+            raise
+        raise BadItemError(error.reason, f"{name}: {error.detail}" if error.detail else name) from error

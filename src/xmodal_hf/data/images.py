@@ -2,91 +2,49 @@
 
 from __future__ import annotations
 
-import io
-import os
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageEnhance, ImageOps
 
-from .errors import BadItemError
+from .errors import BadItemError, naming
+from .files import local_path, read_media
+from .pictures import IMAGE_FORMATS, WHITE, decode_image
 from .seeding import EpochIndex, row_generator
 
-# Pillow's own threshold for a decompression bomb; it only warns below twice that, we refuse.
-MAX_PIXELS = 89_478_485
-# A picture one pixel wide is a tracking pixel or a divider.
-MIN_SIDE = 2
-# Sides that differ by more are a divider too; resized by its shorter side, such a strip would fill the memory.
-MAX_ASPECT = 100
-_WHITE = (255, 255, 255)
+__all__ = ["IMAGE_FORMATS", "ImageAugment", "decode_image", "load_image"]
+
 _AUGMENTATION_STREAM = 1
 
 
-def decode_image(source: bytes | str | os.PathLike | Image.Image, *, min_size: int | None = None) -> Image.Image:
-    """The first frame of a picture as upright 8-bit RGB.
+def load_image(item: Any, *, min_size: int | None = None) -> Image.Image:
+    """An item of an image column as upright 8-bit RGB: the one path from a cell to pixels.
 
-    Applies the EXIF orientation; converts CMYK, palette, grey and 16-bit pictures; puts transparent ones on white.
+    Training, validation, evaluation and the galleries of demo Spaces call it.
 
     Args:
-        source: encoded bytes, a path, or an opened picture.
-        min_size: a shorter side of at least this many pixels is enough: JPEG is decoded at the smallest of 1, 1/2,
-            1/4, 1/8 of its size that satisfies it.
+        item: a cell {"bytes", "path"} as in an undecoded `datasets.Image` column, or one of the two; a path, also of a
+            member of an archive or an address that fsspec opens; encoded bytes; a Pillow image; or a uint8 array
+            (height, width[, 1, 3 or 4]).
+        min_size: as in `decode_image`.
 
     Raises:
-        BadItemError: the file is empty, cut off or not a picture; the picture is a pixel wide, a strip with one side
-            more than 100 times the other, or a decompression bomb.
+        BadItemError: as `decode_image` and `read_media`; the detail names the path.
     """
-    try:
-        image = _open(source)
-        if image.width * image.height > MAX_PIXELS:
-            raise BadItemError("decompression bomb", f"{image.width} x {image.height} pixels")
-        if min(image.size) < MIN_SIDE:
-            raise BadItemError("image without content", f"{image.width} x {image.height} pixels")
-        if max(image.size) > MAX_ASPECT * min(image.size):
-            raise BadItemError("image is a strip", f"{image.width} x {image.height} pixels")
-        if min_size is not None:
-            _use_reduced_scale(image, min_size)
-        image.seek(0)
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError as error:
-        raise BadItemError("missing file", str(error)) from error
-    except UnidentifiedImageError as error:
-        raise BadItemError("not an image", str(error)) from error
-    except Image.DecompressionBombError as error:
-        raise BadItemError("decompression bomb", str(error)) from error
-    except BadItemError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise BadItemError("corrupt image", f"{type(error).__name__}: {error}") from error
+    if isinstance(item, str) and local_path(item) is None:
+        item = {"bytes": None, "path": item}
+    if item is None or isinstance(item, Mapping):
+        with naming(None if item is None else item.get("path")):
+            return decode_image(_content(item), min_size=min_size)
+    return decode_image(item, min_size=min_size)
 
 
-def _open(source: bytes | str | os.PathLike | Image.Image) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
-    if not content:
-        raise BadItemError("empty file", "0 bytes")
-    return Image.open(io.BytesIO(content))
-
-
-def _use_reduced_scale(image: Image.Image, min_size: int) -> None:
-    """Let the JPEG decoder skip detail (`draft` is a no-op for other formats)."""
-    scale = min_size / min(image.size)
-    if scale < 1:
-        image.draft(None, (int(np.ceil(image.width * scale)), int(np.ceil(image.height * scale))))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey opens as I;16 or as I: keep the upper byte
-        return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        return Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, (*_WHITE, 255)), image).convert("RGB")
-    return image.convert("RGB")
+def _content(cell: Mapping[str, Any] | None) -> bytes:
+    if cell is not None and not {"bytes", "path"} & cell.keys():
+        raise BadItemError("unknown cell", f"a picture has bytes or a path, this cell has {', '.join(map(str, cell))}")
+    return read_media(None if cell is None else dict(cell))
 
 
 @dataclass(frozen=True)
@@ -124,7 +82,7 @@ class ImageAugment:
             reducing_gap=2.0,
         )
         degrees = generator.uniform(-self.max_degrees, self.max_degrees)
-        image = image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=_WHITE)
+        image = image.rotate(degrees, Image.Resampling.BILINEAR, fillcolor=WHITE)
         if self.flip and generator.random() < 0.5:
             image = ImageOps.mirror(image)
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):

@@ -1,0 +1,70 @@
+"""Files on this machine: regular ones of a bounded size. Needs nothing of this package but `errors`, so that a demo
+Space carries it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import BinaryIO
+
+from .errors import BadItemError
+
+# Of an encoded picture or sound that is held in memory: a file, a member of an archive, a cell of bytes, a download.
+# 512 MiB are twice an uncompressed picture of `MAX_PIXELS` and 50 minutes of 16-bit stereo at 44.1 kHz. Sounds in files
+# of their own are decoded in place and may be larger.
+MAX_FILE_BYTES = 1 << 29
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a regular file for reading.
+
+    A FIFO or a device is refused before it is opened: to open or read one can block for ever.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadItemError: "not a regular file".
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        raise BadItemError("not a regular file", f"{os.fspath(path)} is {kind}")
+    # A file without a name: soundfile would take "x.raw" for samples without a header, whatever it holds.
+    return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
+
+
+def read_regular(path: str | os.PathLike) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        BadItemError: "not a regular file", or "file too large".
+    """
+    with open_regular(path) as file:
+        check_size(os.fstat(file.fileno()).st_size, str(path))
+        return read_at_most(file, str(path))
+
+
+def read_at_most(stream: BinaryIO, name: str) -> bytes:
+    """The rest of a stream, of which no more than `MAX_FILE_BYTES` are ever read.
+
+    Raises:
+        BadItemError: "file too large".
+    """
+    content = stream.read(MAX_FILE_BYTES + 1)
+    check_size(len(content), name)
+    return content
+
+
+def check_size(num_bytes: int, name: str) -> None:
+    """Raise a BadItemError, "file too large", for more than `MAX_FILE_BYTES`."""
+    if num_bytes > MAX_FILE_BYTES:
+        size = f"{num_bytes / (1 << 20):,.0f} MiB, at most {MAX_FILE_BYTES >> 20} are read"
+        raise BadItemError("file too large", f"{name}: {size}" if name else size)

@@ -1,0 +1,129 @@
+"""An encoded or decoded picture -> upright RGB. Needs nothing of this package but `errors` and `local_files`, so that a
+demo Space carries it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import BadItemError
+from .local_files import check_size, read_regular
+
+# What is decoded, by Pillow's names: pictures of pixels that Pillow itself decodes, or that a plugin does (HEIF, JXL:
+# pillow-heif, pillow-jxl-plugin). Not PostScript, for which Pillow starts Ghostscript, nor WMF, nor containers of
+# scientific data.
+IMAGE_FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG", "PPM"),
+    *("QOI", "SGI", "TGA", "TIFF", "WEBP", "XBM"),
+)
+# Pillow's own threshold for a decompression bomb; it only warns below twice that, we refuse.
+MAX_PIXELS = 89_478_485
+# A picture one pixel wide is a tracking pixel or a divider.
+MIN_SIDE = 2
+# Sides that differ by more are a divider too; resized by its shorter side, such a strip would fill the memory.
+MAX_ASPECT = 100
+WHITE = (255, 255, 255)
+_CHANNELS = (1, 3, 4)
+
+
+def decode_image(source: Any, *, min_size: int | None = None) -> Image.Image:
+    """The first frame of a picture as upright 8-bit RGB.
+
+    Applies the EXIF orientation; converts CMYK, palette, grey and 16-bit pictures; puts transparent ones on white.
+
+    Args:
+        source: encoded bytes, the path of a local file, a Pillow image, or a uint8 array (height, width[, 1, 3 or 4]).
+        min_size: a shorter side of at least this many pixels is enough: JPEG is decoded at the smallest of 1, 1/2,
+            1/4, 1/8 of its size that satisfies it.
+
+    Raises:
+        BadItemError: the file is missing, no regular file, larger than `local_files.MAX_FILE_BYTES`, empty, cut off or
+            in none of `IMAGE_FORMATS`; the picture is a pixel wide, a strip with one side more than 100 times the
+            other, or a decompression bomb; or the source is none of the above. The detail names the path.
+    """
+    try:
+        image = _open(source)
+        _check_sides(image)
+        if min_size is not None:
+            _use_reduced_scale(image, min_size)
+        image.seek(0)
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError as error:
+        raise BadItemError("missing file", str(error)) from error
+    except UnidentifiedImageError as error:
+        # Its own message is the address of a buffer in memory.
+        raise BadItemError("not an image", _named(source, f"none of the formats {', '.join(IMAGE_FORMATS)}")) from error
+    except Image.DecompressionBombError as error:
+        raise BadItemError("decompression bomb", _named(source, str(error))) from error
+    except BadItemError as error:
+        raise BadItemError(error.reason, _named(source, error.detail)) from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise BadItemError("corrupt image", _named(source, f"{type(error).__name__}: {error}")) from error
+
+
+def _open(source: Any) -> Image.Image:
+    if isinstance(source, Image.Image):
+        if source.format not in (None, *IMAGE_FORMATS) and getattr(source, "tile", None):  # not yet decoded
+            raise BadItemError("not an image", f"{source.format} is none of the formats {', '.join(IMAGE_FORMATS)}")
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        check_size(len(source), "")
+        content = bytes(source)
+    elif isinstance(source, str | os.PathLike):
+        content = read_regular(source)
+    else:
+        raise BadItemError("unknown cell", f"{type(source).__name__} is no picture: pass bytes, a path or an image")
+    if not content:
+        raise BadItemError("empty file", "0 bytes")
+    Image.init()  # registers all of Pillow's formats and those of its plugins
+    return Image.open(io.BytesIO(content), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS):
+        raise BadItemError(
+            "unknown cell",
+            f"an array of {pixels.dtype} {pixels.shape} is no picture: pass uint8, (height, width[, 1, 3 or 4])",
+        )
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+
+
+def _named(source: Any, detail: str) -> str:
+    """The detail, preceded by the path where there is one that it does not name."""
+    path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+    return detail if not path or str(path) in detail else f"{path}: {detail}"
+
+
+def _check_sides(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise BadItemError("decompression bomb", f"{image.width} x {image.height} pixels")
+    if min(image.size) < MIN_SIDE:
+        raise BadItemError("image without content", f"{image.width} x {image.height} pixels")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise BadItemError("image is a strip", f"{image.width} x {image.height} pixels")
+
+
+def _use_reduced_scale(image: Image.Image, min_size: int) -> None:
+    """Let the JPEG decoder skip detail (`draft` is a no-op for other formats)."""
+    scale = min_size / min(image.size)
+    if scale < 1:
+        image.draft(None, (int(np.ceil(image.width * scale)), int(np.ceil(image.height * scale))))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey opens as I;16 or as I: keep the upper byte
+        return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*WHITE, 255)), image).convert("RGB")
+    return image.convert("RGB")

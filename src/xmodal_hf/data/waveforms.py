@@ -1,0 +1,366 @@
+"""An encoded or decoded sound -> a mono waveform at the wanted rate. Needs nothing of this package but `errors` and
+`local_files`, so that a demo Space carries it.
+
+Shapes: n samples, C channels.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+import torch
+from torchaudio.functional import resample
+
+from .errors import BadItemError, naming
+from .local_files import check_size, open_regular, read_regular
+
+# Shorter clips have not one frame of 25 ms, which front ends need.
+MIN_SECONDS = 0.025
+# Values of all channels that are decoded of one clip, and of one waveform after resampling: 1 GiB of float32.
+MAX_VALUES = 1 << 28
+# Full scale is 1. Nothing is recorded 40 dB above it: such samples are damaged, or integers that nobody has scaled.
+MAX_AMPLITUDE = 100.0
+# Values of all channels that are read at once.
+_BLOCK = 1 << 19
+# Of a filter of `resample`: 32 MB.
+_MAX_FILTER_ENTRIES = 8_000_000
+# The energy of the mean of C channels that have nothing in common is 1 / C of theirs. Less than a tenth of that are
+# channels that cancel: two of equal energy whose correlation is below -0.9.
+_CANCELLED = 0.1
+
+
+def decode_audio(
+    source: bytes | str | os.PathLike, sampling_rate: int, *, max_seconds: float | None = None, offset: float = 0.0
+) -> np.ndarray:
+    """Decode what libsndfile reads (wav, flac, ogg, opus, mp3, aiff, ...), mix the channels down and resample.
+
+    The length that a file declares is not trusted: streams that were written to a pipe declare none, or a wrong one.
+    What is decoded is what is there. Files that cannot be sought in are decoded up to the window.
+
+    Args:
+        source: the encoded file, or the path of a local one, of which no more is read than the window needs.
+        sampling_rate: wanted, in Hz.
+        max_seconds: only a window of this length is decoded of a longer clip.
+        offset: where that window lies, from 0 (the start) over 0.5 (the middle) to 1 (the end). One that holds zeros
+            only moves to the nearest sound: clips of ESC-50 are padded with zeros, whose caption fits the rest.
+
+    Returns:
+        float32 waveform (n,), mean of the channels. Where channels are each other's negative (a correlation below
+        -0.9), so that their mean would be next to nothing, those unlike the loudest one are inverted before.
+
+    Raises:
+        BadItemError: missing, no regular file, empty, corrupt or not a sound file; no samples; samples that are all
+            zero, not finite or beyond `MAX_AMPLITUDE`; or more than `MAX_VALUES` of them. The detail names the path.
+    """
+    with naming(None if isinstance(source, bytes) else os.fspath(source)):
+        try:
+            channels, file_rate = _read_window(_Sound(source), max_seconds, offset)
+        except BadItemError:
+            raise
+        except FileNotFoundError as error:
+            raise BadItemError("missing file", str(error)) from error
+        except Exception as error:  # damaged headers make soundfile raise more than its own errors
+            raise BadItemError("corrupt audio", f"{type(error).__name__}: {error}") from error
+        check_sounding(channels, file_rate)
+        return resampled(mixed(channels), file_rate, sampling_rate)
+
+
+def window_of_samples(
+    channels: np.ndarray, rate: int, sampling_rate: int, *, max_seconds: float | None = None, offset: float = 0.0
+) -> np.ndarray:
+    """The same as `decode_audio` of samples that are decoded: (n, C) float32 at `rate` Hz -> a waveform (m,)."""
+    wanted = len(channels) if max_seconds is None else min(len(channels), round(max_seconds * rate))
+    start = round(offset * (len(channels) - wanted))
+    window = channels[start : start + wanted]
+    if wanted < len(channels) and not window.any():
+        sounding = np.flatnonzero(channels.any(axis=1))
+        if len(sounding):
+            nearest = int(sounding[np.abs(sounding - start - wanted // 2).argmin()])
+            start = _start_around(nearest, wanted, len(channels))
+            window = channels[start : start + wanted]
+    return resampled(mixed(window), rate, sampling_rate)
+
+
+def as_channels(samples: Any) -> np.ndarray:
+    """Decoded samples (n,) or (C, n), as `datasets` and torchaudio have them, -> (n, C) float32 of full scale 1.
+
+    Integers of 8, 16 or 32 bits are divided by their full scale; a Python list of integers, or an array of 64 bits,
+    does not tell its full scale and is refused.
+
+    Raises:
+        BadItemError: another shape or type, or samples that cannot be sound.
+    """
+    array = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
+    if array.ndim not in (1, 2) or array.size == 0 or (array.ndim == 2 and len(array) > array.shape[1]):
+        raise BadItemError("unknown cell", f"samples have the shape (n,) or (channels, n), these {array.shape}")
+    if array.size > MAX_VALUES:
+        raise BadItemError("audio too long", f"{array.size:,} samples, at most {MAX_VALUES:,}")
+    channels = np.ascontiguousarray(np.atleast_2d(_full_scale_1(array)).T)
+    check_samples(channels)
+    return channels
+
+
+def _full_scale_1(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "f":
+        return array.astype(np.float32)
+    if array.dtype == np.uint8:  # of wav files of 8 bits, 128 is silence
+        return (array.astype(np.float32) - 128) / 128
+    if array.dtype.kind == "i" and array.dtype.itemsize <= 4:
+        return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
+    raise BadItemError(
+        "corrupt audio",
+        f"samples of type {array.dtype} have no known full scale: divide them by it (32768 for 16 bits) or pass int16",
+    )
+
+
+def check_samples(channels: np.ndarray) -> None:
+    """Raise a BadItemError for samples that cannot be sound: not finite, or beyond `MAX_AMPLITUDE`."""
+    if not np.isfinite(channels).all():
+        raise BadItemError("corrupt audio", "samples that are not finite")
+    if (peak := float(np.abs(channels).max(initial=0))) > MAX_AMPLITUDE:
+        raise BadItemError("corrupt audio", f"samples up to {peak:.3g}, where full scale is 1")
+
+
+def check_sounding(channels: np.ndarray, rate: int) -> None:
+    """Raise a BadItemError for (n, C) samples at `rate` Hz that a model cannot learn from: none, zeros, too few."""
+    if not len(channels):
+        raise BadItemError("empty audio", "0 samples")
+    check_samples(channels)
+    if not channels.any():
+        raise BadItemError("silent audio", "all samples are 0")
+    if len(channels) < MIN_SECONDS * rate:
+        raise BadItemError("audio too short", f"{len(channels)} samples at {rate} Hz")
+
+
+def mixed(channels: np.ndarray) -> np.ndarray:
+    """(n, C) -> (n,) the mean of the channels, of which none cancels another (see `decode_audio`)."""
+    waveform = channels.mean(axis=1)
+    num_channels = channels.shape[1]
+    if num_channels == 1 or not len(channels):
+        return waveform
+    energies = np.square(channels, dtype=np.float64).sum(axis=0)  # (C,)
+    if np.square(waveform, dtype=np.float64).sum() >= _CANCELLED * energies.mean() / num_channels:
+        return waveform
+    loudest = channels[:, int(energies.argmax())].astype(np.float64)
+    signs = np.where(loudest @ channels < 0, -1, 1).astype(np.float32)  # (C,)
+    return (channels * signs).mean(axis=1)
+
+
+def resampled(waveform: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray:
+    """A waveform (n,) at `rate` Hz -> (m,) at `sampling_rate` Hz, as float32.
+
+    Raises:
+        BadItemError: a rate that is none, or more than `MAX_VALUES` samples.
+    """
+    if rate <= 0:
+        raise BadItemError("corrupt audio", f"a sampling rate of {rate} Hz")
+    if len(waveform) * sampling_rate > MAX_VALUES * rate:
+        raise BadItemError("audio too long", f"{len(waveform):,} samples at {rate} Hz are too many at {sampling_rate}")
+    waveform = np.ascontiguousarray(waveform, dtype=np.float32)
+    if rate == sampling_rate:
+        return waveform
+    return resample(torch.from_numpy(waveform), *_simple_rates(rate, sampling_rate)).numpy()
+
+
+def _simple_rates(file_rate: int, sampling_rate: int) -> tuple[int, int]:
+    """Two rates in Hz of nearly that ratio whose greatest common divisor leaves small numbers.
+
+    The filter of `resample` has about as many entries as the product of the two: gigabytes from 44,101 to 48,000 Hz.
+    The nearest ratio of small numbers is off by a third of a cent of pitch at most, and common rates stay as they are.
+    """
+    ratio = Fraction(file_rate, sampling_rate)
+    if ratio.numerator * ratio.denominator > _MAX_FILTER_ENTRIES:
+        ratio = ratio.limit_denominator(max(1, int((_MAX_FILTER_ENTRIES / ratio) ** 0.5)))
+    return ratio.numerator, ratio.denominator
+
+
+class _Sound:
+    """An encoded sound that can be opened several times: at its start, or at any frame."""
+
+    def __init__(self, source: bytes | str | os.PathLike) -> None:
+        self._content: bytes | None = None
+        self._path: str | os.PathLike | None = None
+        if isinstance(source, bytes | bytearray | memoryview):
+            check_size(len(source), "")
+            self._content = _with_real_size(bytes(source))
+        else:
+            with open_regular(source) as file:
+                is_patched = _needs_real_size(file)
+                is_empty = not os.fstat(file.fileno()).st_size
+            self._path = source
+            if is_empty:
+                self._content = b""
+            elif is_patched:
+                self._content = _with_real_size(read_regular(source))
+        if self._content == b"":
+            raise BadItemError("empty file", "0 bytes")
+
+    def open(self) -> _Forward:
+        """The sound from its first frame on.
+
+        Raises:
+            BadItemError: a rate that is none.
+        """
+        file: BinaryIO = io.BytesIO(self._content) if self._content is not None else open_regular(str(self._path))
+        stream = _Forward(file)  # closes the file
+        if stream.samplerate <= 0:
+            raise BadItemError("corrupt audio", f"a sampling rate of {stream.samplerate} Hz")
+        return stream
+
+    def opened_at(self, frame: int) -> _Forward:
+        """The sound from a frame on: sought where that is possible, decoded up to it elsewhere."""
+        stream = self.open()
+        if frame and not stream.sought(frame):
+            stream = self.open()  # libsndfile is lost after a failure
+            for _ in stream.blocks(frame):
+                pass
+        return stream
+
+    def num_frames(self) -> int:
+        """How many frames there are: as many as declared where the last of them is there, else those that are read."""
+        stream = self.open()
+        declared = stream.frames
+        if 0 < declared < np.iinfo(np.int64).max and stream.sought(declared - 1) and len(stream.read(2)) == 1:
+            return int(declared)
+        return sum(len(block) for block in self.open().blocks(None))
+
+
+class _Forward(soundfile.SoundFile):
+    """A sound that is read onwards.
+
+    `SoundFile.read` trusts the number of frames in the header, and asks for a seek after each read, which fails in
+    streams that cannot be sought in; for one that says that it is not seekable it does neither.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._source = file
+        super().__init__(file)
+
+    def close(self) -> None:
+        super().close()
+        self._source.close()
+
+    def seekable(self) -> bool:
+        return False
+
+    def sought(self, frame: int) -> bool:
+        """Go to a frame; whether that was possible."""
+        if not super().seekable():
+            return False
+        try:
+            return self.seek(frame) == frame
+        except (soundfile.SoundFileError, RuntimeError):
+            return False
+
+    def blocks(self, num_frames: int | None) -> Iterator[np.ndarray]:  # type: ignore[override]
+        """The next frames, `num_frames` of them or all, in blocks (n, C) float32: never more memory than is filled."""
+        at_once = max(1, _BLOCK // self.channels)
+        while num_frames is None or num_frames > 0:
+            count = at_once if num_frames is None else min(at_once, num_frames)
+            block = self.read(count, dtype="float32", always_2d=True)
+            if len(block):
+                yield block
+            if len(block) < count:
+                return
+            num_frames = None if num_frames is None else num_frames - count
+
+
+def _read_window(sound: _Sound, max_seconds: float | None, offset: float) -> tuple[np.ndarray, int]:
+    """Samples (n, C) of the window, and their rate in Hz."""
+    first = sound.open()
+    rate, channels = first.samplerate, first.channels
+    if max_seconds is None:
+        return _read_frames(first, None, channels), rate
+    wanted = round(max_seconds * rate)
+    start = round(offset * max(0, sound.num_frames() - wanted)) if offset else 0
+    window = _read_frames(sound.opened_at(start) if start else first, wanted, channels)
+    if len(window) == wanted and not window.any():
+        nearest = _nearest_sound(sound, start, wanted)
+        if nearest is not None:
+            start = _start_around(nearest, wanted, sound.num_frames())
+            window = _read_frames(sound.opened_at(start), wanted, channels)
+    return window, rate
+
+
+def _read_frames(stream: _Forward, num_frames: int | None, num_channels: int) -> np.ndarray:
+    blocks, values = [np.empty((0, num_channels), np.float32)], 0
+    for block in stream.blocks(num_frames):
+        values += block.size
+        if values > MAX_VALUES:
+            raise BadItemError("audio too long", f"more than {MAX_VALUES:,} samples in {num_channels} channels")
+        blocks.append(block)
+    return np.concatenate(blocks)
+
+
+def _nearest_sound(sound: _Sound, start: int, wanted: int) -> int | None:
+    """The frame other than zero that is nearest to the middle of a window of zeros, the earlier of two; None: none."""
+    middle = start + wanted // 2
+    before, position = None, 0
+    for block in sound.open().blocks(None):
+        sounding = position + np.flatnonzero(block.any(axis=1))
+        earlier, later = sounding[sounding < middle], sounding[sounding >= middle]
+        if len(earlier):
+            before = int(earlier[-1])
+        if len(later):
+            after = int(later[0])
+            return before if before is not None and middle - before <= after - middle else after
+        position += len(block)
+        if before is not None and position - middle > middle - before:
+            return before
+    return before
+
+
+def _start_around(nearest: int, wanted: int, num_frames: int) -> int:
+    """Where a window of `wanted` frames begins that has a frame in its middle, as far as the clip reaches."""
+    return int(np.clip(nearest - wanted // 2, 0, max(0, num_frames - wanted)))
+
+
+def _needs_real_size(file: BinaryIO) -> bool:
+    """Whether a file is a wav whose header does not tell how many samples follow (see `_with_real_size`)."""
+    return _data_of_unknown_size(file.read(1 << 16)) is not None
+
+
+def _with_real_size(content: bytes) -> bytes:
+    """A wav with its real sizes in its header; any other content as it is.
+
+    Where samples were written to a pipe, their size is 0 or 2^32 - 1 in the header, and they go to the end of the file,
+    as players read it. libsndfile does so for 2^32 - 1, and takes 0 for no samples.
+    """
+    position = _data_of_unknown_size(content)
+    if position is None or _is_chain_of_chunks(content, position + 8):
+        return content
+    size = min(len(content) - position - 8, 0xFFFFFFFE)
+    riff_size = struct.pack("<I", min(len(content) - 8, 0xFFFFFFFE))
+    return content[:4] + riff_size + content[8 : position + 4] + struct.pack("<I", size) + content[position + 8 :]
+
+
+def _data_of_unknown_size(content: bytes) -> int | None:
+    """Where the chunk `data` of a wav begins, if its size is not known; None for anything else."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+        return None
+    position = 12
+    while position + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, position)
+        if name == b"data":
+            return position if size == 0 else None
+        position += 8 + size + size % 2
+    return None
+
+
+def _is_chain_of_chunks(content: bytes, position: int) -> bool:
+    """Whether what follows is nothing but further chunks, to the last byte: then there really are no samples."""
+    if position == len(content):
+        return True
+    while position + 8 <= len(content):
+        name, size = struct.unpack_from("<4sI", content, position)
+        if not name.isascii() or not name.decode("ascii", "replace").isprintable():
+            return False
+        position += 8 + size + size % 2
+    return position == len(content)

@@ -237,7 +237,7 @@ def test_rates_that_share_nothing_take_no_memory(samples, monkeypatch):
     """From 44,101 to 48,000 Hz the exact filter would have two thousand million entries."""
     rates = []
     monkeypatch.setattr(
-        "xmodal_hf.data.audio.resample", lambda waveform, *pair: rates.append(pair) or resample(waveform, *pair)
+        "xmodal_hf.data.waveforms.resample", lambda waveform, *pair: rates.append(pair) or resample(waveform, *pair)
     )
     decoded = decode_audio(encoded(samples.tone(1.0, 44_101), 44_101), 48_000)
     assert len(decoded) == 48_000

@@ -16,7 +16,7 @@ import soundfile
 from datasets import Dataset, Features, Image, Json, Value
 from torch.utils.data import DataLoader
 
-from xmodal_hf.data.bad_items import BadItemLog, TooManyBadItemsError, count_bad_items
+from xmodal_hf.data.bad_items import BadItemLog, TooManyBadItemsError, count_bad_items, sort_bad_items
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.orders import ShuffledOrder
 from xmodal_hf.data.sampling import EpochBatchSampler, EpochIndex, PairDataset
@@ -280,3 +280,65 @@ def test_sounds(tmp_path, samples):
         if int(item["id"]) < 38:
             assert len(item["audio"]) == 80 * (int(item["id"]) + 3)
     assert {entry["index"] for entry in listed(log.path)} == {int(place) for place in places}
+
+
+@pytest.mark.parametrize(
+    "name", ["a\u2028b", "a\u2029b", "a\x85b", "a\nb", "a\r\nb", "a\x0b\x0c\x1c\x1d\x1eb", "a\udcffb", "aéb"]
+)
+def test_any_name_survives_the_list(tmp_path, name):
+    """Lines end where JSON's readers think that they do: `str.splitlines` knows nine ends of lines."""
+    path = tmp_path / "bad_items.jsonl"
+    for index in range(3):
+        error = BadItemError("empty file", f"{name}: 0 bytes")
+        BadItemLog(path, total=10, max_fraction=1).record(index, f"{name}{index}", f"{name}.png", error)
+    assert count_bad_items(path) == {"empty file": 3}
+    for lines in (path.read_text().splitlines(), path.read_bytes().split(b"\n")[:-1]):
+        assert [json.loads(line)["id"] for line in lines] == [f"{name}{index}" for index in range(3)]
+    sort_bad_items(path)
+    assert count_bad_items(path) == {"empty file": 3}
+
+
+def test_no_entry_holds_an_address_in_memory():
+    detail = f"cannot identify image file {io.BytesIO()!r}, at 0x7f00, and {object()!r}"
+    assert BadItemError("not an image", detail).detail == (
+        "cannot identify image file the content, at the content, and the content"
+    )
+    assert BadItemError("missing file", "0xdeadbeef.png").detail == "0xdeadbeef.png"
+
+
+def test_the_sorted_list_does_not_depend_on_who_came_first(damaged, tmp_path):
+    dataset, bad = damaged
+    lists = []
+    for number, num_workers in enumerate((0, 2, 3)):
+        path = tmp_path / f"{number}.jsonl"
+        read_epoch(dataset, path, 1, 0, num_workers)
+        sort_bad_items(path)
+        lists.append(path.read_bytes())
+    assert lists[0] == lists[1] == lists[2]
+    assert [entry["index"] for entry in listed(path)] == sorted(bad)
+
+
+def test_bad_captions_are_left_out_and_the_others_are_drawn(samples, tmp_path):
+    picture = {"bytes": encoded(samples.image(1), "PNG"), "path": None}
+    captions = ["one", "", None, " two ", "\0"]
+    features = Features({"id": Value("string"), "image": Image(decode=False), "text": Json()})
+    dataset = Dataset.from_list([{"id": "7", "image": picture, "text": captions}], features=features)
+    log = BadItemLog(tmp_path / "bad_items.jsonl", total=1, max_fraction=1)
+    items = PairDataset(dataset, seed=0, bad_items=log)
+    assert {items[EpochIndex(epoch, 0)]["text"] for epoch in range(30)} == {"one", "two"}
+    assert count_bad_items(log.path) == {"empty caption": 1}  # an item is listed once
+    with pytest.raises(BadItemError, match="empty caption: item 7: ''"):
+        PairDataset(dataset, seed=0)[0]
+
+
+def test_deferred_items_are_listed_by_whoever_uses_the_rows(damaged, tmp_path):
+    dataset, bad = damaged
+    log = BadItemLog(tmp_path / "bad_items.jsonl", total=NUM_ROWS, max_fraction=0.4)
+    items = PairDataset(dataset, seed=0, bad_items=log, defer_bad_items=True)
+    row = items[min(bad)]
+    assert row["bad_items"][0].index == min(bad) and not log.path.exists()
+    assert items[min(set(range(NUM_ROWS)) - bad)]["bad_items"] == []
+    with pytest.raises(TooManyBadItemsError):  # where all are bad, it does not look for ever
+        bad_rows = dataset.select(sorted(bad))
+        log = BadItemLog(tmp_path / "all.jsonl", total=len(bad), max_fraction=0.5)
+        PairDataset(bad_rows, seed=0, bad_items=log, defer_bad_items=True)[0]

@@ -100,7 +100,7 @@ def _waveform_of_cell(cell: Mapping[str, Any] | None, sampling_rate: int, window
         rate = cell.get("sampling_rate")
         if not isinstance(rate, int | float | np.number) or not 0 < rate < float("inf"):
             raise BadItemError("unknown cell", f"an array needs its sampling_rate in Hz, got {rate!r}")
-        return _sounding_window(as_channels(cell["array"]), round(rate), sampling_rate, window)
+        return _sounding_window(as_channels(cell["array"]), round(float(rate)), sampling_rate, window)
     if not {"bytes", "path", "array"} & cell.keys():
         names = ", ".join(map(str, cell))
         raise BadItemError("unknown cell", f"a sound has bytes, a path or array and sampling_rate, this cell: {names}")

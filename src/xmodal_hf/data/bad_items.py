@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -15,17 +19,55 @@ from .errors import BadItemError
 BAD_ITEMS_NAME = "bad_items.jsonl"
 # How many of them an error message shows.
 _SHOWN = 10
+# What JSON leaves as it is though it ends a line for many readers, and what UTF-8 cannot hold (of names of files that
+# are not in UTF-8).
+_UNSAFE = re.compile("[\\x85\\u2028\\u2029\\ud800-\\udfff]")
 
 
 class TooManyBadItemsError(RuntimeError):
     """More than the tolerated share of a dataset cannot be used."""
 
 
+@dataclass(frozen=True)
+class BadItem:
+    """An item, or one of its captions, that cannot be used.
+
+    Attributes:
+        index: the number of its row.
+        id: of the row.
+        source: the path of its picture or sound, where it has one.
+        reason: a short fixed phrase by which items are counted.
+        detail: what is wrong with this one.
+    """
+
+    index: int
+    id: str
+    source: str
+    reason: str
+    detail: str
+
+
+def path_of(cell: Any) -> str:
+    """The path of an item, where it has one."""
+    if isinstance(cell, str | os.PathLike):
+        return os.fspath(cell)
+    return (cell.get("path") or "") if isinstance(cell, dict) else ""
+
+
+def summary(bad_items: Iterable[BadItem]) -> dict[str, Any]:
+    """What a result says of items that were left out: their number, the number by reason, and the ids."""
+    bad_items = list(bad_items)
+    reasons = Counter(item.reason for item in bad_items)
+    ids = list(dict.fromkeys(item.id for item in bad_items))
+    return {"count": len(bad_items), "reasons": dict(sorted(reasons.items())), "ids": ids}
+
+
 class BadItemLog:
     """The list of unusable items of a dataset, one JSON object a line: index, id, source, reason, detail.
 
     The file is the only state. Workers and processes that share it see each other's entries, an item is listed once
-    however often it is met, and a resumed run goes on with the list that it finds.
+    however often it is met, and a resumed run goes on with the list that it finds. `sort_bad_items` brings the list
+    into the order of the rows when a run ends, so that two equal runs leave the same file.
 
     Args:
         path: of the list, `bad_items.jsonl` beside the output of the run. Its folder must exist.
@@ -40,22 +82,35 @@ class BadItemLog:
         self._entries: dict[int, dict] = {}
         self._bytes_read = 0
 
+    @property
+    def tolerated(self) -> int:
+        """How many items may be listed."""
+        return int(self.max_fraction * self.total)
+
     def record(self, index: int, item_id: str, source: str, error: BadItemError) -> None:
-        """List an item, unless it is listed.
+        """List an item, unless it is listed; arguments as `BadItem`.
 
         Raises:
             TooManyBadItemsError: with this one, the list is longer than `max_fraction` of the dataset.
         """
-        with FileLock(f"{self.path}.lock"):
-            self._read_new_lines()
-            if index not in self._entries:
-                entry = {"index": index, "id": item_id, "source": source}
-                entry |= {"reason": error.reason, "detail": error.detail}
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.add([BadItem(index, item_id, source, error.reason, error.detail)])
+
+    def add(self, items: Iterable[BadItem]) -> None:
+        """List items that are not listed yet.
+
+        Raises:
+            TooManyBadItemsError: as `record`.
+        """
+        for item in items:
+            with FileLock(f"{self.path}.lock"):
                 self._read_new_lines()
-        if len(self._entries) > self.max_fraction * self.total:
-            raise TooManyBadItemsError(self._complaint())
+                if item.index not in self._entries:
+                    with self.path.open("ab") as file:
+                        file.write(_line(asdict(item)))
+                    self._read_new_lines()
+            if len(self._entries) > self.tolerated:
+                sort_bad_items(self.path)
+                raise TooManyBadItemsError(self._complaint())
 
     def _read_new_lines(self) -> None:
         """Take in what other workers have appended since the last time."""
@@ -65,9 +120,8 @@ class BadItemLog:
             file.seek(self._bytes_read)
             content = file.read()
         self._bytes_read += len(content)
-        for line in content.splitlines():
-            entry = json.loads(line)
-            self._entries[entry["index"]] = entry
+        for entry in _parsed(content):
+            self._entries.setdefault(entry["index"], entry)
 
     def _complaint(self) -> str:
         reasons = Counter(entry["reason"] for entry in self._entries.values()).most_common()
@@ -88,4 +142,27 @@ def count_bad_items(path: str | os.PathLike) -> Counter[str]:
     """Number of listed items by reason; none where there is no list."""
     if not Path(path).exists():
         return Counter()
-    return Counter(json.loads(line)["reason"] for line in Path(path).read_text(encoding="utf-8").splitlines())
+    return Counter(entry["reason"] for entry in _parsed(Path(path).read_bytes()))
+
+
+def sort_bad_items(path: str | os.PathLike) -> None:
+    """Bring a list, if there is one, into the order of the rows; the order of its lines is that of workers before."""
+    path = Path(path)
+    if not path.exists():
+        return
+    with FileLock(f"{path}.lock"):
+        entries = sorted(_parsed(path.read_bytes()), key=lambda entry: entry["index"])
+        unfinished = path.with_suffix(".tmp")
+        unfinished.write_bytes(b"".join(map(_line, entries)))
+        unfinished.replace(path)
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    """One line of the list."""
+    text = _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(entry, ensure_ascii=False))
+    return text.encode() + b"\n"
+
+
+def _parsed(content: bytes) -> list[dict[str, Any]]:
+    """The entries of a list. Lines end at line feeds only: names may hold U+2028 and the like."""
+    return [json.loads(line) for line in content.split(b"\n") if line]

@@ -31,7 +31,8 @@ class PairCollator:
     Returns (when called with B rows):
         input_ids, attention_mask (B, T) and what else the tokenizer gives; pixel_values (B, C, height, width) or
         input_features (with CLAP's extractor also is_longer); group_ids (B,) int64; ids, a list of B str. Rows with
-        pooled vectors of a side give {"image" | "audio" | "text"}_pooler_output (B, H) in the place of its inputs.
+        pooled vectors of a side give {"image" | "audio" | "text"}_pooler_output (B, H) in the place of its inputs; rows
+        of a `PairDataset` that has `defer_bad_items` also bad_items, a list.
 
     Raises:
         ValueError: clips of several lengths, for an extractor that leaves them so.
@@ -60,6 +61,7 @@ class PairCollator:
             **self.media(rows),
             "group_ids": torch.tensor([row["group_id"] for row in rows], dtype=torch.int64),
             "ids": [row["id"] for row in rows],
+            **({"bad_items": [item for row in rows for item in row["bad_items"]]} if "bad_items" in rows[0] else {}),
         }
 
     def texts(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import PurePosixPath
 from typing import Literal
 
-import soundfile
 from PIL import Image
 
 Modality = Literal["image", "audio"]
@@ -62,6 +61,8 @@ def readable_endings(modality: Modality) -> frozenset[str]:
     if modality == "image":
         Image.init()
         return frozenset(ending for ending, name in Image.registered_extensions().items() if name in image_formats())
+    import soundfile  # not installed in demo Spaces of image models, which carry this module
+
     present = soundfile.available_formats()
     return frozenset(ending for name, endings in _SOUNDFILE_ENDINGS.items() if name in present for ending in endings)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,11 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from .errors import BadItemError, naming
-from .files import local_path, read_media
-from .pictures import IMAGE_FORMATS, WHITE, decode_image
+from .files import read_media
+from .pictures import WHITE, decode_image
 from .seeding import EpochIndex, row_generator
 
-__all__ = ["IMAGE_FORMATS", "ImageAugment", "decode_image", "load_image"]
+__all__ = ["ImageAugment", "decode_image", "load_image"]
 
 _AUGMENTATION_STREAM = 1
 
@@ -33,8 +34,8 @@ def load_image(item: Any, *, min_size: int | None = None) -> Image.Image:
     Raises:
         BadItemError: as `decode_image` and `read_media`; the detail names the path.
     """
-    if isinstance(item, str) and local_path(item) is None:
-        item = {"bytes": None, "path": item}
+    if isinstance(item, str | os.PathLike):
+        item = {"bytes": None, "path": os.fspath(item)}
     if item is None or isinstance(item, Mapping):
         with naming(None if item is None else item.get("path")):
             return decode_image(_content(item), min_size=min_size)

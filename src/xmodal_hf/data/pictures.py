@@ -1,5 +1,6 @@
-"""An encoded or decoded picture -> upright RGB. Needs nothing of this package but `errors` and `local_files`, so that a
-demo Space carries it.
+"""An encoded or decoded picture -> upright RGB.
+
+Needs nothing of this package but `errors`, `formats` and `local_files`, so that a demo Space carries it.
 """
 
 from __future__ import annotations
@@ -12,15 +13,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import BadItemError
+from .formats import image_formats
 from .local_files import check_size, read_regular
 
-# What is decoded, by Pillow's names: pictures of pixels that Pillow itself decodes, or that a plugin does (HEIF, JXL:
-# pillow-heif, pillow-jxl-plugin). Not PostScript, for which Pillow starts Ghostscript, nor WMF, nor containers of
-# scientific data.
-IMAGE_FORMATS = (
-    *("AVIF", "BMP", "DDS", "DIB", "GIF", "HEIF", "ICNS", "ICO", "JPEG", "JPEG2000", "JXL", "MPO", "PCX", "PNG", "PPM"),
-    *("QOI", "SGI", "TGA", "TIFF", "WEBP", "XBM"),
-)
 # Pillow's own threshold for a decompression bomb; it only warns below twice that, we refuse.
 MAX_PIXELS = 89_478_485
 # A picture one pixel wide is a tracking pixel or a divider.
@@ -43,8 +38,9 @@ def decode_image(source: Any, *, min_size: int | None = None) -> Image.Image:
 
     Raises:
         BadItemError: the file is missing, no regular file, larger than `local_files.MAX_FILE_BYTES`, empty, cut off or
-            in none of `IMAGE_FORMATS`; the picture is a pixel wide, a strip with one side more than 100 times the
-            other, or a decompression bomb; or the source is none of the above. The detail names the path.
+            in none of `image_formats()` (PostScript, for which Pillow starts Ghostscript, is none); the picture is a
+            pixel wide, a strip with one side more than 100 times the other, or a decompression bomb; or the source
+            is none of the above. The detail names the path.
     """
     try:
         image = _open(source)
@@ -58,7 +54,7 @@ def decode_image(source: Any, *, min_size: int | None = None) -> Image.Image:
         raise BadItemError("missing file", str(error)) from error
     except UnidentifiedImageError as error:
         # Its own message is the address of a buffer in memory.
-        raise BadItemError("not an image", _named(source, f"none of the formats {', '.join(IMAGE_FORMATS)}")) from error
+        raise BadItemError("not an image", _named(source, f"none of {_shown_formats()}")) from error
     except Image.DecompressionBombError as error:
         raise BadItemError("decompression bomb", _named(source, str(error))) from error
     except BadItemError as error:
@@ -69,8 +65,8 @@ def decode_image(source: Any, *, min_size: int | None = None) -> Image.Image:
 
 def _open(source: Any) -> Image.Image:
     if isinstance(source, Image.Image):
-        if source.format not in (None, *IMAGE_FORMATS) and getattr(source, "tile", None):  # not yet decoded
-            raise BadItemError("not an image", f"{source.format} is none of the formats {', '.join(IMAGE_FORMATS)}")
+        if source.format not in (None, *image_formats()) and getattr(source, "tile", None):  # not yet decoded
+            raise BadItemError("not an image", f"{source.format} is none of {_shown_formats()}")
         return source
     if isinstance(source, np.ndarray):
         return _from_array(source)
@@ -83,8 +79,11 @@ def _open(source: Any) -> Image.Image:
         raise BadItemError("unknown cell", f"{type(source).__name__} is no picture: pass bytes, a path or an image")
     if not content:
         raise BadItemError("empty file", "0 bytes")
-    Image.init()  # registers all of Pillow's formats and those of its plugins
-    return Image.open(io.BytesIO(content), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])
+    return Image.open(io.BytesIO(content), "r", image_formats())
+
+
+def _shown_formats() -> str:
+    return ", ".join(image_formats())
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

@@ -16,10 +16,9 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from .audio import load_waveform
-from .bad_items import BadItemLog
-from .errors import BadItemError
-from .files import read_media
-from .images import decode_image
+from .bad_items import BadItem, BadItemLog, path_of
+from .errors import BadItemError, naming
+from .images import load_image
 from .mixing import PairTable, undecoded, without_media
 from .orders import Order
 from .seeding import EpochIndex, row_generator
@@ -110,7 +109,9 @@ class PairDataset(TorchDataset):
         sampling_rate: of the waveforms, in Hz; audio needs it.
         max_seconds: longest waveform; of longer clips one window is decoded.
         window: where that window lies: `first`, `center`, or `random` (training only).
-        bad_items: where unusable rows are listed. None: they are errors.
+        bad_items: where unusable rows are listed, and unusable captions of rows that have others. None: all are errors.
+        defer_bad_items: leave it to the user of the rows to list them: each has those that it met, `BadItem`s, under
+            "bad_items". Workers run ahead of the batches that are trained on, by how much is chance.
         features: pooled vectors by side (`image`, `audio`, `text`). Of several views, one is drawn a row and epoch.
 
     Raises:
@@ -128,6 +129,7 @@ class PairDataset(TorchDataset):
         max_seconds: float | None = None,
         window: Literal["first", "center", "random"] = "first",
         bad_items: BadItemLog | None = None,
+        defer_bad_items: bool = False,
         features: Mapping[str, PooledVectors] | None = None,
     ) -> None:
         _check_choice("captions", captions, ("random", "first"))
@@ -146,6 +148,7 @@ class PairDataset(TorchDataset):
         self.max_seconds = max_seconds
         self.window = window
         self.bad_items = bad_items
+        self.defer_bad_items = defer_bad_items
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -155,19 +158,31 @@ class PairDataset(TorchDataset):
         if self.bad_items is None:
             return self._item(position)
         generator = row_generator(self.seed, position, stream=_REPLACEMENT_STREAM)
-        while True:  # ends: when bad rows are many, the log raises
+        found: list[BadItem] = []
+        item: dict[str, Any] | None = None
+        while item is None:  # ends: when bad rows are many, the log raises
             try:
-                return self._item(position)
+                item = self._item(position, found)
             except BadItemError as error:
-                self._record(self.bad_items, position.index, error)
+                found.append(self._bad_item(position.index, error))
                 position = EpochIndex(position.epoch, int(generator.integers(len(self))))
+            if not self.defer_bad_items or len(found) > self.bad_items.tolerated:
+                self.bad_items.add(found)
+        return item | {"bad_items": found} if self.defer_bad_items else item
 
-    def _item(self, position: EpochIndex) -> dict[str, Any]:
+    def _item(self, position: EpochIndex, found: list[BadItem] | None = None) -> dict[str, Any]:
+        """A row, whose unusable captions go to `found`, where there are others; None: they are errors."""
         row = self.rows[position.index]
-        media = self._media(row, position)
+        with naming(f"item {row['id']}" if found is None else None):
+            captions, bad_captions = usable_captions(row["text"])
+            media = self._media(row, position)
+            if bad_captions and (found is None or not captions):
+                raise bad_captions[0]
+        if found is not None:
+            found += [self._bad_item(position.index, error) for error in bad_captions]
         return {
             "id": row["id"],
-            **self._text(row["text"], position),
+            **self._text(captions, position),
             **media,
             "group_id": group_id(row["id"]),
             "position": position,
@@ -189,7 +204,7 @@ class PairDataset(TorchDataset):
             row = self.dataset[index]
         except BadItemError:  # not even the row can be read
             return str(index), ""
-        return row["id"], (row[self.modality] or {}).get("path") or ""
+        return str(row["id"]), path_of(row[self.modality])
 
     def _media(self, row: dict[str, Any], position: EpochIndex) -> dict[str, Any]:
         features = self.features.get(self.modality)
@@ -200,30 +215,24 @@ class PairDataset(TorchDataset):
             view = int(row_generator(self.seed, position, stream=_VIEW_STREAM).integers(features.num_views))
         return {f"{self.modality}_pooler_output": features.vector(position.index, view)}
 
-    def _text(self, captions: Any, position: EpochIndex) -> dict[str, Any]:
-        number = self._caption_number(captions, position)
-        text: dict[str, Any] = {"text": checked_caption(captions[number] if isinstance(captions, list) else captions)}
+    def _text(self, captions: dict[int, str], position: EpochIndex) -> dict[str, Any]:
+        """One of the usable captions, which have their numbers in the row."""
+        drawn = 0
+        if self.captions == "random" and len(captions) > 1:
+            drawn = int(row_generator(self.seed, position, stream=_CAPTION_STREAM).integers(len(captions)))
+        number, caption = list(captions.items())[drawn]
+        text: dict[str, Any] = {"text": caption}
         if "text" in self.features:
             text["text_pooler_output"] = self.features["text"].vector(position.index, number)
         return text
 
-    def _record(self, bad_items: BadItemLog, index: int, error: BadItemError) -> None:
-        bad_items.record(index, *self.describe(index), error)
+    def _bad_item(self, index: int, error: BadItemError) -> BadItem:
+        return BadItem(index, *self.describe(index), error.reason, error.detail)
 
-    def _caption_number(self, captions: Any, position: EpochIndex) -> int:
-        """Which of a row's captions is used."""
-        if not isinstance(captions, list):
-            return 0
-        if not captions:
-            raise BadItemError("no caption", "the list is empty")
-        if self.captions == "first" or len(captions) == 1:
-            return 0
-        generator = row_generator(self.seed, position, stream=_CAPTION_STREAM)
-        return int(generator.integers(len(captions)))
 
     def _decode(self, cell: dict[str, Any] | None, position: EpochIndex) -> Any:
         if self.sampling_rate is None:
-            return decode_image(read_media(cell), min_size=self.min_image_size)
+            return load_image(cell, min_size=self.min_image_size)
         offset = {"first": 0.0, "center": 0.5}.get(self.window)
         if offset is None:
             offset = row_generator(self.seed, position, stream=_WINDOW_STREAM).random()
@@ -254,6 +263,27 @@ class SentenceDataset(TorchDataset):
     def __getitem__(self, key: EpochIndex | int) -> dict[str, Any]:
         position = _position(key)
         return self.dataset[position.index] | {"position": position}
+
+
+def usable_captions(captions: Any) -> tuple[dict[int, str], list[BadItemError]]:
+    """The captions of an item, by their number there, and what is wrong with those that cannot be used.
+
+    Training, validation and evaluation share this rule: what is no caption is left out, and an item without any is a
+    bad item. White space around a caption is no part of it.
+
+    Args:
+        captions: one or a list.
+    """
+    usable: dict[int, str] = {}
+    bad: list[BadItemError] = []
+    for number, caption in enumerate(captions if isinstance(captions, list | tuple) else [captions]):
+        try:
+            usable[number] = checked_caption(caption)
+        except BadItemError as error:
+            bad.append(error)
+    if not usable and not bad:
+        bad.append(BadItemError("no caption", "the list is empty"))
+    return usable, bad
 
 
 def checked_caption(caption: Any) -> str:

@@ -1,5 +1,6 @@
-"""An encoded or decoded sound -> a mono waveform at the wanted rate. Needs nothing of this package but `errors` and
-`local_files`, so that a demo Space carries it.
+"""An encoded or decoded sound -> a mono waveform at the wanted rate.
+
+Needs nothing of this package but `errors`, `local_files` and `stream_lengths`, so that a demo Space carries it.
 
 Shapes: n samples, C channels.
 """
@@ -8,8 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any, BinaryIO
 
@@ -20,6 +20,7 @@ from torchaudio.functional import resample
 
 from .errors import BadItemError, naming
 from .local_files import check_size, open_regular, read_regular
+from .stream_lengths import HEAD_BYTES, mended, needs_mending
 
 # Shorter clips have not one frame of 25 ms, which front ends need.
 MIN_SECONDS = 0.025
@@ -29,11 +30,23 @@ MAX_VALUES = 1 << 28
 MAX_AMPLITUDE = 100.0
 # Values of all channels that are read at once.
 _BLOCK = 1 << 19
+# Samples that are decoded before the wanted ones: frames of an mp3 borrow bits from up to nine before them
+# (`main_data_begin` of 511 bytes, ISO 11172-3 2.4.2.7), without which the first ones are wrong.
+_MP3_LEAD = 10 * 1152
 # Of a filter of `resample`: 32 MB.
 _MAX_FILTER_ENTRIES = 8_000_000
 # The energy of the mean of C channels that have nothing in common is 1 / C of theirs. Less than a tenth of that are
 # channels that cancel: two of equal energy whose correlation is below -0.9.
 _CANCELLED = 0.1
+
+# Formats that libsndfile lacks, by how their files begin (ISO 14496-12 4.3, RFC 8794 8, ASF 3.1, ISO 13818-7 6.2).
+_HEAD_BYTES = 16
+_FOREIGN_FORMATS: dict[str, Callable[[bytes], bool]] = {
+    "MPEG-4 (m4a, mp4)": lambda head: head[4:8] == b"ftyp",
+    "Matroska (webm, mka)": lambda head: head.startswith(b"\x1a\x45\xdf\xa3"),
+    "Windows Media (wma)": lambda head: head.startswith(b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
+    "AAC (aac)": lambda head: head[:1] == b"\xff" and len(head) > 1 and head[1] & 0xF6 == 0xF0,
+}
 
 
 def decode_audio(
@@ -53,10 +66,11 @@ def decode_audio(
 
     Returns:
         float32 waveform (n,), mean of the channels. Where channels are each other's negative (a correlation below
-        -0.9), so that their mean would be next to nothing, those unlike the loudest one are inverted before.
+        -0.9), so that their mean would be next to nothing, those unlike the first loud one are inverted before.
 
     Raises:
-        BadItemError: missing, no regular file, empty, corrupt or not a sound file; no samples; samples that are all
+        BadItemError: missing, no regular file, empty, corrupt, not a sound file or in a format that libsndfile lacks
+            (m4a, aac, wma, webm, which the detail names); no samples; samples that are all
             zero, not finite or beyond `MAX_AMPLITUDE`; or more than `MAX_VALUES` of them. The detail names the path.
     """
     with naming(None if isinstance(source, bytes) else os.fspath(source)):
@@ -66,10 +80,25 @@ def decode_audio(
             raise
         except FileNotFoundError as error:
             raise BadItemError("missing file", str(error)) from error
+        except soundfile.LibsndfileError as error:
+            raise _unreadable(source, error) from error
         except Exception as error:  # damaged headers make soundfile raise more than its own errors
             raise BadItemError("corrupt audio", f"{type(error).__name__}: {error}") from error
         check_sounding(channels, file_rate)
         return resampled(mixed(channels), file_rate, sampling_rate)
+
+
+def _unreadable(source: bytes | str | os.PathLike, error: Exception) -> BadItemError:
+    """What libsndfile does not read: a format that it lacks, by the first bytes, or a damaged file."""
+    if isinstance(source, bytes):
+        head = source[:_HEAD_BYTES]
+    else:
+        with open_regular(source) as file:
+            head = file.read(_HEAD_BYTES)
+    for name, is_of in _FOREIGN_FORMATS.items():
+        if is_of(head):
+            return BadItemError("unsupported format", f"{name}: convert it with `ffmpeg -i INPUT OUTPUT.flac`")
+    return BadItemError("corrupt audio", f"{type(error).__name__}: {error}")
 
 
 def window_of_samples(
@@ -148,8 +177,8 @@ def mixed(channels: np.ndarray) -> np.ndarray:
     energies = np.square(channels, dtype=np.float64).sum(axis=0)  # (C,)
     if np.square(waveform, dtype=np.float64).sum() >= _CANCELLED * energies.mean() / num_channels:
         return waveform
-    loudest = channels[:, int(energies.argmax())].astype(np.float64)
-    signs = np.where(loudest @ channels < 0, -1, 1).astype(np.float32)  # (C,)
+    loud = channels[:, int((energies >= energies.max() / 2).argmax())].astype(np.float64)  # the first of the loud ones
+    signs = np.where(loud @ channels < 0, -1, 1).astype(np.float32)  # (C,)
     return (channels * signs).mean(axis=1)
 
 
@@ -189,16 +218,14 @@ class _Sound:
         self._path: str | os.PathLike | None = None
         if isinstance(source, bytes | bytearray | memoryview):
             check_size(len(source), "")
-            self._content = _with_real_size(bytes(source))
+            self._content = mended(bytes(source))
         else:
             with open_regular(source) as file:
-                is_patched = _needs_real_size(file)
-                is_empty = not os.fstat(file.fileno()).st_size
+                num_bytes = os.fstat(file.fileno()).st_size
+                is_wrong = needs_mending(file.read(HEAD_BYTES), num_bytes)
             self._path = source
-            if is_empty:
-                self._content = b""
-            elif is_patched:
-                self._content = _with_real_size(read_regular(source))
+            if not num_bytes or is_wrong:
+                self._content = mended(read_regular(source))
         if self._content == b"":
             raise BadItemError("empty file", "0 bytes")
 
@@ -217,10 +244,11 @@ class _Sound:
     def opened_at(self, frame: int) -> _Forward:
         """The sound from a frame on: sought where that is possible, decoded up to it elsewhere."""
         stream = self.open()
-        if frame and not stream.sought(frame):
-            stream = self.open()  # libsndfile is lost after a failure
-            for _ in stream.blocks(frame):
-                pass
+        start = max(0, frame - (_MP3_LEAD if stream.format == "MP3" else 0))
+        if start and not stream.sought(start):
+            stream, start = self.open(), 0  # libsndfile is lost after a failure
+        for _ in stream.blocks(frame - start):
+            pass
         return stream
 
     def num_frames(self) -> int:
@@ -259,7 +287,7 @@ class _Forward(soundfile.SoundFile):
         except (soundfile.SoundFileError, RuntimeError):
             return False
 
-    def blocks(self, num_frames: int | None) -> Iterator[np.ndarray]:  # type: ignore[override]
+    def blocks(self, num_frames: int | None) -> Iterator[np.ndarray]:
         """The next frames, `num_frames` of them or all, in blocks (n, C) float32: never more memory than is filled."""
         at_once = max(1, _BLOCK // self.channels)
         while num_frames is None or num_frames > 0:
@@ -320,47 +348,3 @@ def _nearest_sound(sound: _Sound, start: int, wanted: int) -> int | None:
 def _start_around(nearest: int, wanted: int, num_frames: int) -> int:
     """Where a window of `wanted` frames begins that has a frame in its middle, as far as the clip reaches."""
     return int(np.clip(nearest - wanted // 2, 0, max(0, num_frames - wanted)))
-
-
-def _needs_real_size(file: BinaryIO) -> bool:
-    """Whether a file is a wav whose header does not tell how many samples follow (see `_with_real_size`)."""
-    return _data_of_unknown_size(file.read(1 << 16)) is not None
-
-
-def _with_real_size(content: bytes) -> bytes:
-    """A wav with its real sizes in its header; any other content as it is.
-
-    Where samples were written to a pipe, their size is 0 or 2^32 - 1 in the header, and they go to the end of the file,
-    as players read it. libsndfile does so for 2^32 - 1, and takes 0 for no samples.
-    """
-    position = _data_of_unknown_size(content)
-    if position is None or _is_chain_of_chunks(content, position + 8):
-        return content
-    size = min(len(content) - position - 8, 0xFFFFFFFE)
-    riff_size = struct.pack("<I", min(len(content) - 8, 0xFFFFFFFE))
-    return content[:4] + riff_size + content[8 : position + 4] + struct.pack("<I", size) + content[position + 8 :]
-
-
-def _data_of_unknown_size(content: bytes) -> int | None:
-    """Where the chunk `data` of a wav begins, if its size is not known; None for anything else."""
-    if content[:4] != b"RIFF" or content[8:12] != b"WAVE":
-        return None
-    position = 12
-    while position + 8 <= len(content):
-        name, size = struct.unpack_from("<4sI", content, position)
-        if name == b"data":
-            return position if size == 0 else None
-        position += 8 + size + size % 2
-    return None
-
-
-def _is_chain_of_chunks(content: bytes, position: int) -> bool:
-    """Whether what follows is nothing but further chunks, to the last byte: then there really are no samples."""
-    if position == len(content):
-        return True
-    while position + 8 <= len(content):
-        name, size = struct.unpack_from("<4sI", content, position)
-        if not name.isascii() or not name.decode("ascii", "replace").isprintable():
-            return False
-        position += 8 + size + size % 2
-    return position == len(content)

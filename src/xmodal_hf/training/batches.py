@@ -35,7 +35,7 @@ from ..models.processing_dual_encoder import ImageTextProcessor
 from ..models.text_tower import pads_to_max_length
 from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
-from .checkpoint import CheckpointError
+from .checkpoint import CheckpointError, find_resumed
 from .faults import ignore_stop_signals
 
 # Options of `load_pairs` and `stream_pairs` that have the same names here.
@@ -70,11 +70,13 @@ class BatchStream:
     Args:
         loader: whose batch sampler has `set_position(epoch, batch)`; its length is that of an epoch.
         device: where tensors are moved to.
+        bad_items: lists what batches hold under `bad_items`, when they are used: workers run ahead of that.
     """
 
-    def __init__(self, loader: DataLoader, device: torch.device) -> None:
+    def __init__(self, loader: DataLoader, device: torch.device, bad_items: BadItemLog | None = None) -> None:
         self.loader = loader
         self.device = device
+        self.bad_items = bad_items
         self.epoch = 0
         self.batch = 0
 
@@ -107,6 +109,9 @@ class BatchStream:
                 self.loader.batch_sampler.set_position(self.epoch, self.batch)  # type: ignore[union-attr]
                 for batch in self.loader:
                     self.batch += 1
+                    found = batch.pop("bad_items", ())
+                    if self.bad_items is not None:
+                        self.bad_items.add(found)
                     yield send_to_device(batch, self.device, non_blocking=True)
                 self.epoch, self.batch = self.epoch + 1, 0
         finally:
@@ -149,10 +154,11 @@ def build_stream(
     training: TrainingArguments,
     batch_size: int | None = None,
     order: Order | None = None,
+    bad_items: BadItemLog | None = None,
 ) -> BatchStream:
     """Return the training batches of this process.
 
-    `batch_size` is the options' unless given. Without an `order` the rows are shuffled.
+    `batch_size` is the options' unless given. Without an `order` the rows are shuffled. `bad_items` as `BatchStream`.
 
     The loader is not passed to `Accelerator.prepare`, which would shard it once more and lose the position.
 
@@ -176,7 +182,7 @@ def build_stream(
         # Its own generator: each pass draws a seed for the workers, which must not move the global random state.
         generator=torch.Generator(),
     )
-    return BatchStream(loader, accelerator.device)
+    return BatchStream(loader, accelerator.device, bad_items)
 
 
 def load_pair_table(pairs: PairArguments, exclude_texts: Sequence[str] = ()) -> PairTable:
@@ -289,22 +295,21 @@ def pair_stream(
 ) -> BatchStream:
     """Return the training batches of pairs, with pooled vectors in the place of the sides that have `features`."""
     bad_items = _bad_item_log(accelerator, table, training, pairs)
-    rows, collator = pair_rows(
-        table, processor, text, pairs, training.seed, any_longer=any_longer, bad_items=bad_items, features=features
-    )
+    options: dict[str, Any] = {"bad_items": bad_items, "defer_bad_items": True, "features": features}
+    rows, collator = pair_rows(table, processor, text, pairs, training.seed, any_longer=any_longer, **options)
     order = training_order(table, seed=training.seed, weights=pairs.dataset_weights, buffer_size=pairs.shuffle_buffer)
-    return build_stream(accelerator, rows, collator, training, order=order)
+    return build_stream(accelerator, rows, collator, training, order=order, bad_items=bad_items)
 
 
 def _bad_item_log(
     accelerator: Accelerator, table: PairTable, training: TrainingArguments, pairs: PairArguments
 ) -> BadItemLog | None:
-    """Return the list of items that are skipped; a run that is not resumed begins a new one."""
+    """Return the list of items that are skipped; a run that goes on from no training state begins a new one."""
     if pairs.on_bad_item == "error":
         return None
     path = Path(training.output_dir) / BAD_ITEMS_NAME
     with accelerator.main_process_first():
-        if accelerator.is_main_process and training.resume is None:
+        if accelerator.is_main_process and find_resumed(path.parent, training.resume) is None:
             path.unlink(missing_ok=True)
     return BadItemLog(path, total=len(table), max_fraction=pairs.max_bad_fraction)
 

@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items
+from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items, sort_bad_items
 from ..evaluation.plots import loss_curves
 from .adapters import save_adapter
 from .arguments import LoraArguments, TrainingArguments, save_recipe
@@ -104,6 +104,7 @@ def finish_output(
         processor.save_pretrained(folder)
         loss_curves({folder.name: folder / LOG_NAME}).savefig(folder / "loss_curve.png")
         circumstances = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
+        sort_bad_items(folder / BAD_ITEMS_NAME)
         skipped = dict(count_bad_items(folder / BAD_ITEMS_NAME))
         _write_json(folder / RUN_NAME, circumstances | dataclasses.asdict(result) | {"skipped_items": skipped})
         rate = result.items / result.seconds

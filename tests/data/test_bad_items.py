@@ -309,12 +309,12 @@ def test_no_entry_holds_an_address_in_memory():
 def test_the_sorted_list_does_not_depend_on_who_came_first(damaged, tmp_path):
     dataset, bad = damaged
     lists = []
-    for number, num_workers in enumerate((0, 2, 3)):
+    for number, num_workers in enumerate((0, 2)):
         path = tmp_path / f"{number}.jsonl"
         read_epoch(dataset, path, 1, 0, num_workers)
         sort_bad_items(path)
         lists.append(path.read_bytes())
-    assert lists[0] == lists[1] == lists[2]
+    assert lists[0] == lists[1]
     assert [entry["index"] for entry in listed(path)] == sorted(bad)
 
 

@@ -229,7 +229,6 @@ class PairDataset(TorchDataset):
     def _bad_item(self, index: int, error: BadItemError) -> BadItem:
         return BadItem(index, *self.describe(index), error.reason, error.detail)
 
-
     def _decode(self, cell: dict[str, Any] | None, position: EpochIndex) -> Any:
         if self.sampling_rate is None:
             return load_image(cell, min_size=self.min_image_size)

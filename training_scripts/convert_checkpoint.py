@@ -15,9 +15,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from xmodal_hf.commands import check_sources, is_user_error, run_command
 from xmodal_hf.training.arguments import option, parse_arguments
 
 if TYPE_CHECKING:
@@ -75,12 +75,11 @@ class Source(NamedTuple):
 def main(args: Sequence[str] | None = None) -> None:
     """Convert, check, write, tell."""
     (arguments,) = parse_arguments((ConversionArguments,), "Convert a checkpoint.", args)
+    check_sources([("--model", "model", arguments.model), ("--tokenizer", "model", arguments.tokenizer)])
 
     # After parsing: --help and a wrong option answer without torch.
     import torch
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
 
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
@@ -91,8 +90,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if arguments.verify:
             verify(source, result)
         write(Path(arguments.output_dir), result, source.processor)
-    except (ValueError, OSError, ImportError, StrictDataclassError, UnpicklingError, SafetensorError) as error:
-        sys.exit(f"cannot convert {arguments.model}: {error}")
+    except Exception as error:
+        if is_user_error(error):
+            sys.exit(f"cannot convert {arguments.model}: {error}")
+        raise
     count = sum(parameter.numel() for parameter in result.parameters())
     print(f"{arguments.model} -> {type(result).__name__}, {count:,} parameters, in {arguments.output_dir}")
 
@@ -279,4 +280,4 @@ def write(folder: Path, result: PreTrainedModel, processor: ProcessorMixin | Non
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

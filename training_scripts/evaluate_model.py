@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xmodal_hf.commands import run_command
 from xmodal_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments, check_tasks
-from xmodal_hf.training.arguments import parse_arguments
+from xmodal_hf.training.arguments import check_inputs, parse_arguments
 
 if TYPE_CHECKING:
     from xmodal_hf.evaluation import Embedder
@@ -30,6 +31,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from xmodal_hf.evaluation import suite
 
     compared, resamples_of = suite.read_compared(arguments.compare) if arguments.compare else ({}, {})
+    check_inputs(arguments, data)
     folder = Path(arguments.output_dir)
     earlier = suite.read_earlier_results(folder, arguments.model)
     for results, resamples, draw in suite.run_suite(build_embedder(arguments), arguments, data):
@@ -82,4 +84,4 @@ def build_embedder(arguments: EvaluationArguments) -> Embedder:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -12,12 +12,12 @@ The card says what CodeCarbon measured where its emissions.csv lies in the folde
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xmodal_hf.commands import run_command
 from xmodal_hf.hub.arguments import CardArguments, PublishArguments, SpaceArguments
 from xmodal_hf.training.arguments import parse_arguments
 
@@ -33,19 +33,13 @@ def main(args: Sequence[str] | None = None) -> None:
     classes = (PublishArguments, CardArguments, SpaceArguments)
     arguments, card, space = parse_arguments(classes, "Publish a model on the Hub.", args)
 
-    # After parsing: --help and a wrong option answer without the Hub's client.
-    from xmodal_hf.hub.publish import HubError
-
-    try:
-        if arguments.card_only:
-            print(write_card(arguments, card))
-        elif arguments.dry_run or arguments.output_dir is not None:
-            publish(arguments, card, space, Path(arguments.output_dir or DRY_RUN_FOLDER))
-        else:
-            with tempfile.TemporaryDirectory(prefix="xmodal_hf-") as temporary:
-                publish(arguments, card, space, Path(temporary))
-    except (HubError, ValueError, OSError) as error:
-        sys.exit(f"publish_model.py: error: {error}")
+    if arguments.card_only:
+        print(write_card(arguments, card))
+    elif arguments.dry_run or arguments.output_dir is not None:
+        publish(arguments, card, space, Path(arguments.output_dir or DRY_RUN_FOLDER))
+    else:
+        with tempfile.TemporaryDirectory(prefix="xmodal_hf-") as temporary:
+            publish(arguments, card, space, Path(temporary))
 
 
 def publish(arguments: PublishArguments, card: CardArguments, space: SpaceArguments, folder: Path) -> None:
@@ -120,4 +114,4 @@ def write_card(arguments: PublishArguments, card: CardArguments) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

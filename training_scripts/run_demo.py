@@ -8,7 +8,6 @@ Everything that it reports is in `results.json` there; pictures and the trained 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -18,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from xmodal_hf.commands import command_parser, run_command
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS / "recipes"
@@ -88,7 +89,7 @@ DEMOS = {
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the stages one after the other, each as a user would."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--modality", choices=tuple(DEMOS), default="image", help="What is paired with text.")
     parser.add_argument("--output_dir", type=Path, help="Folder of all results.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of everything.")
@@ -143,11 +144,13 @@ def train_phases(demo: Demo, folder: Path, seed: int, max_steps: int | None) -> 
 
 
 def run(command: Sequence[str]) -> None:
-    """Print and run a command; stop the demo where it fails."""
+    """Print and run a command; where it fails, it has said why, and its exit status is the demo's."""
     print("$ " + " ".join(command), flush=True)
     if command[0] == "accelerate":  # the one of this environment, whether or not that is activated
         command = [str(Path(sys.executable).parent / "accelerate"), *command[1:]]
-    subprocess.run(command, check=True)
+    status = subprocess.run(command).returncode
+    if status:
+        sys.exit(status)
 
 
 def evaluate_before_and_after(demo: Demo, folder: Path, seed: int) -> dict[str, Any]:
@@ -294,4 +297,4 @@ def print_summary(demo: Demo, folder: Path, results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -9,12 +9,13 @@ is listed and the others go on; the exit status is then 1.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from xmodal_hf.commands import command_parser, run_command
 
 if TYPE_CHECKING:
     from xmodal_hf.study.recipe import Study
@@ -24,7 +25,7 @@ SCRIPTS = Path(__file__).parent
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run what is missing, then write what all of it says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="YAML file; see xmodal_hf.study.recipe.")
     parser.add_argument("--output_dir", type=Path, help="Folder of models and results. Default: outputs/<recipe>.")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Variables of the recipe.")
@@ -74,7 +75,8 @@ def main(args: Sequence[str] | None = None) -> None:
         record_run(folder, failed)
     if not any((job.folder / RESULTS_NAME).is_file() for job in jobs if not job.trains):
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
-        sys.exit(f"run_study.py: no model has been evaluated, there is nothing to report on{reasons}")
+        print(f"run_study.py: no model has been evaluated, there is nothing to report on{reasons}", file=sys.stderr)
+        sys.exit(1)
     report(study, folder, options.card_dir)
     if options.example is not None:
         copy_example(study, folder, *options.example)
@@ -112,7 +114,7 @@ def copy_example(study: Study, folder: Path, name: str, target: str) -> None:
 
     cells = {cell.name: cell for cell in study.cells if cell.model is None}
     if name not in cells:
-        sys.exit(f"run_study.py: error: --example {name}: the trained models are {', '.join(cells)}")
+        raise ValueError(f"--example {name}: the trained models are {', '.join(cells)}")
     results = evaluation_folder(folder, cells[name])
     shown = [results / RESULTS_NAME, *results.glob("*.png")]
     copy_card_sources(cell_folder(folder, cells[name]), Path(target), shown, phase1_folder(folder, cells[name]))
@@ -127,4 +129,4 @@ def _variables(entries: Sequence[str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -8,7 +8,6 @@ The Space is a folder that `publish_model.py --space` or `hub.space.stage_space`
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import shutil
@@ -19,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from xmodal_hf.commands import command_parser, run_command
+
 # Of the picture, in pixels.
 WIDTH, HEIGHT = 1100, 760
 TIMEOUT_MS = 60_000
@@ -26,7 +27,7 @@ TIMEOUT_MS = 60_000
 
 def main(args: Sequence[str] | None = None) -> None:
     """Serve the Space, search, take the picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--space", type=Path, required=True, help="Folder of the Space.")
     parser.add_argument("--query", required=True, help="Text to search for.")
     parser.add_argument("--output", type=Path, required=True, help="The picture, as PNG.")
@@ -109,4 +110,4 @@ def save_picture(page: Any, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xmodal_hf.commands import run_command
 from xmodal_hf.training.arguments import (
     ContrastiveArguments,
     LoraArguments,
@@ -25,6 +26,7 @@ from xmodal_hf.training.arguments import (
     TextModelArguments,
     TrainingArguments,
     ValidationArguments,
+    check_inputs,
     check_phase_2,
     parse_arguments,
 )
@@ -40,6 +42,9 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     arguments = parse_arguments(classes, DESCRIPTION, args, check_phase_2)
     training, validation, text, pairs, contrastive, sentence, lora = arguments
+
+    if not training.dry_run:  # which makes up what is not there
+        check_inputs(*arguments)
 
     # After parsing: --help and a wrong option answer without torch.
     from accelerate.utils import set_seed
@@ -79,4 +84,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from xmodal_hf.commands import run_command
 from xmodal_hf.training.arguments import (
     SentenceArguments,
     TextModelArguments,
     TrainingArguments,
     ValidationArguments,
+    check_inputs,
     check_phase_1,
     parse_arguments,
 )
@@ -27,6 +29,9 @@ def main(args: Sequence[str] | None = None) -> None:
     classes = (TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments)
     arguments = parse_arguments(classes, DESCRIPTION, args, check_phase_1)
     training, validation, text, sentence = arguments
+
+    if not training.dry_run:  # which makes up what is not there
+        check_inputs(*arguments)
 
     # After parsing: --help and a wrong option answer without torch.
     from accelerate.utils import set_seed
@@ -63,4 +68,4 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -61,7 +61,11 @@ def test_an_open_clip_by_its_id(client: Any, client_environment: dict[str, str],
     push_folder(folder, "someone/open_clip")
     done = convert(client_environment, "--model", "someone/open_clip", "--output_dir", tmp_path / "ours")
     # Found and read; the weights are none of its layout.
-    assert done.returncode == 1 and "do not have the layout of open_clip or OpenAI's CLIP" in done.stderr
+    assert done.returncode == 2 and "do not have the layout of open_clip or OpenAI's CLIP" in done.stderr
     done = convert(client_environment, "--model", "someone/nothing", "--output_dir", tmp_path / "ours")
-    assert done.returncode == 1 and "cannot convert someone/nothing" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "neither a file or folder someone/nothing nor a model" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     assert not (tmp_path / "ours").exists()

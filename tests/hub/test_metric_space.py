@@ -87,7 +87,7 @@ def test_the_script(hub: Any, client_environment: dict[str, str]) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1 and "error: no metric 'bleu': one of" in done.stderr
+    assert done.returncode == 2 and "error: no metric 'bleu': one of" in done.stderr
 
 
 def test_the_app_is_one_file_for_all() -> None:

@@ -299,7 +299,7 @@ def test_the_script_publishes_a_space_beside_the_model(
 ) -> None:
     options = ["--checkpoint", str(image_text_folder), "--space", "someone/demo"]
     broken = publish(client_environment, *options, "--gallery", str(tmp_path / "missing.jsonl"))
-    assert broken.returncode == 1 and "missing.jsonl" in broken.stderr
+    assert broken.returncode == 2 and "missing.jsonl" in broken.stderr
     assert hub.repos == {}  # nothing is sent before all is written
     done = publish(client_environment, *options, "--gallery", str(pictures), "--gallery_split", "train")
     assert done.returncode == 0, done.stderr
@@ -317,5 +317,5 @@ def test_no_space_of_what_has_no_items(
         (image_text_folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
         (image_text_folder / "config.json").unlink()
     done = publish(client_environment, "--checkpoint", str(image_text_folder), "--space", "someone/demo", *option)
-    assert done.returncode == 1 and done.stderr.startswith("publish_model.py: error: ")
+    assert done.returncode == 2 and done.stderr.startswith("publish_model.py: error: ")
     assert hub.repos == {}

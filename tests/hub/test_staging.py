@@ -225,7 +225,7 @@ def test_the_script(hub: Any, client_environment: dict[str, str], checkpoint: Pa
     assert "nothing had changed" in again.stdout and hub.commit_count(REPO) == 1
     reader = {**client_environment, "HF_TOKEN": hub.read_token}
     refused = run_script(reader, "--checkpoint", str(checkpoint), "--repo_id", "someone/other")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "error: the access token may not write to someone/other" in refused.stderr
     assert "Traceback" not in refused.stderr
 

@@ -126,10 +126,10 @@ def test_asked_to_stop(number, status, script_command, options, tmp_path):
 def test_another_run_is_not_resumed(run_script, script_command, options, tmp_path):
     run_script("train_contrastive.py", *options, "--max_steps", 2, "--checkpoint_steps", 2, "--output_dir", tmp_path)
     changed = ["--max_steps", 3, "--seed", 5, "--output_dir", tmp_path, "--resume", "auto"]
-    done = run_script("train_contrastive.py", *options, *changed, returncode=1)
+    done = run_script("train_contrastive.py", *options, *changed, returncode=2)
     assert "--max_steps was 2, is 3; --seed was 0, is 5. Resume with the same options" in done.stderr
     assert yaml.safe_load((tmp_path / "recipe.yaml").read_text("utf-8"))["seed"] == 0  # that of the weights
-    done = run_script("train_contrastive.py", *options, "--output_dir", tmp_path, returncode=1)
+    done = run_script("train_contrastive.py", *options, "--output_dir", tmp_path, returncode=2)
     assert "step_00000002 is a training state of an earlier run: pass --resume auto to go on with it" in done.stderr
-    done = run_script("train_contrastive.py", *options, "--output_dir", tmp_path, "--resume", tmp_path, returncode=1)
+    done = run_script("train_contrastive.py", *options, "--output_dir", tmp_path, "--resume", tmp_path, returncode=2)
     assert "is no training state: pass a folder checkpoints/step_..., or auto" in done.stderr

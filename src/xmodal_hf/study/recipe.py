@@ -34,8 +34,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from ..commands import read_yaml
 from ..evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from ..training.arguments import (
     ContrastiveArguments,
@@ -138,9 +137,7 @@ class Study:
         Raises:
             ValueError: no such file, a missing or unknown key, an unknown option, axis, level or variable.
         """
-        if not path.is_file():
-            raise ValueError(f"no recipe at {path}")
-        raw = _resolved(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
+        raw = _resolved(read_yaml(path), path.parent)
         keys = ("title", "variables", "seeds", "prepare", "phase1", "phase2", "evaluation", "axes", "columns")
         _require(raw, _REQUIRED, path)
         check_keys(raw, (*keys, "questions"), path)
@@ -201,10 +198,7 @@ def _resolved(value: Any, folder: Path) -> Any:
     options = {name: _resolved(part, folder) for name, part in value.items() if name != "recipe"}
     if "recipe" not in value:
         return options
-    path = folder / value["recipe"]
-    if not path.is_file():
-        raise ValueError(f"no recipe at {path}")
-    return yaml.safe_load(path.read_text(encoding="utf-8")) | options
+    return read_yaml(folder / value["recipe"]) | options
 
 
 def _fill(value: Any, variables: Mapping[str, str]) -> Any:

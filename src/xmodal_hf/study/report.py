@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import yaml
 
+from ..commands import read_yaml
 from ..evaluation.suite import RESULTS_NAME, read_resamples, same_draws, task_of, versions
 from ..hub.markdown import render_markdown
 from ..training.output import RUN_NAME
@@ -100,7 +101,7 @@ def render(folder: Path) -> str:
     """
     results = _read(folder / RESULTS_NAME)
     path = folder / NOTES_NAME
-    notes = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    notes = (read_yaml(path, "notes") or {}) if path.is_file() else {}
     claims = list(dict.fromkeys(found["claim"] for found in results["answers"]))
     unknown = [claim for claim in notes.get("readings", {}) if claim not in claims]
     if unknown:

@@ -14,10 +14,27 @@ from typing import Any, Literal
 
 import yaml
 
+from ..commands import DEBUG, DEBUG_HELP, OneLineErrors, check_sources, read_yaml, require_package
+
 
 def option(default: Any, description: str) -> Any:
     """Return a dataclass field with its default and its help text."""
     return field(default=default, metadata={"help": description})
+
+
+# Tracker of Accelerate -> the module that it imports, and the package that has it. A tracker without its package would
+# be left out without a word.
+_TRACKER_PACKAGES = {
+    "aim": ("aim", "aim"),
+    "clearml": ("clearml", "clearml"),
+    "comet_ml": ("comet_ml", "comet_ml"),
+    "dvclive": ("dvclive", "dvclive"),
+    "mlflow": ("mlflow", "mlflow"),
+    "swanlab": ("swanlab", "swanlab"),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "trackio": ("trackio", "trackio"),
+    "wandb": ("wandb", "wandb"),
+}
 
 
 @dataclass
@@ -59,6 +76,9 @@ class TrainingArguments:
         "it saves the most, 1 on an accelerator.",
     )
     report_to: str = option("tensorboard", "Accelerate tracker of the logged numbers (wandb, mlflow, ...), or none.")
+    tracker_project: str = option(
+        "xmodal_hf", "Project of --report_to; the run in it has the name of --output_dir. TensorBoard has no projects."
+    )
     checkpoint_steps: int = option(
         1000, "Save the whole state of the training, for --resume, every that many steps; 0: only when stopped."
     )
@@ -97,6 +117,11 @@ class TrainingArguments:
         for name in ("warmup_steps", "num_workers", "seed", "checkpoint_steps", "max_bad_steps", "max_grad_norm"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must not be negative, got {getattr(self, name)}")
+        if self.report_to not in _TRACKER_PACKAGES and self.report_to not in ("none", "all"):
+            known = ", ".join(sorted(("none", "all", *_TRACKER_PACKAGES)))
+            raise ValueError(f"--report_to {self.report_to} is unknown: pass one of {known}")
+        if self.report_to in _TRACKER_PACKAGES and not self.dry_run:
+            require_package(f"--report_to {self.report_to}", *_TRACKER_PACKAGES[self.report_to])
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"--ema_decay must lie between 0 and 1, got {self.ema_decay}")
 
@@ -371,14 +396,18 @@ def parse_arguments(
 ) -> tuple[Any, ...]:
     """Parse `--recipe FILE` and the command line into one instance of each dataclass; the command line wins.
 
-    `check` gets the instances and raises a ValueError for a combination that makes no sense. Exits with the parser's
-    usage message for an unknown option, a wrong value or a rejected combination.
+    `check` gets the instances and raises a ValueError for a combination that makes no sense. Exits with one line and
+    status 2 for an unknown option, a wrong value or a rejected combination.
     """
     # Not at the top: dataclasses and their checks are used without a parser too.
     from transformers.hf_argparser import HfArgumentParser
 
-    parser = HfArgumentParser(classes, description=description)
+    class Parser(OneLineErrors, HfArgumentParser):
+        """Of dataclasses."""
+
+    parser = Parser(classes, description=description)
     parser.add_argument("--recipe", help="YAML file of these options; the command line wins.")
+    parser.add_argument(DEBUG, action="store_true", help=DEBUG_HELP)
     args = list(sys.argv[1:] if args is None else args)
     known, _ = parser.parse_known_args(args)
     try:
@@ -386,7 +415,7 @@ def parse_arguments(
         *instances, _ = parser.parse_args_into_dataclasses([*recipe_args, *args], look_for_args_file=False)
         if check is not None:
             check(*instances)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         parser.error(str(error))
     return tuple(instances)
 
@@ -395,11 +424,10 @@ def recipe_to_args(path: Path, classes: Sequence[type]) -> list[str]:
     """Return a recipe as command-line arguments.
 
     Raises:
-        ValueError: when the file is missing or no mapping, or has an unknown key (the nearest valid one is named).
+        ValueError: when the file is missing, no YAML or no mapping, or has an unknown key (the nearest valid one is
+            named).
     """
-    if not path.is_file():
-        raise ValueError(f"no recipe at {path}")
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe = read_yaml(path)
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must be a mapping of options, got {type(recipe).__name__}")
     valid = [item.name for class_ in classes for item in dataclasses.fields(class_)]
@@ -421,6 +449,25 @@ def check_keys(mapping: Iterable[Any], valid: Iterable[str], source: object) -> 
             nearest = difflib.get_close_matches(str(key), valid, n=1, cutoff=0)
             hint = f": did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"{source} has an unknown key {key!r}{hint}")
+
+
+# Option -> what its value names: a model or a data set, here or on the Hub.
+_SOURCES: dict[str, Literal["model", "dataset"]] = {
+    **dict.fromkeys(("model", "text_model", "image_model", "audio_model", "tokenizer"), "model"),
+    **dict.fromkeys(("dataset", "sentences", "triplets", "eval_sts", "eval_dataset", "pairs"), "dataset"),
+    "zero_shot_data": "dataset",
+}
+
+
+def check_inputs(*arguments: Any) -> None:
+    """Check that the models and data sets which some options name are there, before any work.
+
+    Raises:
+        FileNotFoundError: for one that is neither here nor on the Hub; the message names the option.
+        OSError: when the Hub would have to be asked and does not answer.
+    """
+    values = {item.name: getattr(part, item.name) for part in arguments for item in dataclasses.fields(part)}
+    check_sources((f"--{name}", kind, values[name]) for name, kind in _SOURCES.items() if name in values)
 
 
 # Options that say nothing of a model that is there.
@@ -478,7 +525,7 @@ def check_phase_2(
 
 def read_recipe(path: Path, classes: Sequence[type]) -> tuple[Any, ...]:
     """Return the instances of some dataclasses from a resolved recipe, which may hold fields of others too."""
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe = read_yaml(path)
     fields_of = [{item.name for item in dataclasses.fields(class_)} for class_ in classes]
     return tuple(
         class_(**{name: value for name, value in recipe.items() if name in names})

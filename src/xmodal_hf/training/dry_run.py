@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
+from ..commands import format_size
 from ..data.files import AUDIO_CELL
 from ..objectives import Batch
 from .arguments import (
@@ -87,8 +88,8 @@ class DryRun:
                 f"steps             {self.total_steps:,} of {self.items_per_step:,} items in all processes",
                 f"operations        {self.flops_per_step / 1e12:,.1f} TFLOP a step, "
                 f"{self.flops_per_step * self.total_steps / 1e18:,.3f} EFLOP in all",
-                f"memory            {self.state_gb:,.2f} GB weights, gradients and optimizer in fp32; "
-                f"{self.activation_gb:,.2f} GB activations of {self.held_items:,} items",
+                f"memory            {format_size(self.state_gb)} weights, gradients and optimizer in fp32; "
+                f"{format_size(self.activation_gb)} activations of {self.held_items:,} items",
                 f"rate              {self.items_per_second:,.1f} items/s, "
                 f"{self.items_per_second * self.tokens_per_item:,.0f} tokens/s on this machine",
                 f"time              {self.hours:,.1f} h on this machine",

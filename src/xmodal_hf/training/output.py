@@ -65,7 +65,11 @@ def start_output(accelerator: Accelerator, training: TrainingArguments, *argumen
         # Trackers take plain values only; TensorBoard hides the steps that a resumption repeats.
         options = {name: str(value) for name, value in options_of(training, *arguments).items()}
         repeated = {} if resume_from is None else {"purge_step": read_state(resume_from)["step"] + 1}
-        accelerator.init_trackers("tracker", options, {"tensorboard": repeated})
+        run = folder.resolve().name
+        names = {"wandb": {"name": run}, "trackio": {"name": run}, "mlflow": {"run_name": run}}
+        # TensorBoard's project is a folder below the output.
+        project = "tracker" if training.report_to == "tensorboard" else training.tracker_project
+        accelerator.init_trackers(project, options, {"tensorboard": repeated, **names})
     return resume_from
 
 

@@ -1,0 +1,309 @@
+"""What all commands share: parsers whose errors are one line, checks of models and data sets, and the way out.
+
+The mistakes of a user end a command with one line on standard error and the exit status 2: unknown options, wrong
+values, files that are missing or damaged, a model or data set that nobody has, a Hub that refuses. The traceback is
+shown with `--debug`. Any other exception is an error of the program and keeps its traceback and the status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib.util
+import pickle
+import re
+import sys
+import tarfile
+import traceback
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import yaml
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+DEBUG = "--debug"
+DEBUG_HELP = "Show the traceback of an error."
+USER_ERROR_STATUS = 2
+# What users can mend. OSError includes missing files, connections and the errors of the Hub's client.
+_USER_ERRORS = (
+    *(ValueError, OSError, ImportError, EOFError, yaml.YAMLError),
+    *(zipfile.BadZipFile, tarfile.TarError, pickle.UnpicklingError),
+)
+# Further ones by name: importing their modules takes seconds.
+_NAMED_USER_ERRORS = {
+    "datasets.exceptions.DatasetsError",
+    "httpx.HTTPError",
+    "httpx2.HTTPError",
+    "huggingface_hub.errors.HfHubHTTPError",
+    "huggingface_hub.errors.StrictDataclassError",
+    "safetensors._safetensors_rust.SafetensorError",
+    "soundfile.LibsndfileError",
+    "xmodal_hf.data.bad_items.TooManyBadItemsError",
+    "xmodal_hf.hub.publish.HubError",
+    "xmodal_hf.training.checkpoint.CheckpointError",
+    "xmodal_hf.training.faults.BadStepsError",
+}
+# An option as argparse reads it: a dash or two and a letter. Negative numbers are values.
+_OPTION = re.compile(r"--?[A-Za-z][\w-]*")
+# Endings of data and weights: nothing of that name is meant as a repository of the Hub.
+_FILE_ENDING = re.compile(
+    r"\.(csv|tsv|json|jsonl|txt|parquet|arrow|tar|zip|gz|xz|zst|bz2|yaml|yml|safetensors|bin|pt|pth|ckpt)$",
+    re.IGNORECASE,
+)
+# What names several files or an address; the reader of the data has the last word there.
+_PATTERN = re.compile(r"[*?\[\]{}]|://")
+_BUILT_IN_DATA = ("openmoji", "soundfont")
+# Longest wait for an answer of the Hub, in seconds.
+_HUB_TIMEOUT = 10.0
+
+
+class OneLineErrors(argparse.ArgumentParser):
+    """A parser whose errors are one line, and which names the nearest option for each that it does not know.
+
+    Unknown options are reported first, before options that are missing: a misspelt option often is the missing one.
+    Options are not abbreviated.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with status 2."""
+        self.exit(USER_ERROR_STATUS, f"{self.prog}: error: {one_line(message)}\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, after a look for unknown options."""
+        args = list(sys.argv[1:] if args is None else args)
+        unknown = [token for token in _option_tokens(args) if token not in self._option_string_actions]
+        if unknown:
+            valid = [name for name in self._option_string_actions if name.startswith("--")]
+            self.error("; ".join(f"unknown option {name}: {_did_you_mean(name, valid)}" for name in unknown))
+        return super().parse_known_args(args, namespace)
+
+
+def command_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a command that declares its options one by one.
+
+    Args:
+        description: shown by `--help` as it is.
+    """
+    parser = OneLineErrors(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(DEBUG, action="store_true", help=DEBUG_HELP)
+    return parser
+
+
+def run_command(main: Callable[[Sequence[str] | None], Any], args: Sequence[str] | None = None) -> None:
+    """Run the main function of a command; an error of the user's becomes one line and the exit status 2.
+
+    Args:
+        main: takes the arguments of the command line, without the name of the program. Where it exits with a message,
+            that is an error of the user's too.
+        args: default: those of this process.
+
+    Raises:
+        SystemExit: with status 2 for an error of the user's, else as `main` raises it.
+
+    Example:
+        ```python
+        if __name__ == "__main__":
+            run_command(main)
+        ```
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        main(args)
+        return
+    except SystemExit as stop:
+        if not isinstance(stop.code, str):
+            raise
+        message = one_line(stop.code)
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        if DEBUG in args:
+            traceback.print_exc()
+        hint = "" if DEBUG in args else f" ({DEBUG} shows the traceback)"
+        message = (one_line(str(error)) or type(error).__name__) + hint
+    # Outside the handler, where nothing keeps the exception and what its frames hold alive.
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(USER_ERROR_STATUS)
+
+
+def is_user_error(error: BaseException) -> bool:
+    """Tell whether an exception is about the input of a command: its options, its files, its data, the Hub."""
+    names = {f"{parent.__module__}.{parent.__qualname__}" for parent in type(error).__mro__}
+    return isinstance(error, _USER_ERRORS) or bool(names & _NAMED_USER_ERRORS)
+
+
+def one_line(message: str) -> str:
+    """Return a message with its line breaks and runs of spaces as single spaces."""
+    return " ".join(message.split())
+
+
+def format_size(gigabytes: float) -> str:
+    """Return a size for people: in GB, or in MB below 0.1 GB.
+
+    Args:
+        gigabytes: in 10^9 bytes.
+
+    Example:
+        >>> format_size(1.234), format_size(0.0123)
+        ('1.23 GB', '12.3 MB')
+    """
+    return f"{gigabytes:,.2f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:,.1f} MB"
+
+
+def read_yaml(path: Path, kind: str = "recipe") -> Any:
+    """Read a YAML file.
+
+    Args:
+        path: of the file.
+        kind: what it is, for messages.
+
+    Raises:
+        ValueError: when it is missing, no text or no YAML; names the file, the line and the column.
+    """
+    if not path.is_file():
+        raise ValueError(f"no {kind} at {path}{_nearest_path(path)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 (byte {error.start}): pass a YAML file") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        raise ValueError(f"{path}, line {line}, column {column}: {error.reason}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = " ".join(filter(None, (getattr(error, "context", None), getattr(error, "problem", None))))
+        raise ValueError(f"{path}{place}: {problem or error}") from error
+
+
+def check_sources(sources: Iterable[tuple[str, Literal["model", "dataset"], str | Sequence[str] | None]]) -> None:
+    """Check that models and data sets are there, before any work and without long waits.
+
+    A name is a file or folder, a built-in data set, a pattern or address (which its reader checks), or the id of a
+    repository on the Hub. What looks like a path is never asked for on the Hub. The Hub is asked once, for a
+    repository that is not in the cache.
+
+    Args:
+        sources: option, kind and value; a value may be missing or a list.
+
+    Raises:
+        FileNotFoundError: for a path that does not exist, or a repository that does not exist or is not public.
+        OSError: when the Hub cannot be asked.
+
+    Example:
+        >>> check_sources([("--dataset", "dataset", "openmoji"), ("--text_model", "model", None)])
+    """
+    for option, kind, value in sources:
+        for name in [value] if isinstance(value, str) else value or []:
+            _check_source(option, kind, name)
+
+
+def _check_source(option: str, kind: str, name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if Path(name).expanduser().exists() or _PATTERN.search(name) or (kind == "dataset" and name in _BUILT_IN_DATA):
+        return
+    missing = FileNotFoundError(f"{option}: there is no file or folder {name}{_nearest_path(Path(name))}")
+    if _looks_like_path(name):
+        raise missing
+    repo_id = name.partition(":")[0] if kind == "dataset" else name  # owner/name:configuration
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise missing from None
+    if not _is_cached(repo_id, kind):
+        _ask_hub(option, repo_id, kind)
+
+
+def _looks_like_path(name: str) -> bool:
+    """Tell whether a name cannot be meant as `name` or `owner/name` of the Hub."""
+    parts = Path(name).parts
+    return (
+        name.startswith(("/", ".", "~"))
+        or name.endswith("/")
+        or "\\" in name
+        or len(parts) > 2
+        or (len(parts) > 1 and parts[0] == "outputs")  # where the training scripts write
+        or _FILE_ENDING.search(name) is not None
+    )
+
+
+def _is_cached(repo_id: str, kind: str) -> bool:
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if any(Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo_id, repo_type=kind), "snapshots").glob("*")):
+        return True
+    # `datasets` keeps what it has prepared apart.
+    return kind == "dataset" and Path(constants.HF_HOME, "datasets", repo_id.replace("/", "___")).is_dir()
+
+
+def _ask_hub(option: str, repo_id: str, kind: str) -> None:
+    """Ask the Hub once for a repository.
+
+    Raises:
+        FileNotFoundError: it has none of that name, or does not show it.
+        OSError: it does not answer.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    nearest = _nearest_path(Path(repo_id))
+    neither = f"{option}: there is neither a file or folder {repo_id}{nearest} nor a {kind} of that name"
+    try:
+        _repository_info(HfApi(library_name="xmodal_hf"), repo_id, kind)
+    except OfflineModeIsEnabled:
+        raise FileNotFoundError(f"{neither} in the cache, and HF_HUB_OFFLINE=1 forbids to ask the Hub") from None
+    except GatedRepoError:
+        return  # it is there; whether this user may read it is seen when its files are read
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(f"{neither} on the Hub that your access token may read") from None
+    except (HTTPError, OSError) as error:
+        raise OSError(f"{neither} in the cache, and the Hub did not answer ({type(error).__name__})") from None
+
+
+def _repository_info(api: HfApi, repo_id: str, kind: str) -> None:
+    api.repo_info(repo_id, repo_type=kind, timeout=_HUB_TIMEOUT)
+
+
+def _option_tokens(args: Sequence[str]) -> list[str]:
+    """Return the options among some arguments, without their values."""
+    names = []
+    for token in args:
+        if token == "--":
+            break
+        name = token.partition("=")[0]
+        if _OPTION.fullmatch(name):
+            names.append(name)
+    return names
+
+
+def _did_you_mean(name: str, valid: Iterable[str]) -> str:
+    spelling = {option.replace("-", "_"): option for option in valid if "-" not in option[2:]}
+    nearest = difflib.get_close_matches(name.replace("-", "_"), spelling, n=1, cutoff=0)
+    return f"did you mean {spelling[nearest[0]]}?" if nearest else "there are none"
+
+
+def _nearest_path(path: Path) -> str:
+    """Say which file or folder beside a missing one has the most similar name, where one is similar."""
+    folder = path.parent
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    nearest = difflib.get_close_matches(path.name, names, n=1)
+    return f" (did you mean {folder / nearest[0]}?)" if nearest else ""
+
+
+def require_package(option: str, module: str, package: str) -> None:
+    """Raise an ImportError that names the package which an option needs, unless it is installed."""
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(f"{option} needs the package {package}: pip install {package}")

@@ -4,6 +4,9 @@ import json
 import os
 import pickle
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -299,3 +302,13 @@ def test_opening_reads_the_manifest_only(image_side, tmp_path, monkeypatch):
         if path.name != "manifest.json":
             path.unlink()
     assert len(FeatureStore.open(tmp_path / "store")) == 13
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(image_text_folder, pictures, tmp_path):
+    worker = [str(Path(__file__).with_name("extraction_worker.py")), str(image_text_folder), str(pictures)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, launcher in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *launcher, *worker, str(tmp_path / name)]
+        subprocess.run(command, check=True, env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+    assert contents(tmp_path / "two") == contents(tmp_path / "one") and len(contents(tmp_path / "one")) == 7 + 3

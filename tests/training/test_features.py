@@ -247,3 +247,59 @@ def test_views_are_drawn_each_epoch(train, tmp_path):
     assert len(list((tmp_path / "runs" / "features").iterdir())) == 1
     with pytest.raises(SystemExit):
         train("off", "--freeze", "image", "--augment", "--feature_views", 3, "--features", "off")
+
+
+class TestExtractionBeforehand:
+    """`extract_features.py` writes what training reads."""
+
+    @pytest.fixture
+    def extract(self, picture_table, sound_table):
+        def run(*options, modality="image"):
+            table = picture_table if modality == "image" else sound_table
+            common = ["--dataset", table, "--modality", modality, "--max_bad_fraction", 0.1, "--max_length", 12]
+            script = SCRIPT.with_name("extract_features.py")
+            runpy.run_path(str(script))["main"]([str(value) for value in (*common, *options)])
+
+        return run
+
+    def test_training_takes_it_as_its_own(self, train, extract, models, tmp_path, monkeypatch, capsys):
+        extract("--model", models / "image", "--output_dir", tmp_path / "image")
+        extract("--model", models / "image", "--side", "text", "--output_dir", tmp_path / "text")
+        extract("--model", models / "audio", "--output_dir", tmp_path / "audio", modality="audio")
+        assert "of long clips, the first window" in capsys.readouterr().out
+        sizes = [len(FeatureStore.open(tmp_path / side)) for side in ("image", "text", "audio")]
+        assert sizes == [24, sum(1 + number % 3 for number in range(ITEMS)), 25]
+        monkeypatch.setattr(FrozenSide, "pooled", lambda *_: pytest.fail("an item was embedded again"))
+        train("image", "--freeze", "image", "--features", tmp_path / "image")
+        train("text", "--freeze", "text", "--features", tmp_path / "text")
+        train("audio", "--freeze", "audio", "--features", tmp_path / "audio", modality="audio")
+
+    def test_a_tower_alone_is_the_tower_of_the_model(self, extract, models, image_text_processor, tmp_path):
+        whole = ImageTextDualEncoder.from_pretrained(models / "image")
+        for kind, tower, part in (
+            ("image", whole.image_model, image_text_processor.image_processor),
+            ("text", whole.text_model, image_text_processor.tokenizer),
+        ):
+            tower.save_pretrained(tmp_path / kind)
+            part.save_pretrained(tmp_path / kind)
+            extract(f"--{kind}_model", tmp_path / kind, "--output_dir", tmp_path / "alone" / kind)
+            extract("--model", models / "image", "--side", kind, "--output_dir", tmp_path / "whole" / kind)
+            stores = [FeatureStore.open(tmp_path / name / kind) for name in ("alone", "whole")]
+            assert stores[0].identity == stores[1].identity
+            vectors = [store.vectors(range(len(store))) for store in stores]
+            assert len(vectors[0]) >= 24 and torch.equal(*vectors)
+
+    @pytest.mark.parametrize(
+        "options, message",
+        [
+            ([], "pass one of --model"),
+            (["--model", "a", "--text_model", "b"], "pass one of --model"),
+            (["--image_model", "a", "--side", "text"], "--image_model has no text tower"),
+            (["--model", "a", "--side", "audio"], "the audio side needs --modality audio"),
+            (["--model", "a", "--features", "b"], "the folder of the vectors is --output_dir"),
+        ],
+    )
+    def test_options_that_do_not_fit(self, extract, capsys, options, message):
+        with pytest.raises(SystemExit):
+            extract(*options)
+        assert message in capsys.readouterr().err

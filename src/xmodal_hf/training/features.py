@@ -12,14 +12,16 @@ from torch import nn
 from transformers import ProcessorMixin
 
 from ..data.audio import clip_seconds
+from ..data.collators import PairCollator
 from ..data.mixing import PairTable
+from ..data.sampling import PairDataset
 from ..features.extraction import ExtractionOptions, extract
 from ..features.frozen import SIDES, FrozenSide, Side
 from ..features.identity import short_name
 from ..features.manifest import MANIFEST_NAME, UNFINISHED_NAME, Manifest
 from ..features.store import FeatureStore
 from .arguments import PairArguments, TextModelArguments, TrainingArguments
-from .batches import pair_rows
+from .batches import pair_rows, text_lengths
 from .sharding import is_sharded
 
 # Of the folder beside the outputs where vectors are kept by default.
@@ -28,7 +30,7 @@ FOLDER_NAME = "features"
 _BATCH_SIZE = 64
 # Of the augmented views: not the run's, so that runs with other seeds share them.
 _VIEW_SEED = 0
-_DEFAULT_DTYPE = "float16"
+DEFAULT_DTYPE = "float16"
 # What `load_pairs` is called with: kept in the store, so that a search finds the pictures again.
 _SOURCE_OPTIONS = ("dataset", "split", "image_column", "audio_column", "text_column", "id_column", "max_samples")
 
@@ -133,18 +135,7 @@ def _open_side(
 ) -> FeatureStore | None:
     """Open or write the store of a side; None where `auto` leaves it alone."""
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
-    rows, collator = pair_rows(table, processor, text, pairs, _VIEW_SEED, any_longer=False)
-    changing = changing_input(side, pairs, processor)
-    frozen = FrozenSide(
-        side,
-        whole,
-        rows,
-        collator,
-        compute=accelerator.mixed_precision,
-        num_views=pairs.feature_views if changing is not None else 1,
-        augment=_augmentation(pairs),
-        source={name: getattr(pairs, name) for name in (*_SOURCE_OPTIONS, "modality")},
-    )
+    frozen = build_frozen_side(whole, side, table, processor, text, pairs, accelerator.mixed_precision)
     folder, dtype = _place(frozen, training, pairs, is_only_one)
     is_complete = (folder / MANIFEST_NAME).is_file()
     if not is_complete and pairs.features == "auto":
@@ -171,7 +162,7 @@ def _place(
     frozen: FrozenSide, training: TrainingArguments, pairs: PairArguments, is_only_one: bool
 ) -> tuple[Path, str]:
     """Return the folder of a side's store, and the precision of its vectors."""
-    dtype = pairs.feature_dtype or _DEFAULT_DTYPE
+    dtype = pairs.feature_dtype or DEFAULT_DTYPE
     if pairs.features == "auto":
         parent = Path(training.output_dir).absolute().parent / FOLDER_NAME
         return parent / short_name(frozen.identity, dtype), dtype
@@ -190,6 +181,44 @@ def _manifest_in(folder: Path) -> Manifest | None:
     """Return the manifest of a store, complete or not; None where there is none."""
     names = [name for name in (MANIFEST_NAME, UNFINISHED_NAME) if (folder / name).is_file()]
     return Manifest.read(folder / names[0]) if names else None
+
+
+def build_frozen_side(
+    model: nn.Module,
+    side: Side,
+    table: PairTable,
+    processor: ProcessorMixin,
+    text: TextModelArguments,
+    pairs: PairArguments,
+    compute: str,
+) -> FrozenSide:
+    """Return a side as training sees it; its augmented views are those of a seed of their own.
+
+    Args:
+        model: a dual encoder, or a `SentenceEncoder` for the text side.
+        side: image, audio or text.
+        table: the pairs.
+        processor: of the model.
+        text, pairs: the options.
+        compute: precision of the computation: no, bf16 or fp16.
+    """
+    if side == "text":
+        rate = None if "image" in table.column_names else 1  # no sound is decoded
+        rows = PairDataset(table, seed=_VIEW_SEED, sampling_rate=rate)
+        collator = PairCollator(processor, **text_lengths(processor.tokenizer, text))
+    else:
+        rows, collator = pair_rows(table, processor, text, pairs, _VIEW_SEED, any_longer=False)
+    changes = changing_input(side, pairs, processor) is not None
+    return FrozenSide(
+        side,
+        model,
+        rows,
+        collator,
+        compute=compute,
+        num_views=pairs.feature_views if changes else 1,
+        augment=_augmentation(pairs),
+        source={name: getattr(pairs, name) for name in (*_SOURCE_OPTIONS, "modality")},
+    )
 
 
 def _augmentation(pairs: PairArguments) -> dict[str, Any]:

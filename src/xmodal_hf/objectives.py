@@ -270,29 +270,43 @@ def _count_parts(items: int, micro_batch_size: int) -> int:
 
 
 def _split_rows(batch: Mapping[str, Any], parts: int, num_views: int = 1) -> list[Batch]:
-    """Cut the items of a view-major batch into `parts`, each view-major again, padding cut to each part's longest."""
+    """Cut the items of a view-major batch into `parts`, each view-major again, padding cut to each part's longest.
+
+    With one view the parts are views of the batch's tensors: pictures of a large batch lie on a GPU once.
+    """
     items = _num_texts(batch) // num_views
     if items < parts:
         raise ValueError(f"{items} items cannot be cut into {parts} parts: raise micro_batch_size or the batch size")
-    rows_of = torch.arange(items * num_views).view(num_views, items)
-    split = []
-    for columns in rows_of.tensor_split(parts, dim=1):
-        rows = columns.flatten()
-        part = {name: _take(value, rows) for name, value in batch.items()}
-        split.append(_trim_padding(part))
+    ends = _token_ends(batch)
+    split, start = [], 0
+    for numbers in torch.arange(items).tensor_split(parts):
+        chosen = slice(start, start := start + len(numbers))
+        part = {name: _take(value, chosen, num_views) for name, value in batch.items()}
+        split.append(part if ends is None else _cut_text(part, max(_take(ends, chosen, num_views))))
     return split
 
 
-def _take(value: Any, rows: Tensor) -> Any:
-    return value[rows.to(value.device)] if isinstance(value, Tensor) else [value[row] for row in rows.tolist()]
+def _take(value: Any, items: slice, num_views: int) -> Any:
+    """Return the rows of neighbouring items in all views of a view-major tensor or list."""
+    if num_views == 1:
+        return value[items]
+    if isinstance(value, Tensor):
+        return value.unflatten(0, (num_views, -1))[:, items].flatten(0, 1)
+    rows = len(value) // num_views
+    return [row for start in range(0, len(value), rows) for row in value[start : start + rows][items]]
 
 
-def _trim_padding(batch: Batch) -> Batch:
-    """Drop the columns of right padding that no row of the batch needs."""
+def _token_ends(batch: Mapping[str, Any]) -> list[int] | None:
+    """Return the column after the last token of each text, at least 1, in one transfer from the device."""
     mask = batch.get("attention_mask")
     if mask is None:
-        return batch
-    width = int(mask.any(dim=0).nonzero().max()) + 1 if mask.any() else 1
+        return None
+    columns = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (mask.bool() * columns).amax(dim=1).clamp(min=1).tolist()
+
+
+def _cut_text(batch: Batch, width: int) -> Batch:
+    """Drop the columns of right padding that no row of the batch needs."""
     text = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "mlm_input_ids", "mlm_labels")
     return {name: value[:, :width] if name in text else value for name, value in batch.items()}
 

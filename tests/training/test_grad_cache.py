@@ -3,6 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xmodal_hf.objectives import CrossModalObjective, JointObjective, SentenceObjective
 from xmodal_hf.training.grad_cache import cached_backward
@@ -153,6 +154,40 @@ def test_parts_are_view_major_and_cover_the_batch(text_batch):
     seen = [torch.nn.functional.pad(part["input_ids"], (0, width - part["input_ids"].shape[1])) for part in parts]
     by_view = [torch.cat([part.chunk(3)[view] for part in seen]) for view in range(3)]
     assert torch.equal(torch.cat(by_view), batch["input_ids"])
+
+
+def test_pictures_are_not_copied_and_the_device_is_asked_once(pair_batch):
+    """A batch of 32,768 pictures fills a quarter of a large GPU; each question of a mask would wait for the device."""
+    batch = pair_batch(12)
+    questions = CountedQuestions()
+    with questions:
+        parts = CrossModalObjective().split(batch, 2)
+    assert len(parts) == 6 and questions.count == 0
+    storage = batch["pixel_values"].untyped_storage().data_ptr()
+    assert all(part["pixel_values"].untyped_storage().data_ptr() == storage for part in parts)
+    lengths = [int(part["attention_mask"].sum(dim=1).max()) for part in parts]
+    assert [part["input_ids"].shape[1] for part in parts] == lengths
+    assert len(set(lengths)) > 1
+
+
+class CountedQuestions(TorchDispatchMode):
+    """Counts what makes Python wait for a number of a device: single numbers, and results of unknown size."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("views", [1, 2, 3])
+def test_lists_are_cut_as_tensors_are(views, text_batch):
+    batch = text_batch(views * 7)
+    batch["ids"] = [str(number) for number in batch["input_ids"].sum(dim=1).tolist()]
+    for part in SentenceObjective(num_views=views).split(batch, 3):
+        assert part["ids"] == [str(number) for number in part["input_ids"].sum(dim=1).tolist()]
 
 
 def test_micro_batch_size_must_be_positive(text_batch):

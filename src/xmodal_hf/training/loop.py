@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -27,14 +27,17 @@ from tqdm.auto import tqdm
 from ..objectives import Batch, Objective, ObjectiveOutput
 from .arguments import TrainingArguments
 from .averaging import WeightAverage
-from .batches import Stream
 from .checkpoint import StateKeeper, check_same_run, read_state
 from .faults import BadStepsError, BufferGuard, StopSignals, batch_ids, describe_ids
 from .grad_cache import cached_backward
 from .optimization import build_optimizer, build_scheduler, clamp_logit_scale
 from .sharding import average_gradients, is_sharded, prepare_sharding
 from .towers import compile_towers, set_training_mode
-from .validation import Validation
+
+if TYPE_CHECKING:
+    # The loop itself runs without the packages that data and evaluation need.
+    from .batches import Stream
+    from .validation import Validation
 
 LOG_NAME = "train_log.jsonl"
 VALIDATION_LOG_NAME = "validation_log.jsonl"

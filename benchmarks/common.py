@@ -66,9 +66,12 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def matmul_peak(device: str, dtype: torch.dtype) -> float:
-    """Operations a second of large square products: what the best kernel reaches here, not what the vendor prints."""
-    edge = _PEAK_EDGE[device]
+def matmul_peak(device: str, dtype: torch.dtype, edge: int | None = None) -> float:
+    """Operations a second of large square products: what the best kernel reaches here, not what the vendor prints.
+
+    `edge` is that of the squares, large enough for the device unless given.
+    """
+    edge = edge or _PEAK_EDGE[device]
     left, right = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
     torch.mm(left, right)
     seconds = []

@@ -24,9 +24,6 @@ from transformers import (
 )
 
 from xmodal_hf import ImageTextDualEncoder, ImageTextProcessor
-from xmodal_hf.data.collators import PairCollator
-from xmodal_hf.data.sampling import PairDataset
-from xmodal_hf.data.sources import load_pairs
 from xmodal_hf.models.conversion_open_clip import from_open_clip
 from xmodal_hf.objectives import CrossModalObjective
 from xmodal_hf.training.arguments import TrainingArguments
@@ -71,6 +68,11 @@ class Pairs:
 
 def load_batches(data_dir: Path, batch_size: int, count: int, device: str) -> Pairs:
     """Seeded batches of Flickr8k's training pairs, of the built-in emoji where it is absent."""
+    # Here, so that made batches need no package of data.
+    from xmodal_hf.data.collators import PairCollator
+    from xmodal_hf.data.sampling import PairDataset
+    from xmodal_hf.data.sources import load_pairs
+
     captions = data_dir / "flickr8k" / "captions.jsonl.gz"
     source = str(captions) if captions.exists() else "openmoji"
     items = PairDataset(load_pairs(source), seed=0, min_image_size=IMAGE_SIZE)

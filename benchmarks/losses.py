@@ -123,8 +123,8 @@ def floor_operations(run: Run) -> int:
     return 8 * run.n**2 * run.d + (14 * run.n * run.d**2 if run.objective == "cyclip" else 0)
 
 
-def measure(run: Run) -> dict[str, float]:
-    """Seconds, peak bytes, floor and gradient errors of one run."""
+def measure(run: Run, peak: float | None = None) -> dict[str, float]:
+    """Seconds, peak bytes, floor and gradient errors of one run; `peak` is `matmul_peak`, where it was measured."""
     torch.set_float32_matmul_precision("high" if run.precision == "tf32" else "highest")
     loss, inputs = loss_of(run), make_inputs(run)
 
@@ -139,7 +139,7 @@ def measure(run: Run) -> dict[str, float]:
     times = [seconds_of(step, run.device) for _ in range(run.repeats)] or [first]
     result = {"seconds": statistics.median(times), "extra_bytes": float(memory.bytes), "peak_bytes": float(memory.peak)}
     dtype = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
-    result["floor_seconds"] = floor_operations(run) / matmul_peak(run.device, dtype)
+    result["floor_seconds"] = floor_operations(run) / (peak or matmul_peak(run.device, dtype))
     if run.objective == "clip":
         result |= gradient_errors(inputs)
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ Seconds = dict[str, list[float]]
 
 def describe_machine(device: str, *peers: str) -> dict[str, Any]:
     """Hardware, versions (of installed peers too) and the load average of the last minute."""
-    installed = {name: version(name) for name in (*_PACKAGES, *peers) if is_installed(name)}
+    installed = {name: _version(name) for name in (*_PACKAGES, *peers) if is_installed(name)}
     machine: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "cores": os.cpu_count(),
@@ -45,6 +46,14 @@ def describe_machine(device: str, *peers: str) -> dict[str, Any]:
         "versions": installed,
     }
     return machine
+
+
+def _version(distribution: str) -> str:
+    """The version of an installed distribution, or of a package that only lies on the path."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return importlib.import_module(distribution).__version__
 
 
 def cpu_name() -> str:

@@ -45,7 +45,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         *TORCH_FAMILY,
-        "transformers>=5.17,<6",
+        "transformers>=5.20,<6",
         "accelerate>=1.10",
         "datasets>=4",
         "evaluate>=0.4.6",

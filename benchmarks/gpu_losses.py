@@ -25,7 +25,7 @@ from losses import Run, make_inputs, measure, why_missing
 from xmodal_hf.losses import clip_loss
 from xmodal_hf.losses.streaming import DEVICE_TILE_EDGE
 
-METHODS = ("streamed", "memeff", "dense", "open_clip")
+METHODS = ("streamed", "memeff", "dense")
 SIZES = {"full": ([32_768, 65_536], [512, 1024]), "tiny": ([96], [16])}
 REPEATS = {"full": 5, "tiny": 1}
 EDGES = {"full": [1024, 2048, 4096, 8192, 16_384], "tiny": [32, 64]}

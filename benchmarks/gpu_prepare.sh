@@ -9,8 +9,8 @@
 #   --output FOLDER     of the wheels and the data (default: .gpu_carry, which git ignores)
 #   --most_mib N        what may be carried, working tree included (default: 64)
 #
-# The machine is expected to have torch, torchvision, torchaudio, transformers, accelerate, peft, scikit-learn, scipy,
-# pyarrow, pandas, matplotlib, Jinja2, PyYAML and tensorboard. PYTHON names the interpreter here (default: python3).
+# The machine is expected to have torch, torchvision, torchaudio, accelerate, peft, timm, scikit-learn, scipy, pyarrow,
+# pandas, matplotlib, Jinja2, PyYAML, tensorboard, and some release of transformers 5 with its needs. PYTHON names the interpreter here (default: python3).
 # Flickr8k comes along where XMODAL_HF_DATA (default: ../shared/data) has it and there is room; the last part needs it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -28,9 +28,9 @@ while [ $# -gt 0 ]; do
 done
 
 python=${PYTHON:-python3} data=${XMODAL_HF_DATA:-../shared/data}
-# Loading data and evaluating, at the tested versions; then the peers.
-packages=(datasets evaluate dill multiprocess soundfile cffi pycparser)
-peers=$(grep -E '^(open_clip_torch|timm|ftfy|wcwidth|memeff)==' benchmarks/requirements.txt | cut -d';' -f1)
+# What the package needs, at the tested versions; then the peers.
+packages=(transformers datasets evaluate dill multiprocess soundfile cffi pycparser)
+peers=$(grep -E '^(open_clip_torch|ftfy|wcwidth|memeff)==' benchmarks/requirements.txt | cut -d';' -f1)
 
 rm -rf "$output/wheels"
 mkdir -p "$output/wheels"

@@ -73,7 +73,8 @@ def run(record: Record, options: argparse.Namespace) -> None:
         trial = record.measure("first steps", partial(train, folder / "trial", CAPTIONS, FULL | {"max_steps": TRIAL_STEPS}))
         if "steps" not in trial:
             return
-        left = seconds_left(options) - EVALUATION_SECONDS
+        start_seconds = trial["wall_seconds"] - trial["seconds"]  # of reading the data and building the model
+        left = seconds_left(options) - start_seconds - EVALUATION_SECONDS
         steps = int(left / trial["seconds_a_step"])
         if steps < LEAST_STEPS:
             record.measure("cell", partial(dict, skipped=f"time was left for {max(steps, 0)} steps only"))

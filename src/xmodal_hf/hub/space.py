@@ -27,7 +27,7 @@ _MODALITIES = {"xmodal_image_text": "image", "xmodal_audio_text": "audio"}
 # Version of Gradio for a Space where none is installed here; the page was tested with it.
 _GRADIO = "6.31.0"
 # What the app imports beside Gradio, which Spaces install by themselves, in the ranges of setup.py.
-_REQUIREMENTS = ["transformers>=5.17,<6", "torch>=2.8,<2.12", "safetensors", "pillow"]
+_REQUIREMENTS = ["transformers>=5.20,<6", "torch>=2.8,<2.12", "safetensors", "pillow"]
 _MODALITY_REQUIREMENTS = {"image": ["torchvision>=0.23,<0.27"], "audio": ["torchaudio>=2.8,<2.12", "soundfile"]}
 # Built-in gallery -> what its licence asks for, and words to begin with.
 _ATTRIBUTIONS = {

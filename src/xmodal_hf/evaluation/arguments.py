@@ -31,7 +31,7 @@ class EvaluationArguments:
     compare: str | None = option(
         None, "Comma-separated name=results.json of other models: a comparison table and a scatter plot are made."
     )
-    pooling: Literal["cls", "mean", "max", "eos", "pooler"] = option(
+    pooling: Literal["cls", "mean", "max", "eos", "last", "pooler"] = option(
         "mean", "Pooling of an Auto text model; others know theirs."
     )
     max_length: int | None = option(None, "Tokens a text at most. Default: the model's own limit.")

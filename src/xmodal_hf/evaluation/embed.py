@@ -42,7 +42,8 @@ from xmodal_hf.data.images import decode_image
 from xmodal_hf.models.modeling_dual_encoder import DualEncoder
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
 from xmodal_hf.models.pooling import pool
-from xmodal_hf.models.text_tower import longest_text, own_pooled_output, pads_to_max_length, token_batches
+from xmodal_hf.models.text_format import TextFormat, check_reads_texts
+from xmodal_hf.models.text_tower import TextTowerMixin, evaluation_mode, own_pooled_output, token_batches
 
 from .checks import as_embeds
 
@@ -50,8 +51,6 @@ Modality = Literal["image", "audio"]
 
 _SECONDS_BEFORE_BAR = 2.0
 _TOKENIZED_AT_ONCE = 10_000
-# Read the last of a fixed number of tokens. Their published tokenizers give no mask: padding is attended to.
-_FIXED_LENGTH_MODELS = ("siglip", "siglip2")
 _FUSION_SEED = 0
 # Modality -> the processor's part that prepares it.
 _ENCODER_PART: dict[Modality, str] = {"image": "image_processor", "audio": "feature_extractor"}
@@ -148,8 +147,15 @@ class TextModelEmbedder(Embedder):
         self.options = options or EmbedOptions()
 
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
+        if not isinstance(self.model, SentenceEncoder):
+            text_format = TextFormat.of(self.model, self.tokenizer)
+            with evaluation_mode(self.model):
+                check_reads_texts(self.pooling, self.model.config, text_format, self._forward_on_device)
         embeds = _encode_texts(_checked_texts(texts), self.model, self.tokenizer, self._forward, self.options)
         return _float32(embeds, normalize)
+
+    def _forward_on_device(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self._forward({name: value.to(self.model.device) for name, value in inputs.items()})
 
     def _forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if isinstance(self.model, SentenceEncoder):
@@ -267,7 +273,7 @@ def as_embedder(
             `SentenceEncoder` or an Auto text model with its tokenizer as `processor`; a SentenceTransformer; or a
             function from a list of sentences to (n, D) embeddings.
         processor: as above; None takes the one in the folder or Hub repository that the model was loaded from.
-        pooling: of an Auto text model: cls, mean, max, eos or pooler (its own pooled output).
+        pooling: of an Auto text model: cls, mean, max, eos, last or pooler (its own pooled output).
         options: batch sizes, precision, progress bar.
 
     Raises:
@@ -379,19 +385,6 @@ class Counted(Iterable[Any]):
         return self._length
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run without dropout and gradients, and give every module its old mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def _encode_texts(
     texts: list[str],
     model: PreTrainedModel,
@@ -400,43 +393,28 @@ def _encode_texts(
     options: EmbedOptions,
 ) -> np.ndarray:
     """Tokenize, batch by tokens, run `forward`, restore the order."""
-    limit = longest_text(model, tokenizer)
-    fixed_length = _has_fixed_length(model, tokenizer)
-    rows = _tokenize(texts, tokenizer, min(options.max_length or limit, limit), with_mask=not fixed_length)
-    padding: dict[str, Any] = {"padding": "max_length", "max_length": limit} if fixed_length else {}
-    lengths = [limit if fixed_length else len(row["input_ids"]) for row in rows]
-    batches = token_batches(lengths, options.max_tokens_per_batch or default_tokens_per_batch(model.device))
+    if isinstance(model, TextTowerMixin):
+        model.check_tokenizer(tokenizer)
+    text_format = TextFormat.of(model, tokenizer, options.max_length)
+    rows: list[dict[str, list[int]]] = []
+    for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+        rows += text_format.tokenize(texts[start : start + _TOKENIZED_AT_ONCE])
+    max_tokens = options.max_tokens_per_batch or default_tokens_per_batch(model.device)
+    batches = token_batches(text_format.lengths(rows), max_tokens)
     embeds: np.ndarray | None = None
     bar = _bar(len(texts), "text", options)
     with bar, evaluation_mode(model):
         for batch in batches:
-            inputs = tokenizer.pad([rows[index] for index in batch], return_tensors="pt", **padding)
+            padded = text_format.collate([rows[index] for index in batch])
+            inputs = {name: value.to(model.device) for name, value in padded.items()}
             with _autocast(model, options.dtype):
-                batch_embeds = _float32(forward(inputs.to(model.device)), normalize=False)
+                batch_embeds = _float32(forward(inputs), normalize=False)
             if embeds is None:
                 embeds = np.empty((len(texts), batch_embeds.shape[1]), dtype=np.float32)
             embeds[batch] = batch_embeds
             bar.update(len(batch))
     assert embeds is not None  # _checked_texts refuses an empty list
     return embeds
-
-
-def _has_fixed_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the model reads the last of a fixed number of tokens, as SigLIP does; a tokenizer's file can say so."""
-    return model.config.model_type in _FIXED_LENGTH_MODELS or pads_to_max_length(tokenizer)
-
-
-def _tokenize(
-    texts: list[str], tokenizer: PreTrainedTokenizerBase, limit: int, with_mask: bool
-) -> list[dict[str, list[int]]]:
-    """One dictionary of unpadded lists a text; without `with_mask` the tokenizer decides whether there is a mask."""
-    mask = {"return_attention_mask": True} if with_mask else {}
-    rows = []
-    for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
-        chunk = texts[start : start + _TOKENIZED_AT_ONCE]
-        columns = tokenizer(chunk, truncation=True, max_length=limit, **mask)
-        rows += [{name: column[i] for name, column in columns.items()} for i in range(len(chunk))]
-    return rows
 
 
 def _encode_items(

@@ -34,7 +34,7 @@ def load_embedder(
     Args:
         model: path or Hub id of one of our checkpoints, of a CLIPModel, SiglipModel or ClapModel, of a
             sentence-transformers model, or of any Auto text model.
-        pooling: of an Auto text model: cls, mean, max, eos or pooler. The others know theirs.
+        pooling: of an Auto text model: cls, mean, max, eos, last or pooler. The others know theirs.
         device: such as "cpu" or "cuda:1"; None takes a GPU where there is one.
         options: batch sizes, precision, progress bar.
         trust_remote_code: run the code that comes with a checkpoint.

@@ -11,11 +11,14 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
     MODEL_MAPPING,
     ClapTextConfig,
+    MegatronBertConfig,
+    MegatronBertModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RobertaConfig,
@@ -25,10 +28,28 @@ from transformers import (
 from ..models.configuration_dual_encoder import tower_hidden_size
 from ..models.modeling_dual_encoder import DualEncoder, ProjectionMLP
 from ..models.modeling_sentence_encoder import SentenceEncoder
-from ..models.sentence_transformers_files import vector_settings, write_json, write_modules
+from ..models.pooling import end_of_text_index
+from ..models.sentence_transformers_files import padding_settings, vector_settings, write_json, write_modules
+from ..models.text_format import TextFormat, choose_pad_token, has_fixed_length, pads_to_max_length
+from ..models.weight_mapping import Rule, rename_weights
 
-# Ours -> theirs. `lasttoken` is the end-of-text token: the tokenizer puts it last.
-_POOLINGS = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "eos": "lasttoken"}
+# Ours -> theirs. For `eos` the tokenizer has to end every text with the end-of-text token.
+_POOLINGS = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "eos": "lasttoken", "last": "lasttoken"}
+# SigLIP's text tower is MegatronBERT's: norms before the layers, learned positions, no causal mask.
+_MEGATRON_RULES: list[Rule] = [
+    (r"embeddings\.token_embedding\.weight", "embeddings.word_embeddings.weight"),
+    (r"embeddings\.position_embedding\.weight", "embeddings.position_embeddings.weight"),
+    (r"encoder\.layers\.(\d+)\.layer_norm1\.(.*)", r"encoder.layer.\1.attention.ln.\2"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.q_proj\.(.*)", r"encoder.layer.\1.attention.self.query.\2"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.k_proj\.(.*)", r"encoder.layer.\1.attention.self.key.\2"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.v_proj\.(.*)", r"encoder.layer.\1.attention.self.value.\2"),
+    (r"encoder\.layers\.(\d+)\.self_attn\.out_proj\.(.*)", r"encoder.layer.\1.attention.output.dense.\2"),
+    (r"encoder\.layers\.(\d+)\.layer_norm2\.(.*)", r"encoder.layer.\1.ln.\2"),
+    (r"encoder\.layers\.(\d+)\.mlp\.fc1\.(.*)", r"encoder.layer.\1.intermediate.dense.\2"),
+    (r"encoder\.layers\.(\d+)\.mlp\.fc2\.(.*)", r"encoder.layer.\1.output.dense.\2"),
+    (r"final_layer_norm\.(.*)", r"encoder.ln.\1"),
+    (r"head\.(.*)", None),  # becomes a Dense module
+]
 # The activations that a Dense module can name: torch's classes without arguments.
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
 _IDENTITY = nn.Identity
@@ -44,26 +65,37 @@ def export_sentence_transformers(
         tokenizer: the model's.
         folder: made when missing.
 
+    SigLIP's text tower, which `AutoModel` does not know alone, is written as the MegatronBERT that it is, with its
+    head as a Dense module. Texts are padded as the model pads them.
+
     Returns:
         The folder. `SentenceTransformer(folder).encode` gives the model's unit-norm text embeddings (D,).
 
     Raises:
-        ValueError: when `AutoModel` does not know the text tower, or no Dense module can be the projection.
+        ValueError: when `AutoModel` does not know the text tower, no Dense module can be the projection, the pooling
+            reads the same of every text, or it is `eos` and the tokenizer puts other tokens behind the end of text.
     """
     folder = Path(folder)
+    tokenizer = _own_copy(tokenizer, model)
+    model.check_tokenizer(tokenizer)
     tower = _plain_tower(model.text_model)
     pooling = model.config.pooling if isinstance(model, SentenceEncoder) else model.config.text_pooling
     layers = _dense_layers(model)
+    if pooling == "eos":
+        _check_ends_texts(model, tokenizer)
+    if pooling == "pooler" and has_fixed_length(model.text_model):  # of the last position
+        pooling, layers = "last", [(model.text_model.head, _IDENTITY), *layers]
     tower.save_pretrained(folder)
-    max_tokens = _save_tokenizer(tokenizer, model, folder)
+    tokenizer.save_pretrained(folder)
 
-    settings = {"max_seq_length": max_tokens, "do_lower_case": False}
+    settings = {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False}
+    settings |= padding_settings(has_fixed_length(model.text_model) or pads_to_max_length(tokenizer))
     modules = {"": "Transformer"}
     if pooling == "pooler":
         settings |= vector_settings({"text": "forward"})
     else:
         hidden_size = tower_hidden_size(tower.config, "text_config")
-        mode = {f"pooling_mode_{name}": name == _POOLINGS[pooling] for name in _POOLINGS.values()}
+        mode = {f"pooling_mode_{name}": name == _POOLINGS[pooling] for name in dict.fromkeys(_POOLINGS.values())}
         write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": hidden_size, **mode})
         modules["1_Pooling"] = "Pooling"
     write_json(folder / "sentence_bert_config.json", settings)
@@ -84,6 +116,8 @@ def _plain_tower(tower: PreTrainedModel) -> PreTrainedModel:
         roberta = RobertaModel(RobertaConfig.from_dict(fields), add_pooling_layer=tower.pooler is not None)
         roberta.load_state_dict(dict(tower.named_parameters()))
         return roberta
+    if has_fixed_length(tower):
+        return _megatron_of(tower)
     if type(tower.config) not in MODEL_MAPPING:
         raise ValueError(
             f"transformers' AutoModel cannot load a {type(tower).__name__} alone: publish the model itself, which "
@@ -117,15 +151,60 @@ def _linear(layer: nn.Module, activation: type[nn.Module] = _IDENTITY) -> list[t
     return [(layer, activation)] if isinstance(layer, nn.Linear) else []
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, model: SentenceEncoder | DualEncoder, folder: Path) -> int:
-    """Save a copy that cuts where the tower ends, and names no processor: there is none here. Return the limit."""
+def _megatron_of(tower: PreTrainedModel) -> PreTrainedModel:
+    """Return SigLIP's text tower, without its head, as a MegatronBERT."""
+    config = tower.config
+    megatron = MegatronBertModel(
+        MegatronBertConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size,
+            hidden_act=config.hidden_act,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=config.attention_dropout,
+            max_position_embeddings=config.max_position_embeddings,
+            type_vocab_size=1,
+            layer_norm_eps=config.layer_norm_eps,
+            pad_token_id=config.pad_token_id,
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+        ),
+        add_pooling_layer=False,
+    )
+    types = {"embeddings.token_type_embeddings.weight": torch.zeros(1, config.hidden_size)}
+    megatron.load_state_dict(rename_weights(tower.state_dict(), _MEGATRON_RULES) | types)
+    return megatron
+
+
+def _own_copy(tokenizer: PreTrainedTokenizerBase, model: SentenceEncoder | DualEncoder) -> PreTrainedTokenizerBase:
+    """Return a copy that cuts where the tower ends, can pad, and names no processor: there is none here.
+
+    It pads on the right, where towers count positions as they were trained to, unless texts have a fixed length.
+    """
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.model_max_length = model.max_tokens(tokenizer)
+    text_format = TextFormat.of(model.text_model, tokenizer)
+    choose_pad_token(tokenizer)
+    tokenizer.model_max_length = text_format.max_length
+    if text_format.padded_length is None:
+        tokenizer.padding_side = "right"
     tokenizer._processor_class = None
     for name in ("processor_class", "auto_map"):
         tokenizer.init_kwargs.pop(name, None)
-    tokenizer.save_pretrained(folder)
-    return tokenizer.model_max_length
+    return tokenizer
+
+
+def _check_ends_texts(model: SentenceEncoder | DualEncoder, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise a ValueError unless the end-of-text token is the last of a text, the only one that can be exported."""
+    text_format = TextFormat.of(model.text_model, tokenizer)
+    ids = torch.tensor([text_format.tokenize(["a photo"])[0]["input_ids"]])
+    end = end_of_text_index(torch.ones_like(ids), ids, model.text_model.config.eos_token_id)
+    if end.item() != ids.shape[1] - 1:
+        raise ValueError(
+            "sentence-transformers reads the last token, and this tokenizer puts others behind the end of text: "
+            "publish the model itself, which sentence-transformers loads too"
+        )
 
 
 def _write_dense(folder: Path, linear: nn.Linear, activation: type[nn.Module]) -> None:

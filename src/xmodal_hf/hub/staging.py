@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ..models.sentence_transformers_files import write_json, write_sentence_transformers_files
+from ..models.text_tower_config import FIXED_LENGTH_TOWERS
 from .arguments import CardArguments
 from .card_results import RESULTS_NAME
 from .card_training import RUN_NAMES
@@ -179,9 +180,14 @@ def _copy(source: Path, target: Path) -> None:
 def _prepare_for_readers(folder: Path, model_type: str) -> None:
     """Add what transformers without this package, and sentence-transformers, load the folder by."""
     write_remote_code(folder)
-    write_sentence_transformers_files(folder, _VECTOR_METHODS[model_type])
     tokenizer_config = folder / _TOKENIZER_CONFIG_NAME
-    if model_type == "xmodal_sentence_encoder" and tokenizer_config.is_file():
+    has_tokenizer = tokenizer_config.is_file()
+    tower_type = read_json(folder / CONFIG_NAME)["text_config"].get("model_type")
+    pads = tower_type in FIXED_LENGTH_TOWERS or (
+        has_tokenizer and read_json(tokenizer_config).get("padding") == "max_length"
+    )
+    write_sentence_transformers_files(folder, _VECTOR_METHODS[model_type], pads_to_max_length=pads)
+    if model_type == "xmodal_sentence_encoder" and has_tokenizer:
         # A tokenizer that was a processor's names it, and AutoProcessor would look for it here.
         names = ("processor_class", "auto_map")
         write_json(tokenizer_config, {k: v for k, v in read_json(tokenizer_config).items() if k not in names})

@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .pooling import MODALITY_POOLINGS, TEXT_POOLINGS, check_pooling
+from .pooling import MODALITY_POOLINGS, TEXT_POOLINGS, check_eos, check_pooling
 from .text_tower_config import TextTowerConfigMixin
 
 PROJECTION_TYPES = ("linear", "mlp", "none")
@@ -51,7 +51,9 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
 
     Args:
         text_config: config, or dict with `model_type`, of the text tower (any `AutoModel` encoder).
-        text_pooling: `cls`, `mean`, `max`, `eos` or `pooler` (the tower's own pooled output).
+        text_pooling: `cls`, `mean`, `max`, `eos`, `last` or `pooler` (the tower's own pooled output).
+        text_length: of towers that were trained on texts of one length (SigLIP): the model itself pads shorter ones to
+            that many tokens, with the text tower's `pad_token_id`. None: texts are taken as they come.
         projection_dim: width of the shared space.
         projection_type: `linear` (no bias, as CLIP), `mlp` (Linear, activation, Linear, as CLAP) or `none`
             (both towers already have width `projection_dim`, as SigLIP).
@@ -64,6 +66,7 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
 
     text_config: PreTrainedConfig | dict | None = None
     text_pooling: str = "mean"
+    text_length: int | None = None
     projection_dim: int = 512
     projection_type: str = "linear"
     projection_hidden_act: str = "relu"
@@ -87,8 +90,7 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
         """Reject unknown pooling names, and `eos` without an end-of-text id."""
         check_pooling("text_pooling", self.text_pooling, TEXT_POOLINGS)
         check_pooling(f"{self.modality}_pooling", self.modality_pooling, MODALITY_POOLINGS)
-        if self.text_pooling == "eos" and not isinstance(getattr(self.text_config, "eos_token_id", None), int):
-            raise ValueError("text_pooling 'eos' needs text_config.eos_token_id: set it to the tokenizer's")
+        check_eos("text_pooling", self.text_pooling, getattr(self.text_config, "eos_token_id", None))
 
     def validate_projection(self) -> None:
         """Reject an unknown projection, a non-positive width, and `none` between towers of unequal width."""

@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .pooling import TEXT_POOLINGS, check_pooling
+from .pooling import TEXT_POOLINGS, check_eos, check_pooling
 from .text_tower_config import TextTowerConfigMixin
 
 HEADS = ("none", "linear", "mlp")
@@ -16,7 +16,9 @@ class SentenceEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
 
     Args:
         text_config: config, or dict with `model_type`, of the text tower (any `AutoModel` encoder).
-        pooling: `cls`, `mean`, `max`, `eos` or `pooler` (the tower's own pooled output).
+        pooling: `cls`, `mean`, `max`, `eos`, `last` or `pooler` (the tower's own pooled output).
+        text_length: of towers that were trained on texts of one length (SigLIP): the model itself pads shorter ones to
+            that many tokens, with the text tower's `pad_token_id`. None: texts are taken as they come.
         head: `none`, `linear`, or `mlp` (Linear and tanh, SimCSE's; Gao et al. 2021, section 6.3).
         head_dim: width of the head's output; None: the tower's width.
         mlm_head: build a head for the auxiliary masked-language-modelling loss (SimCSE, Gao et al. 2021, section 3.2);
@@ -29,6 +31,7 @@ class SentenceEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
 
     text_config: PreTrainedConfig | dict | None = None
     pooling: str = "mean"
+    text_length: int | None = None
     head: str = "none"
     head_dim: int | None = None
     head_at_inference: bool = True
@@ -37,8 +40,7 @@ class SentenceEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
     def validate_pooling(self) -> None:
         """Reject an unknown pooling, and `eos` without an end-of-text id."""
         check_pooling("pooling", self.pooling, TEXT_POOLINGS)
-        if self.pooling == "eos" and not isinstance(getattr(self.text_config, "eos_token_id", None), int):
-            raise ValueError("pooling 'eos' needs text_config.eos_token_id: set it to the tokenizer's")
+        check_eos("pooling", self.pooling, getattr(self.text_config, "eos_token_id", None))
 
     def validate_head(self) -> None:
         """Reject an unknown head or a non-positive width."""

@@ -24,6 +24,7 @@ from .configuration_dual_encoder import AudioTextConfig, DualEncoderConfig, Imag
 from .feature_extraction_log_mel import LogMelFeatureExtractor
 from .modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder
 from .processing_dual_encoder import AudioTextProcessor, ImageTextProcessor
+from .text_format import pad_to_fixed_length
 from .weight_mapping import Rule, Weights, build_with_weights, log_scale_offset, rename_weights
 
 # What CLIPModel, SiglipModel and VisionTextDualEncoderModel call differently.
@@ -115,20 +116,11 @@ def load_dual_processor(source: str | os.PathLike) -> ImageTextProcessor | Audio
     parts = processor.get_attributes() if isinstance(processor, ProcessorMixin) else []
     if "tokenizer" in parts and "image_processor" in parts:
         if isinstance(processor, transformers.SiglipProcessor):
-            pad_as_siglip(processor.tokenizer)
+            pad_to_fixed_length(processor.tokenizer)
         return ImageTextProcessor(processor.image_processor, processor.tokenizer)
     if "tokenizer" in parts and "feature_extractor" in parts:
         return AudioTextProcessor(processor.feature_extractor, processor.tokenizer)
     raise ValueError(f"{source} has a {type(processor).__name__}, not a processor of images or audio and texts")
-
-
-def pad_as_siglip(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a tokenizer pad to its `model_max_length`, without a mask: SigLIP reads the last of a fixed number of tokens.
-
-    The tokenizer's file keeps this for processors.
-    """
-    tokenizer.init_kwargs |= {"padding": "max_length", "model_input_names": ["input_ids"]}
-    tokenizer.model_input_names = ["input_ids"]
 
 
 def make_processor(
@@ -147,7 +139,7 @@ def make_processor(
             f"image_{name}": (preprocessing or {})[name] for name in ("mean", "std") if name in (preprocessing or {})
         }
         if model.config.image_config.model_type == "siglip_vision_model":
-            pad_as_siglip(tokenizer)
+            pad_to_fixed_length(tokenizer)
             squashed = transformers.SiglipImageProcessor(size={"height": size, "width": size}, resample=3, **pixels)
             return ImageTextProcessor(squashed, tokenizer)
         cropped = transformers.CLIPImageProcessor(

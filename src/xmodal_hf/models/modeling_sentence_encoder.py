@@ -21,13 +21,14 @@ from .configuration_sentence_encoder import SentenceEncoderConfig
 from .hub_files import HubModelMixin
 from .pooled_inputs import from_pooled
 from .sentence_transformers_files import write_sentence_transformers_files
+from .text_format import TextFormat, has_fixed_length
 from .text_tower import (
     TextTowerMixin,
+    evaluation_mode,
     find_tower,
     load_model,
     make_tower,
     output_flags,
-    pads_to_max_length,
     text_inputs_of,
     token_batches,
 )
@@ -119,6 +120,7 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
                 )
             self.mlm_head = MaskedLanguageModelHead(hidden_size)
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._checked_tokenizer: PreTrainedTokenizerBase | None = None
         self.post_init()
 
     @classmethod
@@ -129,7 +131,7 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
 
         Args:
             text_model: a model, local folder or Hub id; a model's weights are shared, not copied.
-            pooling: `cls`, `mean`, `max`, `eos` or `pooler`.
+            pooling: `cls`, `mean`, `max`, `eos`, `last` or `pooler`.
             config_kwargs: further fields of [`SentenceEncoderConfig`].
 
         The tower loses its own pooling layer where it has one that the pooling does not read.
@@ -150,7 +152,8 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
 
         Without those files sentence-transformers would take the mean of the tokens, whatever the pooling and the head.
         """
-        write_sentence_transformers_files(folder, {"text": "forward"})
+        fixed = has_fixed_length(self.text_model)
+        write_sentence_transformers_files(folder, {"text": "forward"}, pads_to_max_length=fixed)
 
     def poolings(self) -> Iterable[tuple[PreTrainedModel, str]]:
         """Yield the tower with the pooling that reads it."""
@@ -250,7 +253,8 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
 
         Raises:
             TypeError: for a single string.
-            ValueError: for no sentences, no tokenizer beside the model, or limits below 1.
+            ValueError: for no sentences, no tokenizer beside the model, limits below 1, or a pooling that reads the
+                same of every text of this tokenizer.
         """
         if isinstance(sentences, str):
             raise TypeError("encode takes a list of sentences: pass [sentence]")
@@ -261,23 +265,21 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         if max_tokens_per_batch < 1 or (batch_size is not None and batch_size < 1):
             raise ValueError(f"batches start at 1: got batch_size {batch_size}, {max_tokens_per_batch} tokens")
         tokenizer = tokenizer or self._own_tokenizer()
-        limit = max_length or self.max_tokens(tokenizer)
-        fixed = pads_to_max_length(tokenizer)  # and knows no mask
-        padding = {"padding": "max_length"} if fixed else {}
-        token_ids = tokenizer(list(sentences), truncation=True, max_length=limit, **padding)["input_ids"]
-        batches = token_batches([len(ids) for ids in token_ids], max_tokens_per_batch, batch_size)
-        was_training = self.training
-        self.eval()
+        if tokenizer is not self._checked_tokenizer:
+            self.check_tokenizer(tokenizer)
+            self._checked_tokenizer = tokenizer
+        text_format = TextFormat.of(self.text_model, tokenizer, max_length)
+        texts = text_format.tokenize(sentences)
+        batches = token_batches(text_format.lengths(texts), max_tokens_per_batch, batch_size)
         pooled = []
-        with torch.inference_mode(), tqdm(total=len(token_ids), desc="encode", disable=not show_progress) as bar:
+        with evaluation_mode(self), tqdm(total=len(texts), desc="encode", disable=not show_progress) as bar:
             for rows in batches:
-                batch = {"input_ids": [token_ids[row] for row in rows]}
-                mask = {} if fixed else {"return_attention_mask": True}
-                inputs = tokenizer.pad(batch, return_tensors="pt", **mask).to(self.device)
-                outputs = self(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"))
-                pooled.append(outputs.pooler_output.float().cpu())
+                batch = text_format.collate([texts[row] for row in rows])
+                inputs = {
+                    name: batch[name].to(self.device) for name in ("input_ids", "attention_mask") if name in batch
+                }
+                pooled.append(self(**inputs).pooler_output.float().cpu())
                 bar.update(len(rows))
-        self.train(was_training)
         # Outside inference mode, so that the result may take part in training.
         in_batches = torch.cat(pooled)  # (n, D)
         embeds = torch.empty_like(in_batches)

@@ -3,6 +3,8 @@
 Shapes: B batch, T tokens, H hidden.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -25,24 +27,65 @@ def maximum(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     return masked.amax(dim=1)
 
 
-def last_token(
-    hidden: torch.Tensor, attention_mask: torch.Tensor, input_ids: torch.Tensor, eos_token_id: int
-) -> torch.Tensor:
-    """Return the state of the first attended end-of-text token: (B, T, H), (B, T), (B, T) -> (B, H).
+def last_token(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return the state of the last attended token: (B, T, H), (B, T) -> (B, H), whichever side is padded."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), last_attended(attention_mask)]
 
-    CLIP pads with the end-of-text token, so it is the first one that counts; padding on the left, as GPT-2's, is not
-    attended. A row that was truncated without one is read at its last attended token.
-    """
-    positions = torch.arange(hidden.shape[1], device=hidden.device)  # (T,)
-    last_attended = (attention_mask.int() * positions).argmax(dim=1)  # (B,)
-    is_eos = (input_ids == eos_token_id) & attention_mask.bool()
-    index = torch.where(is_eos.any(dim=1), is_eos.int().argmax(dim=1), last_attended)
+
+def end_of_text(
+    hidden: torch.Tensor, attention_mask: torch.Tensor, input_ids: torch.Tensor, eos_token_id: int | Sequence[int]
+) -> torch.Tensor:
+    """Return the state of each text's first end-of-text token: (B, T, H), (B, T), (B, T) -> (B, H)."""
+    index = end_of_text_index(attention_mask, input_ids, eos_token_id)
     return hidden[torch.arange(len(hidden), device=hidden.device), index]
 
 
-TEXT_POOLINGS = ("cls", "mean", "max", "eos", "pooler")
+def last_attended(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Return the position of the last attended token of each row: (B, T) -> (B,). 0 for a row without any."""
+    positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)  # (T,)
+    return (attention_mask.bool() * positions).argmax(dim=1)
+
+
+def end_of_text_index(
+    attention_mask: torch.Tensor, input_ids: torch.Tensor, eos_token_id: int | Sequence[int]
+) -> torch.Tensor:
+    """Return the position of each text's first end-of-text token: (B, T), (B, T) -> (B,).
+
+    The rule, for every tokenizer: the first attended end-of-text token after the first attended token. So a start
+    token that is the end-of-text token as well (OPT begins texts with `</s>`) is not taken for the end, nor is padding
+    on either side that is filled with it (CLIP, GPT-2): the first of several counts. A row without one, such as a text
+    that was cut, is read at its last attended token.
+
+    Args:
+        attention_mask: (B, T), 1 for real tokens.
+        input_ids: (B, T).
+        eos_token_id: one id, or several of which each ends a text (Llama 3).
+    """
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
+    first = attention_mask.int().argmax(dim=1, keepdim=True)  # (B, 1)
+    is_eos = torch.zeros_like(input_ids, dtype=torch.bool)
+    for token_id in eos_ids(eos_token_id):
+        is_eos |= input_ids == token_id
+    is_eos &= attention_mask.bool() & (positions > first)
+    return torch.where(is_eos.any(dim=1), is_eos.int().argmax(dim=1), last_attended(attention_mask))
+
+
+def eos_ids(eos_token_id: int | Sequence[int] | None) -> list[int]:
+    """Return the end-of-text ids of a config, which names one, several or none."""
+    if eos_token_id is None:
+        return []
+    return [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
+
+
+TEXT_POOLINGS = ("cls", "mean", "max", "eos", "pooler", "last")
 # Image and audio towers have no end-of-text token.
 MODALITY_POOLINGS = ("cls", "mean", "max", "pooler")
+
+
+def check_eos(field: str, pooling: str, eos_token_id: int | Sequence[int] | None) -> None:
+    """Raise a ValueError for the pooling `eos` without an end-of-text id; `field` is the config's pooling."""
+    if pooling == "eos" and not eos_ids(eos_token_id):
+        raise ValueError(f"{field} 'eos' needs text_config.eos_token_id: set it to the tokenizer's, or use 'last'")
 
 
 def check_pooling(field: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -56,16 +99,16 @@ def pool(
     pooling: str,
     attention_mask: torch.Tensor | None = None,
     input_ids: torch.Tensor | None = None,
-    eos_token_id: int | None = None,
+    eos_token_id: int | Sequence[int] | None = None,
 ) -> torch.Tensor:
     """Pool token states by name: (B, T, H) -> (B, H).
 
     Args:
         hidden: (B, T, H).
-        pooling: `cls`, `mean`, `max` or `eos` (`pooler` is the tower's own output and never comes here).
+        pooling: `cls`, `mean`, `max`, `eos` or `last` (`pooler` is the tower's own output and never comes here).
         attention_mask: (B, T), 1 for real tokens; all real when None.
         input_ids: (B, T), for `eos`.
-        eos_token_id: for `eos`.
+        eos_token_id: for `eos`, one id or several.
 
     Raises:
         ValueError: for an unknown name, or `eos` without ids.
@@ -79,7 +122,9 @@ def pool(
     if pooling == "max":
         return maximum(hidden, attention_mask)
     if pooling == "eos":
-        if input_ids is None or eos_token_id is None:
+        if input_ids is None or not eos_ids(eos_token_id):
             raise ValueError("pooling 'eos' needs input_ids and an eos_token_id in the text config")
-        return last_token(hidden, attention_mask, input_ids, eos_token_id)
-    raise ValueError(f"unknown pooling {pooling!r}: pass one of cls, mean, max, eos")
+        return end_of_text(hidden, attention_mask, input_ids, eos_token_id)  # type: ignore[arg-type]
+    if pooling == "last":
+        return last_token(hidden, attention_mask)
+    raise ValueError(f"unknown pooling {pooling!r}: pass one of cls, mean, max, eos, last")

@@ -42,13 +42,22 @@ def vector_settings(method_of: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def write_sentence_transformers_files(folder: Path, method_of: Mapping[str, str]) -> None:
+def padding_settings(pads_to_max_length: bool) -> dict[str, Any]:
+    """Have the Transformer module pad every text to the tokenizer's `model_max_length`; by default it pads a batch."""
+    return {"processing_kwargs": {"text": {"padding": "max_length"}}} if pads_to_max_length else {}
+
+
+def write_sentence_transformers_files(
+    folder: Path, method_of: Mapping[str, str], pads_to_max_length: bool = False
+) -> None:
     """Make `SentenceTransformer(folder)` return the unit-norm vectors of a checkpoint of ours.
 
     Args:
         folder: of the checkpoint.
         method_of: modality (`text`, `image`, `audio`) -> the model's method whose `pooler_output` is the vector.
+        pads_to_max_length: whether texts are padded to a fixed length, as SigLIP's are.
     """
-    write_json(folder / "sentence_bert_config.json", vector_settings(method_of))
+    settings = vector_settings(method_of) | padding_settings(pads_to_max_length)
+    write_json(folder / "sentence_bert_config.json", settings)
     write_json(folder / "1_Normalize" / "config.json", {})
     write_modules(folder, {"": "Transformer", "1_Normalize": "Normalize"})

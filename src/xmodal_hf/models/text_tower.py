@@ -6,7 +6,8 @@ Shapes: B batch, T tokens, H hidden.
 import copy
 import inspect
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.utils import has_file
 
 from .configuration_dual_encoder import tower_hidden_size
 from .pooling import pool
+from .text_format import TextFormat, check_reads_texts, has_fixed_length, longest_text, train_padding_that_ends_texts
 from .text_packing import Packing, can_pack, packed_attention, pooled_token, position_ids
 
 # Layers that only a tower's own pooled output passes through, by model type. Found by a backward pass through the
@@ -37,9 +39,6 @@ _POOLER_LAYERS = {
     "convnext": "layernorm",
     "convnextv2": "layernorm",
 }
-# Tokenizers without a limit of their own report a huge number.
-_POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe")
-_NO_LIMIT = 100_000
 # The input of masked pre-training (DINOv2 and others).
 _MASK_TOKEN = "mask_token"
 
@@ -96,6 +95,8 @@ def make_tower(
         )
     _drop_unused_pooler(tower, pooling)
     freeze_unused(tower, pooling)
+    if "input_ids" in inputs:
+        train_padding_that_ends_texts(tower)
     if not is_new:
         _check_rebuilds(tower, pooling, field)
         # post_init() of the model would draw the weights of a replaced layer anew.
@@ -246,6 +247,58 @@ def describe(value: object) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Run without dropout and gradients, and give every module its old mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _left_padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Return how many columns of padding each row begins with, (B, T) -> (B,); None where no row begins with any."""
+    # A traced graph cannot depend on what the mask holds.
+    if attention_mask is None or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return None
+    shift = attention_mask.int().argmax(dim=1)  # the first maximum is the first real token
+    return shift if shift.any() else None
+
+
+def _rolled(values: torch.Tensor, shift: torch.Tensor, dim: int) -> torch.Tensor:
+    """Move each row's tokens to the left along `dim`, by its `shift` (B,); what falls out comes in on the right."""
+    width = values.shape[dim]
+    index = (torch.arange(width, device=shift.device) + shift.unsqueeze(1)) % width  # (B, T)
+    shape = [1] * values.ndim
+    shape[0], shape[dim] = index.shape
+    return values.take_along_dim(index.view(shape), dim=dim)
+
+
+def _rolled_back(outputs: BaseModelOutputWithPooling, shift: torch.Tensor) -> BaseModelOutputWithPooling:
+    """Undo `_rolled` in token states (B, T, H) and attentions (B, heads, T, T)."""
+    back = -shift
+    if outputs.last_hidden_state is not None:
+        outputs.last_hidden_state = _rolled(outputs.last_hidden_state, back, 1)
+    if outputs.hidden_states is not None:
+        outputs.hidden_states = tuple(_rolled(states, back, 1) for states in outputs.hidden_states)
+    if outputs.attentions is not None:
+        outputs.attentions = tuple(_rolled(_rolled(weights, back, 2), back, 3) for weights in outputs.attentions)
+    return outputs
+
+
+def _padded(inputs: dict[str, torch.Tensor], length: int, pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pad text inputs (B, T) to `length` tokens on the right: ids with `pad_token_id`, the mask with zeros."""
+    missing = length - inputs["input_ids"].shape[1]
+    if missing <= 0 or "position_ids" in inputs:
+        return inputs
+    filling = {"input_ids": pad_token_id}
+    return {name: nn.functional.pad(value, (0, missing), value=filling.get(name, 0)) for name, value in inputs.items()}
+
+
 def _checked_text_inputs(inputs: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor]:
     """Return the text inputs that are there, all (B, T)."""
     input_ids = inputs["input_ids"]
@@ -258,36 +311,6 @@ def _checked_text_inputs(inputs: dict[str, torch.Tensor | None]) -> dict[str, to
                 f"{name} must have the shape of input_ids, {tuple(input_ids.shape)}, got {describe(value)}"
             )
     return present
-
-
-def pads_to_max_length(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a tokenizer's file asks for a fixed number of tokens, of which SigLIP reads the last."""
-    return tokenizer.init_kwargs.get("padding") == "max_length"
-
-
-def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the most tokens that both the tokenizer and the model's text tower take."""
-    return min(tokenizer.model_max_length, num_positions(model))
-
-
-def num_positions(model: PreTrainedModel) -> int:
-    """Return the most tokens that the model's text tower takes."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _NO_LIMIT
-    if positions < 1:  # XLNet's way of saying so
-        return _NO_LIMIT
-    for name, module in model.named_modules():
-        is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
-        if is_table and module.padding_idx is not None:
-            positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
-    return positions
-
-
-def has_position_table(model: PreTrainedModel) -> bool:
-    """Tell whether a text tower looks positions up, so that it fails beyond them; relative and rotary ones do not."""
-    return any(
-        name.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, nn.Embedding)
-        for name, module in model.named_modules()
-    )
 
 
 def token_batches(lengths: Sequence[int], max_tokens: int, max_rows: int | None = None) -> list[list[int]]:
@@ -313,6 +336,7 @@ class TextTowerMixin:
     """For models with `self.text_model`: runs it and pools, in sub-batches of similar length if asked."""
 
     text_model: PreTrainedModel
+    config: Any
     # Each tower with the pooling that reads it.
     poolings: Callable[[], Iterable[tuple[PreTrainedModel, str]]]
 
@@ -348,6 +372,21 @@ class TextTowerMixin:
         """Return the longest input that both the tokenizer and the tower take."""
         return longest_text(self.text_model, tokenizer)
 
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise a ValueError when the model's pooling would read the same of every text of a tokenizer.
+
+        `text_format.check_reads_texts` has the rules.
+        """
+        (pooling,) = (pooling for tower, pooling in self.poolings() if tower is self.text_model)
+
+        def run(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            on_device = {name: value.to(self.text_model.device) for name, value in inputs.items()}
+            with evaluation_mode(self):
+                return self.encode_text(pooling, on_device).pooler_output
+
+        text_format = TextFormat.of(self.text_model, tokenizer)
+        check_reads_texts(pooling, self.text_model.config, text_format, run)
+
     def encode_text(
         self, pooling: str, inputs: dict[str, torch.Tensor | None], text_sub_batches: int = 1, **kwargs: bool
     ) -> BaseModelOutputWithPooling:
@@ -361,13 +400,21 @@ class TextTowerMixin:
                 the parts are those of attention, and the rest runs on real tokens alone.
             kwargs: output flags of the tower.
 
+        Padding on the left is moved to the right before the tower runs, and back in what it returns: towers count their
+        positions from the first column, and some pool there, so that a text gives the same vector on either side.
+        Towers that read a fixed position (SigLIP's) get their texts as they are, and never in parts; where the config
+        has a `text_length`, shorter ones are padded to it first.
+
         Raises:
             ValueError: for ids that are not (B, T), or other inputs that have not their shape.
         """
         present = _checked_text_inputs(inputs)
-        input_ids = present["input_ids"]
         if not accepts(self.text_model, "token_type_ids"):
             present.pop("token_type_ids", None)
+        if has_fixed_length(self.text_model):
+            present = _padded(present, self.config.text_length or 0, self.text_model.config.pad_token_id)
+            return self._run_text_tower(pooling, present, **kwargs)
+        input_ids = present["input_ids"]
         # Parts of one row cost more in launches than they save in padding.
         if text_sub_batches <= 1 or "attention_mask" not in present or len(input_ids) < 2 * text_sub_batches:
             return self._run_text_tower(pooling, present, **kwargs)
@@ -378,6 +425,19 @@ class TextTowerMixin:
     def _run_text_tower(
         self, pooling: str, inputs: dict[str, torch.Tensor], **kwargs: bool
     ) -> BaseModelOutputWithPooling:
+        """Run the tower, left padding moved to the right, and pool."""
+        is_fixed = has_fixed_length(self.text_model)
+        shift = None if is_fixed else _left_padding(inputs.get("attention_mask"))
+        if shift is None:
+            return self._run_as_padded(pooling, inputs, **kwargs)
+        rolled = {name: _rolled(value, shift, 1) for name, value in inputs.items()}
+        return _rolled_back(self._run_as_padded(pooling, rolled, **kwargs), shift)
+
+    def _run_as_padded(
+        self, pooling: str, inputs: dict[str, torch.Tensor], **kwargs: bool
+    ) -> BaseModelOutputWithPooling:
+        if accepts(self.text_model, "use_cache"):  # decoders keep keys and values for generation otherwise
+            kwargs = {"use_cache": False, **kwargs}
         outputs = self.text_model(**inputs, return_dict=True, **kwargs)
         if pooling == "pooler":
             pooled = own_pooled_output(outputs, self.text_model, "pooling")

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+# Towers that read the last of a fixed number of positions (Zhai et al. 2023), and were trained without a mask.
+FIXED_LENGTH_TOWERS = ("siglip_text_model", "siglip2_text_model")
+
 
 class TextTowerConfigMixin:
     """What the configs of models with a text tower share."""

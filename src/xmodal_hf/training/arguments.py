@@ -170,7 +170,7 @@ class TextModelArguments:
     )
     tokenizer: str | None = option(None, "Folder or Hub id of the tokenizer. Default: the text model's, else trained.")
     vocab_size: int = option(8192, "Size of a tokenizer that is trained on the texts at hand.")
-    pooling: Literal["cls", "mean", "max", "eos", "pooler"] | None = option(
+    pooling: Literal["cls", "mean", "max", "eos", "last", "pooler"] | None = option(
         None, "Pooling of the text tower. Default: the one it was trained with, else mean."
     )
     max_length: int = option(32, "Tokens a text at most; longer ones are cut.")

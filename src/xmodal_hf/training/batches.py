@@ -32,7 +32,7 @@ from ..data.sampling import EpochBatchSampler, PairDataset, PooledVectors, Sente
 from ..data.sentences import load_sentences, load_triplets
 from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs, stream_pairs
 from ..models.processing_dual_encoder import ImageTextProcessor
-from ..models.text_tower import pads_to_max_length
+from ..models.text_format import pads_to_max_length
 from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
 from .checkpoint import CheckpointError, find_resumed

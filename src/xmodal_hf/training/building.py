@@ -29,14 +29,16 @@ from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from ..models.modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder, trained_pooling
 from ..models.modeling_sentence_encoder import SentenceEncoder
 from ..models.processing_dual_encoder import AudioTextProcessor, ImageTextProcessor
-from ..models.text_tower import (
-    build_tower,
-    find_tower,
+from ..models.text_format import (
+    TextFormat,
+    adopt_tokenizer,
+    choose_pad_token,
+    has_fixed_length,
     has_position_table,
-    load_model,
     num_positions,
     pads_to_max_length,
 )
+from ..models.text_tower import TextTowerMixin, build_tower, find_tower, load_model
 from ..objectives import CrossModalObjective, SentenceObjective
 from .adapters import add_lora
 from .arguments import ContrastiveArguments, LoraArguments, SentenceArguments, TextModelArguments
@@ -94,11 +96,14 @@ def build_tokenizer(text: TextModelArguments, corpus: Callable[[], Iterable[str]
 
 
 def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Load or initialise the text tower (or a whole model that has one), and check it against the tokenizer.
+    """Load or initialise the text tower (or a whole model that has one), and let it and the tokenizer agree.
+
+    `text_format.adopt_tokenizer` says what changes of both.
 
     Raises:
         ValueError: when the tokenizer has ids beyond the tower's embeddings.
     """
+    choose_pad_token(tokenizer)
     if text.text_model is not None:
         model = load_model(text.text_model, "--text_model")
     else:
@@ -111,13 +116,27 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
             "max_position_embeddings": text.max_length + tokenizer.pad_token_id + 2,
         }
         model = build_tower(config_from_json("text", text.text_config, **known))
-    rows = len(find_tower(model, ("text_model",)).get_input_embeddings().weight)
+    tower = find_tower(model, ("text_model",))
+    rows = len(tower.get_input_embeddings().weight)
     if len(tokenizer) > rows:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens, the text tower embeds {rows}: pass the --tokenizer that "
             "belongs to the --text_model"
         )
+    adopt_tokenizer(tower, tokenizer)
     return model
+
+
+def agree_on_texts(model: TextTowerMixin, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a model pad what its tower needs padded, and check that its pooling reads the tokenizer's texts.
+
+    Raises:
+        ValueError: when the pooling reads the same of every text.
+    """
+    text_format = TextFormat.of(model.text_model, tokenizer)
+    if has_fixed_length(model.text_model) and tokenizer.padding_side == "right":
+        model.config.text_length = text_format.padded_length
+    model.check_tokenizer(tokenizer)
 
 
 def build_sentence_encoder(
@@ -143,6 +162,7 @@ def build_sentence_encoder(
         model.mlm_head.load_state_dict(trained.mlm_head.state_dict())
         if not sentence.mlm_weight:  # it gets no gradient, which stops distributed training
             model.mlm_head.requires_grad_(False)
+    agree_on_texts(model, tokenizer)
     return model
 
 
@@ -182,9 +202,13 @@ def build_dual_encoder(
     }
     if contrastive.objective == "siglip":
         options |= _SIGLIP_INIT
+    model: DualEncoder
     if modality == "image":
-        return ImageTextDualEncoder.from_text_image_pretrained(text_model, source, **options)
-    return AudioTextDualEncoder.from_text_audio_pretrained(text_model, source, **options)
+        model = ImageTextDualEncoder.from_text_image_pretrained(text_model, source, **options)
+    else:
+        model = AudioTextDualEncoder.from_text_audio_pretrained(text_model, source, **options)
+    agree_on_texts(model, processor.tokenizer)
+    return model
 
 
 def build_processor(
@@ -246,6 +270,8 @@ def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMi
         )
     if contrastive.objective == "siglip" and getattr(model, "logit_bias", None) is None:
         raise ValueError("--objective siglip needs a logit_bias, which --model does not have: pass clip or cyclip")
+    adopt_tokenizer(model.text_model, processor.tokenizer)
+    agree_on_texts(model, processor.tokenizer)
     return model
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from xmodal_hf import (
@@ -26,7 +27,7 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 
 SENTENCES = ["two small birds sing in the tall old tree", "rain", "the dog barks at night", "a car drives past"]
 # Nothing of this package is in an export: its config names a model type of transformers.
-PLAIN_TOWERS = ["bert", "roberta", "mpnet", "distilbert", "clip_text", "clap_text", "gpt2", "t5"]
+PLAIN_TOWERS = ["bert", "roberta", "mpnet", "distilbert", "clip_text", "clap_text", "gpt2", "t5", "siglip_text"]
 
 
 def vectors(folder: Path, inputs: list) -> torch.Tensor:
@@ -38,7 +39,7 @@ def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (expected[0] - expected[1]).norm() > 1e-3  # the texts are told apart at all
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos", "pooler"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos", "last", "pooler"])
 def test_export_of_every_pooling(
     pooling: str, tmp_path: Path, make_sentence_encoder: Callable, tokenizer: PreTrainedTokenizerBase
 ) -> None:
@@ -68,6 +69,30 @@ def test_export_of_every_tower(
     export_sentence_transformers(model, tokenizer, tmp_path)
     assert_same(vectors(tmp_path, SENTENCES), model.encode(SENTENCES, tokenizer=tokenizer))
     assert not hasattr(AutoModel.from_pretrained(tmp_path), "text_model")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("pooling", ["pooler", "last", "mean"])
+def test_texts_of_a_fixed_length(
+    pooling: str, masked: bool, tmp_path: Path, make_sentence_encoder: Callable, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """SigLIP's tower reads the last of its positions: texts are padded to all, exported or not."""
+    model = make_sentence_encoder("siglip_text", pooling=pooling, head="linear", head_dim=8)
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer._processor_class = None  # of a processor that another test saved
+    if not masked:
+        tokenizer.model_input_names = ["input_ids"]
+        tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
+    expected = torch.cat([model.encode([text], tokenizer=tokenizer) for text in SENTENCES])
+    if pooling == "pooler" and masked:
+        with pytest.raises(ValueError, match=r"pools no position that the attention mask hides.*pad_to_fixed_length"):
+            export_sentence_transformers(model, tokenizer, tmp_path / "export")
+    else:
+        export_sentence_transformers(model, tokenizer, tmp_path / "export")
+        assert_same(vectors(tmp_path / "export", SENTENCES), expected)
+    model.save_pretrained(tmp_path / "own")
+    tokenizer.save_pretrained(tmp_path / "own")
+    assert_same(vectors(tmp_path / "own", SENTENCES), expected)
 
 
 @pytest.mark.parametrize(
@@ -127,8 +152,11 @@ def test_what_cannot_be_exported(
     quick = make_image_text(projection_type="mlp", projection_hidden_act="quick_gelu")
     with pytest.raises(ValueError, match="projection_hidden_act 'quick_gelu', only with relu, gelu, tanh, silu"):
         export_sentence_transformers(quick, tokenizer, tmp_path)
-    with pytest.raises(ValueError, match="cannot load a SiglipTextModel alone"):
-        export_sentence_transformers(make_sentence_encoder("siglip_text"), tokenizer, tmp_path)
+    trailing = copy.deepcopy(tokenizer)
+    ends = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("[CLS]", "[SEP]")]
+    trailing.backend_tokenizer.post_processor = TemplateProcessing("$A [SEP] [CLS]", special_tokens=ends)
+    with pytest.raises(ValueError, match="reads the last token, and this tokenizer puts others behind the end of text"):
+        export_sentence_transformers(make_sentence_encoder(pooling="eos"), trailing, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

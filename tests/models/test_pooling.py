@@ -19,6 +19,8 @@ def slow_pool(hidden: torch.Tensor, pooling: str, mask: torch.Tensor, ids: torch
             rows.append(sum(states[index] for index in real) / len(real))
         elif pooling == "max":
             rows.append(torch.stack([max(column) for column in states[real].t()]))
+        elif pooling == "last":
+            rows.append(states[real[-1]])
         else:
             ends = [index for index in real if row_ids[index] == EOS]
             rows.append(states[ends[0] if ends else real[-1]])
@@ -42,7 +44,7 @@ def ragged_batch(padding_side: str) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos", "last"])
 def test_equals_loop_on_padded_rows(pooling: str, padding_side: str) -> None:
     hidden, mask, ids = ragged_batch(padding_side)
     pooled = pool(hidden, pooling, mask, ids, EOS)
@@ -51,7 +53,7 @@ def test_equals_loop_on_padded_rows(pooling: str, padding_side: str) -> None:
     assert pooled.abs().max() < 50
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos", "last"])
 def test_no_mask_means_all_tokens(pooling: str) -> None:
     hidden, _, ids = ragged_batch("right")
     everything = torch.ones(5, 7, dtype=torch.long)
@@ -65,7 +67,23 @@ def test_eos_is_the_first_one() -> None:
     assert pool(hidden, "eos", torch.ones(1, 5, dtype=torch.long), ids, EOS).item() == 1
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos"])
+@pytest.mark.parametrize(
+    ("ids", "eos", "expected"),
+    [
+        ([EOS, 9, 8, EOS, EOS], EOS, 3),  # a start token that is the end of text too, as OPT's
+        ([9, 7, 8, 5, EOS], [5, EOS], 3),  # several ids, as Llama 3's: the first of any counts
+        ([EOS, 9, 8, 7, 6], EOS, 4),  # none after the beginning: the last token
+    ],
+)
+def test_eos_comes_after_the_beginning(ids: list[int], eos: int | list[int], expected: int) -> None:
+    hidden = torch.arange(5.0).view(1, 5, 1)
+    assert pool(hidden, "eos", torch.ones(1, 5, dtype=torch.long), torch.tensor([ids]), eos).item() == expected
+    padded = torch.tensor([[EOS, EOS, *ids, EOS]])  # padding that is the end of text, on both sides
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 0]])
+    assert pool(torch.arange(8.0).view(1, 8, 1), "eos", mask, padded, eos).item() == expected + 2
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos", "last"])
 def test_gradient_reaches_only_what_is_read(pooling: str) -> None:
     hidden, mask, ids = ragged_batch("right")
     hidden.requires_grad_()
@@ -76,7 +94,7 @@ def test_gradient_reaches_only_what_is_read(pooling: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos", "last"])
 def test_keeps_the_precision(pooling: str, dtype: torch.dtype) -> None:
     hidden, mask, ids = ragged_batch("right")
     pooled = pool(hidden.to(dtype), pooling, mask, ids, EOS)

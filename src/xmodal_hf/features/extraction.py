@@ -20,7 +20,8 @@ from ..data.errors import BadItemError
 from ..data.mixing import without_media
 from ..data.sampling import PairDataset, checked_caption
 from ..data.seeding import EpochIndex
-from .frozen import FrozenSide, evaluation_mode
+from ..models.text_tower import evaluation_mode
+from .frozen import FrozenSide
 from .manifest import DTYPES, MANIFEST_NAME, Manifest
 from .store import FeatureStore
 from .writer import StoreWriter

@@ -5,21 +5,20 @@ Shapes: B batch, T tokens, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from ..data.collators import PairCollator
 from ..data.sampling import PairDataset
 from ..models.modeling_dual_encoder import DualEncoder
 from ..models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
-from ..models.text_tower import pads_to_max_length, token_batches
+from ..models.text_format import TextFormat
+from ..models.text_tower import token_batches
 from .identity import config_fields, data_fields, processor_fields, tokenizer_fields, weights_checksum
 
 Side = Literal["image", "audio", "text"]
@@ -93,16 +92,12 @@ class FrozenSide:
 
     def pooled_texts(self, texts: Sequence[str], max_tokens: int | None = None) -> torch.Tensor:
         """(n, H) float32 vectors of texts on the CPU, batched with others of similar length."""
-        tokenizer, length = self.collator.processor.tokenizer, self.collator.max_length
-        fixed = pads_to_max_length(tokenizer)
-        columns = tokenizer(list(texts), truncation=True, max_length=length)
-        tokens = [{name: column[row] for name, column in columns.items()} for row in range(len(texts))]
-        padding: dict[str, Any] = {"padding": "max_length", "max_length": length} if fixed else {}
-        lengths = [length if fixed else len(row["input_ids"]) for row in tokens]
+        text_format = TextFormat.of(self.model.text_model, self.collator.processor.tokenizer, self.collator.max_length)
+        rows = text_format.tokenize(texts)
         limit = max_tokens or default_tokens_per_batch(self.model.device)
         found: torch.Tensor | None = None
-        for batch in token_batches(lengths, limit):
-            vectors = self.pooled(tokenizer.pad([tokens[row] for row in batch], return_tensors="pt", **padding))
+        for batch in token_batches(text_format.lengths(rows), limit):
+            vectors = self.pooled(text_format.collate([rows[row] for row in batch]))
             if found is None:
                 found = torch.empty((len(texts), vectors.shape[1]))
             found[torch.tensor(batch)] = vectors
@@ -116,16 +111,3 @@ def tower_fields(model: PreTrainedModel, side: str) -> dict[str, Any]:
     pooling = getattr(model.config, f"{side}_pooling") if isinstance(model, DualEncoder) else model.config.pooling
     fields = {"config": config_fields(tower.config), "pooling": pooling}
     return {"class": type(tower).__name__, "weights_sha256": weights_checksum(tower), **fields}
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Run without dropout and gradients, and give every module its old mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

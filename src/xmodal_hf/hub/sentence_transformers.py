@@ -84,6 +84,11 @@ def export_sentence_transformers(
     if pooling == "eos":
         _check_ends_texts(model, tokenizer)
     if pooling == "pooler" and has_fixed_length(model.text_model):  # of the last position
+        if "attention_mask" in tokenizer.model_input_names:
+            raise ValueError(
+                "sentence-transformers pools no position that the attention mask hides: let the tokenizer give none, "
+                "as SigLIP's own, with xmodal_hf.models.text_format.pad_to_fixed_length(tokenizer)"
+            )
         pooling, layers = "last", [(model.text_model.head, _IDENTITY), *layers]
     tower.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

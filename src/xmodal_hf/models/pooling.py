@@ -51,10 +51,10 @@ def end_of_text_index(
 ) -> torch.Tensor:
     """Return the position of each text's first end-of-text token: (B, T), (B, T) -> (B,).
 
-    The rule, for every tokenizer: the first attended end-of-text token after the first attended token. So a start
+    The rule, for every tokenizer: the first attended end-of-text token that is not the first attended token. So a start
     token that is the end-of-text token as well (OPT begins texts with `</s>`) is not taken for the end, nor is padding
-    on either side that is filled with it (CLIP, GPT-2): the first of several counts. A row without one, such as a text
-    that was cut, is read at its last attended token.
+    on either side that is filled with it (CLIP, GPT-2): the first of several counts. A row of nothing but end-of-text
+    tokens, an empty text, is read at the first; one without any, such as a text that was cut, at its last token.
 
     Args:
         attention_mask: (B, T), 1 for real tokens.
@@ -66,7 +66,9 @@ def end_of_text_index(
     is_eos = torch.zeros_like(input_ids, dtype=torch.bool)
     for token_id in eos_ids(eos_token_id):
         is_eos |= input_ids == token_id
-    is_eos &= attention_mask.bool() & (positions > first)
+    is_real = attention_mask.bool()
+    is_empty = ~(is_real & ~is_eos).any(dim=1, keepdim=True)  # (B, 1)
+    is_eos &= is_real & ((positions > first) | is_empty)
     return torch.where(is_eos.any(dim=1), is_eos.int().argmax(dim=1), last_attended(attention_mask))
 
 

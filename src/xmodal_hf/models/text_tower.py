@@ -380,9 +380,10 @@ class TextTowerMixin:
         (pooling,) = (pooling for tower, pooling in self.poolings() if tower is self.text_model)
 
         def run(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            on_device = {name: value.to(self.text_model.device) for name, value in inputs.items()}
-            with evaluation_mode(self):
-                return self.encode_text(pooling, on_device).pooler_output
+            with evaluation_mode(self.text_model):
+                return self.encode_text(
+                    pooling, {name: value.to(self.text_model.device) for name, value in inputs.items()}
+                ).pooler_output
 
         text_format = TextFormat.of(self.text_model, tokenizer)
         check_reads_texts(pooling, self.text_model.config, text_format, run)

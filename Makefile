@@ -42,8 +42,8 @@ static: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-peers: install $(PEERS)  ## The tests that compare with open_clip and timm themselves, which `test` leaves out
-	PYTHONPATH=$(PEERS) $(PYTEST) -m "slow or not slow" tests/models tests/hub
+test-peers: install $(PEERS)  ## The tests that compare with open_clip, timm and img2dataset themselves, which `test` leaves out
+	PYTHONPATH=$(PEERS) $(PYTEST) -m "slow or not slow" tests/models tests/hub tests/data/test_layouts.py
 
 format: install  ## Sort imports, mend what ruff can, format
 	$(BIN)/ruff check --fix .

@@ -14,6 +14,7 @@ EXTRAS = {
     "dev": [
         *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"),
         "sentence-transformers>=5.4",  # what we export is loaded with it
+        "webdataset>=0.2",  # its tars are read
     ],
     "gradio": ["gradio>=6.20,<7"],
     "mteb": ["mteb>=2"],

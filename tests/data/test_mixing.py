@@ -35,7 +35,7 @@ def test_rows_keep_their_picture_and_caption_and_ids_tell_sources_apart(sources,
     for index in range(24):
         assert samples.number_of(items[index]["image"]) == index % 12
         assert items[index]["text"] == f"picture of number {index % 12}"
-    assert items[3]["id"] == "plain/files/3.png" and items[15]["id"] == "streamed/3"
+    assert items[3]["id"] == "plain/files/3.png" and items[15]["id"] == "streamed/row 3"
     assert len({items[index]["group_id"] for index in range(24)}) == 24
 
 

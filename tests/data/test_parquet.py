@@ -94,7 +94,7 @@ def test_remote_files(shards):
     for file in sorted(shards.glob("*.parquet")):
         memory.pipe(f"/remote/{file.name}", file.read_bytes())
     pairs = stream_pairs("memory://remote/train-*.parquet")
-    assert [PairDataset(pairs, seed=0)[index]["id"] for index in range(12)] == [str(index) for index in range(12)]
+    assert [PairDataset(pairs, seed=0)[index]["id"] for index in range(12)] == [f"row {index}" for index in range(12)]
 
 
 def test_paths_are_relative_to_their_file(tmp_path, image_table, samples):
@@ -158,7 +158,7 @@ def test_damage_within_a_file_is_listed_row_by_row(shards, tmp_path):
     path.write_bytes(content)
     log = BadItemLog(tmp_path / "bad_items.jsonl", total=12, max_fraction=0.5)
     items = PairDataset(stream_pairs(shards), seed=0, bad_items=log)
-    assert [items[index]["id"] == str(index) for index in range(12)].count(False) == 3
+    assert [items[index]["id"] == f"row {index}" for index in range(12)].count(False) == 3
     entries = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert sorted((entry["index"], entry["reason"]) for entry in entries) == [
         (index, "damaged parquet") for index in (4, 5, 6)

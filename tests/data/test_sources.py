@@ -61,7 +61,7 @@ def test_parquet_with_bytes(tmp_path, image_table, assert_pairs_match):
     Dataset.from_dict({"png": contents, "caption": captions}).to_parquet(tmp_path / "bytes.parquet")
     pairs = load_pairs(tmp_path / "bytes.parquet")
     assert_pairs_match(pairs)
-    assert pairs["id"][:2] == ["0", "1"]
+    assert pairs["id"][:2] == ["row 0", "row 1"]
 
 
 def test_parquet_with_an_image_feature(tmp_path, image_table, assert_pairs_match):
@@ -87,7 +87,7 @@ def test_folder_with_metadata(tmp_path, image_table, assert_pairs_match, name, h
     rows = [{"file_name": row["image"].replace("files", "pictures"), "text": row["caption"]} for row in image_table]
     write = write_csv if name.endswith("csv") else write_jsonl
     write(folder / name, rows)
-    assert_pairs_match(load_pairs(tmp_path, split="validation"))
+    assert_pairs_match(load_pairs(tmp_path, split="validation" if has_split_folder else "train"))
 
 
 def test_folder_with_one_folder_a_class(tmp_path, samples):

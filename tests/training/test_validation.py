@@ -7,6 +7,7 @@ import pytest
 from accelerate import Accelerator
 from PIL import Image
 
+from xmodal_hf.data.splits import NoSplitsError
 from xmodal_hf.evaluation import as_embedder, embed_pairs, evaluate_retrieval, evaluate_sts
 from xmodal_hf.training.adapters import add_lora
 from xmodal_hf.training.arguments import LoraArguments, PairArguments, TrainingArguments, ValidationArguments
@@ -61,11 +62,27 @@ def test_numbers_are_those_of_the_evaluation(adapted, image_text_model, image_te
 
 def test_columns_are_those_of_the_training(image_text_model, image_text_processor, pair_file, tmp_path):
     lines = Path(pair_file).read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) | {"photo": f"{number % 2}"} for number, line in enumerate(lines)]
+    # Rows with one id are captions of one picture: the evaluation refuses other pictures with it.
+    same = [{"photo": f"{number % 2}", "image": f"{number % 2}.png"} for number in range(len(lines))]
+    rows = [json.loads(line) | fields for line, fields in zip(lines, same, strict=True)]
     file = write_rows(tmp_path / "named.jsonl", rows)
     validation = build({"eval_split": "validation"}, image_text_processor, file, id_column="photo")
     values = validation.validator(image_text_model)
     assert (values["retrieval.num_items"], values["retrieval.num_texts"]) == (2, 6)
+
+
+def test_a_split_that_the_data_do_not_have_is_no_validation_on_training_rows(image_text_processor, pair_file, tmp_path):
+    rows = [json.loads(line) for line in Path(pair_file).read_text(encoding="utf-8").splitlines()]
+    file = write_rows(tmp_path / "whole.jsonl", [{"image": row["image"], "text": row["text"]} for row in rows])
+    for options in ({"eval_split": "validation"}, {"eval_split": "test"}, {"eval_dataset": file}):
+        with pytest.raises(NoSplitsError, match="has no column 'split'.*--eval_dataset"):
+            build(options, image_text_processor, file)
+    held_out = build({"eval_dataset": pair_file}, image_text_processor, file).validator.pairs
+    assert len(held_out) == 3  # its split "validation"
+    other = write_rows(tmp_path / "held_out.jsonl", [{"image": row["image"], "text": row["text"]} for row in rows[:2]])
+    assert len(build({"eval_dataset": other}, image_text_processor, file).validator.pairs) == 2
+    with pytest.raises(NoSplitsError):
+        build({"eval_dataset": other, "eval_split": "validation"}, image_text_processor, file)
 
 
 def test_steps_that_are_due(image_text_processor, sts_file):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, List, Value
 
+from .columns import class_names_of, row_text
+from .layouts import load_named_table
 from .tables import is_table, load_table
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def evaluation_keys(sources: Iterable[str | os.PathLike]) -> frozenset[str]:
     keys: set[str] = set()
     for source in sources:
         for table in _tables(source):
-            keys.update(text_key(text) for column in table.column_names for text in _texts(table[column][:]))
+            keys.update(text_key(text) for column in table.column_names for text in _texts(table, column))
     return frozenset(keys - {""})
 
 
@@ -61,7 +62,7 @@ def without_texts(table: Dataset, keys: frozenset[str], source: str | os.PathLik
         texts = zip(*(table[column][:] for column in columns), strict=True)
         rows = [index for index, row in enumerate(texts) if not any(text_key(text or "") in keys for text in row)]
         kept, left_out = table.select(rows), len(table) - len(rows)
-    logger.info("%s: left out %d texts that occur in evaluation sets", source, left_out)
+    logger.info("%s: --exclude_texts left out %d texts that occur in evaluation sets", source, left_out)
     if not len(kept):
         raise ValueError(f"every text of {source} occurs in --exclude_texts: that is the evaluation set itself")
     return kept
@@ -80,16 +81,18 @@ def _without_captions(table: Dataset, column: str, keys: frozenset[str]) -> tupl
 def _tables(source: str | os.PathLike) -> list[Dataset]:
     folder = Path(source)
     if not folder.is_dir():
-        return [load_table(source, split="all")]
+        return [load_named_table(folder) if folder.is_file() else load_table(source, split="all")]
     files = sorted(path for path in folder.iterdir() if is_table(path))
     if not files:
         raise ValueError(f"--exclude_texts {folder} has no tables (.jsonl, .csv, .parquet, .txt, compressed or not)")
-    return [load_table(file, split="all") for file in files]
+    return [load_named_table(file) for file in files]
 
 
-def _texts(values: Sequence[Any]) -> Iterable[str]:
-    """The texts among the values of a column, which may be lists of texts."""
-    for value in values:
+def _texts(table: Dataset, column: str) -> Iterable[str]:
+    """The texts among the values of a column, which may be lists of texts or numbers of classes with names."""
+    names = class_names_of(table.features, [column])
+    for value in table[column][:]:
+        value = row_text([value], names)
         if isinstance(value, str):
             yield value
         elif isinstance(value, list):

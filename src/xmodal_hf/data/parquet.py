@@ -4,51 +4,91 @@ from __future__ import annotations
 
 import copy
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import load_dataset_builder
+from datasets import Audio, Dataset, Features, Image, LargeList, List, Value, load_dataset_builder
 
+from .columns import STATUS_COLUMN, class_names_of, downloaded, row_text
 from .errors import BadItemError
+from .formats import Modality
+from .identity import id_of, unique_or_rows
+from .layouts import spellings
+from .located import locate
 from .parts import PartedPairs
+from .splits import ALL, DEFAULT, SPLIT_COLUMN, no_splits, rows_of_split, split_of_name
 
 _OPEN_FILES = 64
 _SUFFIX = ".parquet"
+_REMOTE = "://"
 
 
-def find_parquet(source: str, split: str) -> list[str]:
+def find_parquet(source: str, split: str) -> tuple[list[str], str | None]:
     """The parquet files of a split: of a Hub id ("owner/name:configuration"), a folder, a pattern or one address.
 
-    A pattern or address is taken whole. The files of a folder or Hub dataset are split by their names, as `datasets`
-    does ("train-00000-of-00012.parquet", "train/0.parquet").
+    A pattern or address is filtered by its column `split`; without one it has the splits "train" and "all" alone. The
+    files of a folder or Hub dataset are split by their names, as `datasets` does ("train-00000-of-00012.parquet",
+    "train/0.parquet"); where no name tells a split, they are filtered too.
+
+    Returns:
+        The files, and the split by which their rows are filtered, None for all rows.
 
     Raises:
-        ValueError: the source has no such split, or its files are not parquet.
+        ValueError: the source has no such split (`NoSplitsError` if it says nothing of splits), or its files are not
+            parquet.
         FileNotFoundError: there is no such file.
     """
     if source.endswith(_SUFFIX):
-        builder = load_dataset_builder("parquet", data_files={split: source})
+        builder = load_dataset_builder("parquet", data_files={DEFAULT: source})
     else:
         name, _, configuration = source.partition(":")
         builder = load_dataset_builder(name, configuration or None)
-    files = {str(key): list(paths) for key, paths in (builder.config.data_files or {}).items()}
-    if split not in files:
-        raise ValueError(f"{source} has no split {split!r}, only {', '.join(files) or 'none'}.")
-    others = [file for file in files[split] if not file.endswith(_SUFFIX)]
+    by_split = {str(key): list(paths) for key, paths in (builder.config.data_files or {}).items()}
+    files = [file for paths in by_split.values() for file in paths]
+    others = [file for file in files if not file.endswith(_SUFFIX)]
     if others:
         raise ValueError(f"only parquet files and tars can be streamed, {source} has {others[0]}: drop --streaming.")
-    return files[split]
+    if split == ALL or not files:
+        return files, None
+    if set(by_split) == {DEFAULT} and SPLIT_COLUMN in parquet_columns(files[0]):
+        return files, split
+    if split not in by_split:
+        if set(by_split) == {DEFAULT} and not any(split_of_name(os.path.basename(file)) for file in files):
+            raise no_splits(source, split)
+        raise ValueError(f"{source} has no split {split!r}, only {', '.join(by_split)}.")
+    return by_split[split], None
 
 
 def parquet_columns(file: str) -> list[str]:
     """The names of a file's columns."""
     return list(_open(file, os.getpid()).schema_arrow.names)
+
+
+def parquet_features(file: str) -> Features:
+    """The features of a file's columns, those of `datasets` (`ClassLabel`, `Image`) where it has written them."""
+    return Features.from_arrow_schema(_open(file, os.getpid()).schema_arrow)
+
+
+def parquet_nulls(files: Sequence[str]) -> list[str]:
+    """The columns that are null in every row, by the statistics in the files."""
+    nulls: list[set[str]] = []
+    for file in files:
+        metadata = _open(file, os.getpid()).metadata
+        counts: Counter[str] = Counter()
+        for group in range(metadata.num_row_groups):
+            for number in range(metadata.num_columns):
+                column = metadata.row_group(group).column(number)
+                if column.statistics is not None and column.statistics.has_null_count:
+                    counts[column.path_in_schema] += column.statistics.null_count
+        nulls.append({name for name, count in counts.items() if count == metadata.num_rows})
+    return sorted(set.intersection(*nulls)) if nulls else []
 
 
 class ParquetPairs(PartedPairs):
@@ -59,70 +99,119 @@ class ParquetPairs(PartedPairs):
     every row group is then read about once an epoch. Files written with row groups of some hundred rows (the Hub's
     are) suit best: a group is the least that is read.
 
+    The rules of columns, ids and splits are those of `load_pairs`. One thing differs: of files that are not local, the
+    paths beside bytes are not read beforehand, so that ids are numbers of rows; items are told apart by their bytes
+    in both cases.
+
     Args:
         files: paths or addresses that fsspec opens (hf://, https://, s3://, ...).
         modality: `image` or `audio`.
-        media_column, text_column: of the files. The media are encoded bytes, structs of bytes and path, or paths.
+        media_column: of the files. The media are encoded bytes, structs of bytes and path, or paths.
+        text_columns: of the files; one gives its cells, several the list of their texts.
         id_column: None takes the path of the item, where there is one, or else the number of the row.
+        split: rows of this split, by the column `split`; None: all rows.
         buffer_size: that of the `ShardOrder`; the row groups of one buffer stay in memory.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: there is no file, or one lacks a column.
+        ValueError: there is no file, one lacks a column, there is no row of the split, or rows list several files.
     """
 
     def __init__(
         self,
         files: Sequence[str],
         *,
-        modality: Literal["image", "audio"],
+        modality: Modality,
         media_column: str,
-        text_column: str,
+        text_columns: Sequence[str],
         id_column: str | None = None,
+        split: str | None = None,
         buffer_size: int = 10_000,
     ) -> None:
         if not files:
             raise ValueError("there are no parquet files to read")
         self.files = list(files)
-        self._columns = {modality: media_column, "text": text_column} | ({"id": id_column} if id_column else {})
+        self._is_local = all(_REMOTE not in file for file in self.files)
+        self._media, self._texts, self._id = media_column, list(text_columns), id_column
         # Of every row group: its file, its number there, its rows.
         groups = [group for number, file in enumerate(self.files) for group in self._row_groups(number, file)]
-        self._file_of_group, self._group_in_file, self.shard_lengths = np.array(groups, dtype=np.int64).T
+        self._file_of_group, self._group_in_file, lengths = np.array(groups, dtype=np.int64).T
+        features = parquet_features(self.files[0])
+        if isinstance(features[media_column], List | LargeList):
+            raise ValueError(f"the rows of {self.files[0]} list several files: drop --streaming, which reads one a row")
+        self._reads_media, self._has_bytes = True, not _is_text(features[media_column])
+        self._class_names = class_names_of(features, self._texts)
+        # Of every row group, the rows that are used; None: all.
+        self._used = self._used_rows(lengths, split)
+        if self._used is not None:
+            lengths = np.array([len(rows) for rows in self._used], dtype=np.int64)
+            kept = np.flatnonzero(lengths)
+            self._file_of_group, self._group_in_file = self._file_of_group[kept], self._group_in_file[kept]
+            self._used, lengths = [self._used[group] for group in kept], lengths[kept]
+        self.shard_lengths = lengths
         super().__init__(modality, self.shard_lengths)
         # A buffer begins and ends within a group.
         self._num_kept = 2 + int(np.ceil(buffer_size / self.shard_lengths.mean()))
         self._kept: OrderedDict[int, pa.Table] = OrderedDict()
+        self._located = self._located_files(features[media_column])
+        self._ids = self._path_ids(features[media_column])
 
     def _row(self, number: int, part: int, within: int) -> dict[str, Any]:
         try:
-            row = self._group(part).slice(within, 1).to_pylist()[0]
+            row = self._group(part).slice(self._place(part, within), 1).to_pylist()[0]
         except (OSError, pa.ArrowException) as error:
             raise BadItemError("damaged parquet", f"{self.files[self._file_of_group[part]]}: {error}") from error
-        media = row[self._columns[self.modality]] if self.modality in self._columns else None
-        row_id = row[self._columns["id"]] if "id" in self._columns else media if isinstance(media, str) else number
-        return {"id": str(row_id), self.modality: self._cell(media, part), "text": row[self._columns["text"]]}
+        media, texts = row.get(self._media), [row[name] for name in self._texts]
+        return {
+            "id": self._id_of(row, number),
+            self.modality: self._cell(media, part, number),
+            "text": row_text(texts, self._class_names),
+        }
 
     def without_media(self) -> ParquetPairs:
         """The same rows, whose media are not read: their cells are None."""
-        paths_are_ids = "id" not in self._columns and not self._holds_bytes()
         stripped = copy.copy(self)
         stripped._kept = OrderedDict()
-        if not paths_are_ids:
-            stripped._columns = {name: column for name, column in self._columns.items() if name != self.modality}
+        # Of remote files, the paths in the rows are their ids.
+        stripped._reads_media = not (self._id or self._ids is not None or self._located is not None or self._has_bytes)
         return stripped
 
-    def _holds_bytes(self) -> bool:
-        """Whether the media are in the files, and not paths."""
-        column = _open(self.files[0], os.getpid()).schema_arrow.field(self._columns[self.modality]).type
-        return not (pa.types.is_string(column) or pa.types.is_large_string(column))
+    def _row_columns(self) -> list[str]:
+        media = [self._media] if self._reads_media else []
+        return list(dict.fromkeys([*media, *self._texts, *filter(None, [self._id])]))
+
+    def _id_of(self, row: dict[str, Any], number: int) -> str:
+        if self._id is not None:
+            return id_of(row[self._id], number)
+        if self._ids is not None:
+            return self._ids[number]
+        if self._located is not None:
+            found = self._located[number]
+            return id_of(found[0] if found else None, number)
+        return id_of(row[self._media] if isinstance(row.get(self._media), str) else None, number)
 
     def _values(self, name: str) -> Iterator[Any]:
-        for group in range(len(self.shard_lengths)):  # reads nothing but that column
-            yield from self._read(group, [self._columns[name]])[0].to_pylist()
+        columns = {"text": self._texts, self.modality: [self._media]}
+        columns["id"] = [self._id] if self._id else [] if self._ids is not None else [self._media]
+        number = 0
+        for group in range(len(self.shard_lengths)):  # reads nothing but those columns
+            for row in self._rows_of(group, columns[name]) if columns[name] else [{}] * self.shard_lengths[group]:
+                if name == "text":
+                    yield row_text([row[column] for column in self._texts], self._class_names)
+                else:
+                    yield self._id_of(row, number) if name == "id" else self._cell(row[self._media], group, number)
+                number += 1
+
+    def _rows_of(self, group: int, columns: list[str]) -> list[dict[str, Any]]:
+        table = self._read(group, columns)
+        return (table if self._used is None else table.take(self._used[group])).to_pylist()
+
+    def _place(self, group: int, within: int) -> int:
+        return within if self._used is None else int(self._used[group][within])
 
     def _row_groups(self, number: int, file: str) -> Iterator[tuple[int, int, int]]:
         columns = parquet_columns(file)
-        missing = sorted(set(self._columns.values()) - set(columns))
+        missing = sorted({self._media, *self._texts, *filter(None, [self._id])} - set(columns))
         if missing:
             raise ValueError(f"{file} has no column {missing[0]!r}, only {', '.join(columns)}.")
         metadata = _open(file, os.getpid()).metadata
@@ -130,11 +219,59 @@ class ParquetPairs(PartedPairs):
             if metadata.row_group(group).num_rows:
                 yield number, group, metadata.row_group(group).num_rows
 
+    def _used_rows(self, lengths: np.ndarray, split: str | None) -> list[np.ndarray] | None:
+        """The rows of every group that are of the split and were downloaded; None where those are all."""
+        used = np.ones(lengths.sum(), dtype=bool)
+        if split is not None:
+            names = self._column(SPLIT_COLUMN, parquet_features(self.files[0]))
+            used[:] = False
+            used[rows_of_split(names, split, self.files[0])] = True
+        if STATUS_COLUMN in parquet_columns(self.files[0]):
+            used &= downloaded(self._column(STATUS_COLUMN), self.files[0])
+        starts = np.cumsum(lengths)[:-1]
+        return None if used.all() else [np.flatnonzero(part) for part in np.split(used, starts)]
+
+    def _column(self, name: str, features: Features | None = None) -> list[Any]:
+        groups = range(len(self._file_of_group))
+        values = [value for group in groups for value in self._read(group, [name])[name].to_pylist()]
+        names = None if features is None else getattr(features[name], "names", None)
+        return values if names is None else [None if value is None else names[value] for value in values]
+
+    def _located_files(self, feature: Any) -> list[tuple[str, str] | None] | None:
+        """Where the files lie that the rows of local tables name, by the rules of `located`."""
+        if not _is_text(feature) or not self._is_local:
+            return None
+        names = [self._media, *({"fold", "start_time"} & set(parquet_columns(self.files[0])))]
+        located: list[tuple[str, str] | None] = []
+        for number, file in enumerate(self.files):
+            groups = np.flatnonzero(self._file_of_group == number).tolist()
+            rows = [row for group in groups for row in self._rows_of(group, names)]
+            table = Dataset.from_list(rows) if rows else None
+            folder = Path(file).parent
+            located += [] if table is None else locate(spellings(table, self._media), folder, self.modality)
+        return located
+
+    def _path_ids(self, feature: Any) -> list[str] | None:
+        """Ids from the paths beside the bytes of local files: a remote one would be read by the block for each."""
+        if self._id is not None or not self._is_local or not isinstance(feature, dict | Image | Audio):
+            return None
+        names = [f"{self._media}.path", f"{self._media}.bytes"]
+        if any(not set(names) <= set(_leaves(file)) for file in self.files):
+            return None
+        groups = range(len(self.shard_lengths))
+        try:
+            paths = [row[self._media]["path"] for group in groups for row in self._rows_of(group, names[:1])]
+            if names[1] in parquet_nulls(self.files):  # files, which may have several rows
+                return [id_of(path, number) for number, path in enumerate(paths)]
+        except (OSError, pa.ArrowException):  # rows of a damaged group are reported when they are asked for
+            return None
+        return unique_or_rows(paths)
+
     def _group(self, group: int) -> pa.Table:
         if group in self._kept:
             self._kept.move_to_end(group)
         else:
-            self._kept[group] = self._read(group, list(self._columns.values()))
+            self._kept[group] = self._read(group, self._row_columns())
             if len(self._kept) > self._num_kept:
                 self._kept.popitem(last=False)
         return self._kept[group]
@@ -143,12 +280,15 @@ class ParquetPairs(PartedPairs):
         file = _open(self.files[self._file_of_group[group]], os.getpid())
         return file.read_row_group(int(self._group_in_file[group]), columns=columns, use_threads=False)
 
-    def _cell(self, value: Any, group: int) -> dict[str, Any] | None:
+    def _cell(self, value: Any, group: int, number: int) -> dict[str, Any] | None:
         """{"bytes", "path"} as in an undecoded column of `datasets`."""
         if value is None or isinstance(value, dict):
             return value
         if isinstance(value, bytes):
             return {"bytes": value, "path": None}
+        if self._located is not None:
+            found = self._located[number]
+            return None if found is None else {"bytes": None, "path": found[1]}
         if isinstance(value, str):
             return {"bytes": None, "path": os.path.join(os.path.dirname(self.files[self._file_of_group[group]]), value)}
         raise BadItemError("unknown cell", type(value).__name__)
@@ -162,3 +302,13 @@ def _open(file: str, process_id: int) -> pq.ParquetFile:
     """An open file; one a process, because forked workers would share the position in it."""
     filesystem, path = fsspec.core.url_to_fs(file)
     return pq.ParquetFile(filesystem.open(path, "rb"))
+
+
+def _leaves(file: str) -> list[str]:
+    """The columns of a file with those within structs: "image.path"."""
+    schema = _open(file, os.getpid()).schema
+    return [schema.column(number).path for number in range(len(schema))]
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")

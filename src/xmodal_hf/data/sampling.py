@@ -18,6 +18,7 @@ from torch.utils.data import Sampler
 from .audio import load_waveform
 from .bad_items import BadItem, BadItemLog, path_of
 from .errors import BadItemError, naming
+from .identity import item_key
 from .images import load_image
 from .mixing import PairTable, undecoded, without_media
 from .orders import Order
@@ -94,7 +95,7 @@ class PairDataset(TorchDataset):
     "position": EpochIndex}. With `features` of a side there is its pooled vector too, {"image" | "audio" |
     "text"}_pooler_output (H,), and the picture or the sound is neither read nor decoded. `group_id` is a hash of the id
     (63 bits), so captions of one item have the same number in every process and no scan of the data is needed; rows
-    with equal ids count as one item.
+    with equal ids count as one item, and rows with equal bytes where ids are only numbers of rows (`identity`).
 
     A row that cannot be used raises `BadItemError`; with `bad_items` it is listed there, and another row, drawn from
     (seed, epoch, index), stands in for it whole: image, caption, id and position. So batches keep their size, and no
@@ -184,7 +185,7 @@ class PairDataset(TorchDataset):
             "id": row["id"],
             **self._text(captions, position),
             **media,
-            "group_id": group_id(row["id"]),
+            "group_id": group_id(item_key(row["id"], row.get(self.modality))),
             "position": position,
         }
 

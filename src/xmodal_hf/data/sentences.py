@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from datasets import Dataset
 
+from .columns import TEXT_COLUMNS, TextColumns, class_names_of, find_texts, row_text
 from .openmoji import openmoji_captions
 from .soundfont import soundfont_captions
-from .sources import TEXT_COLUMNS
-from .tables import find_column, load_table
+from .tables import load_table
 from .tars import find_tars, load_tars
 
 logger = logging.getLogger(__name__)
 
-SENTENCE_COLUMNS = ("anchor", *TEXT_COLUMNS)
 # Names of the three columns in the usual layouts: ours, sentence-transformers', SimCSE's csv, retrieval style.
 TRIPLET_LAYOUTS = (
     ("anchor", "positive", "negative"),
@@ -46,7 +45,7 @@ _LABEL_NAMES = {str(number): name for number, name in enumerate(_NAMES)} | {name
 
 
 def load_sentences(
-    source: str | os.PathLike, *, column: str | None = None, max_sentences: int | None = None, seed: int = 0
+    source: str | os.PathLike, *, column: TextColumns = None, max_sentences: int | None = None, seed: int = 0
 ) -> Dataset:
     """Sentences as rows {"anchor": str}.
 
@@ -54,7 +53,7 @@ def load_sentences(
         source: anything that `load_table` reads, a text file with one sentence a line among them; WebDataset tars, for
             their captions; or `openmoji` or `soundfont`, the training captions of a built-in dataset. Lists of captions
             give one sentence each.
-        column: of the sentences; found by its usual name if None.
+        column: of the sentences, or several; found by its usual name if None. The rules are those of `columns`.
         max_sentences: draw this many without replacement, kept in their order.
         seed: of that draw.
 
@@ -180,21 +179,25 @@ def _label_names(table: Dataset, column: str, labels: list) -> list[str]:
     return [_LABEL_NAMES.get(word, word) for word in words]
 
 
-def _raw_sentences(source: str | os.PathLike, column: str | None) -> Iterable[str | None]:
+def _raw_sentences(source: str | os.PathLike, column: TextColumns) -> Iterable[str | None]:
     if str(source) in _BUILT_IN:
         return _BUILT_IN[str(source)]("train")
     if tars := find_tars(source, "train"):
-        table = load_tars(tars, modality="image", text_names=TEXT_COLUMNS, text_column=column)
-        column = "text"
-    else:
-        table = load_table(source)
-    name = find_column(table.column_names, SENTENCE_COLUMNS, kind="text", option="--sentence_column", given=column)
-    values = table[name][:]
+        table = load_tars(tars, modality="image", text_names=TEXT_COLUMNS, text_column=column, texts_only=True)
+        return [caption for captions in table["text"] for caption in captions]
+    table = load_table(source)
+    if "anchor" in table.column_names and column is None:
+        column = "anchor"
+    empty = [name for name in table.column_names if table.data[name].null_count == len(table)]
+    names = find_texts(table.features, column, empty=empty, option="--sentence_column")
+    rows = zip(*(table[name][:] for name in names), strict=True)
+    class_names = class_names_of(table.features, names)
+    values = [row_text(row, class_names) for row in rows]
     first = next((value for value in values if value is not None), "")
     if isinstance(first, list):
         return [caption for captions in values if captions for caption in captions]
     if not isinstance(first, str):
-        raise ValueError(f"The column {name!r} of {source} has {type(first).__name__} values, not text.")
+        raise ValueError(f"The column {names[0]!r} of {source} has {type(first).__name__} values, not text.")
     return values
 
 

@@ -1,75 +1,89 @@
 """Any paired dataset -> the canonical columns `id`, `text` (str or list of str) and `image` or `audio`.
 
-Loading reads tables and lists files; pictures and sounds are opened when a row is asked for.
+Loading reads tables and lists files; pictures and sounds are opened when a row is asked for. What the files of a folder
+say is found out by the rules of `layouts`, which columns are which by those of `columns`, where files lie by those of
+`located`, which rows are of one item by those of `identity`, and what a split is by those of `splits`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import zipfile
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
-import pyarrow.compute
-from datasets import Audio, Dataset, Image, Json, Value
+import pyarrow.compute as pc
+from datasets import Audio, Dataset, Image, Json, LargeList, List, Value
 
-from .files import AUDIO_CELL, zip_member
+from .columns import (
+    AUDIO_COLUMNS,
+    IMAGE_COLUMNS,
+    NAME_COLUMNS,
+    STATUS_COLUMN,
+    TEXT_COLUMNS,
+    TextColumns,
+    class_names_of,
+    downloaded,
+    find_ids,
+    find_media,
+    find_texts,
+    row_text,
+)
+from .files import AUDIO_CELL
+from .formats import Modality
+from .identity import id_of, unique_or_rows
+from .layouts import load_archive, load_folder, load_named_table, path_columns, spellings
+from .located import find_places, locate
 from .openmoji import load_openmoji
-from .parquet import ParquetPairs, find_parquet, parquet_columns
+from .parquet import ParquetPairs, find_parquet, parquet_features, parquet_nulls
 from .soundfont import load_soundfont
-from .tables import find_column, load_table
-from .tars import AUDIO_SUFFIXES, IMAGE_SUFFIXES, find_tars, load_tars
+from .tables import load_table, select_split
+from .tars import find_tars, load_tars
 
 logger = logging.getLogger(__name__)
 
 BUILT_IN: dict[str, Callable[[str], Dataset]] = {"openmoji": load_openmoji, "soundfont": load_soundfont}
-# Folder of zip archives made on a Mac, with a file of metadata for each file.
-_MAC_METADATA = "__MACOSX"
-# Usual names, the most specific first.
-_PATH_COLUMNS = ("file_name", "filename", "filepath", "file_path", "file", "path")
-IMAGE_COLUMNS = ("image", "images", "img", "jpg", "jpeg", "png", "webp", "image_path", "image_file", *_PATH_COLUMNS)
-AUDIO_COLUMNS = ("audio", "sound", "wav", "flac", "mp3", "ogg", "audio_path", "audio_file", *_PATH_COLUMNS)
-TEXT_COLUMNS = ("text", "texts", "caption", "captions", "sentence", "sentences", "txt", "description", "title")
-ID_COLUMNS = ("id", "image_id", "audio_id", "img_id", "youtube_id", "key", "__key__")
 DEFAULT_BUFFER_SIZE = 10_000
-# What makes a folder an image or audio folder: a table of its files, or one folder a class.
-METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def load_pairs(
     source: str | os.PathLike,
     *,
-    modality: Literal["image", "audio"] = "image",
+    modality: Modality = "image",
     split: str = "train",
     image_column: str | None = None,
     audio_column: str | None = None,
-    text_column: str | None = None,
+    text_column: TextColumns = None,
     id_column: str | None = None,
     max_samples: int | None = None,
+    keep_class_labels: bool = False,
 ) -> Dataset:
     """A paired dataset in canonical columns. Rows with equal ids are captions of one item; a warning counts them.
 
     Args:
-        source: `openmoji` or `soundfont` (built in); a csv, tsv, jsonl or parquet file whose image or audio column has
-            bytes or paths relative to the file, or names of members of zip archives beside the file; a folder with
-            metadata.jsonl, .csv or .parquet, or with one folder a class (its name is the text), either within
-            `<split>/` or not; a zip archive of one folder a class; WebDataset tars (a file, a folder, "shards/*.tar"
-            or "{000..012}.tar"); a folder of parquet files or from `save_to_disk`; a Hub id
-            ("owner/name:configuration").
+        source: `openmoji` or `soundfont` (built in); a csv, tsv, json, jsonl or parquet file whose image or audio
+            column has bytes, paths relative to the file (or lists of them: a row for each), or names of members of zip
+            archives beside the file; a folder with metadata.jsonl, .csv or .parquet, with texts beside the files, with
+            a table in it or above it, or with one folder a class (its name is the text), each within `<split>/` or
+            not; a zip archive of such files; WebDataset tars (a file, a folder, "shards/*.tar" or "{000..012}.tar"); a
+            folder of parquet files or from `save_to_disk`; a Hub id ("owner/name:configuration").
         modality: `image` or `audio`.
-        split: of the source; a file with a column `split` is filtered by it, any other file is taken whole.
-        image_column, audio_column, text_column, id_column: columns of the source; found by their usual names if None.
-            Without an id, the path of the item is its id, and else the number of its row.
+        split: of the source, by its folders, the names of its files or its column `split`; "all" takes every row. A
+            source that says nothing of splits has "train" and "all" alone.
+        image_column, audio_column, id_column: columns of the source; found by their usual names if None. Without an
+            id, the path of the item is its id, and else its bytes tell which rows are one item.
+        text_column: of the source; several make a list of captions. Found by the usual names if None.
         max_samples: keep the first rows only.
+        keep_class_labels: leave a `ClassLabel` column of texts as it is, numbers with names, for zero-shot tasks.
 
     Returns:
         A `Dataset` with `id` (str), `text` (str or list of str) and `image` (`datasets.Image`) or `audio`
-        ({"bytes", "path"}).
+        ({"bytes", "path"}, or {"array", "sampling_rate"} where the source holds samples).
 
     Raises:
-        ValueError: unknown modality, or a column cannot be found (the message lists those that are there).
+        ValueError: unknown modality or split, a column cannot be found (the message lists those that are there), two
+            files of one name, or files without captions.
         FileNotFoundError: no such file.
     """
     if modality not in ("image", "audio"):
@@ -78,20 +92,16 @@ def load_pairs(
     if str(source) in BUILT_IN:
         pairs = _built_in(BUILT_IN[str(source)](split), modality)
     elif tars := find_tars(source, split):
-        if given is not None or id_column is not None:
-            raise ValueError(
-                f"{source}: the members of a tar are told apart by their endings and have their names for ids; leave "
-                f"out --{modality}_column and --id_column"
-            )
+        _check_columns_of_tars(source, modality, given, id_column)
         pairs = load_tars(tars, modality=modality, text_names=TEXT_COLUMNS, text_column=text_column)
     else:
-        table, folder = _load(Path(source), source, modality, split)
-        pairs = _canonical(table, folder, modality, given, text_column, id_column)
+        table, folder = _load(source, modality, split, given, text_column)
+        pairs = _canonical(table, folder, modality, given, text_column, id_column, keep_class_labels)
     _report_equal_ids(pairs, source)
     return pairs if max_samples is None else pairs.select(range(min(max_samples, len(pairs))))
 
 
-def load_rows(source: str | os.PathLike, *, modality: Literal["image", "audio"], split: str) -> Dataset:
+def load_rows(source: str | os.PathLike, *, modality: Modality, split: str) -> Dataset:
     """The rows of `load_pairs` in the columns of the source, of which it has other names than `load_pairs` gives.
 
     Raises:
@@ -100,17 +110,17 @@ def load_rows(source: str | os.PathLike, *, modality: Literal["image", "audio"],
     """
     if str(source) in BUILT_IN or find_tars(source, split):
         raise ValueError(f"{source} has no columns of its own")
-    return _load(Path(source), source, modality, split)[0]
+    return _load(source, modality, split, None, None)[0]
 
 
 def stream_pairs(
     source: str | os.PathLike,
     *,
-    modality: Literal["image", "audio"] = "image",
+    modality: Modality = "image",
     split: str = "train",
     image_column: str | None = None,
     audio_column: str | None = None,
-    text_column: str | None = None,
+    text_column: TextColumns = None,
     id_column: str | None = None,
     buffer_size: int = DEFAULT_BUFFER_SIZE,
 ) -> Dataset | ParquetPairs:
@@ -137,16 +147,33 @@ def stream_pairs(
             id_column=id_column,
         )
     given = image_column if modality == "image" else audio_column
-    files = find_parquet(str(source), split)
-    media, text, row_id = _find_columns(parquet_columns(files[0]), modality, given, text_column, id_column)
+    files, row_split = find_parquet(str(source), split)
+    features = parquet_features(files[0])
+    texts = find_texts(features, text_column, empty=() if text_column else parquet_nulls(files))
     return ParquetPairs(
-        files, modality=modality, media_column=media, text_column=text, id_column=row_id, buffer_size=buffer_size
+        files,
+        modality=modality,
+        media_column=find_media(list(features), modality, given),
+        text_columns=texts,
+        id_column=find_ids(list(features), id_column),
+        split=row_split,
+        buffer_size=buffer_size,
     )
+
+
+def _check_columns_of_tars(
+    source: str | os.PathLike, modality: Modality, given: str | None, id_column: str | None
+) -> None:
+    if given is not None or id_column is not None:
+        raise ValueError(
+            f"{source}: the members of a tar are told apart by their endings and have their names for ids, with that "
+            f"of the shard where they begin again in each; leave out --{modality}_column and --id_column"
+        )
 
 
 def _report_equal_ids(pairs: Dataset, source: str | os.PathLike) -> None:
     """Warn of rows that share an id: meant where a row holds one of several captions, and a mistake elsewhere."""
-    distinct = pyarrow.compute.count_distinct(pairs.data["id"]).as_py()
+    distinct = pc.count_distinct(pairs.data["id"]).as_py()
     if distinct < len(pairs):
         logger.warning(
             "%s: %d rows have %d different ids; rows with equal ids count as captions of the same item. If they are "
@@ -162,88 +189,142 @@ def _built_in(pairs: Dataset, modality: str) -> Dataset:
     return pairs
 
 
-def _find_columns(
-    columns: Sequence[str],
-    modality: Literal["image", "audio"],
-    media_column: str | None,
-    text_column: str | None,
-    id_column: str | None,
-) -> tuple[str, str, str | None]:
-    """The columns of the media, the texts and, if there is one, the ids."""
-    usual = IMAGE_COLUMNS if modality == "image" else AUDIO_COLUMNS
-    media = find_column(columns, usual, kind=modality, option=f"--{modality}_column", given=media_column)
-    text = find_column(columns, TEXT_COLUMNS, kind="text", option="--text_column", given=text_column)
-    if id_column is None and not set(ID_COLUMNS) & {column.lower() for column in columns}:
-        return media, text, None
-    return media, text, find_column(columns, ID_COLUMNS, kind="id", option="--id_column", given=id_column)
-
-
 def _load(
-    path: Path, source: str | os.PathLike, modality: Literal["image", "audio"], split: str
+    source: str | os.PathLike, modality: Modality, split: str, media_column: str | None, text_column: TextColumns
 ) -> tuple[Dataset, Path]:
-    """The rows of a source, and the folder (or archive) to which its paths are relative."""
+    """The rows of a source, one a picture or sound, and the folder (or archive) to which its paths are relative."""
+    path = Path(source)
     if path.is_file() and path.suffix.lower() == ".zip":
-        return _class_folder_rows(_archive_class_files(path, modality)), path
-    if not path.is_dir():
-        return load_table(source, split=split), path.parent
-    folder = path / split if (path / split).is_dir() else path
-    metadata = next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
-    if metadata is not None:
-        return load_table(metadata, split=split), folder
-    files = _class_folder_files(folder, modality)
-    if files:
-        return _class_folder_rows([file.relative_to(folder) for file in files]), folder
-    return load_table(path, split=split), path
+        return load_archive(path, modality, split, text_column)
+    if path.is_dir():
+        table, folder = load_folder(path, modality, split, text_column)
+    elif path.is_file():
+        table, folder = select_split(load_named_table(path), split, source), path.parent
+    else:
+        table, folder = load_table(source, split=split), path.parent
+    return _without_failures(_one_a_row(table, modality, media_column), modality, media_column, source), folder
 
 
-def _class_folder_rows(files: Sequence[PurePath]) -> Dataset:
-    names = [file.parent.name.replace("_", " ") for file in files]
-    return Dataset.from_dict({"file_name": [str(file) for file in files], "text": names})
+def _one_a_row(table: Dataset, modality: Modality, media_column: str | None) -> Dataset:
+    """The table with a row for each of the files that a row lists (`file_names` of imagefolder, lists of images)."""
+    media = _media_column(table, modality, media_column)
+    feature = None if media is None else table.features[media]
+    if media is None or not isinstance(feature, List | LargeList) or not _holds_media(feature.feature):
+        return table
+    column = table.select_columns([media]).with_format("arrow")[:][media].combine_chunks()
+    parents = pc.list_parent_indices(column).to_pylist()
+    logger.info("%d rows list %d files: each is a row with the text of its list", len(table), len(parents))
+    others = table.remove_columns(media).select(parents)
+    row_id = find_ids(others.column_names, None)
+    if row_id is not None:  # of the list; its files are different items
+        ids = [f"{value}/{number}" for number, value in enumerate(others[row_id][:])]
+        others = others.remove_columns(row_id).add_column(row_id, ids)
+    values = pc.list_flatten(column)
+    return others.add_column(media, values, feature=feature.feature).select_columns(table.column_names)
 
 
-def _archive_class_files(archive: Path, modality: Literal["image", "audio"]) -> list[PurePosixPath]:
-    """Members of a zip archive of folders of classes, [<top>/]<class>/<file>."""
-    suffixes = IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES
-    members = sorted(map(PurePosixPath, zipfile.ZipFile(archive).namelist()))
-    shown = [member for member in members if not member.name.startswith(".") and _MAC_METADATA not in member.parts]
-    files = [member for member in shown if member.suffix.lower() in suffixes and len(member.parts) > 1]
-    if not files:
-        raise ValueError(f"{archive} has no <class>/<file> members: pass the table that lies beside it, or a folder.")
-    return files
+def _holds_media(feature: Any) -> bool:
+    if isinstance(feature, Image | Audio | dict):
+        return True
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "binary", "large_binary")
 
 
-def _class_folder_files(folder: Path, modality: Literal["image", "audio"]) -> list[Path]:
-    """Files of a folder of classes, <class>/<file>."""
-    suffixes = IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES
-    files = [file for file in folder.glob("*/*") if not file.name.startswith(".")]
-    return sorted(file for file in files if file.suffix.lower() in suffixes)
+def _media_column(table: Dataset, modality: Modality, given: str | None) -> str | None:
+    if given is not None:
+        return given if given in table.column_names else None
+    usual = IMAGE_COLUMNS if modality == "image" else AUDIO_COLUMNS
+    by_lower_name = {column.lower(): column for column in reversed(table.column_names)}
+    return next((by_lower_name[name] for name in usual if name in by_lower_name), None)
+
+
+def _without_failures(
+    table: Dataset, modality: Modality, media_column: str | None, source: str | os.PathLike
+) -> Dataset:
+    """Without the rows that img2dataset could not download: their status says so, and they hold nothing."""
+    media = _media_column(table, modality, media_column)
+    if media is None or STATUS_COLUMN not in table.column_names or _is_paths(table, media):
+        return table
+    used = downloaded(table[STATUS_COLUMN][:], source)
+    return table if used.all() else table.select(used.nonzero()[0])
 
 
 def _canonical(
     table: Dataset,
     folder: Path,
-    modality: Literal["image", "audio"],
+    modality: Modality,
     media_column: str | None,
-    text_column: str | None,
+    text_column: TextColumns,
     id_column: str | None,
+    keep_class_labels: bool,
 ) -> Dataset:
-    media, text, id_column = _find_columns(table.column_names, modality, media_column, text_column, id_column)
-    ids = _ids(table, media, id_column)
-    pairs = table.select_columns([media, text])
-    if _holds_paths(table, media):
-        cells = _resolve_paths(table[media][:], folder)
+    media, names = _media_and_names(table, folder, modality, media_column)
+    empty = () if text_column else [name for name in table.column_names if table.data[name].null_count == len(table)]
+    texts = find_texts(table.features, text_column, empty=empty)
+    row_id = find_ids(table.column_names, id_column)
+    located = None if names is None else locate(names, folder, modality)
+    ids = _ids(table, media, located, row_id)
+    pairs = table.select_columns(list(dict.fromkeys((media, *texts))))
+    pairs = _with_text(pairs, texts, media, keep_class_labels)
+    if located is not None:
+        cells = [None if found is None else {"bytes": None, "path": found[1]} for found in located]
         feature = Image() if modality == "image" else AUDIO_CELL
         pairs = pairs.remove_columns(media).add_column(modality, cells, feature=feature)
     else:
         pairs = pairs.rename_column(media, modality) if media != modality else pairs
         pairs = _undecoded_audio(pairs) if modality == "audio" else pairs.cast_column("image", Image())
-    pairs = pairs.rename_column(text, "text") if text != "text" else pairs
     return pairs.add_column("id", ids).select_columns(["id", modality, "text"])
 
 
-def _holds_paths(table: Dataset, media: str) -> bool:
+def _with_text(pairs: Dataset, texts: Sequence[str], media: str, keep_class_labels: bool) -> Dataset:
+    """The table with a column `text` in place of the columns of texts."""
+    class_names = class_names_of(pairs.features, texts)
+    if len(texts) == 1 and (class_names[0] is None or keep_class_labels):
+        if texts[0] == media:
+            raise ValueError(f"the column {media!r} cannot be both the file and its text: pass --text_column")
+        return pairs.rename_column(texts[0], "text") if texts[0] != "text" else pairs
+    columns = [pairs[name][:] for name in texts]
+    values = [row_text(row, class_names) for row in zip(*columns, strict=True)]
+    feature = Value("string") if len(texts) == 1 else List(Value("string"))
+    return pairs.remove_columns(list(texts)).add_column("text", values, feature=feature)
+
+
+def _media_and_names(
+    table: Dataset, folder: Path, modality: Modality, given: str | None
+) -> tuple[str, list[list[str]] | None]:
+    """The column of the media and, if it holds names of files, those that the file of each row may have.
+
+    Of several columns with usual names the first one whose values lead to files is taken; if there is none, columns of
+    ids are tried, whose files have the id for a stem.
+    """
+    if given is not None:
+        media = find_media(table.column_names, modality, given)
+        return media, spellings(table, media) if _is_paths(table, media) else None
+    first = _media_column(table, modality, None)
+    if first is not None and not _is_paths(table, first):
+        return first, None
+    candidates = path_columns(table, modality)
+    by_lower_name = {column.lower(): column for column in reversed(table.column_names)}
+    candidates += [by_lower_name[name] for name in NAME_COLUMNS if name in by_lower_name]
+    for media in candidates:
+        names = spellings(table, media)
+        if _leads_to_files(names, folder, modality):
+            return media, names
+    media = find_media(table.column_names, modality, None)
+    return media, spellings(table, media)
+
+
+def _leads_to_files(names: list[list[str]], folder: Path, modality: Modality) -> bool:
+    sample = [row for row in names if row and row[0]][:: max(1, len(names) // 64)]
+    if not folder.exists():
+        return False
+    return any(place.find(name) for place in find_places(names, folder, modality) for row in sample for name in row)
+
+
+def _is_paths(table: Dataset, media: str) -> bool:
     feature = table.features[media]
-    return isinstance(feature, Json) or (isinstance(feature, Value) and feature.dtype in ("string", "large_string"))
+    if isinstance(feature, Json):
+        return True
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "int64", "int32", "null")
 
 
 def _undecoded_audio(pairs: Dataset) -> Dataset:
@@ -256,35 +337,21 @@ def _undecoded_audio(pairs: Dataset) -> Dataset:
     return pairs
 
 
-def _ids(table: Dataset, media: str, id_column: str | None) -> list[str]:
-    if id_column is not None:
-        values = enumerate(table[id_column][:])
-        return [f"row {number}" if value is None else str(value) for number, value in values]
-    if _holds_paths(table, media):
-        return [str(path) for path in table[media][:]]
-    return [str(number) for number in range(len(table))]
+def _ids(table: Dataset, media: str, located: list[tuple[str, str] | None] | None, row_id: str | None) -> list[str]:
+    if row_id is not None:
+        return [id_of(value, number) for number, value in enumerate(table[row_id][:])]
+    if located is not None:
+        return [id_of(found[0] if found else None, number) for number, found in enumerate(located)]
+    return _ids_of_bytes(table, media)
 
 
-def _resolve_paths(paths: Sequence[Any], folder: Path) -> list[dict | None]:
-    """Cells for paths that are relative to `folder` or name members of the zip archives in it.
-
-    What is no path gives no cell; a path that leads nowhere stays, and reading it reports the file by its name.
-    """
-    members = _archive_members(folder)
-    return [
-        {"bytes": None, "path": members.get(path) or str(folder / path)} if isinstance(path, str) and path else None
-        for path in paths
-    ]
-
-
-def _archive_members(folder: Path) -> dict[str, str]:
-    """Member name -> address of a zip archive, or of all in a folder (reads their directories, not their contents)."""
-    members: dict[str, str] = {}
-    for archive in [folder] if folder.is_file() else sorted(folder.glob("*.zip")):
-        try:
-            names = zipfile.ZipFile(archive).namelist()
-        except zipfile.BadZipFile as error:  # its pictures will be reported as missing, if there were any
-            logger.warning("%s cannot be read: %s", archive, error)
-            continue
-        members |= {name: zip_member(archive.resolve(), name) for name in names}
-    return members
+def _ids_of_bytes(table: Dataset, media: str) -> list[str]:
+    """Ids from the paths in a column of bytes and paths, which are read without the bytes."""
+    columns = table.select_columns([media]).flatten()
+    path, content = f"{media}.path", f"{media}.bytes"
+    if not {path, content} <= set(columns.column_names):
+        return unique_or_rows([None] * len(table))
+    paths = columns[path][:]
+    if columns.data[content].null_count == len(columns.data):  # files, which may have several rows
+        return [id_of(value, number) for number, value in enumerate(paths)]
+    return unique_or_rows(paths)

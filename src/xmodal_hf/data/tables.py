@@ -2,47 +2,56 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import fsspec
-from datasets import Dataset, load_dataset, load_from_disk
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-# File ending -> `datasets` builder and its options. Empty strings and the words "NA" or "null" are text, not missing.
-_BUILDERS: dict[str, tuple[str, dict]] = {
-    ".txt": ("text", {}),
-    ".csv": ("csv", {"keep_default_na": False}),
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t"}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
-}
+from .annotations import is_document, load_document
+from .delimited import inspect_delimited, unquoted
+from .splits import ALL, SPLIT_COLUMN, files_of_split, is_whole, no_splits, no_such_split, rows_of_split, split_folders
+from .splits import matching as matching_splits
+
+# File ending -> `datasets` builder.
+_BUILDERS = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _SHOWN_LINES = 5
 _COMPRESSIONS = {".gz", ".xz", ".zst", ".bz2"}
-_SPLIT_COLUMN = "split"
-_SPLIT_SYNONYMS = ({"val", "valid", "validation", "dev"},)
+# Files that tools write beside their tables: img2dataset's counts of a shard.
+_STATISTICS = "_stats.json"
+_BYTES_AT_ONCE = 1 << 24
+_FLOAT = r"^-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
 
 
 def load_table(source: str | os.PathLike, *, split: str = "train") -> Dataset:
     """Rows of a local file, a local folder or a Hub dataset.
 
+    Empty strings and the words "NA" or "null" are text, not missing. Rules for files of separated values are those of
+    `delimited`; a column of them holds numbers if each of its fields is the usual spelling of one ("007" is text). The
+    rows of .csv, .tsv and .jsonl files are counted, and a reader that gives another number of them is an error.
+
     Args:
-        source: a .txt, .csv, .tsv, .json, .jsonl or .parquet file (also compressed with gz, xz, zst, bz2); a folder:
-            saved by `save_to_disk`, an image folder or audio folder, or of such files; or a Hub id, with a
-            configuration as "owner/name:configuration".
-        split: of the folder or Hub dataset. A single file is one split, unless it has a column `split`: then rows of
-            that split are selected ("val", "dev" and "validation" are the same; "all" selects every row).
+        source: a .txt, .csv, .tsv, .json, .jsonl or .parquet file (also compressed with gz, xz, zst, bz2; a .json file
+            may be a document that `annotations` knows); a folder: saved by `save_to_disk`, an image folder or audio
+            folder, or of such files; or a Hub id, with a configuration as "owner/name:configuration".
+        split: of the folder or Hub dataset, or by a column `split` of the file; "all" selects every row. The rules are
+            those of `splits`.
 
     Raises:
         FileNotFoundError: `source` looks like a path and does not exist.
-        ValueError: unknown file ending, a file that cannot be read, or no row of that split.
+        ValueError: unknown file ending, a file that cannot be read, or no such split (`NoSplitsError` if the source
+            says nothing of splits).
     """
     path = Path(source)
     if path.is_file():
-        return _select_split(_load_file(path), split, source)
+        return select_split(load_file(path), split, source)
     if path.is_dir():
         return _load_folder(path, split)
     if _looks_like_path(str(source)):
@@ -61,7 +70,7 @@ def table_suffix(path: Path) -> str:
 
 def is_table(path: Path) -> bool:
     """Whether the ending of a file is that of a table."""
-    return table_suffix(path) in _BUILDERS
+    return table_suffix(path) in _BUILDERS and not path.name.endswith(_STATISTICS)
 
 
 def find_column(columns: Sequence[str], names: Iterable[str], *, kind: str, option: str, given: str | None) -> str:
@@ -81,18 +90,100 @@ def find_column(columns: Sequence[str], names: Iterable[str], *, kind: str, opti
     raise ValueError(f"Which column is the {kind}? Pass {option}. Columns found: {', '.join(columns)}.")
 
 
-def _load_file(path: Path) -> Dataset:
+def load_file(path: Path) -> Dataset:
+    """All rows of a table in one file."""
     suffix = table_suffix(path)
     if suffix not in _BUILDERS:
         raise ValueError(f"{path} is none of {', '.join(_BUILDERS)}, compressed or not.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: pass a file with at least one row.")
-    builder, options = _BUILDERS[suffix]
+    if suffix in (".csv", ".tsv"):
+        return load_delimited(path, suffix)
+    if suffix == ".json" and is_document(path):
+        rows = load_document(path)
+        if rows is not None:
+            return _from_rows(rows, path)
+    table = _build(path, suffix)
+    if suffix == ".jsonl":
+        _check_rows(path, len(table), _count_lines(path))
+    return table
+
+
+def load_delimited(path: Path, suffix: str) -> Dataset:
+    """All rows of a table of separated values, by the rules of `delimited`."""
+    found = inspect_delimited(path, suffix)
+    if not found.num_rows:
+        raise ValueError(f"{path} has a header ({', '.join(found.columns)}) and no row below it.")
+    table = _build(
+        path,
+        ".csv",
+        sep=found.separator,
+        quoting=csv.QUOTE_MINIMAL if found.quoted else csv.QUOTE_NONE,
+        keep_default_na=False,
+        header=0,
+        column_names=list(found.columns),
+        features=Features({column: Value("string") for column in found.columns}),
+    )
+    _check_rows(path, len(table), found.num_rows)
+    if found.num_quoted:
+        table = table.map(lambda row: {name: unquoted(value) for name, value in row.items()})
+    for column in found.columns:
+        dtype = _number_type(table.data[column])
+        if dtype is not None:
+            table = table.cast_column(column, Value(dtype))
+    return table
+
+
+def _build(path: Path, suffix: str, **options: Any) -> Dataset:
     try:
-        return load_dataset(builder, data_files=str(path), split="train", **options)
+        return load_dataset(_BUILDERS[suffix], data_files=str(path), split="train", **options)
     except DatasetGenerationError as error:
         lines = _malformed_lines(path) if suffix == ".jsonl" else ""
         raise ValueError(f"{path} cannot be read: {lines or error.__cause__}") from error
+
+
+def _from_rows(rows: list[dict[str, Any]], path: Path) -> Dataset:
+    if not rows:
+        raise ValueError(f"{path} has no rows: pass a file with at least one.")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return Dataset.from_dict({name: _column([row.get(name) for row in rows]) for name in columns})
+
+
+def _column(values: list[Any]) -> list[Any]:
+    """Values of one type; of mixed ones, their texts, since a table has one type a column."""
+    kinds = {type(value) for value in values if value is not None}
+    if len(kinds) <= 1:
+        return values
+    return [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+
+
+def _number_type(values: pa.ChunkedArray) -> str | None:
+    """The type of a column of texts that are all the usual spelling of an integer, or all numbers; None otherwise."""
+    try:
+        integers = pc.cast(values, pa.int64())
+        if pc.all(pc.equal(pc.cast(integers, pa.string()), values)).as_py():
+            return "int64"
+    except pa.ArrowInvalid:
+        pass
+    if not pc.all(pc.match_substring_regex(values, _FLOAT)).as_py():
+        return None
+    padded = pc.match_substring_regex(values, r"^-?0\d")  # an id or a name that begins with zeros
+    return None if pc.any(padded).as_py() else "float64"
+
+
+def _check_rows(path: Path, num_read: int, num_there: int) -> None:
+    """Raise a ValueError when a reader gave another number of rows than the file has."""
+    if num_read != num_there:
+        raise ValueError(
+            f"{path} has {num_there:,} rows, and {num_read:,} were read: quotation marks or line breaks within fields "
+            "are the usual cause; write the table as .jsonl or .parquet"
+        )
+
+
+def _count_lines(path: Path) -> int:
+    """Lines that are not blank."""
+    with fsspec.open(str(path), "rb", compression="infer") as file:
+        return sum(1 for line in file if line.strip())
 
 
 def _malformed_lines(path: Path) -> str:
@@ -110,23 +201,63 @@ def _malformed_lines(path: Path) -> str:
 
 def _load_folder(path: Path, split: str) -> Dataset:
     if (path / "state.json").is_file():
-        return load_from_disk(str(path))
+        return _saved_dataset(path, split)
     if (path / "dataset_dict.json").is_file():
-        return load_from_disk(str(path / split))
+        return _saved_splits(path, split)
+    tables = sorted(file for file in path.iterdir() if file.is_file() and table_suffix(file) == ".parquet")
+    if tables:  # not with what lies beside them, which `datasets` may take for the data
+        files = [str(file) for file in files_of_split(tables, split, path)]
+        return load_dataset("parquet", data_files=files, split="train")
+    _check_split_of_folder(path, split)
     return load_dataset(str(path), split=split)
+
+
+def _check_split_of_folder(path: Path, split: str) -> None:
+    """`datasets` puts all files of a folder without splits into "train"."""
+    folders = split_folders(path)
+    if folders and split != ALL and not matching_splits(split, folders):
+        raise no_such_split(path, split, folders)
+
+
+def _saved_dataset(path: Path, split: str) -> Dataset:
+    table = load_from_disk(str(path))
+    if not is_whole(split) and SPLIT_COLUMN not in table.column_names and str(table.split) == split:
+        return table
+    return select_split(table, split, path)
+
+
+def _saved_splits(path: Path, split: str) -> Dataset:
+    saved = load_from_disk(str(path))
+    assert isinstance(saved, DatasetDict)
+    if split == ALL:
+        return concatenate_datasets(list(saved.values()))
+    names = matching_splits(split, saved)
+    if not names:
+        raise no_such_split(path, split, saved)
+    return concatenate_datasets([saved[name] for name in sorted(names)])
 
 
 def _looks_like_path(source: str) -> bool:
     return source.startswith((".", "/", "~")) or table_suffix(Path(source)) in {*_BUILDERS, ".tar", ".zip"}
 
 
-def _select_split(table: Dataset, split: str, source: str | os.PathLike) -> Dataset:
-    if split == "all" or _SPLIT_COLUMN not in table.column_names:
+def select_split(table: Dataset, split: str, source: str | os.PathLike) -> Dataset:
+    """The rows of a split, by the column `split` of a table.
+
+    Raises:
+        ValueError: no row of that split; `NoSplitsError` for a table without such a column.
+    """
+    if split == ALL:
         return table
-    wanted = next((names for names in _SPLIT_SYNONYMS if split in names), {split})
-    row_splits = table[_SPLIT_COLUMN][:]
-    rows = [index for index, row_split in enumerate(row_splits) if row_split in wanted]
-    if not rows:
-        present = ", ".join(sorted(set(row_splits)))
-        raise ValueError(f"{source} has no row of the split {split!r}, only of {present}.")
-    return table.select(rows)
+    if SPLIT_COLUMN not in table.column_names:
+        if not is_whole(split):
+            raise no_splits(source, split)
+        return table
+    return table.select(rows_of_split(split_names(table), split, source))
+
+
+def split_names(table: Dataset) -> list[Any]:
+    """The column `split` of a table, numbers of a `ClassLabel` by their names."""
+    names = getattr(table.features[SPLIT_COLUMN], "names", None)
+    values = table[SPLIT_COLUMN][:]
+    return values if names is None else [None if value is None or value < 0 else names[value] for value in values]

@@ -8,26 +8,32 @@ immediate.
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import fsspec
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, List, Value
+from datasets.exceptions import DatasetGenerationError
 
+from .columns import AUDIO_COLUMNS, IMAGE_COLUMNS, TextColumns
 from .files import AUDIO_CELL, read_range, tar_member
+from .formats import Modality, is_readable, is_unreadable, left_out_note
+from .layouts import TEXT_ENDINGS, captions_of_json
+from .splits import ALL, files_of_split, is_whole, matching, no_splits, no_such_split, split_folders
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3"}
-_TEXT_SUFFIXES = (".txt", ".caption")
+# Changes when the rules by which samples are read do, so that what was cached by other rules is not used.
+_RULES = 2
+_A = {"image": "a picture", "audio": "a sound"}
 # Which tar a row lies in, for orders that read one after the other (`ShardOrder`).
 SHARD_COLUMN = "shard"
 _LOCAL = "file://"
@@ -41,20 +47,16 @@ _COMPRESSED = (
 def find_tars(source: str | os.PathLike, split: str) -> list[str]:
     """The tars that a source names: one file, a folder of them, a pattern "shards/*.tar" or "{000..012}.tar".
 
-    Files are local or addresses that fsspec opens. Of a folder, those in `<split>/` if there is such a folder. Empty
-    when the source names no tar.
+    Files are local or addresses that fsspec opens. Of a folder, those in the folder of the split, or those whose names
+    tell the split; a file and a pattern have the splits "train" and "all" alone. Empty when the source names no tar.
 
     Raises:
         FileNotFoundError: the source names tars, and one of them is not there.
-        ValueError: the source is a compressed tar, or a folder with some and nothing else.
+        ValueError: no such split; or the source is a compressed tar, or a folder with some and nothing else.
     """
     path = Path(source)
     if path.is_dir():
-        folder = path / split if (path / split).is_dir() else path
-        tars = sorted(folder.glob("*.tar"))
-        if not tars and any(folder.iterdir()) and all(map(_is_compressed, folder.iterdir())):
-            raise ValueError(_COMPRESSED.format(folder))
-        return [str(tar.absolute()) for tar in tars]
+        return _tars_of_folder(path, split)
     if _is_compressed(path):
         raise ValueError(_COMPRESSED.format(path))
     if path.suffix != ".tar":
@@ -64,7 +66,24 @@ def find_tars(source: str | os.PathLike, split: str) -> list[str]:
     missing = [name for name in names if not filesystem.isfile(name)]
     if missing:
         raise FileNotFoundError(f"There is no file {missing[0]}.")
+    if not is_whole(split):
+        raise no_splits(source, split)
     return [filesystem.unstrip_protocol(name).removeprefix(_LOCAL) for name in names]
+
+
+def _tars_of_folder(path: Path, split: str) -> list[str]:
+    folders = {name: folder for name, folder in split_folders(path).items() if any(folder.glob("*.tar"))}
+    if folders:
+        names = set(folders) if split == ALL else matching(split, folders)
+        if not names:
+            raise no_such_split(path, split, folders)
+        tars = [tar for name in sorted(names) for tar in sorted(folders[name].glob("*.tar"))]
+    else:
+        tars = sorted(path.glob("*.tar"))
+        tars = files_of_split(tars, split, path) if tars else []
+    if not tars and any(path.iterdir()) and all(map(_is_compressed, path.iterdir())):
+        raise ValueError(_COMPRESSED.format(path))
+    return [str(tar.absolute()) for tar in tars]
 
 
 def _is_compressed(path: Path) -> bool:
@@ -72,22 +91,65 @@ def _is_compressed(path: Path) -> bool:
     return path.name.lower().endswith(_COMPRESSED_SUFFIXES)
 
 
-def load_tars(
-    tars: list[str], *, modality: Literal["image", "audio"], text_names: Iterable[str], text_column: str | None = None
-) -> Dataset:
-    """Canonical rows of WebDataset tars, in the order of their members.
+@dataclass(frozen=True)
+class _Member:
+    """A file of a tar: "dogs/000.image.JPEG" has the key "dogs/000", the field "image" and the suffix ".jpeg"."""
 
-    Members of one sample follow each other and share their name up to the first dot, which is the id. The caption is
-    the member .txt or .caption, or a field of the member .json: the first of `text_names` there. With `text_column`,
-    it is that field alone. Hidden files are left out. A tar that is cut off is read up to there, with a warning; the
-    sample that is cut, and one without a picture (sound) or caption, stays and is reported when it is asked for.
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def key(self) -> str:
+        name = PurePosixPath(self.name)
+        return str(name.with_name(name.name.partition(".")[0]))
+
+    @property
+    def ending(self) -> str:
+        _, dot, ending = PurePosixPath(self.name).name.partition(".")
+        return (dot + ending).lower()
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.name).suffix.lower()
+
+    @property
+    def field(self) -> str:
+        return self.ending[1 : len(self.ending) - len(self.suffix)]
+
+
+def load_tars(
+    tars: list[str],
+    *,
+    modality: Modality,
+    text_names: Iterable[str],
+    text_column: TextColumns = None,
+    texts_only: bool = False,
+) -> Dataset:
+    """Canonical rows of WebDataset tars, in the order in which their samples begin.
+
+    Members of one sample, which need not follow each other, share their name up to the first dot. That key is the id;
+    where keys begin again in another tar, the name of the tar goes before each. The last ending of a member says what
+    it is, and what stands before it names it: `000.image.jpeg`, `000.caption.txt`. The caption is the member .txt or
+    .caption, or a field of the member .json: the first of `text_names` there that holds any. With `text_column`, it is
+    the member or the field of that name alone; several make a list. Hidden files are left out, and members of other
+    endings are counted. A tar that is cut off is read up to there, with a warning; the sample that is cut, and one
+    without a picture (sound) or caption, stays and is reported when it is asked for.
+
+    Args:
+        tars: paths or addresses that fsspec opens.
+        modality: `image` or `audio`.
+        text_names: usual names of captions.
+        text_column: names of captions, in place of the usual ones.
+        texts_only: pictures (sounds) are not needed: the captions are what is wanted.
 
     Returns:
         A `Dataset` with `id`, `image` or `audio`, `text` (list of str, empty where there is no caption), and `shard`,
         the number of the tar.
 
     Raises:
-        ValueError: there is no sample in the tars.
+        ValueError: there is no sample in the tars, none with a picture (sound), none with a caption, or one with two
+            pictures (sounds) of which it is not clear which is meant.
     """
     features = Features(
         {
@@ -102,42 +164,123 @@ def load_tars(
         # calls the generator with one of them at a time.
         "tars": [(number, tar, _version(tar)) for number, tar in enumerate(tars)],
         "modality": modality,
-        "text_names": (text_column,) if text_column else tuple(text_names),
-        "text_suffixes": () if text_column else _TEXT_SUFFIXES,
+        "text_names": tuple(text_names),
+        "text_columns": (text_column,) if isinstance(text_column, str) else tuple(text_column or ()),
+        "rules": _RULES,
     }
     if next(_rows(**settings), None) is None:
-        raise ValueError(f"There is no sample in {', '.join(tars[:3])}{' ...' if len(tars) > 3 else ''}.")
-    return Dataset.from_generator(_rows, features=features, gen_kwargs=settings)
+        raise ValueError(f"There is no sample in {_named(tars)}.")
+    try:
+        pairs = Dataset.from_generator(_rows, features=features, gen_kwargs=settings)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from error
+        raise
+    has_media = texts_only or pairs.data[modality].null_count < len(pairs)
+    if not has_media or not any(pairs["text"]):
+        raise ValueError(_what_is_missing(tars, modality, settings["text_columns"], has_media))
+    return _with_shard_in_ids(pairs, tars)
+
+
+def _with_shard_in_ids(pairs: Dataset, tars: Sequence[str]) -> Dataset:
+    """Ids that are told apart by the names of their tars where keys begin again in another tar."""
+    if pc.count_distinct(pairs.data["id"]).as_py() == len(pairs):
+        return pairs
+    top = os.path.commonpath([os.path.dirname(tar) or "." for tar in tars]) if len(tars) > 1 else ""
+    names = [os.path.relpath(tar, top or ".") if top else os.path.basename(tar) for tar in tars]
+    stems = [name.removesuffix(".tar") for name in names]
+    ids = [f"{stems[shard]}/{key}" for shard, key in zip(pairs[SHARD_COLUMN], pairs["id"], strict=True)]
+    columns = pairs.column_names
+    return pairs.remove_columns("id").add_column("id", ids).select_columns(columns)
+
+
+def _what_is_missing(tars: Sequence[str], modality: Modality, text_columns: Sequence[str], has_media: bool) -> str:
+    """What no sample has, and what the samples are made of."""
+    members = Counter(member.ending for member in _members(tars[0]))
+    if not has_media:
+        found = left_out_note([f"a{ending}" for ending in members.elements()], modality)
+        return f"no sample of {_named(tars)} has {_A[modality]}; the members of the first are {found}"
+    found = ", ".join(f"{ending} ({count})" for ending, count in members.most_common(10))
+    wanted = " or ".join(text_columns) or "a .txt, a .caption, or a .json with a field of a usual name"
+    return (
+        f"no sample of {_named(tars)} has a caption ({wanted}); the members of the first are {found}. Name a field of "
+        "the .json with --text_column; for a table of captions beside the tars, extract them (`tar -xf`) and pass it"
+    )
+
+
+def _named(tars: Sequence[str]) -> str:
+    return f"{', '.join(tars[:3])}{' ...' if len(tars) > 3 else ''}"
 
 
 def _rows(
-    tars: list[tuple[int, str, str]], modality: str, text_names: tuple[str, ...], text_suffixes: tuple[str, ...]
+    tars: list[tuple[int, str, str]],
+    modality: Modality,
+    text_names: tuple[str, ...],
+    text_columns: tuple[str, ...],
+    rules: int,
 ) -> Iterator[dict[str, Any]]:
-    suffixes = IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES
+    left_out: Counter[str] = Counter()
     for shard, tar, _ in tars:
-        for key, members in itertools.groupby(_members(tar), key=lambda member: member[0]):
-            row: dict[str, Any] = {"id": key, modality: None, "text": [], SHARD_COLUMN: shard}
-            for _, suffix, offset, size in members:
-                if suffix in suffixes:
-                    row[modality] = {"bytes": None, "path": tar_member(tar, offset, size)}
-                elif suffix in text_suffixes:
-                    row["text"] = [read_range(tar, offset, size).decode(errors="replace")]
-                elif suffix == ".json":
-                    row["text"] = row["text"] or _captions(read_range(tar, offset, size), text_names)
-            yield row
+        samples: dict[str, list[_Member]] = {}
+        for member in _members(tar):
+            samples.setdefault(member.key, []).append(member)
+        for key, members in samples.items():
+            media = _media_member(tar, key, [member for member in members if is_readable(member.name, modality)])
+            cell = None if media is None else {"bytes": None, "path": tar_member(tar, media.offset, media.size)}
+            if media is None:
+                left_out.update(member.ending for member in members if is_unreadable(member.name, modality))
+            texts = _texts(tar, members, text_names, text_columns)
+            yield {"id": key, modality: cell, "text": texts, SHARD_COLUMN: shard}
+    if left_out:
+        note = left_out_note([f"a{ending}" for ending in left_out.elements()], modality)
+        logger.warning("%s: samples without %s that can be decoded: %s", tars[0][1], _A[modality], note)
 
 
-def _members(tar: str) -> Iterator[tuple[str, str, int, int]]:
-    """(key, ending, offset, size) of the files of a tar, the last one perhaps cut off."""
+def _media_member(tar: str, key: str, members: Sequence[_Member]) -> _Member | None:
+    """The picture or sound of a sample: the only one, or of several the one that is named so, or has no name."""
+    usual = {*IMAGE_COLUMNS, *AUDIO_COLUMNS, ""}
+    named = members if len(members) < 2 else [member for member in members if member.field.lower() in usual]
+    if len(named) > 1 or (members and not named):
+        names = " and ".join(member.name for member in members)
+        raise ValueError(
+            f"{tar}: the sample {key} has {names}, and it is not clear which is meant. The key of a sample ends at the "
+            "first dot of a name: write names without other dots, or one file a sample"
+        )
+    return named[0] if named else None
+
+
+def _texts(
+    tar: str, members: Sequence[_Member], text_names: tuple[str, ...], text_columns: tuple[str, ...]
+) -> list[str]:
+    """The captions of a sample: the named member or field, else a text file, else the usual fields of its JSON."""
+    files = [member for member in members if member.suffix in TEXT_ENDINGS]
+    documents = [member for member in members if member.suffix == ".json"]
+    contents = [read_range(tar, member.offset, member.size) for member in documents]
+    if text_columns:
+        named = [member for name in text_columns for member in files if member.field.lower() == name.lower()]
+        fields = [text for name in text_columns for content in contents for text in captions_of_json(content, (name,))]
+        return [_decoded(tar, member) for member in named] + fields
+    if files:
+        usual = [member for member in files if member.field.lower() in (*text_names, "")] or files
+        texts = [_decoded(tar, member) for member in usual]
+        if any(text.strip() for text in texts) or not contents:
+            return texts
+    return [text for content in contents for text in captions_of_json(content, text_names)]
+
+
+def _decoded(tar: str, member: _Member) -> str:
+    return read_range(tar, member.offset, member.size).decode(errors="replace")
+
+
+def _members(tar: str) -> Iterator[_Member]:
+    """The files of a tar, the last one perhaps cut off."""
     filesystem, path = fsspec.core.url_to_fs(tar)
     length = filesystem.size(path)
     try:
         with filesystem.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                name = PurePosixPath(member.name)
-                if member.isfile() and not name.name.startswith("."):
-                    key, dot, ending = name.name.partition(".")
-                    yield str(name.with_name(key)), (dot + ending).lower(), member.offset_data, member.size
+                if member.isfile() and not PurePosixPath(member.name).name.startswith("."):
+                    yield _Member(member.name, member.offset_data, member.size)
                 if member.offset_data + member.size > length:
                     raise tarfile.ReadError(f"{member.name} is cut off")
                 archive.members = []  # type: ignore[attr-defined]  # it would keep an object for every member
@@ -152,17 +295,6 @@ def _version(tar: str) -> str:
     """What changes when the file does: of a local one its size and time, of others what their server tells."""
     filesystem, path = fsspec.core.url_to_fs(tar)
     return str(filesystem.ukey(path))
-
-
-def _captions(content: bytes, names: tuple[str, ...]) -> list[str]:
-    """The captions in a sample's JSON; none when it is damaged or has no such field."""
-    try:
-        fields = json.loads(content)
-    except ValueError:
-        return []
-    value: Any = next((fields[name] for name in names if name in fields), []) if isinstance(fields, dict) else []
-    captions = value if isinstance(value, list) else [value]
-    return [caption for caption in captions if isinstance(caption, str)]
 
 
 def _expand_braces(pattern: str) -> list[str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from xmodal_hf.training.arguments import option
+from xmodal_hf.training.arguments import one_or_several, option
 
 from .prompts import PROMPT_SETS
 
@@ -71,14 +71,23 @@ class EvaluationDataArguments:
     pairs: str | None = option(
         None, "Captioned items, as --dataset of train_contrastive.py (retrieval, representation)."
     )
-    pairs_split: str = option("test", "Split of --pairs.")
-    text_column: str | None = option(None, "Captions of --pairs. Default: found by its usual names.")
+    pairs_split: str | None = option(
+        None, "Split of --pairs. Default: test, or all rows of a source that has no splits."
+    )
+    text_column: list[str] | None = field(
+        default=None,
+        metadata={"help": "Column of the captions of --pairs; several make a list. Default: found by its usual names."},
+    )
     id_column: str | None = option(
-        None, "Ids of --pairs, whose rows are captions of one item where they agree. Default: found by its usual names."
+        None,
+        "Column of the ids of --pairs; rows with equal ids are captions of one item. Default: found by its usual "
+        "names, else the path or the bytes of the item.",
     )
     max_pairs: int | None = option(None, "Use only the first rows of --pairs.")
     zero_shot_data: str | None = option(None, "Items with classes: a file, folder or Hub id (zero_shot).")
-    zero_shot_split: str = option("test", "Split of --zero_shot_data.")
+    zero_shot_split: str | None = option(
+        None, "Split of --zero_shot_data. Default: test, or all rows of a source that has no splits."
+    )
     label_column: str | None = option(
         None, "Column of the class names of --zero_shot_data; not for a folder with one folder a class."
     )
@@ -88,6 +97,7 @@ class EvaluationDataArguments:
     )
 
     def __post_init__(self) -> None:
+        self.text_column = one_or_several(self.text_column)
         if self.prompts is not None and self.prompts not in PROMPT_SETS:
             raise ValueError(f"--prompts takes {', '.join(PROMPT_SETS)}; got {self.prompts!r}")
         for name in ("sts_data", "transfer_data"):
@@ -120,7 +130,7 @@ def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -
     if (
         "zero_shot" in names
         and data.label_column is None
-        and not _has_class_folders(Path(str(data.zero_shot_data)), data.zero_shot_split)
+        and not _has_class_folders(Path(str(data.zero_shot_data)), data.zero_shot_split or "test")
     ):
         raise ValueError("the task zero_shot needs --label_column, unless its data is one folder a class")
 
@@ -129,7 +139,7 @@ def _has_class_folders(path: Path, split: str) -> bool:
     """Whether a source may be one folder a class, in a zip archive or not."""
     if not path.is_dir():
         return path.suffix.lower() == ".zip"
-    from xmodal_hf.data.sources import METADATA_FILES  # with datasets, which --help does not wait for
+    from xmodal_hf.data.layouts import METADATA_FILES  # with datasets, which --help does not wait for
 
     tables = (folder / name for folder in (path, path / split) for name in METADATA_FILES)
     return not any(table.is_file() for table in tables)  # whose texts may be captions

@@ -38,6 +38,7 @@ from xmodal_hf.data.audio import (
 )
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.files import read_media
+from xmodal_hf.data.identity import item_key
 from xmodal_hf.data.images import decode_image
 from xmodal_hf.models.modeling_dual_encoder import DualEncoder
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
@@ -330,7 +331,7 @@ def embed_pairs(embedder: Embedder, dataset: Iterable[Mapping[str, Any]], modali
     """Embed rows of canonical columns, `text` (a string or a list of them) and `image` or `audio`, in one pass.
 
     Rows with the same `id`, where there is such a column, are one item with the captions of all of them: what the first
-    of these rows holds is embedded.
+    of these rows holds is embedded. Rows whose ids are only their numbers are one item where their bytes are equal.
 
     Args:
         embedder: an `Embedder`.
@@ -353,12 +354,14 @@ def embed_pairs(embedder: Embedder, dataset: Iterable[Mapping[str, Any]], modali
                 raise ValueError(f"row {index} has {'a null' if texts else 'no'} caption: leave it out or give it one")
             if row[modality] is None:
                 raise ValueError(f"row {index} has no {modality}: leave it out")
-            key = index if row.get("id") is None else ("id", row["id"])
+            key = index if row.get("id") is None else ("id", item_key(row["id"], row[modality]))
             is_new = key not in numbers
             number = numbers.setdefault(key, len(numbers))
             captions.extend(texts)
             owners.extend([number] * len(texts))
-            path = row[modality].get("path") if isinstance(row[modality], dict) else None
+            # Of bytes, the key is theirs, whatever path is beside them.
+            is_file = isinstance(row[modality], dict) and row[modality].get("bytes") is None
+            path = row[modality].get("path") if is_file else None
             if is_new:
                 paths.append(path)
                 yield row[modality]

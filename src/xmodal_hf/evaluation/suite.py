@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 import xmodal_hf
 from xmodal_hf.data.sources import load_pairs, load_rows
+from xmodal_hf.data.splits import with_default_split
 
 from . import plots
 from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
@@ -355,8 +356,13 @@ def _load_representation(embedder: Embedder, arguments: EvaluationArguments, dat
 
 def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Run:
     modality = _modality(embedder, data)
-    source, split = str(data.zero_shot_data), data.zero_shot_split
-    table = load_pairs(source, modality=modality, split=split, text_column=data.label_column)
+    source = str(data.zero_shot_data)
+
+    def load(split: str) -> Dataset:
+        column = data.label_column
+        return load_pairs(source, modality=modality, split=split, text_column=column, keep_class_labels=True)
+
+    table, split = with_default_split(load, data.zero_shot_split, "test", source)
     labels, class_names = class_labels(table)
     folds = None if data.fold_column is None else fold_labels(source, modality, split, data.fold_column)
     prompts = data.prompts or DEFAULT_PROMPTS[modality]
@@ -410,16 +416,21 @@ def fold_labels(source: str, modality: Modality, split: str, column: str) -> lis
 def _load_pairs(embedder: Embedder, data: EvaluationDataArguments) -> tuple[Dataset, Modality, dict[str, Any]]:
     """The captioned items, not yet opened, and what identifies them."""
     modality = _modality(embedder, data)
-    table = load_pairs(
-        str(data.pairs),
-        modality=modality,
-        split=data.pairs_split,
-        text_column=data.text_column,
-        id_column=data.id_column,
-        max_samples=data.max_pairs,
-    )
+    source = str(data.pairs)
+
+    def load(split: str) -> Dataset:
+        return load_pairs(
+            source,
+            modality=modality,
+            split=split,
+            text_column=data.text_column,
+            id_column=data.id_column,
+            max_samples=data.max_pairs,
+        )
+
+    table, split = with_default_split(load, data.pairs_split, "test", source)
     num_items = len(set(table["id"]))
-    described = {"split": data.pairs_split, "num_items": num_items, "texts_sha256": texts_checksum(table["text"])}
+    described = {"split": split, "num_items": num_items, "texts_sha256": texts_checksum(table["text"])}
     return table, modality, describe_source(str(data.pairs), table) | described
 
 

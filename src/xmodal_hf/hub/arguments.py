@@ -77,7 +77,9 @@ class SpaceArguments:
 
     space: str | None = option(None, "Also publish a demo Space of the model there: user/name.")
     gallery: str = option("openmoji", "What the demo searches, as --dataset of train_contrastive.py.")
-    gallery_split: str = option("test", "Split of --gallery.")
+    gallery_split: str | None = option(
+        None, "Split of --gallery. Default: test, or all rows of a source that has no splits."
+    )
     gallery_size: int = option(300, "Only the first items of --gallery, this many.")
     space_title: str | None = option(None, "Title of the page. Default: made of the model's name.")
     space_license: str | None = option(None, "Licence of the Space, by its id on the Hub.")

@@ -48,6 +48,8 @@ _EMOJI_SIZE = 160
 # Longer side of the gallery's images, in pixels, and their WebP quality.
 _MAX_SIDE, _QUALITY = 480, 90
 _NUM_QUERIES, _NUM_LABELS = 5, 6
+# Split of the gallery, where it has splits.
+_GALLERY_SPLIT = "test"
 
 
 def stage_space(
@@ -97,12 +99,17 @@ def pin_revision(folder: Path, revision: str) -> None:
 def _load_gallery(modality: str, arguments: SpaceArguments) -> Dataset:
     from ..data.openmoji import load_openmoji
     from ..data.sources import load_pairs
+    from ..data.splits import with_default_split
 
-    split, size = arguments.gallery_split, arguments.gallery_size
-    if arguments.gallery == "openmoji":
-        rows = load_openmoji(split, image_size=_EMOJI_SIZE)
+    source, size = arguments.gallery, arguments.gallery_size
+    if source == "openmoji":
+        rows = load_openmoji(arguments.gallery_split or _GALLERY_SPLIT, image_size=_EMOJI_SIZE)
         return rows.select(range(min(size, len(rows))))
-    return load_pairs(arguments.gallery, modality=modality, split=split, max_samples=size)  # type: ignore[arg-type]
+
+    def load(split: str) -> Dataset:
+        return load_pairs(source, modality=modality, split=split, max_samples=size)  # type: ignore[arg-type]
+
+    return with_default_split(load, arguments.gallery_split, _GALLERY_SPLIT, source)[0]
 
 
 def _write_gallery(checkpoint: Path, folder: Path, modality: str, rows: Dataset, captions: list[str]) -> None:
@@ -166,9 +173,13 @@ def _settings(
         "labels": arguments.labels or _LABELS.get(gallery) or captions[:_NUM_LABELS],
         "template": arguments.template or _TEMPLATES[modality],
         "attribution": _ATTRIBUTIONS.get(
-            gallery, f"Gallery: the {arguments.gallery_split} split of `{Path(gallery).name}`."
+            gallery, f"Gallery: {_split_in_words(arguments.gallery_split)} `{Path(gallery).name}`."
         ),
     }
+
+
+def _split_in_words(split: str | None) -> str:
+    return "from" if split is None else f"the {split} split of"
 
 
 def _card(settings: dict[str, Any], arguments: SpaceArguments) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from ..data.layouts import METADATA_FILES
 from ..data.sentences import load_sentences, load_triplets
-from ..data.sources import METADATA_FILES
 from ..data.tables import load_table
 from ..training.tokenizer import train_tokenizer
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from ..commands import DEBUG, DEBUG_HELP, OneLineErrors, check_sources, read_yaml, require_package
+from ..messages import show_messages
 
 
 def option(default: Any, description: str) -> Any:
@@ -35,6 +36,11 @@ _TRACKER_PACKAGES = {
     "trackio": ("trackio", "trackio"),
     "wandb": ("wandb", "wandb"),
 }
+
+
+def one_or_several(names: Any) -> Any:
+    """Return one name for a list of one: recipes and training states have held it so before there could be several."""
+    return names[0] if isinstance(names, list) and len(names) == 1 else names
 
 
 @dataclass
@@ -242,11 +248,17 @@ class PairArguments:
     modality: Literal["image", "audio"] = option("image", "What is paired with text.")
     image_column: str | None = option(None, "Column of images. Default: found by its usual names.")
     audio_column: str | None = option(None, "Column of audio. Default: found by its usual names.")
-    text_column: str | None = option(
-        None, "Column of captions, one or a list a row. Default: found by its usual names."
+    text_column: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Column of captions, each a text or a list of texts; several columns make a list of captions "
+            "(caption_1 ... caption_5 of Clotho). Default: found by its usual names."
+        },
     )
     id_column: str | None = option(
-        None, "Column of ids; rows with equal ids are one item. Default: found by its usual names, else the path."
+        None,
+        "Column of ids. Rows with equal ids are one item: each is a positive of the others, never a negative. Default: "
+        "found by its usual names, else the path of the item, else its bytes.",
     )
     max_samples: int | None = option(None, "Use only the first rows.")
     streaming: bool = option(
@@ -297,6 +309,7 @@ class PairArguments:
     def __post_init__(self) -> None:
         if isinstance(self.dataset, str):  # from Python, one is enough
             self.dataset = [self.dataset]
+        self.text_column = one_or_several(self.text_column)
         if not self.dataset:
             raise ValueError("pass --dataset: a folder, file, Hub id, openmoji or soundfont")
         if self.dataset_weights is not None and len(self.dataset_weights) != len(self.dataset):
@@ -401,6 +414,8 @@ def parse_arguments(
     """
     # Not at the top: dataclasses and their checks are used without a parser too.
     from transformers.hf_argparser import HfArgumentParser
+
+    show_messages()
 
     class Parser(OneLineErrors, HfArgumentParser):
         """Of dataclasses."""

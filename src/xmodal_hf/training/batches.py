@@ -6,6 +6,7 @@ one in another number of workers, sees what the first one saw.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
@@ -37,6 +38,8 @@ from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
 from .checkpoint import CheckpointError, find_resumed
 from .faults import ignore_stop_signals
+
+logger = logging.getLogger(__name__)
 
 # Options of `load_pairs` and `stream_pairs` that have the same names here.
 _SOURCE_OPTIONS = ("modality", "split", "image_column", "audio_column", "text_column", "id_column")
@@ -156,7 +159,7 @@ def build_stream(
     order: Order | None = None,
     bad_items: BadItemLog | None = None,
 ) -> BatchStream:
-    """Return the training batches of this process.
+    """Return the training batches of this process; says once how many rows an epoch leaves out.
 
     `batch_size` is the options' unless given. Without an `order` the rows are shuffled. `bad_items` as `BatchStream`.
 
@@ -171,6 +174,7 @@ def build_stream(
         rank=accelerator.process_index,
         num_processes=accelerator.num_processes,
     )
+    _report_left_out(sampler)
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -183,6 +187,17 @@ def build_stream(
         generator=torch.Generator(),
     )
     return BatchStream(loader, accelerator.device, bad_items)
+
+
+def _report_left_out(sampler: EpochBatchSampler) -> None:
+    num_rows = len(sampler.order)
+    left_out = num_rows - len(sampler) * sampler.batch_size * sampler.num_processes
+    if left_out:
+        processes = "" if sampler.num_processes == 1 else f" in each of {sampler.num_processes} processes"
+        logger.info(
+            "%d of %d rows are left out in each epoch with --batch_size %d%s: the last batch would not be full",
+            *(left_out, num_rows, sampler.batch_size, processes),
+        )
 
 
 def load_pair_table(pairs: PairArguments, exclude_texts: Sequence[str] = ()) -> PairTable:

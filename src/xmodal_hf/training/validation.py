@@ -14,7 +14,9 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 
+from ..data.mixing import undecoded
 from ..data.sources import load_pairs
+from ..data.splits import with_default_split
 from ..data.tables import load_table
 from ..evaluation.embed import as_embedder, embed_pairs
 from ..evaluation.representation import evaluate_representation
@@ -163,26 +165,49 @@ def build_validation(
     """
     if arguments.eval_steps is None:
         return None
-    sts = None if arguments.eval_sts is None else load_table(arguments.eval_sts, split="validation")
+    sts = None if arguments.eval_sts is None else _load_sts(arguments.eval_sts)
     if sts is not None and not {"sentence1", "sentence2", "score"} <= set(sts.column_names):
         raise ValueError(f"--eval_sts needs the columns sentence1, sentence2, score, not {', '.join(sts.column_names)}")
     held_out = None
     if arguments.eval_dataset is not None or arguments.eval_split is not None:
         if pairs is None:
             raise ValueError("--eval_dataset and --eval_split are for training on pairs: pass --eval_sts")
-        held_out = load_pairs(
-            arguments.eval_dataset or pairs.dataset[0],
+        held_out = _load_held_out(arguments, pairs)
+    modality = "image" if pairs is None else pairs.modality
+    validator = TaskValidator(processor, sts=sts, pairs=held_out, modality=modality)
+    return Validation(accelerator, validator, arguments, training.output_dir)
+
+
+def _load_sts(source: str) -> Dataset:
+    """The rows of a similarity set: of its split "validation", or all of a file without splits."""
+    table, _ = with_default_split(lambda split: load_table(source, split=split), None, "validation", source)
+    return table
+
+
+def _load_held_out(arguments: ValidationArguments, pairs: PairArguments) -> Dataset:
+    """The held-out pairs, undecoded.
+
+    A data set that is trained on must have the split that is asked for: its rows without one are the training rows.
+    Another one that has no splits is taken whole, unless `--eval_split` asks for one.
+    """
+    source = arguments.eval_dataset or pairs.dataset[0]
+
+    def load(split: str) -> Dataset:
+        return load_pairs(
+            source,
             modality=pairs.modality,
-            split=arguments.eval_split or "validation",
+            split=split,
             image_column=pairs.image_column,
             audio_column=pairs.audio_column,
             text_column=pairs.text_column,
             id_column=pairs.id_column,
             max_samples=arguments.eval_max_samples,
         )
-    modality = "image" if pairs is None else pairs.modality
-    validator = TaskValidator(processor, sts=sts, pairs=held_out, modality=modality)
-    return Validation(accelerator, validator, arguments, training.output_dir)
+
+    if source in pairs.dataset:
+        return undecoded(load(arguments.eval_split or "validation"))
+    table, _ = with_default_split(load, arguments.eval_split, "validation", source)
+    return undecoded(table)
 
 
 def _in_words(values: Mapping[str, float]) -> str:

@@ -1,0 +1,139 @@
+"""Which columns of a table are the pictures or sounds, the texts and the ids.
+
+Rules. A named column is taken. Else the first one with a usual name is, among the texts the first that is not null in
+every row. Several columns of texts, named or numbered (`caption_1`, ..., `caption_5` of Clotho), make the list of
+captions of a row, without its nulls and blanks. Numbers of a `ClassLabel` become the names of their classes. A table
+whose only text is one `ClassLabel` column is captioned by its classes, which is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Features
+
+from .formats import Modality
+from .identity import is_empty
+from .tables import find_column
+
+logger = logging.getLogger(__name__)
+
+# Usual names, the most specific first.
+PATH_COLUMNS = (
+    *("file_name", "file_names", "filename", "filepath", "file_path", "slice_file_name", "fname", "file", "path"),
+    "sound_name",
+)
+IMAGE_COLUMNS = (
+    *("image", "images", "img", "jpg", "jpeg", "png", "webp", "image_path", "image_file", "image_file_name"),
+    *PATH_COLUMNS,
+)
+AUDIO_COLUMNS = (
+    *("audio", "sound", "wav", "flac", "mp3", "ogg", "audio_path", "audio_file", "audio_file_name"),
+    *PATH_COLUMNS,
+)
+TEXT_COLUMNS = ("text", "texts", "caption", "captions", "sentence", "sentences", "txt", "description", "title")
+ID_COLUMNS = ("id", "image_id", "audio_id", "img_id", "youtube_id", "key", "__key__")
+# Columns whose values may be the names of files without their endings: WavCaps, AudioCaps, img2dataset.
+NAME_COLUMNS = ("id", "youtube_id", "audiocap_id", "key", "image_id", "audio_id")
+# What img2dataset writes beside each row; rows that it could not download hold nothing.
+STATUS_COLUMN, _SUCCESS = "status", "success"
+_NUMBERED = re.compile(r"^(captions?|texts?|sentences?|descriptions?)_?\d+$", re.IGNORECASE)
+
+TextColumns = str | Sequence[str] | None
+
+
+def media_names(modality: Modality) -> tuple[str, ...]:
+    """Usual names of the column of a modality."""
+    return IMAGE_COLUMNS if modality == "image" else AUDIO_COLUMNS
+
+
+def find_media(columns: Sequence[str], modality: Modality, given: str | None) -> str:
+    """The column of the pictures or sounds."""
+    return find_column(columns, media_names(modality), kind=modality, option=f"--{modality}_column", given=given)
+
+
+def find_texts(
+    features: Mapping[str, Any], given: TextColumns, *, empty: Sequence[str] = (), option: str = "--text_column"
+) -> tuple[str, ...]:
+    """The columns of the texts.
+
+    Args:
+        features: of the table, by column.
+        given: one or several names; None: found.
+        empty: columns that are null in every row.
+        option: what the message says to pass.
+
+    Raises:
+        ValueError: a named column is not there, or none can be found.
+    """
+    columns = list(features)
+    if given is not None:
+        names = [given] if isinstance(given, str) else list(given)
+        return tuple(find_column(columns, (), kind="text", option=option, given=name) for name in names)
+    filled = [column for column in columns if column not in empty]
+    if {column.lower() for column in filled} & set(TEXT_COLUMNS):
+        return (find_column(filled, TEXT_COLUMNS, kind="text", option=option, given=None),)
+    if numbered := [column for column in columns if _NUMBERED.match(column)]:
+        logger.info("captions are in the columns %s", ", ".join(numbered))
+        return tuple(numbered)
+    classes = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+    if len(classes) == 1 and not {column.lower() for column in columns} & set(TEXT_COLUMNS):
+        names = features[classes[0]].names
+        logger.warning("captions are the %d class names of the column %r: %s", len(names), classes[0], shown(names))
+        return (classes[0],)
+    return (find_column(columns, TEXT_COLUMNS, kind="text", option=option, given=None),)
+
+
+def find_ids(columns: Sequence[str], given: str | None) -> str | None:
+    """The column of the ids, if there is one."""
+    if given is None and not set(ID_COLUMNS) & {column.lower() for column in columns}:
+        return None
+    return find_column(columns, ID_COLUMNS, kind="id", option="--id_column", given=given)
+
+
+def row_text(values: Sequence[Any], class_names: Sequence[Sequence[str] | None]) -> Any:
+    """The text of a row from the cells of its text columns: the cell of one column, the list of several.
+
+    Args:
+        values: one of each column.
+        class_names: of the columns that are `ClassLabel`s, None of the others.
+    """
+    named = [_named(value, names) for value, names in zip(values, class_names, strict=True)]
+    if len(named) == 1:
+        return named[0]
+    texts = [text for value in named for text in (value if isinstance(value, list) else [value])]
+    return [text for text in texts if not is_empty(text)]
+
+
+def class_names_of(features: Features, columns: Sequence[str]) -> list[list[str] | None]:
+    """The names of the classes of `ClassLabel` columns, None of other columns."""
+    return [getattr(features[column], "names", None) for column in columns]
+
+
+def downloaded(status: Sequence[Any], source: object) -> np.ndarray:
+    """Which rows (rows,) of a table that img2dataset wrote were downloaded, by its column `status`; logs the others.
+
+    A column of that name in which no row says "success" is another one: all rows are used.
+    """
+    used = np.array([value == _SUCCESS for value in status], dtype=bool)
+    if not used.any():
+        return np.ones(len(used), dtype=bool)
+    if not used.all():
+        logger.warning("%s: %d of %d rows were not downloaded and are left out", source, (~used).sum(), len(used))
+    return used
+
+
+def shown(names: Sequence[str], most: int = 12) -> str:
+    """Some names, and how many there are more."""
+    more = f", ... ({len(names) - most} more)" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _named(value: Any, names: Sequence[str] | None) -> Any:
+    if names is None:
+        return value
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else None

@@ -1,0 +1,54 @@
+"""Which item a row is of: its id.
+
+Rules. Rows with equal ids are captions of one item, and positives of each other in training. The id is that of the
+column of ids, where there is one; else the path of the file, or the path beside the bytes where no two rows share it;
+else the number of the row ("row 7"). A cell without an id (null, NaN, blank) makes rows equal to no other: they get the
+numbers of their rows. Where an id is only a name that was given here, bytes decide (`item_key`): equal bytes are one
+item, whatever rows they lie in, in evaluation and in training, which read them anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+_ROW = "row "
+_IS_ROW = re.compile(r"(^|/)row \d+$")
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a cell holds no id: null, NaN or blank."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return True
+    return isinstance(value, str) and not value.strip()
+
+
+def id_of(value: Any, number: int) -> str:
+    """The id of a row: what its cell holds, or the number of the row."""
+    return f"{_ROW}{number}" if is_empty(value) else str(value)
+
+
+def unique_or_rows(values: Sequence[Any]) -> list[str]:
+    """Ids of bytes from the paths beside them: the paths where no two rows share one, else the numbers of the rows."""
+    if any(is_empty(value) for value in values) or len(set(values)) < len(values):
+        values = [None] * len(values)
+    return [id_of(value, number) for number, value in enumerate(values)]
+
+
+def item_key(row_id: str, cell: Any) -> str:
+    """What rows of one item have in common: the id, or the bytes where the id is a number of a row or a path of bytes.
+
+    Args:
+        row_id: as from `load_pairs`; also with the name of its table before it.
+        cell: of the picture or sound, undecoded.
+    """
+    content = cell.get("bytes") if isinstance(cell, dict) else None
+    if content is None:
+        return row_id
+    path = cell.get("path")
+    if _IS_ROW.search(row_id) or (path and (row_id == path or row_id.endswith(f"/{path}"))):
+        return f"bytes {hashlib.blake2b(content, digest_size=16).hexdigest()}"
+    return row_id

@@ -1,0 +1,444 @@
+"""What the files of a folder or zip archive say about pictures or sounds, and where their captions are.
+
+Rules, the first one that applies. A table `metadata.*` names the files (imagefolder, audiofolder). Texts beside the
+files are their captions: `a.txt`, `a.caption` or a field of `a.json` beside `a.jpg`, or with its ending, `a.jpg.txt`. A
+table in the folder or above it that names its files is read. Only where nothing else could be the caption, the name of
+the folder that a file lies in is, and the log says so. Anything else is an error that says what would work. Files that
+are left out are counted by ending in a warning, and a class of which no file can be decoded is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow.parquet as pq
+from datasets import Dataset, LargeList, List, Value, concatenate_datasets
+
+from .columns import TEXT_COLUMNS, TextColumns, media_names, shown
+from .formats import Modality, conversion, ending, is_readable, is_unreadable, left_out_note
+from .located import TABLE_FOLDERS, archive_members, find_places, locate
+from .splits import (
+    ALL,
+    SPLIT_COLUMN,
+    files_of_split,
+    is_whole,
+    matching,
+    no_splits,
+    no_such_split,
+    split_folders,
+    split_of_name,
+)
+from .tables import is_table, load_delimited, load_file, load_table, select_split, table_suffix
+
+logger = logging.getLogger(__name__)
+
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+TEXT_ENDINGS = (".txt", ".caption")
+# Folder of zip archives made on a Mac, with a file of metadata for each file.
+_MAC_METADATA = "__MACOSX"
+_TABLE_ENDINGS = {".csv", ".tsv", ".jsonl", ".parquet"}
+# Annotations of other tasks are large (COCO's instances), and settings are small: a document is read if its name says
+# that it has captions, or if it is of a size that costs nothing.
+_MAX_DOCUMENT_BYTES = 1 << 24
+# Columns that tell how the file of a row may be called.
+_FOLD, _START, _VIDEO = "fold", "start_time", "youtube_id"
+
+
+class FileTree:
+    """Names of the files in a folder or zip archive, relative to it, without hidden ones.
+
+    Args:
+        path: of the folder or archive.
+        modality: of the files that are looked for.
+    """
+
+    def __init__(self, path: Path, modality: Modality) -> None:
+        self.path, self.modality = path, modality
+        names = archive_members(path) if path.is_file() else _walk(path)
+        self.names = sorted(name for name in names if not _is_hidden(name))
+        self.media = [name for name in self.names if is_readable(name, modality)]
+
+    def read(self, name: str) -> bytes:
+        """The content of a file."""
+        return self._archive.read(name) if self.path.is_file() else (self.path / name).read_bytes()
+
+    def of_prefixes(self, prefixes: Iterable[str]) -> list[str]:
+        """The pictures or sounds whose names begin with one of these."""
+        prefixes = tuple(prefixes)
+        return [name for name in self.media if name.startswith(prefixes)]
+
+    @cached_property
+    def texts(self) -> dict[str, dict[str, str]]:
+        """Of files with texts beside them, {ending: name} by the name without ending."""
+        found: dict[str, dict[str, str]] = defaultdict(dict)
+        for name in self.names:
+            if ending(name) in (*TEXT_ENDINGS, ".json"):
+                found[name[: -len(ending(name))]][ending(name)] = name
+        return found
+
+    @cached_property
+    def _archive(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(self.path)
+
+
+def load_folder(path: Path, modality: Modality, split: str, text_column: TextColumns = None) -> tuple[Dataset, Path]:
+    """The rows of a folder, by the rules of this module, and the folder to which the names in them are relative.
+
+    Raises:
+        ValueError: there are files without captions, or no such split.
+    """
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return load_table(path, split=split), path
+    if (found := _metadata(path, modality, split)) is not None:
+        return found
+    tree = FileTree(path, modality)
+    unreadable = [name for name in tree.names if is_unreadable(name, modality)]
+    if not tree.media and not unreadable:
+        return load_table(path, split=split), path
+    return _rows_of_tree(tree, split, text_column)
+
+
+def load_archive(path: Path, modality: Modality, split: str, text_column: TextColumns = None) -> tuple[Dataset, Path]:
+    """The rows of a zip archive, by the rules of this module; tables within are not read."""
+    tree = FileTree(path, modality)
+    tables = [name for name in tree.names if table_suffix(Path(name)) in _TABLE_ENDINGS]
+    if tables and not _with_texts(tree, tree.media):
+        raise ValueError(
+            f"{path} holds the table {tables[0]}, and tables within archives are not read: `unzip {path.name} -d "
+            f"{path.stem}`, then pass the folder"
+        )
+    return _rows_of_tree(tree, split, text_column)
+
+
+def captions_of_json(content: bytes, names: Sequence[str]) -> list[str]:
+    """The captions in a sample's JSON: those of the first field of these names that holds any."""
+    try:
+        fields = json.loads(content)
+    except ValueError:
+        return []
+    for name in names if isinstance(fields, dict) else ():
+        value = fields.get(name)
+        captions = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+        if any(text.strip() for text in captions):
+            return captions
+    return []
+
+
+def _walk(path: Path) -> list[str]:
+    return [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+
+
+def _is_hidden(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return name.endswith("/") or _MAC_METADATA in parts or any(part.startswith(".") for part in parts)
+
+
+def _rows_of_tree(tree: FileTree, split: str, text_column: TextColumns) -> tuple[Dataset, Path]:
+    texts = _with_texts(tree, tree.media)
+    if not texts and not tree.path.is_file() and (found := _table_of_files(tree, split)) is not None:
+        return found
+    media = _of_split(tree, split)
+    rows = _rows_with_texts(tree, media, text_column) if texts else _class_rows(tree, media)
+    _report_left_out(tree, used={*tree.media, *(name for of_file in texts for name in of_file.values())})
+    return rows, tree.path
+
+
+def _metadata(path: Path, modality: Modality, split: str) -> tuple[Dataset, Path] | None:
+    """The rows of `metadata.*` in the folder or in those of its splits."""
+    own = next((path / name for name in METADATA_FILES if (path / name).is_file()), None)
+    folders = split_folders(path)
+    tables = {
+        name: folder / file for name, folder in folders.items() for file in METADATA_FILES if (folder / file).is_file()
+    }
+    if tables:
+        names = set(tables) if split == ALL else matching(split, tables)
+        if names:
+            return _join_metadata({name: tables[name] for name in sorted(names)}, path, modality)
+        if own is None:
+            raise no_such_split(path, split, tables)
+    if own is None:
+        return None
+    table = load_file(own)
+    if SPLIT_COLUMN in table.column_names or (is_whole(split) and not folders):
+        return select_split(table, split, own), path
+    return _rows_in_folders(table, path, modality, split, folders), path
+
+
+def _join_metadata(tables: dict[str, Path], path: Path, modality: Modality) -> tuple[Dataset, Path]:
+    """The rows of the tables of some splits; the names in them become relative to `path` where there are several."""
+    if len(tables) == 1:
+        table = next(iter(tables.values()))
+        return load_file(table), table.parent
+    parts = []
+    for name, table in tables.items():
+        rows = load_file(table)
+        media = next(column for column in media_names(modality) if column in rows.column_names)
+        names = [f"{name}/{value}" if isinstance(value, str) else value for value in rows[media]]
+        parts.append(rows.remove_columns(media).add_column(media, names))
+    return concatenate_datasets(parts), path
+
+
+def _rows_in_folders(table: Dataset, path: Path, modality: Modality, split: str, folders: dict[str, Path]) -> Dataset:
+    """The rows of a table whose files lie in the folder of a split: "train/0.png"."""
+    media = next((column for column in media_names(modality) if column in table.column_names), None)
+    tops = [str(value).partition("/")[0] for value in table[media]] if media is not None else []
+    present = set(tops) & set(folders)
+    if split == ALL or (not present and is_whole(split)):
+        return table
+    if not present:
+        raise no_splits(path, split)
+    wanted = matching(split, present)
+    if not wanted:
+        raise no_such_split(path, split, present)
+    return table.select([number for number, top in enumerate(tops) if top in wanted])
+
+
+def _of_split(tree: FileTree, split: str) -> list[str]:
+    """The pictures or sounds of a split: those in its folder, where the folders are splits."""
+    top = _common_folder(tree.media)
+    inner = [name[len(top) :] for name in tree.media]
+    folders = {name.partition("/")[0] for name in inner if "/" in name}
+    named = {name for name in folders if split_of_name(name) == name.lower()}
+    shallow = {name.partition("/")[0] for name in inner if name.count("/") == 1}
+    # A folder "train" among "bus" and "ship" is a class, unless it has folders of classes itself.
+    if not named or (named != folders and named & shallow):
+        if not is_whole(split):
+            raise no_splits(tree.path, split)
+        return tree.media
+    if split == ALL:
+        return tree.media
+    wanted = matching(split, folders)
+    if not wanted:
+        raise no_such_split(tree.path, split, folders)
+    return tree.of_prefixes(f"{top}{name}/" for name in wanted)
+
+
+def _common_folder(names: Sequence[str]) -> str:
+    """The folders that all files of a tree lie in, above those of their classes: "pictures/" of a zip archive."""
+    top = ""
+    while True:
+        folders = {name[len(top) :].partition("/")[0] for name in names}
+        if len(folders) != 1 or any(name[len(top) :].count("/") < 2 for name in names):
+            return top
+        (folder,) = folders
+        if split_of_name(folder) == folder.lower():
+            return top
+        top += f"{folder}/"
+
+
+def _with_texts(tree: FileTree, media: Sequence[str]) -> list[dict[str, str]]:
+    """The texts beside the files that have some."""
+    return [texts for name in media if (texts := _texts_beside(tree, name))]
+
+
+def _texts_beside(tree: FileTree, name: str) -> dict[str, str]:
+    return tree.texts.get(name[: -len(ending(name))]) or tree.texts.get(name) or {}
+
+
+def _rows_with_texts(tree: FileTree, media: Sequence[str], text_column: TextColumns) -> Dataset:
+    fields = (text_column,) if isinstance(text_column, str) else tuple(text_column or ())
+    captions = [_captions_beside(tree, _texts_beside(tree, name), fields) for name in media]
+    without = sum(not found for found in captions)
+    if without == len(captions):
+        raise ValueError(
+            f"{tree.path}: the texts beside the {len(media)} files hold no caption. Fields of a .json are found by the "
+            f"names {', '.join(TEXT_COLUMNS)}: name another one with --text_column"
+        )
+    if without:
+        logger.warning("%s: %d of %d files have no caption beside them", tree.path, without, len(media))
+    return Dataset.from_dict({"file_name": list(media), "text": captions})
+
+
+def _captions_beside(tree: FileTree, texts: dict[str, str], fields: tuple[str, ...]) -> list[str]:
+    """The same as of a sample in a tar: a named field, else the text file, else the usual fields."""
+    if not fields:
+        for name in (texts[found] for found in TEXT_ENDINGS if found in texts):
+            return [tree.read(name).decode(errors="replace")]
+    if ".json" not in texts:
+        return []
+    content = tree.read(texts[".json"])
+    if not fields:
+        return captions_of_json(content, TEXT_COLUMNS)
+    return [text for field in fields for text in captions_of_json(content, (field,))]
+
+
+def _class_rows(tree: FileTree, media: Sequence[str]) -> Dataset:
+    """The files of folders of classes, [...]/<class>/<file>."""
+    files = [name for name in media if "/" in name]
+    unreadable = [name for name in tree.names if is_unreadable(name, tree.modality)]
+    if not files:
+        raise ValueError(_no_captions(tree, media or unreadable))
+    readable = {PurePosixPath(name).parent for name in tree.media}
+    lost = sorted({PurePosixPath(name).parent for name in unreadable} - readable)
+    if lost:
+        of_lost = [name for name in unreadable if PurePosixPath(name).parent in lost]
+        raise ValueError(
+            f"{tree.path}: no file of the class {lost[0].name!r} can be decoded: "
+            f"{left_out_note(of_lost, tree.modality)}. Convert them, or move the folder away"
+        )
+    names = [PurePosixPath(name).parent.name.replace("_", " ") for name in files]
+    classes = sorted(set(names))
+    logger.warning("%s: %d classes from folder names: %s", tree.path, len(classes), shown(classes))
+    if len(files) < len(media):
+        logger.warning("%s: %d files lie in no folder of a class: left out", tree.path, len(media) - len(files))
+    return Dataset.from_dict({"file_name": files, "text": names})
+
+
+def _no_captions(tree: FileTree, names: Sequence[str]) -> str:
+    if tree.path.is_file():
+        return f"{tree.path} has no <class>/<file> members: pass the table that lies beside it, or a folder."
+    if names and is_unreadable(names[0], tree.modality):
+        example = conversion(str(tree.path / names[0]), tree.modality)
+        return f"{tree.path}: {left_out_note(names, tree.modality)}; for example `{example}`"
+    return (
+        f"{tree.path} has {len(names)} files and nothing that could be their captions: no text beside them (a.txt "
+        "beside a.jpg), no table that names them in the folder or above it, no folders of classes. Write a table "
+        'metadata.jsonl of lines {"file_name": ..., "text": ...} into the folder'
+    )
+
+
+def _report_left_out(tree: FileTree, used: set[str]) -> None:
+    others = [name for name in tree.names if name not in used and table_suffix(Path(name)) not in _TABLE_ENDINGS]
+    if others:
+        logger.warning("%s: %d files are left out: %s", tree.path, len(others), left_out_note(others, tree.modality))
+
+
+def _table_of_files(tree: FileTree, split: str) -> tuple[Dataset, Path] | None:
+    """The table in the folder, or else above it, that names its files; None where there is none."""
+    for folder in (tree.path, tree.path.absolute().parent):
+        found = {path: table for path in _tables_of(folder) if (table := _if_it_names(tree, path)) is not None}
+        if found:
+            path, table = _table_of_split(found, tree, split)
+            logger.info("captions of %s are in %s", tree.path, path)
+            return (table if folder == tree.path else _rows_within(table, path, tree)), path.parent
+    return None
+
+
+def _table_of_split(found: dict[Path, Dataset], tree: FileTree, split: str) -> tuple[Path, Dataset]:
+    """The table of a split, told by the names of the tables or by the column `split` of the only one."""
+    has_names = any(split_of_name(path.name) is not None for path in found)
+    has_column = len(found) == 1 and SPLIT_COLUMN in next(iter(found.values())).column_names
+    if has_names and not has_column:
+        found = {path: found[path] for path in files_of_split(list(found), split, tree.path)}
+    if len(found) > 1:
+        names = ", ".join(str(path) for path in found)
+        raise ValueError(f"{tree.path}: several tables name its files, pass the one that is meant: {names}")
+    ((path, table),) = found.items()
+    return path, table if has_names and not has_column else select_split(table, split, path)
+
+
+def _rows_within(table: Dataset, path: Path, tree: FileTree) -> Dataset:
+    """Of a table above a folder, the rows whose files lie in the folder."""
+    column = _naming_column(table, path.parent, tree)
+    assert column is not None
+    located = locate(spellings(table, column), path.parent, tree.modality)
+    root = tree.path.absolute()
+    rows = [row for row, found in enumerate(located) if found and Path(found[1]).absolute().is_relative_to(root)]
+    if len(rows) < len(table):
+        logger.info("%s: %d of its %d rows name files in %s", path, len(rows), len(table), tree.path)
+    return table.select(rows)
+
+
+def _tables_of(folder: Path) -> list[Path]:
+    folders = [folder, *(entry for entry in sorted(folder.iterdir()) if entry.name.lower() in TABLE_FOLDERS)]
+    return [
+        file
+        for place in folders
+        if place.is_dir()
+        for file in sorted(place.iterdir())
+        if file.is_file() and not file.name.startswith(".") and _may_name_files(file)
+    ]
+
+
+def _may_name_files(path: Path) -> bool:
+    suffix = table_suffix(path)
+    if suffix == ".txt":
+        return is_text_table(path)
+    if suffix == ".json":
+        return is_table(path) and ("caption" in path.name.lower() or path.stat().st_size <= _MAX_DOCUMENT_BYTES)
+    return suffix in _TABLE_ENDINGS
+
+
+def is_text_table(path: Path) -> bool:
+    """Whether a .txt file is a table of separated values: its first line names columns of files and captions."""
+    with path.open("rb") as file:
+        header = file.readline(1 << 12).decode(errors="replace").lower().strip()
+    names = {name.strip() for separator in ",\t;|" for name in header.split(separator)}
+    return bool(names & {*media_names("image"), *media_names("audio")}) and bool(names & set(TEXT_COLUMNS))
+
+
+def load_named_table(path: Path) -> Dataset:
+    """The rows of a table of files, which may also be a .txt with a header."""
+    return load_delimited(path, ".csv") if table_suffix(path) == ".txt" and is_text_table(path) else load_file(path)
+
+
+def _if_it_names(tree: FileTree, path: Path) -> Dataset | None:
+    """The table, if it names files of the tree."""
+    if table_suffix(path) == ".parquet":
+        columns = pq.read_schema(path).names
+        if not {column.lower() for column in columns} & set(media_names(tree.modality)):
+            return None
+    try:
+        table = load_named_table(path)
+    except ValueError as error:
+        if path.parent == tree.path:
+            raise
+        logger.warning("%s", error)
+        return None
+    return None if _naming_column(table, path.parent, tree) is None else table
+
+
+def _naming_column(table: Dataset, folder: Path, tree: FileTree) -> str | None:
+    """The column of a table that names files of the tree."""
+    root = tree.path.absolute()
+    for column in path_columns(table, tree.modality):
+        values = [row for row in spellings(table, column) if row]
+        sample = values[:: max(1, len(values) // 64)]
+        for place in find_places(values, folder, tree.modality):
+            found = (address for row in sample for name in row for address in place.find(name))
+            if any(Path(address).absolute().is_relative_to(root) for address in found):
+                return column
+    return None
+
+
+def spellings(table: Dataset, media: str) -> list[list[str]]:
+    """Of each row, the name in a column and other names that its file may have.
+
+    Those are in the folder of its fold (UrbanSound8K: "fold1/name"), and for an id of YouTube the file names that are
+    usual for AudioCaps ("Yid", "id_start"). A list gives its first name.
+    """
+    values = [_first_name(value) for value in table[media][:]]
+    others: list[list[str]] = []
+    if _FOLD in table.column_names:
+        others.append([f"fold{fold}/{value}" for value, fold in zip(values, table[_FOLD][:], strict=True)])
+    if media.lower() == _VIDEO:
+        starts = table[_START][:] if _START in table.column_names else [None] * len(table)
+        others.append([f"Y{value}" for value in values])
+        others.append([f"{value}_{start}" for value, start in zip(values, starts, strict=True)])
+    rows = zip(*others, strict=True) if others else ((),) * len(values)
+    return [[value, *more] if value else [] for value, more in zip(values, rows, strict=True)]
+
+
+def _first_name(value: Any) -> str | None:
+    while isinstance(value, list):
+        value = value[0] if value else None
+    return None if value is None else str(value).removeprefix("./")
+
+
+def path_columns(table: Dataset, modality: Modality) -> list[str]:
+    """Columns of texts with the usual names of the media, the most specific first."""
+    by_lower_name = {column.lower(): column for column in reversed(table.column_names)}
+    usual = [by_lower_name[name] for name in media_names(modality) if name in by_lower_name]
+    return [column for column in usual if _is_text(table.features[column])]
+
+
+def _is_text(feature: Any) -> bool:
+    feature = feature.feature if isinstance(feature, List | LargeList) else feature
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")

@@ -23,7 +23,7 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import soundfile
-from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PillowImage
 
 NUM_ITEMS = 4
@@ -358,6 +358,16 @@ def audio_feature(folder: Path) -> None:
     rows["text"] = [f"item {n}" for n in numbers()]  # type: ignore[assignment]
     table = Dataset.from_dict(rows).cast_column("audio", Audio(decode=False))
     table.to_parquet(folder / "train.parquet")
+
+
+@layout("datasets' `Audio` column, decoded to arrays", "{}/train.parquet", modality="audio")
+def audio_arrays(folder: Path) -> None:
+    cells = [{"array": samples(n).tolist(), "sampling_rate": RATE_HZ} for n in numbers()]
+    features = Features(
+        {"audio": {"array": [Value("float32")], "sampling_rate": Value("int64")}, "text": Value("string")}
+    )
+    rows = {"audio": cells, "text": [f"item {n}" for n in numbers()]}
+    Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
 
 
 def rendered() -> str:

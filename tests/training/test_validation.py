@@ -75,7 +75,7 @@ def test_a_split_that_the_data_do_not_have_is_no_validation_on_training_rows(ima
     rows = [json.loads(line) for line in Path(pair_file).read_text(encoding="utf-8").splitlines()]
     file = write_rows(tmp_path / "whole.jsonl", [{"image": row["image"], "text": row["text"]} for row in rows])
     for options in ({"eval_split": "validation"}, {"eval_split": "test"}, {"eval_dataset": file}):
-        with pytest.raises(NoSplitsError, match="has no column 'split'.*--eval_dataset"):
+        with pytest.raises(NoSplitsError, match=r"has no column 'split'.*--eval_dataset"):
             build(options, image_text_processor, file)
     held_out = build({"eval_dataset": pair_file}, image_text_processor, file).validator.pairs
     assert len(held_out) == 3  # its split "validation"

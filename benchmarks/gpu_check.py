@@ -85,7 +85,9 @@ def write_whole(path: Path, contents: Mapping[str, Any]) -> None:
 def _in_words(result: Mapping[str, Any]) -> str:
     """Return the numbers and short texts of a result in one line."""
     shown = {name: value for name, value in result.items() if isinstance(value, bool | int | float | str)}
-    return ", ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items())
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()
+    )
 
 
 def run_part(options: argparse.Namespace) -> bool:

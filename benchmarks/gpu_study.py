@@ -70,7 +70,9 @@ def run(record: Record, options: argparse.Namespace) -> None:
         if not CAPTIONS.is_file():
             record.measure("cell", partial(dict, skipped=f"{CAPTIONS.name} of Flickr8k is not there"))
             return
-        trial = record.measure("first steps", partial(train, folder / "trial", CAPTIONS, FULL | {"max_steps": TRIAL_STEPS}))
+        trial = record.measure(
+            "first steps", partial(train, folder / "trial", CAPTIONS, FULL | {"max_steps": TRIAL_STEPS})
+        )
         if "steps" not in trial:
             return
         start_seconds = trial["wall_seconds"] - trial["seconds"]  # of reading the data and building the model

@@ -1,5 +1,6 @@
 """Training states: complete or not there, rotated, small, and refused where they do not fit."""
 
+import json
 import os
 import shutil
 from collections import namedtuple
@@ -12,11 +13,13 @@ from torch import nn
 from xmodal_hf.training import checkpoint
 from xmodal_hf.training.adapters import add_lora
 from xmodal_hf.training.arguments import LoraArguments
+from xmodal_hf.training.averaging import WeightAverage
 from xmodal_hf.training.checkpoint import (
     CheckpointError,
     StateKeeper,
     changing_weights,
     check_same_run,
+    check_whole,
     find_resumed,
     find_states,
     load_weights,
@@ -103,6 +106,153 @@ def test_a_folder_that_is_not_ours(keeper, tmp_path):
     with pytest.raises(PermissionError):
         keeper.check_room(keeper.model)
     tmp_path.chmod(0o700)
+
+
+class TestDamage:
+    """Two states of a run with everything that a state can hold; the newer one is damaged."""
+
+    NAMES = frozenset(
+        (
+            *("model.safetensors", "optimizer.bin", "random_states_0.pkl", "state.json", "schedule.json"),
+            *("average.safetensors", "best.safetensors", "SHA256SUMS"),
+        )
+    )
+
+    @pytest.fixture
+    def states(self, keeper, tmp_path):
+        keeper.scheduler = torch.optim.lr_scheduler.LambdaLR(torch.optim.SGD(keeper.model.parameters()), lambda _: 0.5)
+        keeper.average = WeightAverage(keeper.model, 0.9)
+        save_weights(keeper.model, tmp_path / "best")
+        return [keeper.save(step, {"note": step}, best=tmp_path / "best") for step in (1, 2)]
+
+    def passed_over(self, states, reason):
+        with pytest.warns(UserWarning, match=rf"state .*step_00000002 is damaged: {reason}.* from step_00000001"):
+            assert find_resumed(states[0].parents[1], "auto") == states[0]
+        with pytest.raises(CheckpointError, match=f"damaged: {reason}"):
+            check_whole(states[1])
+
+    def test_states_have_no_other_files(self, states):
+        assert all({path.name for path in state.iterdir()} == self.NAMES for state in states)
+        assert find_resumed(states[0].parents[1], "auto") == states[1]
+
+    @pytest.mark.parametrize("name", sorted(NAMES))
+    def test_a_flipped_bit_anywhere_is_found(self, name, states):
+        content = (states[1] / name).read_bytes()
+        for position in range(0, len(content), max(1, len(content) // 40)):
+            changed = bytearray(content)
+            changed[position] ^= 1 << position % 8
+            (states[1] / name).write_bytes(changed)
+            with pytest.raises(CheckpointError, match="is damaged"):
+                check_whole(states[1])
+        self.passed_over(states, "")
+        (states[1] / name).write_bytes(content)
+        check_whole(states[1])
+
+    @pytest.mark.parametrize("name", sorted(NAMES - {"SHA256SUMS"}))
+    def test_what_is_missing_or_cut_is_found(self, name, states):
+        content = (states[1] / name).read_bytes()
+        for size in (0, 1, len(content) // 2, len(content) - 1):
+            (states[1] / name).write_bytes(content[:size])
+            self.passed_over(states, "")
+        (states[1] / name).unlink()
+        self.passed_over(states, "FileNotFoundError" if name == "state.json" else f"{name} is missing")
+
+    def test_the_files_of_another_process(self, states):
+        shutil.copy(states[1] / "random_states_0.pkl", states[1] / "random_states_1.pkl")
+        self.passed_over(states, r"random_states_1\.pkl was not written with it")
+        (states[1] / "random_states_1.pkl").rename(states[1] / ".DS_Store")  # what a file manager leaves
+        check_whole(states[1])
+
+    def test_all_are_damaged(self, states, tmp_path):
+        for state in states:
+            (state / "optimizer.bin").unlink()
+        with pytest.raises(CheckpointError, match=r"no training state is whole: .*2 is .*1 is .*remove .* start anew"):
+            find_resumed(tmp_path, "auto")
+
+    def test_everything_comes_back(self, keeper, states):
+        expected = [average.clone() for average in keeper.average.averages]
+        keeper.average.averages[0].zero_()
+        keeper.average.updates, keeper.scheduler.last_epoch = 7, 9
+        keeper.load(states[0])
+        assert all(map(torch.equal, keeper.average.averages, expected))
+        assert (keeper.average.updates, keeper.scheduler.last_epoch) == (0, 0)
+
+
+class TestOldStates:
+    """States of the layout before checksums."""
+
+    @pytest.fixture
+    def state(self, keeper):
+        """A state as it was written then, by Accelerate alone."""
+        keeper.scheduler = torch.optim.lr_scheduler.LambdaLR(torch.optim.SGD(keeper.model.parameters()), lambda _: 0.5)
+        keeper.average = WeightAverage(keeper.model, 0.9)
+        keeper.scheduler.step()
+        keeper.average.update()
+        keeper.accelerator.register_for_checkpointing(keeper.scheduler, keeper.average)
+        path = keeper.folder / "step_00000003"
+        keeper.accelerator.save_state(str(path))
+        keeper.accelerator._custom_objects.clear()
+        counters = {"step": 3, "num_processes": 1, "options": {"ema_decay": 0.9}}
+        (path / "state.json").write_text(json.dumps(counters), encoding="utf-8")
+        return path
+
+    def test_they_are_loaded(self, keeper, state, tmp_path):
+        assert (state / "custom_checkpoint_1.pkl").exists() and find_resumed(tmp_path, "auto") == state
+        keeper.average.updates, keeper.scheduler.last_epoch = 7, 9
+        assert keeper.load(state)["step"] == 3
+        assert (keeper.average.updates, keeper.scheduler.last_epoch) == (1, 1)
+        drawn = torch.rand(3)
+        keeper.load(state)
+        assert torch.equal(torch.rand(3), drawn)
+
+    @pytest.mark.parametrize(
+        "name", ["random_states_0.pkl", "optimizer.bin", "model.safetensors", "custom_checkpoint_1.pkl"]
+    )
+    def test_what_is_missing_or_cut_is_found(self, name, state):
+        content = (state / name).read_bytes()
+        for size in (len(content) // 2, 0, None):
+            (state / name).unlink() if size is None else (state / name).write_bytes(content[:size])
+            with pytest.raises(CheckpointError, match="is damaged"):
+                check_whole(state)
+
+    @pytest.mark.parametrize("name", ["random_states_0.pkl", "custom_checkpoint_0.pkl", "optimizer.bin"])
+    def test_code_in_them_does_not_run(self, name, keeper, state, tmp_path):
+        torch.save({"averages": Touches(tmp_path / "ran")}, state / name)
+        with pytest.raises(CheckpointError):
+            check_whole(state)
+            keeper.load(state)
+        assert not (tmp_path / "ran").exists()
+        torch.load(state / name, weights_only=False)
+        assert (tmp_path / "ran").exists()  # so it would have
+
+
+class Touches:
+    """An object that leaves a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_random_states_that_cannot_be_set_are_an_error(keeper):
+    """Accelerate goes on without a word."""
+    path = keeper.save(1, {})
+    torch.save({"step": 0}, path / "random_states_0.pkl")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        keeper.load(path)
+
+
+@pytest.mark.parametrize("leftover", ["file", "folder"])
+def test_leftovers_of_a_killed_run(leftover, keeper, tmp_path):
+    for name in ("best.tmp", "step_00000002.tmp", "step_00000001.gone.tmp"):
+        path = tmp_path / "checkpoints" / name
+        path.touch() if leftover == "file" else (path / "inside").mkdir(parents=True)
+    save_weights(keeper.model, tmp_path / "checkpoints" / "best.safetensors")  # through best.tmp
+    keeper.check_room(keeper.model)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["best.safetensors"]
+    assert keeper.save(2, {}) is not None
 
 
 def test_only_what_training_changes_is_kept(dual_encoder, tmp_path):

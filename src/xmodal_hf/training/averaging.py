@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,9 +51,21 @@ class WeightAverage:
                 for parameter, value in zip(self.parameters, present, strict=True):
                     parameter.copy_(value)
 
+    def to_tensors(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Return the averages by number and the count of updates, for a safetensors file and its metadata."""
+        tensors = {str(number): average.cpu().contiguous() for number, average in enumerate(self.averages)}
+        return tensors, {"updates": str(self.updates)}
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+        """Take in what `to_tensors` returned."""
+        averages = [tensors[str(number)].to(self.averages[number]) for number in range(len(self.averages))]
+        self.load_state_dict({"averages": averages, "updates": int(metadata["updates"])})
+
     def state_dict(self) -> dict[str, Any]:
+        """Return the averages and the count of updates."""
         return {"averages": self.averages, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take in what `state_dict` returned."""
         torch._foreach_copy_(self.averages, state["averages"])
         self.updates = state["updates"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,8 +37,8 @@ from ..models.processing_dual_encoder import ImageTextProcessor
 from ..models.text_format import pads_to_max_length
 from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
-from .checkpoint import CheckpointError, find_resumed
-from .faults import ignore_stop_signals
+from .checkpoint import CheckpointError, goes_on
+from .faults import end_workers, prepare_worker
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +119,7 @@ class BatchStream:
                     yield send_to_device(batch, self.device, non_blocking=True)
                 self.epoch, self.batch = self.epoch + 1, 0
         finally:
-            # Ends persistent workers. Python would stop those that are left at its exit by a SIGTERM, which they
-            # ignore, and wait for them for ever.
-            self.loader._iterator = None
+            end_workers(self.loader)
 
 
 class JointStream:
@@ -146,8 +145,10 @@ class JointStream:
         self.sentences.load_state_dict(state["sentences"])
 
     def __iter__(self) -> Generator[Batch]:
-        for pairs, sentences in zip(self.pairs, self.sentences, strict=False):
-            yield {"pairs": pairs, "sentences": sentences}
+        # Closed by name: when one of them raises, the traceback keeps the other one.
+        with closing(iter(self.pairs)) as pairs, closing(iter(self.sentences)) as sentences:
+            for pair_batch, sentence_batch in zip(pairs, sentences, strict=False):
+                yield {"pairs": pair_batch, "sentences": sentence_batch}
 
 
 def build_stream(
@@ -181,7 +182,7 @@ def build_stream(
         collate_fn=collator,
         num_workers=training.num_workers,
         persistent_workers=training.num_workers > 0,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=prepare_worker,
         pin_memory=accelerator.device.type == "cuda",
         # Its own generator: each pass draws a seed for the workers, which must not move the global random state.
         generator=torch.Generator(),
@@ -324,7 +325,7 @@ def _bad_item_log(
         return None
     path = Path(training.output_dir) / BAD_ITEMS_NAME
     with accelerator.main_process_first():
-        if accelerator.is_main_process and find_resumed(path.parent, training.resume) is None:
+        if accelerator.is_main_process and not goes_on(path.parent, training.resume):
             path.unlink(missing_ok=True)
     return BadItemLog(path, total=len(table), max_fraction=pairs.max_bad_fraction)
 

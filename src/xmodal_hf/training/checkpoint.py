@@ -1,37 +1,69 @@
 """Training states: written whole or not at all, so that a run killed at any moment goes on from the newest one.
 
-A state is a folder `checkpoints/step_00001000` of the output folder: Accelerate's files (weights that change,
-optimizer, scheduler, scaler, random states) and `state.json`, our own counters. It is written under a temporary name,
-flushed to the disk and renamed.
+A state is a folder `checkpoints/step_00001000` of the output folder:
+
+- Accelerate's files: `model.safetensors` (weights that change), `optimizer.bin`, `random_states_<process>.pkl`, under
+  fp16 `scaler.pt`. Those that are pickles are loaded as tensors and numbers only (`weights_only`). Under FSDP and
+  DeepSpeed, model and optimizer are in folders of their formats, which those libraries load as they do.
+- `schedule.json`, the scheduler's state; `average.safetensors`, that of `--ema_decay`; `best.safetensors`, the weights
+  that `--best_metric` had chosen by then.
+- `state.json`, our own counters.
+- `SHA256SUMS`, a checksum of every other file, which `sha256sum --check` reads too.
+
+It is written under a temporary name, flushed to the disk and renamed, and checked before it is loaded. States of older
+versions have pickles named `custom_checkpoint_<n>.pkl` in place of the second group, and no checksums.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import pickle
+import random
+import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import extract_model_from_parallel
-from safetensors import SafetensorError
+from accelerate.utils import load as load_numbers
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
+from .averaging import WeightAverage
 from .sharding import is_sharded
 
 STATE_FOLDER = "checkpoints"
+BEST_NAME = "best.safetensors"
+SUMS_NAME = "SHA256SUMS"
 _STATE_NAME = "state.json"
 _WEIGHTS_NAME = "model.safetensors"
+_SCHEDULE_NAME = "schedule.json"
+_AVERAGE_NAME = "average.safetensors"
+_RANDOM_NAME = "random_states_{}.pkl"
+_OLD_PART_NAME = "custom_checkpoint_{}.pkl"
 _TEMPORARY = ".tmp"
+# What is loaded from a state: such a file that was not written with it is no part of it.
+_LOADED_SUFFIXES = frozenset((".bin", ".distcp", ".json", ".pkl", ".pt", ".safetensors"))
+_BLOCK_BYTES = 2**20
 # Weights, and AdamW's two moments of them.
 _COPIES_IN_A_STATE = 3
 # How Python, torch and safetensors report a full disk.
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
+# How they report a file that is missing, cut or changed, or holds something else than numbers.
+_READ_ERRORS = (
+    *(OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError, AttributeError),
+    *(EOFError, IndexError, pickle.UnpicklingError, zipfile.BadZipFile),
+)
 # Options that may differ between a run and its resumption: they change no weight.
 _FREE_OPTIONS = frozenset(
     (
@@ -53,18 +85,119 @@ def find_states(output_dir: str | os.PathLike) -> list[Path]:
 def find_resumed(output_dir: str | os.PathLike, resume: str | None) -> Path | None:
     """Return the state that `--resume` names; None when it is not given, or is `auto` and there is none yet.
 
+    `auto` passes over states that are damaged, with a warning, for the newest whole one.
+
     Raises:
-        CheckpointError: when the named folder is no complete state.
+        CheckpointError: the named folder is no state or a damaged one, or all states are damaged.
     """
     if resume is None:
         return None
     if resume == "auto":
-        states = find_states(output_dir)
-        return states[-1] if states else None
+        return _newest_whole(find_states(output_dir))
     path = Path(resume)
     if not (path / _STATE_NAME).is_file():
         raise CheckpointError(f"--resume {resume} is no training state: pass a folder {STATE_FOLDER}/step_..., or auto")
+    check_whole(path)
     return path
+
+
+def goes_on(output_dir: str | os.PathLike, resume: str | None) -> bool:
+    """Tell whether `--resume` names a state; `find_resumed` also checks it."""
+    return resume is not None and (resume != "auto" or bool(find_states(output_dir)))
+
+
+def _newest_whole(states: list[Path]) -> Path | None:
+    damages = []
+    for path in reversed(states):
+        try:
+            check_whole(path)
+        except CheckpointError as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            warnings.warn(f"{damage}. The run goes on from {path.name}", stacklevel=3)
+        return path
+    if damages:
+        raise CheckpointError(
+            f"no training state is whole: {'; '.join(damages)}. Bring the files back, or remove {states[0].parent} to "
+            "start anew"
+        )
+    return None
+
+
+def check_whole(path: Path) -> None:
+    """Raise a CheckpointError when something in a state is missing, cut, changed or foreign."""
+    try:
+        state = read_state(path)
+        if (path / SUMS_NAME).exists():
+            _check_sums(path)
+        else:
+            _check_old_state(path, state)
+    except CheckpointError as error:
+        raise CheckpointError(f"the training state {path} is damaged: {error}") from error
+    except _READ_ERRORS as error:
+        raise CheckpointError(f"the training state {path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the files of a state with its checksums."""
+    sums = _read_sums(path / SUMS_NAME)
+    found = {name for name, file in _files(path).items() if file.suffix in _LOADED_SUFFIXES}
+    for name in sorted(found - sums.keys()):
+        raise CheckpointError(f"{name} was not written with it")
+    for name, expected in sums.items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"{name} is missing")
+        if checksum(path / name) != expected:
+            raise CheckpointError(f"{name} is not as it was written")
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    """Return the checksums by name; the file is as `sha256sum` writes it."""
+    lines = path.read_bytes().decode("utf-8").split("\n")
+    matches = [re.fullmatch("([0-9a-f]{64})  (.+)", line) for line in lines[:-1]]
+    sums: dict[str, str] = {match[2]: match[1] for match in matches if match is not None}
+    if lines[-1] or len(sums) < len(matches) or _STATE_NAME not in sums:
+        raise CheckpointError(f"{path.name} is cut or changed")
+    return sums
+
+
+def _write_sums(path: Path) -> None:
+    lines = [f"{checksum(file)}  {name}\n" for name, file in sorted(_files(path).items())]
+    (path / SUMS_NAME).write_text("".join(lines), encoding="utf-8")
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """Return the files of a state but for its checksums, by their names within it."""
+    found = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    found.pop(SUMS_NAME, None)
+    return found
+
+
+def _check_old_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Check what can be checked of a state without checksums: that its files are there and can be read."""
+    options, processes = state["options"], range(state["num_processes"])
+    num_parts = 1 if options.get("ema_decay") is None else 2  # the scheduler, the average
+    numbers = [_RANDOM_NAME.format(index) for index in processes]
+    for name in numbers + [_OLD_PART_NAME.format(index) for index in range(num_parts)]:
+        load_numbers(path / name, map_location="cpu")
+    if (path / _WEIGHTS_NAME).exists():  # else it is a sharded one
+        with safe_open(path / _WEIGHTS_NAME, framework="pt") as weights:
+            list(weights.keys())
+        with zipfile.ZipFile(path / "optimizer.bin") as archive:
+            if (changed := archive.testzip()) is not None:
+                raise CheckpointError(f"optimizer.bin is not as it was written, in {changed}")
+    elif not any((path / name).is_dir() for name in ("pytorch_model_fsdp_0", "pytorch_model")):
+        raise CheckpointError(f"{_WEIGHTS_NAME} is missing")
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -96,15 +229,26 @@ class StateKeeper:
     """Saves, rotates and loads the training states of one run.
 
     Args:
-        accelerator: of the run, with model and optimizer prepared and the rest registered.
+        accelerator: of the run, with model and optimizer prepared.
         output_dir: of the run.
         keep_last: states to keep.
+        scheduler: of the optimizer.
+        average: of the weights.
     """
 
-    def __init__(self, accelerator: Accelerator, output_dir: str | os.PathLike, keep_last: int) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output_dir: str | os.PathLike,
+        keep_last: int,
+        scheduler: LRScheduler | None = None,
+        average: WeightAverage | None = None,
+    ) -> None:
         self.accelerator = accelerator
         self.folder = Path(output_dir) / STATE_FOLDER
         self.keep_last = keep_last
+        self.scheduler = scheduler
+        self.average = average
         if not is_sharded(accelerator):  # else weights are saved in a way of their own
             accelerator.register_save_state_pre_hook(_keep_changing_weights)
             accelerator.register_load_state_pre_hook(_load_changing_weights)
@@ -118,8 +262,8 @@ class StateKeeper:
         """Raise an OSError when the disk has no room for one state, or the folder cannot be written to."""
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(f"*{_TEMPORARY}"):  # of a run that was killed
-                shutil.rmtree(leftover)
+            for leftover in list(self.folder.glob(f"*{_TEMPORARY}")):  # of a run that was killed
+                _remove(leftover)
             needed = _COPIES_IN_A_STATE * sum(tensor.nbytes for _, tensor in changing_weights(model))
             free = shutil.disk_usage(self.folder).free
             if needed > free:
@@ -128,8 +272,13 @@ class StateKeeper:
                     "room, or choose another --output_dir"
                 )
 
-    def save(self, step: int, counters: Mapping[str, Any]) -> Path | None:
+    def save(self, step: int, counters: Mapping[str, Any], best: Path | None = None) -> Path | None:
         """Write a state, then remove the oldest ones, and those of later steps.
+
+        Args:
+            step: of the optimizer.
+            counters: what `load` returns.
+            best: file of the best weights so far, of which the state gets a copy.
 
         Returns:
             Its folder; None, with a warning, when writing failed in any process: what was there is still there.
@@ -144,14 +293,14 @@ class StateKeeper:
         failed = self.accelerator.reduce(torch.tensor(float(error is not None), device=self.accelerator.device))
         if self.accelerator.is_main_process and not failed:
             try:
-                (temporary / _STATE_NAME).write_text(json.dumps({"step": step, **counters}), encoding="utf-8")
+                self._write_own_files(temporary, {"step": step, **counters}, best)
                 _publish(temporary, final)
                 states = find_states(self.folder.parent)
                 # Later ones are of a course that was given up, when the run went back to an earlier state.
                 earlier, later = states[: states.index(final) + 1], states[states.index(final) + 1 :]
                 for old in earlier[: -self.keep_last] + later:
-                    shutil.rmtree(old)
-            except OSError as caught:
+                    _remove(old)
+            except _WRITE_ERRORS as caught:
                 error = caught
         if self.accelerator.is_main_process and (failed or error is not None):
             shutil.rmtree(temporary, ignore_errors=True)
@@ -163,20 +312,88 @@ class StateKeeper:
         self.accelerator.wait_for_everyone()
         return final if final.is_dir() else None
 
+    def _write_own_files(self, folder: Path, counters: Mapping[str, Any], best: Path | None) -> None:
+        """Write what Accelerate does not, and the checksums of everything."""
+        if self.scheduler is not None:
+            (folder / _SCHEDULE_NAME).write_text(json.dumps(self.scheduler.state_dict()), encoding="utf-8")
+        if self.average is not None:
+            tensors, metadata = self.average.to_tensors()
+            save_file(tensors, folder / _AVERAGE_NAME, metadata)
+        if best is not None:
+            shutil.copyfile(best, folder / BEST_NAME)
+        (folder / _STATE_NAME).write_text(json.dumps(counters), encoding="utf-8")
+        _write_sums(folder)
+
     def load(self, path: Path) -> dict[str, Any]:
-        """Put model, optimizer, scheduler and random states back; return the counters."""
-        self.accelerator.load_state(str(path))
+        """Put model, optimizer, scheduler, average and random states back; return the counters.
+
+        Raises:
+            CheckpointError: what is in the state does not fit the run, or cannot be read.
+        """
+        try:
+            if (path / SUMS_NAME).exists():
+                self.accelerator.load_state(str(path))
+                self._load_own_files(path)
+            else:
+                self._load_old_state(path)
+            _load_random_state(path / _RANDOM_NAME.format(self.accelerator.process_index))
+        except _READ_ERRORS as error:
+            raise CheckpointError(f"the training state {path} cannot be loaded: {error}") from error
         return read_state(path)
 
+    def _load_own_files(self, path: Path) -> None:
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(json.loads((path / _SCHEDULE_NAME).read_text(encoding="utf-8")))
+        if self.average is not None:
+            with safe_open(path / _AVERAGE_NAME, framework="pt") as file:
+                self.average.load_tensors(load_file(path / _AVERAGE_NAME), file.metadata())
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the changing weights to a safetensors file, whole or not at all."""
+    def _load_old_state(self, path: Path) -> None:
+        """Load a state whose scheduler and average are pickles."""
+        parts = [part for part in (self.scheduler, self.average) if part is not None]
+        for index in range(len(parts)):
+            load_numbers(path / _OLD_PART_NAME.format(index), map_location="cpu")  # raises for anything but numbers
+        # Accelerate itself would run what is in them, which is why they are read before.
+        self.accelerator.register_for_checkpointing(*parts)
+        try:
+            self.accelerator.load_state(str(path))
+        finally:
+            self.accelerator._custom_objects.clear()
+
+
+def _load_random_state(path: Path) -> None:
+    """Set the random states of this process; Accelerate goes on without a word when it cannot."""
+    states = load_numbers(path)
+    random.setstate(states["random_state"])
+    np.random.set_state(states["numpy_random_seed"])
+    torch.set_rng_state(states["torch_manual_seed"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["torch_cuda_manual_seed"])
+
+
+def save_weights(model: nn.Module, path: Path) -> str:
+    """Write the changing weights to a safetensors file, whole or not at all; return its checksum."""
+    weights = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in changing_weights(model)
+    }
+    return _write_whole(path, lambda temporary: save_file(weights, temporary))
+
+
+def copy_file(source: Path, path: Path) -> str:
+    """Copy a file, whole or not at all; return its checksum."""
+    return _write_whole(path, lambda temporary: shutil.copyfile(source, temporary))
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(_TEMPORARY)
-    save_file({name: tensor.detach().cpu().clone() for name, tensor in changing_weights(model)}, temporary)
+    _remove(temporary)  # left by a run that was killed here
+    write(temporary)
     _flush(temporary)
     temporary.replace(path)
     _flush(path.parent)
+    return checksum(path)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -222,10 +439,20 @@ def _publish(temporary: Path, final: Path) -> None:
     for path in temporary.rglob("*"):
         _flush(path)
     _flush(temporary)
-    if final.exists():  # the same step, saved before a resumption
-        shutil.rmtree(final)
+    _remove(final)  # the same step, saved before a resumption
     temporary.rename(final)
     _flush(final.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder, if it is there; of a state that is removed half, nothing keeps its name."""
+    if path.is_dir() and not path.is_symlink():
+        gone = path.with_suffix(f".gone{_TEMPORARY}")
+        shutil.rmtree(gone, ignore_errors=True)
+        path.rename(gone)
+        shutil.rmtree(gone)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -1,26 +1,52 @@
-"""What can go wrong in a long run: numbers that are not finite, and being told to stop."""
+"""What can go wrong in a long run: numbers that are not finite, being told to stop, workers that do not answer."""
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
+from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from ..objectives import Batch
 
 # How many ids of a batch an error message shows.
 _SHOWN_IDS = 20
+# How long a killed process is waited for: one that hangs in the kernel (a dead network mount) cannot be ended at all.
+_JOIN_SECONDS = 2.0
+# How long a process that fails waits for the others to hear of it; a step may have to end first.
+_TELL_SECONDS = 10.0
+# Linux's prctl: the signal that a process gets when its parent has died (PR_SET_PDEATHSIG in linux/prctl.h).
+_PR_SET_PDEATHSIG = 1
+# What a process that failed tells the others; above every signal's number.
+_FAILED = 1000
+
+T = TypeVar("T")
 
 
 class BadStepsError(RuntimeError):
     """More steps than tolerated had a loss or gradient that is not finite."""
+
+
+class OtherProcessError(RuntimeError):
+    """Another process of the run has failed; its own message says why."""
+
+
+class StopRequested(BaseException):
+    """A signal asked the run to stop while it did nothing that has to be finished; no error, like KeyboardInterrupt."""
 
 
 class BufferGuard:
@@ -54,8 +80,33 @@ def describe_ids(ids: list[str]) -> str:
     return ", ".join(ids[:_SHOWN_IDS]) + more
 
 
+def on_main_process(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """Call a function in the main process alone; return its result in every process.
+
+    Raises:
+        BaseException: what the function raised, in the main process.
+        OtherProcessError: in the others, when it raised.
+    """
+    error: BaseException | None = None
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except BaseException as caught:  # the others wait for an answer, whatever it was
+            error, outcome[1] = caught, f"{type(caught).__name__}: {caught}"
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    if outcome[1] is not None:
+        raise OtherProcessError(f"the main process failed: {outcome[1]}")
+    return outcome[0]
+
+
 class StopSignals:
     """While entered, SIGTERM and SIGINT ask the run to stop after the present step; a second one acts as usual.
+
+    What can be left at any moment, such as waiting for data or measuring the model, is left at once.
 
     Args:
         accelerator: of the run; processes agree on stopping, whichever of them was told.
@@ -67,6 +118,8 @@ class StopSignals:
         self.accelerator = accelerator
         self.received = 0
         self.previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+        self._process_id = os.getpid()
+        self._interrupts = False
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
@@ -79,18 +132,127 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process_id:  # a worker that has just been forked
+            return
         self.received = number
         signal.signal(number, self.previous[number])
+        if self._interrupts:
+            self._interrupts = False
+            raise StopRequested
 
-    def agreed(self) -> int:
-        """Return the signal that some process has received, the same in all of them; 0 for none."""
+    def agreed(self, failed: bool = False) -> int:
+        """Return the signal that some process has received, the same in all of them; 0 for none.
+
+        Args:
+            failed: whether this process cannot go on.
+
+        Raises:
+            OtherProcessError: another process has failed, and this one has not.
+        """
         if self.accelerator.num_processes == 1:
             return self.received
-        received = torch.tensor([self.received], device=self.accelerator.device)
-        return int(self.accelerator.gather(received).max())
+        own = torch.tensor([_FAILED if failed else self.received], device=self.accelerator.device)
+        worst = int(self.accelerator.gather(own).max())
+        if worst == _FAILED and not failed:
+            raise OtherProcessError("another process of this run has failed; its own message says why")
+        return worst
+
+    def interruptible(self, function: Callable[[], T]) -> T:
+        """Call a function that may be left at any moment.
+
+        Raises:
+            StopRequested: in the midst of it, or before it, when the run is asked to stop.
+        """
+        self._interrupts = True
+        try:
+            if self.received:
+                raise StopRequested
+            return function()
+        finally:
+            self._interrupts = False
+
+    def next_batch(self, batches: Iterator[Batch]) -> tuple[Batch | None, int]:
+        """Wait for the next batch, in every process at the same time; a reader that hangs does not prevent a stop.
+
+        Returns:
+            The batch, and the signal that the processes agreed to stop for (0: take the step).
+
+        Raises:
+            OtherProcessError: another process cannot go on. What reading raises in this one is raised as it is.
+        """
+        batch = None
+        try:
+            batch = self.interruptible(lambda: next(batches))
+        except StopRequested:
+            pass
+        except Exception:
+            self._tell_failure()
+            raise
+        return batch, self.agreed()
+
+    def _tell_failure(self) -> None:
+        """Tell the other processes that this one fails; those whose readers hang do not listen, and the launcher will.
+
+        In a thread, since nothing in PyTorch leaves a collective that waits for another process.
+        """
+        if self.accelerator.num_processes > 1:
+            telling = threading.Thread(target=self._agree_on_failure, daemon=True)
+            telling.start()
+            telling.join(_TELL_SECONDS)
+
+    def _agree_on_failure(self) -> None:
+        with suppress(RuntimeError):  # the others may be gone
+            self.agreed(failed=True)
 
 
-def ignore_stop_signals(_: int) -> None:
-    """For the workers of a loader: a stop that is sent to the whole process group is the main process's business."""
+def prepare_worker(_: int) -> None:
+    """For the workers of a loader: they leave stop signals to the main process, and die with it.
+
+    A stop may be sent to the whole process group. A worker that hangs in reading would outlive a killed main process.
+    """
     for number in StopSignals.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_workers(loader: DataLoader) -> None:
+    """Kill the persistent workers of a loader, whatever they are doing, and forget them.
+
+    They only read, so nothing is lost. The loader's own way waits for each of them, then sends the SIGTERM that they
+    ignore, and comes only when nothing refers to its iterator: the traceback of an exception does.
+    """
+    iterator: Any = loader._iterator
+    loader._iterator = None
+    if not hasattr(iterator, "_workers") or iterator._shutdown:
+        return
+    iterator._shutdown = True
+    signal_handling._remove_worker_pids(id(iterator))  # that they are killed is no error from here on
+    iterator._worker_pids_set = False
+    _kill(iterator._workers)
+    if hasattr(iterator, "_pin_memory_thread"):
+        iterator._pin_memory_thread_done_event.set()
+        iterator._worker_result_queue.cancel_join_thread()  # a killed worker may hold its lock
+        iterator._worker_result_queue.put((None, None))
+        iterator._pin_memory_thread.join(_JOIN_SECONDS)
+
+
+@contextmanager
+def no_workers_left() -> Iterator[None]:
+    """Kill the daemonic processes that the body has started and not ended; Python would wait for them at its exit."""
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    finally:
+        with suppress(RuntimeError):  # of a loader that was interrupted while it started its workers
+            _kill([child for child in multiprocessing.active_children() if child.daemon and child not in before])
+
+
+def _kill(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join(_JOIN_SECONDS)
+        if process.is_alive():
+            # It hangs in the kernel, and Python must not wait for it at its exit.
+            multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]

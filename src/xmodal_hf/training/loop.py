@@ -10,13 +10,12 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -28,7 +27,7 @@ from ..objectives import Batch, Objective, ObjectiveOutput
 from .arguments import TrainingArguments
 from .averaging import WeightAverage
 from .checkpoint import StateKeeper, check_same_run, read_state
-from .faults import BadStepsError, BufferGuard, StopSignals, batch_ids, describe_ids
+from .faults import BadStepsError, BufferGuard, StopSignals, batch_ids, describe_ids, no_workers_left
 from .grad_cache import cached_backward
 from .optimization import build_optimizer, build_scheduler, clamp_logit_scale
 from .sharding import average_gradients, is_sharded, prepare_sharding
@@ -41,6 +40,8 @@ if TYPE_CHECKING:
 
 LOG_NAME = "train_log.jsonl"
 VALIDATION_LOG_NAME = "validation_log.jsonl"
+# Where launchers say how many processes they have started, in Accelerate's order.
+_WORLD_SIZE_NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # Of processes that wait for the one that validates; NCCL's own is ten minutes.
 _TIMEOUT = timedelta(hours=1)
 # Measured on two cores (benchmarks/results/padding_cpu.json); on an accelerator small parts cost launches.
@@ -80,12 +81,34 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
         project_dir=arguments.output_dir,
         kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=_TIMEOUT)],
     )
+    _check_processes(accelerator)
     _check_launch(accelerator, arguments)
     if accelerator.state.deepspeed_plugin is not None:  # it would look for a loader, and ours is not prepared by it
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = arguments.batch_size
         config["gradient_clipping"] = float(arguments.max_grad_norm)  # by itself, in its backward
     return accelerator
+
+
+def _check_processes(accelerator: Accelerator) -> None:
+    """Raise a ValueError where a launcher was asked for several processes and each of them believes to be alone.
+
+    They would write into one folder. Accelerate takes processes without an accelerator for single ones, unless
+    ACCELERATE_USE_CPU is set; `accelerate launch --cpu` starts one, and leaves an address for the others.
+    """
+    launched = next((os.environ[name] for name in _WORLD_SIZE_NAMES if name in os.environ), None)
+    by_accelerate = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    if launched is None and by_accelerate and accelerator.num_processes == 1:
+        raise ValueError(
+            "accelerate launch was asked for several processes and has started one: on a CPU, set "
+            "ACCELERATE_USE_CPU=true and start them with torchrun --nproc_per_node <processes>; for one process, pass "
+            "--num_processes 1 and unset MASTER_ADDR"
+        )
+    if launched is not None and launched != str(accelerator.num_processes):
+        raise ValueError(
+            f"the launcher started {launched} processes (WORLD_SIZE), and Accelerate sees {accelerator.num_processes}: "
+            "on a machine without accelerators set ACCELERATE_USE_CPU=true; for one process, unset WORLD_SIZE"
+        )
 
 
 def _check_launch(accelerator: Accelerator, arguments: TrainingArguments) -> None:
@@ -139,13 +162,11 @@ class TrainingStep:
         self.whole = prepare_sharding(accelerator, model)
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, arguments))
         self.scheduler = build_scheduler(self.optimizer, arguments, total_steps)
-        accelerator.register_for_checkpointing(self.scheduler)
         set_training_mode(self.model)
         self.guard = BufferGuard(self.model)
         self.average: WeightAverage | None = None
         if arguments.ema_decay is not None:
             self.average = WeightAverage(self.model, arguments.ema_decay)
-            accelerator.register_for_checkpointing(self.average)
 
     def __call__(self, batch: Batch) -> tuple[ObjectiveOutput, dict[str, torch.Tensor | float], bool]:
         """Return the objective's output, what else to log, and whether the step was good."""
@@ -230,56 +251,122 @@ def run_phase(
     if arguments.max_steps is not None:
         total_steps = min(total_steps, arguments.max_steps)
     take_step = TrainingStep(accelerator, model, objective, arguments, total_steps)
-    keeper = StateKeeper(accelerator, arguments.output_dir, arguments.keep_last)
+    keeper = StateKeeper(accelerator, arguments.output_dir, arguments.keep_last, take_step.scheduler, take_step.average)
     keeper.check_room(model)
+    if validation is not None:
+        validation.rehearse(model)
     set_seed(arguments.seed, device_specific=True)  # dropout differs between processes, the weights are equal by now
     identity = {"num_processes": accelerator.num_processes, "options": dict(options or {})}
-    result, log_bytes = _restored(keeper, resume_from, stream, identity)
-    started = time.perf_counter() - result.seconds
-    items = arguments.batch_size * accelerator.num_processes
+    run = _Run(take_step, keeper, stream, identity, validation, total_steps, TrainingResult())
+    log_bytes = {} if resume_from is None else run.restore(resume_from)
     with (
+        no_workers_left(),
         StepLog(accelerator, Path(arguments.output_dir), log_bytes) as log,
-        progress_bar(accelerator, description, total_steps * items, result.items) as bar,
+        progress_bar(accelerator, description, total_steps * run.items_per_step, run.result.items) as bar,
         StopSignals(accelerator) as signals,
         closing(iter(stream)) as batches,
     ):
-        for batch in islice(batches, total_steps - result.steps):
-            result.steps, result.items = result.steps + 1, result.items + items
-            _logged_step(take_step, batch, stream.epoch, result, log, keeper)
-            bar.set_postfix({"loss": f"{result.last_log.get('loss', math.nan):.3f}"}, refresh=False)
-            bar.update(items)
-            if validation is not None and validation.is_due(result.steps, total_steps):
-                result.best = validation.measure(model, take_step.average, result, log)
-            stop = signals.agreed()
-            result.seconds = time.perf_counter() - started
-            if stop or (arguments.checkpoint_steps and result.steps % arguments.checkpoint_steps == 0):
-                counters = {"result": dataclasses.asdict(result), "stream": stream.state_dict()}
-                keeper.save(result.steps, {**identity, **counters, "log_bytes": log.flush_to_disk()})
-            if stop:
-                raise SystemExit(_stopped(accelerator, stop, result.steps, keeper))
+        run.go_on(model, batches, log, bar, signals)
     if take_step.average is not None:
         take_step.average.copy_to_model()
-    if result.best is not None and validation is not None:
+    if run.result.best is not None and validation is not None:
         validation.load_best(model)
-    return result
+    return run.result
+
+
+@dataclass
+class _Run:
+    """What a phase consists of while it runs, and its course.
+
+    `total_steps` of the optimizer; `validates`: the last step's validation is still to come, since it failed or was
+    left before the state was saved.
+    """
+
+    take_step: TrainingStep
+    keeper: StateKeeper
+    stream: Stream
+    identity: dict[str, Any]
+    validation: Validation | None
+    total_steps: int
+    result: TrainingResult
+    validates: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def items_per_step(self) -> int:
+        """Of all processes."""
+        return self.take_step.arguments.batch_size * self.take_step.accelerator.num_processes
+
+    def restore(self, path: Path) -> dict[str, int]:
+        """Take everything from a training state; return the lengths that the logs had then."""
+        check_same_run(read_state(path), self.identity)
+        counters = self.keeper.load(path)
+        self.stream.load_state_dict(counters["stream"])
+        self.result = TrainingResult(**counters["result"])
+        self.validates = counters.get("validates", False)
+        self.started -= self.result.seconds
+        if self.validation is not None:
+            self.validation.restore_best(path, self.result.best, counters["log_bytes"])
+        return counters["log_bytes"]
+
+    def go_on(self, model: nn.Module, batches: Iterator[Batch], log: StepLog, bar: tqdm, signals: StopSignals) -> None:
+        """Take the steps that are left."""
+        every, result = self.take_step.arguments.checkpoint_steps, self.result
+        if self.validates:
+            self._validate(model, log, signals)
+        while result.steps < self.total_steps:
+            position = self.stream.state_dict()
+            batch, stop = signals.next_batch(batches)
+            if stop or batch is None:  # a batch that came is not used up
+                self._stop(stop, position, log)
+            result.steps, result.items = result.steps + 1, result.items + self.items_per_step
+            _logged_step(self.take_step, batch, self.stream.epoch, result, log, self.keeper)
+            bar.set_postfix({"loss": f"{result.last_log.get('loss', math.nan):.3f}"}, refresh=False)
+            bar.update(self.items_per_step)
+            if self.validation is not None and self.validation.is_due(result.steps, self.total_steps):
+                self._validate(model, log, signals)
+            result.seconds = time.perf_counter() - self.started
+            if every and result.steps % every == 0:
+                self._save(self.stream.state_dict(), log)
+
+    def _validate(self, model: nn.Module, log: StepLog, signals: StopSignals) -> None:
+        """Measure the model; whatever that raises, the state is saved first."""
+        assert self.validation is not None
+        self.validates = True
+        try:
+            best = self.validation.measure(model, self.take_step.average, self.result, log, signals.interruptible)
+        except BaseException:
+            self._save(self.stream.state_dict(), log)
+            if stop := signals.agreed():
+                raise SystemExit(self._stopped(stop)) from None
+            raise
+        self.result.best, self.validates = best, False
+
+    def _save(self, position: dict[str, Any], log: StepLog) -> None:
+        self.result.seconds = time.perf_counter() - self.started
+        counters = {"result": dataclasses.asdict(self.result), "stream": position, "validates": self.validates}
+        best = None if self.validation is None or self.result.best is None else self.validation.best_path
+        self.keeper.save(self.result.steps, {**self.identity, **counters, "log_bytes": log.flush_to_disk()}, best=best)
+
+    def _stop(self, number: int, position: dict[str, Any], log: StepLog) -> NoReturn:
+        self._save(position, log)
+        raise SystemExit(self._stopped(number))
+
+    def _stopped(self, number: int) -> int:
+        """Say how to go on after a signal; return the exit status, 128 plus its number."""
+        name, newest = signal.Signals(number).name, self.keeper.newest()
+        self.take_step.accelerator.print(
+            f"\n{name}: stopped after step {self.result.steps}; the training state is {newest or 'not saved'}. "
+            "Go on with the same command and --resume auto",
+            file=sys.stderr,
+        )
+        return 128 + number
 
 
 def progress_bar(accelerator: Accelerator, description: str, total: int, done: int) -> tqdm:
     """Return the bar of the main process; those of the others are silent."""
     silent = not accelerator.is_main_process
     return tqdm(total=total, initial=done, desc=description, unit=" items", disable=silent)
-
-
-def _restored(
-    keeper: StateKeeper, resume_from: Path | None, stream: Stream, identity: dict[str, Any]
-) -> tuple[TrainingResult, dict[str, int]]:
-    """Return what the run has done before, and the lengths of its logs then; puts everything else back."""
-    if resume_from is None:
-        return TrainingResult(), {}
-    check_same_run(read_state(resume_from), identity)
-    counters = keeper.load(resume_from)
-    stream.load_state_dict(counters["stream"])
-    return TrainingResult(**counters["result"]), counters["log_bytes"]
 
 
 def _logged_step(
@@ -299,17 +386,6 @@ def _logged_step(
             f"--max_bad_steps {take_step.arguments.max_bad_steps}. Ids of the batch: {describe_ids(ids)}. Last good "
             f"training state: {keeper.newest() or 'none'}"
         )
-
-
-def _stopped(accelerator: Accelerator, number: int, step: int, keeper: StateKeeper) -> int:
-    """Say how to go on after a signal; return the exit status, 128 plus its number."""
-    name = signal.Signals(number).name
-    accelerator.print(
-        f"\n{name}: stopped after step {step}; the training state is {keeper.newest() or 'not saved'}. "
-        "Go on with the same command and --resume auto",
-        file=sys.stderr,
-    )
-    return 128 + number
 
 
 class StepLog:

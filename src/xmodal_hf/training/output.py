@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
+import os
 import shlex
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from accelerate import Accelerator
 from peft import PeftModel
@@ -21,11 +25,15 @@ from ..evaluation.plots import loss_curves
 from .adapters import save_adapter
 from .arguments import LoraArguments, TrainingArguments, save_recipe
 from .checkpoint import check_same_run, find_resumed, find_states, read_state
+from .faults import on_main_process
 from .loop import LOG_NAME, TrainingResult
 from .sharding import whole_weights
 
 RECIPE_NAME = "recipe.yaml"
 RUN_NAME = "run.json"
+LOCK_NAME = "run.lock"
+# The locks of this process; closing one of these files anywhere in it would release its lock.
+_LOCKS: dict[Path, TextIO] = {}
 _PACKAGES = ("xmodal_hf", "torch", "torchaudio", "transformers", "accelerate", "datasets", "peft", "tokenizers")
 
 
@@ -37,40 +45,90 @@ def options_of(*arguments: Any) -> dict[str, Any]:
 def start_output(accelerator: Accelerator, training: TrainingArguments, *arguments: Any) -> Path | None:
     """Make the output folder, write the resolved recipe and the circumstances of the run, start the tracker.
 
+    The folder is locked until `finish_output` or the end of the process, whichever comes first.
+
     Returns:
         The training state to go on from, where `--resume` finds one.
 
     Raises:
-        CheckpointError: `--resume` names no training state, or one of another run.
-        ValueError: the folder cannot be written to, or holds states of a run that this one does not go on with.
+        CheckpointError: `--resume` names no training state, a damaged one, or one of another run.
+        ValueError: the folder cannot be written to, another run is using it, or it holds states of a run that this one
+            does not go on with.
+        OtherProcessError: for any of these, in all processes but the main one.
     """
-    folder = Path(training.output_dir)
-    resume_from = find_resumed(folder, training.resume)
-    if resume_from is not None:
-        identity = {"num_processes": accelerator.num_processes, "options": options_of(training, *arguments)}
-        check_same_run(read_state(resume_from), identity)  # before anything of that run is overwritten
-    elif training.resume is None and (states := find_states(folder)):
-        raise ValueError(
-            f"{states[-1]} is a training state of an earlier run: pass --resume auto to go on with it, or remove "
-            f"{states[-1].parent} or choose another --output_dir to start anew"
-        )
-    if accelerator.is_main_process:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            save_recipe(folder / RECIPE_NAME, training, *arguments)
-            _write_json(folder / RUN_NAME, _circumstances(accelerator))
-        except OSError as error:
-            raise ValueError(f"cannot write to --output_dir {folder}: {error}") from error
+    resume_from = on_main_process(accelerator, lambda: _start_folder(accelerator, training, *arguments))
     if training.report_to != "none":
         # Trackers take plain values only; TensorBoard hides the steps that a resumption repeats.
         options = {name: str(value) for name, value in options_of(training, *arguments).items()}
         repeated = {} if resume_from is None else {"purge_step": read_state(resume_from)["step"] + 1}
-        run = folder.resolve().name
+        run = Path(training.output_dir).resolve().name
         names = {"wandb": {"name": run}, "trackio": {"name": run}, "mlflow": {"run_name": run}}
         # TensorBoard's project is a folder below the output.
         project = "tracker" if training.report_to == "tensorboard" else training.tracker_project
         accelerator.init_trackers(project, options, {"tensorboard": repeated, **names})
     return resume_from
+
+
+def _start_folder(accelerator: Accelerator, training: TrainingArguments, *arguments: Any) -> Path | None:
+    """What `start_output` does in the main process."""
+    folder = Path(training.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _lock(folder)
+        resume_from = find_resumed(folder, training.resume)
+        if resume_from is not None:
+            identity = {"num_processes": accelerator.num_processes, "options": options_of(training, *arguments)}
+            check_same_run(read_state(resume_from), identity)  # before anything of that run is overwritten
+        elif training.resume is None and (states := find_states(folder)):
+            raise ValueError(
+                f"{states[-1]} is a training state of an earlier run: pass --resume auto to go on with it, or remove "
+                f"{states[-1].parent} or choose another --output_dir to start anew"
+            )
+        save_recipe(folder / RECIPE_NAME, training, *arguments)
+        _write_json(folder / RUN_NAME, _circumstances(accelerator))
+    except OSError as error:
+        raise ValueError(f"cannot write to --output_dir {folder}: {error}") from error
+    return resume_from
+
+
+def _lock(folder: Path) -> None:
+    """Take the lock of an output folder, a file that names this process.
+
+    It is one of POSIX's record locks: the kernel releases it when the process is gone, and loader workers, which are
+    forked from it, do not share it.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    path = (folder / LOCK_NAME).resolve()
+    while path not in _LOCKS:  # else an earlier run of this process failed
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                warnings.warn(f"{folder} cannot be locked against a second run ({error})", stacklevel=2)
+                return
+            raise ValueError(
+                f"process {path.read_text(encoding='utf-8').strip()} is running in {folder}: wait for it, stop it, or "
+                "choose another --output_dir"
+            ) from error
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            file.close()  # its owner has just finished and removed it
+            continue
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        _LOCKS[path] = file
+
+
+def _unlock(folder: Path) -> None:
+    """Remove the lock, if this process has it."""
+    path = (folder / LOCK_NAME).resolve()
+    if path in _LOCKS:
+        path.unlink(missing_ok=True)
+        _LOCKS.pop(path).close()
 
 
 def finish_output(
@@ -115,6 +173,7 @@ def finish_output(
         print(f"{result.steps} steps, {rate:.0f} items/s, last loss {result.last_log['loss']:.3f}; saved in {folder}")
         if skipped:
             print(f"skipped items, listed in {folder / BAD_ITEMS_NAME}: {skipped}")
+        _unlock(folder)
     accelerator.end_training()
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
@@ -18,22 +21,35 @@ from ..data.mixing import undecoded
 from ..data.sources import load_pairs
 from ..data.splits import with_default_split
 from ..data.tables import load_table
-from ..evaluation.embed import as_embedder, embed_pairs
+from ..evaluation.embed import Embedder, as_embedder, embed_pairs
 from ..evaluation.representation import evaluate_representation
 from ..evaluation.retrieval import evaluate_retrieval
 from ..evaluation.sts import evaluate_sts
 from .arguments import PairArguments, TrainingArguments, ValidationArguments
 from .averaging import WeightAverage
-from .checkpoint import STATE_FOLDER, load_weights, save_weights
+from .checkpoint import (
+    BEST_NAME,
+    STATE_FOLDER,
+    CheckpointError,
+    checksum,
+    copy_file,
+    load_weights,
+    save_weights,
+)
+from .faults import on_main_process
+from .loop import VALIDATION_LOG_NAME
 from .sharding import is_sharded
 
 if TYPE_CHECKING:
     from .loop import StepLog, TrainingResult
 
-_BEST_NAME = "best.safetensors"
+# Embedded before the first step, to see that it works.
+_REHEARSED_ITEMS = 8
 _SHOWN = ("spearman", "recall@10", ".alignment", "uniformity")  # beside the progress bar; the log has them all
-# Metrics of which less is better, by the end of their names (`modality_gap` and the like have no better side).
+# Metrics of which less is better, by the end of their names.
 _LOWER_IS_BETTER = ("alignment", "uniformity", "median_rank")
+# Numbers that have no better side.
+_NO_BETTER_SIDE = ("modality_gap", "anisotropy", "effective_rank", "logit_scale", "num_items", "num_texts")
 
 
 class Validator(Protocol):
@@ -66,53 +82,121 @@ class Validation:
         self.accelerator = accelerator
         self.validator = validator
         self.arguments = arguments
-        self.best_path = Path(output_dir) / STATE_FOLDER / _BEST_NAME
+        self.best_path = Path(output_dir) / STATE_FOLDER / BEST_NAME
+        self._best_sum: str | None = None  # checksum of that file
 
     def is_due(self, step: int, total_steps: int) -> bool:
         """Tell whether to measure after a step."""
         every = self.arguments.eval_steps
         return every is not None and (step % every == 0 or step == total_steps)
 
+    def rehearse(self, model: nn.Module) -> None:
+        """Let the validator look at its data and the model before the first step, where it can (`rehearse`).
+
+        Raises:
+            ValueError: the data cannot be measured on, or `--best_metric` names no number that will be measured.
+        """
+        rehearse = getattr(self.validator, "rehearse", None)
+        if rehearse is not None:
+            on_main_process(self.accelerator, lambda: rehearse(model, self.arguments.best_metric))
+
     def measure(
-        self, model: nn.Module, average: WeightAverage | None, result: TrainingResult, log: StepLog
+        self,
+        model: nn.Module,
+        average: WeightAverage | None,
+        result: TrainingResult,
+        log: StepLog,
+        interruptible: Callable[[Callable[[], Any]], Any] = lambda function: function(),
     ) -> dict[str, float] | None:
         """Measure the model, or the average of its weights; return the best measurement so far.
 
+        Args:
+            model: on its device.
+            average: of its weights.
+            result: of the phase so far.
+            log: of the measurement.
+            interruptible: calls a function that may be left at any moment (`StopSignals.interruptible`).
+
         Raises:
             ValueError: when `--best_metric` names no number that was measured.
+            BaseException: what the validator raises, in the main process; `OtherProcessError` in the others.
         """
-        best: list[Any] = [result.best]
+
+        def measure() -> dict[str, float] | None:
+            values = interruptible(lambda: self.validator(model))
+            best = self._better(result, values)
+            if best is not result.best:
+                self._best_sum = save_weights(model, self.best_path)
+            self.accelerator.print(f"\nstep {result.steps}: " + _in_words(values))
+            log.write_validation(result.steps, values)  # last: a step that is logged has been measured
+            return best
+
         # Whatever a validator draws, training goes on as if it had not been called.
         devices = [] if self.accelerator.device.type == "cpu" else [self.accelerator.device]
         with (
             torch.random.fork_rng(devices, device_type=self.accelerator.device.type if devices else "cuda"),
             nullcontext() if average is None else average.applied(),
         ):
-            if self.accelerator.is_main_process:
-                values = self.validator(model)
-                log.write_validation(result.steps, values)
-                self.accelerator.print(f"\nstep {result.steps}: " + _in_words(values))
-                best = [self._better(result, values)]
-                if best[0] is not result.best:
-                    save_weights(model, self.best_path)
-        broadcast_object_list(best)
-        return best[0]
+            return on_main_process(self.accelerator, measure)
+
+    def restore_best(self, state: Path, best: Mapping[str, float] | None, log_bytes: Mapping[str, int]) -> None:
+        """Bring back the best weights as they were when a training state was saved; those of later steps go.
+
+        Args:
+            state: the training state.
+            best: the best measurement by then.
+            log_bytes: lengths of the logs by then.
+
+        Raises:
+            CheckpointError: a state of an older version, whose best weights have been overwritten since.
+        """
+        if self.accelerator.is_main_process:
+            if best is None:
+                self.best_path.unlink(missing_ok=True)
+            elif (state / BEST_NAME).exists():
+                self._best_sum = copy_file(state / BEST_NAME, self.best_path)
+            else:
+                self._check_old_best(state, best, log_bytes.get(VALIDATION_LOG_NAME, 0))
+        self.accelerator.wait_for_everyone()
+
+    def _check_old_best(self, state: Path, best: Mapping[str, float], logged: int) -> None:
+        """Raise a CheckpointError unless the one file of best weights is as old as a state that has none itself."""
+        log = self.best_path.parents[1] / VALIDATION_LOG_NAME
+        later = log.read_bytes()[logged:].splitlines() if log.exists() else []
+        improved = any(self._better_than(best, json.loads(line)) for line in later)
+        is_there = self.best_path.exists()
+        if not is_there or improved or self.best_path.stat().st_mtime > (state / "state.json").stat().st_mtime:
+            raise CheckpointError(
+                f"{state} was saved by an older version, which kept the best weights (of step {best['step']}) in one "
+                f"file, and {self.best_path} {'is of a later step' if is_there else 'is missing'}: start anew in "
+                "another --output_dir"
+            )
 
     def load_best(self, model: nn.Module) -> None:
-        """Give the model the weights that did best."""
+        """Give the model the weights that did best.
+
+        Raises:
+            CheckpointError: the file is not as it was written.
+        """
+        if self.accelerator.is_main_process and self._best_sum not in (None, checksum(self.best_path)):
+            raise CheckpointError(f"{self.best_path} is not as it was written: resume from a training state")
         load_weights(model, self.best_path)
 
     def _better(self, result: TrainingResult, values: Mapping[str, float]) -> dict[str, float] | None:
-        """Return the best measurement with a new one taken in; an equal one does not replace it."""
+        """Return the best measurement with a new one taken in; an equal one does not replace it, nor does NaN."""
         name = self.arguments.best_metric
         if name is None:
             return None
         if name not in values:
             raise ValueError(f"--best_metric {name} was not measured; there are {', '.join(values)}")
-        sign = -1 if name.endswith(_LOWER_IS_BETTER) else 1
-        if result.best is not None and sign * values[name] <= sign * result.best["value"]:
+        if math.isnan(values[name]) or (result.best is not None and not self._better_than(result.best, values)):
             return result.best
         return {"step": result.steps, "value": values[name]}
+
+    def _better_than(self, best: Mapping[str, float], values: Mapping[str, float]) -> bool:
+        name = self.arguments.best_metric or ""
+        sign = -1 if name.endswith(_LOWER_IS_BETTER) else 1
+        return name in values and sign * values[name] > sign * best["value"]
 
 
 class TaskValidator:
@@ -133,22 +217,81 @@ class TaskValidator:
         self.pairs = pairs
         self.modality = modality
 
+    def rehearse(self, model: nn.Module, best_metric: str | None) -> None:
+        """Check the data, embed some of them, and check the name of the number that chooses the weights.
+
+        Raises:
+            ValueError: naming what is wrong.
+        """
+        embedder = self._embedder(model)
+        if self.sts is not None:
+            texts = [text for name in ("sentence1", "sentence2") for text in self.sts[name]]
+            # All checks of the scores and sentences, with vectors that cost nothing.
+            evaluate_sts(_made_up_embeds, {"spearman": self.sts}, num_resamples=0)
+            embedder.encode_text(texts[:_REHEARSED_ITEMS])
+        if self.pairs is not None:
+            if len(set(self.pairs["id"])) < 2:
+                raise ValueError(f"a validation on pairs needs two items, the data have {len(self.pairs)} rows")
+            rows = np.unique(np.linspace(0, len(self.pairs) - 1, _REHEARSED_ITEMS).astype(int))
+            embed_pairs(embedder, self.pairs.select(rows.tolist()), self.modality)
+        if best_metric is not None:
+            check_best_metric(best_metric, self.names())
+
+    def names(self) -> list[str]:
+        """Return the names of the numbers that will be measured, which do not depend on the data but for captions."""
+        names = [] if self.sts is None else ["sts_dev.spearman"]
+        if self.pairs is not None:
+            captions = [text if isinstance(text, list) else [text] for text in self.pairs["text"]]
+            several = sum(map(len, captions)) > len(set(self.pairs["id"]))
+            embeds = (np.eye(2), np.eye(2)[[0, 1, 1]], [0, 1, 1]) if several else (np.eye(2), np.eye(2), None)
+            names += list(self._pair_values(embeds))
+        return names
+
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        # peft's wrapper is no PreTrainedModel; the model inside it has the adapter's layers.
-        embedder = as_embedder(model.get_base_model() if isinstance(model, PeftModel) else model, self.processor)
+        embedder = self._embedder(model)
         values: dict[str, float] = {}
         if self.sts is not None:
             results = evaluate_sts(embedder, {"spearman": self.sts}, num_resamples=0)
             values["sts_dev.spearman"] = results["spearman"]
         if self.pairs is not None:
             pairs = embed_pairs(embedder, self.pairs, self.modality)
-            embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
-            tasks = {
-                "retrieval": evaluate_retrieval(*embeds, modality=self.modality, num_resamples=0),
-                "representation": evaluate_representation(*embeds, modality=self.modality, num_resamples=0),
-            }
-            values |= {f"{task}.{name}": value for task, found in tasks.items() for name, value in found.items()}
+            values |= self._pair_values((pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item))
         return values
+
+    def _embedder(self, model: nn.Module) -> Embedder:
+        # peft's wrapper is no PreTrainedModel; the model inside it has the adapter's layers.
+        return as_embedder(model.get_base_model() if isinstance(model, PeftModel) else model, self.processor)
+
+    def _pair_values(self, embeds: tuple[Any, Any, Any]) -> dict[str, float]:
+        tasks = {
+            "retrieval": evaluate_retrieval(*embeds, modality=self.modality, num_resamples=0),
+            "representation": evaluate_representation(*embeds, modality=self.modality, num_resamples=0),
+        }
+        return {f"{task}.{name}": value for task, found in tasks.items() for name, value in found.items()}
+
+
+def check_best_metric(name: str, measured: Sequence[str]) -> None:
+    """Raise a ValueError for a number that is not measured, or of which neither more nor less is better."""
+    usable = [other for other in measured if not other.endswith(_NO_BETTER_SIDE)]
+    if name in usable:
+        return
+    if name in measured:
+        raise ValueError(f"--best_metric {name}: neither more nor less of it is better; there are {', '.join(usable)}")
+    nearest = difflib.get_close_matches(name, usable, n=1, cutoff=0)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    raise ValueError(f"--best_metric {name} will not be measured: {hint}There are {', '.join(usable)}")
+
+
+def _made_up_embeds(texts: Sequence[str]) -> np.ndarray:
+    """(n, 8) random rows in place of embeddings.
+
+    Raises:
+        ValueError: a text is no text.
+    """
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"--eval_sts has a sentence that is no text: {text!r}")
+    return np.random.default_rng(0).standard_normal((len(texts), 8))
 
 
 def build_validation(
@@ -165,6 +308,14 @@ def build_validation(
     """
     if arguments.eval_steps is None:
         return None
+    with accelerator.main_process_first():  # it fills the caches
+        sts, held_out = _load_data(arguments, pairs)
+    modality = "image" if pairs is None else pairs.modality
+    validator = TaskValidator(processor, sts=sts, pairs=held_out, modality=modality)
+    return Validation(accelerator, validator, arguments, training.output_dir)
+
+
+def _load_data(arguments: ValidationArguments, pairs: PairArguments | None) -> tuple[Dataset | None, Dataset | None]:
     sts = None if arguments.eval_sts is None else _load_sts(arguments.eval_sts)
     if sts is not None and not {"sentence1", "sentence2", "score"} <= set(sts.column_names):
         raise ValueError(f"--eval_sts needs the columns sentence1, sentence2, score, not {', '.join(sts.column_names)}")
@@ -173,9 +324,7 @@ def build_validation(
         if pairs is None:
             raise ValueError("--eval_dataset and --eval_split are for training on pairs: pass --eval_sts")
         held_out = _load_held_out(arguments, pairs)
-    modality = "image" if pairs is None else pairs.modality
-    validator = TaskValidator(processor, sts=sts, pairs=held_out, modality=modality)
-    return Validation(accelerator, validator, arguments, training.output_dir)
+    return sts, held_out
 
 
 def _load_sts(source: str) -> Dataset:

@@ -8,7 +8,14 @@ import pytest
 from xmodal_hf.evaluation import as_embedder, evaluate_zero_shot
 from xmodal_hf.evaluation.embed import Embedder
 from xmodal_hf.evaluation.prompts import PROMPT_SETS, clean_class_name, resolve_templates
-from xmodal_hf.evaluation.zero_shot import class_embeddings, confusion_counts, prompt_embeddings, zero_shot_metrics
+from xmodal_hf.evaluation.suite import read_class_names
+from xmodal_hf.evaluation.zero_shot import (
+    class_embeddings,
+    confusion_counts,
+    merge_classes,
+    prompt_embeddings,
+    zero_shot_metrics,
+)
 
 CLASSES = ["dog", "cat_small", "red"]
 
@@ -18,6 +25,18 @@ def test_imagenet_has_the_published_eighty_templates():
     assert len(templates) == len(set(templates)) == 80
     joined = "\n".join(sorted(templates)).encode()
     assert hashlib.sha256(joined).hexdigest() == "a8a4822f2921936e2ef07cf2e7a5df69be9532aab2f3f4880156bb03563e2467"
+
+
+def test_cifar10_has_the_published_eighteen_templates():
+    templates = PROMPT_SETS["cifar10"]
+    assert len(templates) == len(set(templates)) == 18
+    assert sum("a {}" in template or "a small {}" in template or "a big {}" in template for template in templates) == 9
+    assert {template.replace(" the ", " a ") for template in templates} == {
+        "a photo of a {}.",
+        *(f"a {quality} photo of a {{}}." for quality in ("blurry", "black and white", "bad", "good")),
+        *(f"a {level} contrast photo of a {{}}." for level in ("low", "high")),
+        *(f"a photo of a {size} {{}}." for size in ("small", "big")),
+    }
 
 
 def test_audio_prompts():
@@ -84,6 +103,63 @@ def test_metrics_by_hand():
     assert confusion_counts(scores, labels).tolist() == [[2, 0, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]]
 
 
+def metrics_by_name(scores, labels, names):
+    """A slow oracle that knows names only: hits at rank 1 and 2 of each item among the different names."""
+    hits = {1: [], 2: []}
+    for row, label in zip(scores, labels, strict=True):
+        best = {}
+        for name, score in zip(names, row, strict=True):
+            best[name] = max(score, best.get(name, -np.inf))
+        own = best.pop(names[label])
+        rank = 1 + sum(score >= own for score in best.values())
+        for k in hits:
+            hits[k].append(100.0 * (rank <= k))
+    return {f"top{k}_accuracy": np.mean(of_k) for k, of_k in hits.items()}
+
+
+@pytest.mark.parametrize("names", [list("abca"), list("abcd"), list("aabb"), list("abcaab"), list("bcaaa")])
+def test_classes_of_one_name_are_one_class(names):
+    generator = np.random.default_rng(len(names))
+    scores = generator.integers(0, 4, (200, len(names))).astype(float)  # with ties
+    labels = generator.integers(0, len(names), 200)
+    distinct = list(dict.fromkeys(names))
+    found = zero_shot_metrics(scores, labels, names, ks=(1, 2), num_resamples=0)
+    expected = metrics_by_name(scores, labels, names)
+    for name in expected.keys() & found.keys():
+        assert found[name] == pytest.approx(expected[name])
+    assert ("top2_accuracy" in found) == (len(distinct) > 2) and found["num_classes"] == len(distinct)
+    assert {name for name in found if name.startswith("accuracy/")} == {f"accuracy/{name}" for name in distinct}
+
+
+def test_a_perfect_model_is_perfect_with_a_name_twice(caplog):
+    names = [*CLASSES, "cat  small"]
+    results = evaluate_zero_shot(OneHot(), [0, 1, 2, 1], [0, 1, 2, 3], names)
+    assert results["top1_accuracy"] == results["mean_per_class_accuracy"] == results["accuracy/cat small"] == 100
+    assert results["num_classes"] == 3 and results["num_items"] == 4
+    assert "more than once count as one class each: cat small." in caplog.text
+    embeds = class_embeddings(OneHot(), names, "name")
+    assert embeds.shape == (4, 3) and np.array_equal(embeds[3], embeds[1])
+
+
+def test_classes_are_merged_by_their_best_column():
+    scores, labels, names = merge_classes([[1.0, 3, 2], [5, 0, 6]], [2, 1], ["a_b", "c", "a b"])
+    assert scores.tolist() == [[2, 3], [6, 0]] and labels.tolist() == [0, 1] and names == ["a b", "c"]
+    with pytest.raises(ValueError, match="3 columns of scores need as many class names, not 2"):
+        merge_classes(np.ones((1, 3)), [0], ["a", "b"])
+    with pytest.raises(ValueError, match="all classes have the name 'a'"):
+        merge_classes(np.ones((1, 2)), [0], ["a", "a "])
+
+
+def test_class_names_come_from_a_file(tmp_path):
+    (tmp_path / "names.txt").write_text("tench\ngreat white shark\n", encoding="utf-8")
+    assert read_class_names(tmp_path / "names.txt", 2) == ["tench", "great white shark"]
+    with pytest.raises(ValueError, match="has 2 names, the data has 3 classes"):
+        read_class_names(tmp_path / "names.txt", 3)
+    (tmp_path / "names.txt").write_text("tench\n \n", encoding="utf-8")
+    with pytest.raises(ValueError, match="one a line"):
+        read_class_names(tmp_path / "names.txt", 2)
+
+
 def test_bad_input_is_named():
     scores = np.ones((2, 2))
     with pytest.raises(ValueError, match="at least two"):
@@ -98,6 +174,8 @@ def test_bad_input_is_named():
         zero_shot_metrics(scores * np.nan, [0, 1], ["a", "b"])
     with pytest.raises(ValueError, match="at least two classes with names of their own"):
         class_embeddings(OneHot(), ["sea_waves", "sea waves"], "name")
+    with pytest.raises(ValueError, match="at least two classes with names of their own"):
+        class_embeddings(OneHot(), ["red", "dog", " "], "name")
     with pytest.raises(ValueError, match="unknown prompt set 'imagnet'"):
         resolve_templates("imagnet")
     with pytest.raises(ValueError, match=r"strings with \{\}"):

@@ -293,3 +293,28 @@ def test_encoded_vectors_may_take_part_in_training(sentence_encoder, tokenizer):
 def test_encode_refuses_batches_of_nothing(sentence_encoder, tokenizer, limits):
     with pytest.raises(ValueError, match="batches start at 1"):
         sentence_encoder.encode(["rain"], tokenizer=tokenizer, **limits)
+
+
+def test_encode_restores_the_modes_of_all_modules(
+    sentence_encoder: SentenceEncoder, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    sentence_encoder.train()
+    sentence_encoder.text_model.encoder.eval()  # as a part that is frozen
+
+    def modes() -> dict[str, bool]:
+        return {name: module.training for name, module in sentence_encoder.named_modules()}
+
+    before = modes()
+    assert set(before.values()) == {True, False}
+    sentence_encoder.encode(["a cat", "a dog barks"], tokenizer=tokenizer)
+    assert modes() == before
+
+    def fail(*_: object) -> None:
+        assert not sentence_encoder.training
+        raise RuntimeError("out of memory")
+
+    hook = sentence_encoder.text_model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        sentence_encoder.encode(["a cat"], tokenizer=tokenizer)
+    hook.remove()
+    assert modes() == before

@@ -91,6 +91,11 @@ class EvaluationDataArguments:
     label_column: str | None = option(
         None, "Column of the class names of --zero_shot_data; not for a folder with one folder a class."
     )
+    class_names: str | None = option(
+        None,
+        "Text file of class names, one a line in the order of the labels, in place of those of --zero_shot_data (of "
+        "ImageNet, whose own are WordNet's). Its checksum is kept with the results.",
+    )
     fold_column: str | None = option(None, "Folds of --zero_shot_data, where it is published in folds.")
     prompts: str | None = option(
         None, f"Prompt set, of {', '.join(PROMPT_SETS)}. Default: imagenet for images, laion_clap for audio."
@@ -100,6 +105,8 @@ class EvaluationDataArguments:
         self.text_column = one_or_several(self.text_column)
         if self.prompts is not None and self.prompts not in PROMPT_SETS:
             raise ValueError(f"--prompts takes {', '.join(PROMPT_SETS)}; got {self.prompts!r}")
+        if self.class_names is not None and not Path(self.class_names).is_file():
+            raise ValueError(f"--class_names: there is no file {self.class_names}")
         for name in ("sts_data", "transfer_data"):
             folder = getattr(self, name)
             if folder is not None and not Path(folder).is_dir():

@@ -1,7 +1,7 @@
 """Prompt templates of the published zero-shot protocols; `{}` takes the class name.
 
-ImageNet's 80 (Radford et al. 2021) follow a few patterns, nearly all of them once with "a" and once with "the"; they
-are composed from these here.
+ImageNet's 80 and CIFAR-10's 18 (Radford et al. 2021; CLIP_benchmark has the same) follow a few patterns, nearly all of
+them once with "a" and once with "the"; they are composed from these here.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ _DEPICTIONS = (
     "a tattoo", "graffiti", "art", "itap",
 )  # fmt: skip
 _MATERIALS = ("plastic", "origami", "embroidered", "plushie", "toy", "cartoon")
+# Of CIFAR-10's 18, which OpenAI's CLIP and CLIP_benchmark take for CIFAR-100 too.
+_SMALL_PHOTO_QUALITIES = ("blurry", "black and white", "low contrast", "high contrast", "bad", "good")
 _UNPAIRED = ("a photo of my {}.", "a photo of one {}.", "a photo of many {}.", "itap of my {}.")
 
 
@@ -31,8 +33,18 @@ def _imagenet_templates() -> tuple[str, ...]:
     return tuple(templates)
 
 
+def _cifar10_templates() -> tuple[str, ...]:
+    templates = []
+    for article in _ARTICLES:
+        templates.append(f"a photo of {article} {{}}.")
+        templates += [f"a {quality} photo of {article} {{}}." for quality in _SMALL_PHOTO_QUALITIES]
+        templates += [f"a photo of {article} {size} {{}}." for size in ("small", "big")]
+    return tuple(templates)
+
+
 PROMPT_SETS: dict[str, tuple[str, ...]] = {
     "imagenet": _imagenet_templates(),
+    "cifar10": _cifar10_templates(),
     "photo": ("a photo of a {}.",),
     "laion_clap": ("This is a sound of {}.",),
     "wavcaps": ("{} can be heard",),

@@ -26,13 +26,13 @@ from .bootstrap import keep_resamples, percentile_interval
 from .embed import Counted, Embedder, Modality, PairEmbeddings, embed_pairs
 from .held_data import describe_source, texts_checksum
 from .loading import model_identity
-from .prompts import DEFAULT_PROMPTS, clean_class_name
+from .prompts import DEFAULT_PROMPTS
 from .representation import evaluate_representation
 from .retrieval import evaluate_retrieval
 from .sts import evaluate_sts, load_sts
 from .transfer import NUM_FOLDS, evaluate_transfer, load_transfer
 from .transfer import SEED as TRANSFER_SEED
-from .zero_shot import confusion_counts, zero_shot_metrics, zero_shot_scores
+from .zero_shot import confusion_counts, merge_classes, zero_shot_metrics, zero_shot_scores
 
 logger = logging.getLogger(__name__)
 
@@ -365,11 +365,15 @@ def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: Ev
     table, split = with_default_split(load, data.zero_shot_split, "test", source)
     labels, class_names = class_labels(table)
     folds = None if data.fold_column is None else fold_labels(source, modality, split, data.fold_column)
+    named = ""
+    if data.class_names is not None:
+        class_names = read_class_names(Path(data.class_names), len(class_names))
+        named = f", class names {Path(data.class_names).name} ({texts_checksum(class_names)[:12]})"
     prompts = data.prompts or DEFAULT_PROMPTS[modality]
     meta = describe_source(source, table) | {
         "split": split,
         "texts_sha256": texts_checksum(class_names[label] for label in labels),
-        "protocol": f"prompt set {prompts}",
+        "protocol": f"prompt set {prompts}{named}",
     }
 
     def run() -> Outcome:
@@ -377,8 +381,8 @@ def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: Ev
         numbers = zero_shot_metrics(
             scores, labels, class_names, folds=folds, num_resamples=arguments.num_resamples, seed=arguments.seed
         )
-        shown_names = [clean_class_name(name) for name in class_names]
-        counts = confusion_counts(scores, labels)
+        merged_scores, merged_labels, shown_names = merge_classes(scores, labels, class_names)
+        counts = confusion_counts(merged_scores, merged_labels)
         return Outcome(numbers, meta, lambda: {"confusion.png": plots.confusion_matrix(counts, shown_names)})
 
     return run
@@ -396,6 +400,18 @@ def class_labels(table: Dataset) -> tuple[list[int], list[str]]:
     if all(name.isdigit() for name in classes):
         logger.warning("The class names are numbers (%s, ...), which say nothing to a text encoder.", classes[0])
     return [classes.index(name) for name in names], classes
+
+
+def read_class_names(path: Path, num_classes: int) -> list[str]:
+    """The class names of a text file, one a line.
+
+    Raises:
+        ValueError: other numbers of lines than classes, or an empty one.
+    """
+    names = path.read_text(encoding="utf-8").splitlines()
+    if len(names) != num_classes or not all(name.strip() for name in names):
+        raise ValueError(f"--class_names {path} has {len(names)} names, the data has {num_classes} classes: one a line")
+    return names
 
 
 def fold_labels(source: str, modality: Modality, split: str, column: str) -> list[Any]:

@@ -3,11 +3,15 @@
 A class is the mean of its prompts' unit-norm embeddings, normalised again (Radford et al. 2021). An item whose true
 class ties with another class is wrong, so a collapsed model scores zero.
 
+Classes of the same name are one class: their prompts are the same, so that no model can tell them apart (ImageNet's
+usual list has "sunglasses" twice). An item of either is right when that name is the best, and counts once.
+
 Legend: n items, C classes, D embedding size.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,23 +23,71 @@ from .embed import Embedder, as_embedder
 from .prompts import DEFAULT_PROMPTS, clean_class_name, resolve_templates
 from .retrieval import recall_at_k, score_ranks
 
+logger = logging.getLogger(__name__)
+
 
 def class_embeddings(embedder: Embedder, class_names: Sequence[str], templates: str | Sequence[str]) -> np.ndarray:
-    """(C, D) unit-norm class embeddings by prompt ensembling.
+    """(C, D) unit-norm class embeddings by prompt ensembling; classes of the same name have the same row.
 
     Args:
         embedder: with a text encoder.
-        class_names: cleaned here (`clean_class_name`).
+        class_names: C names, cleaned here (`clean_class_name`).
         templates: strings with `{}` for the class name, or a name of `PROMPT_SETS`.
 
     Raises:
-        ValueError: fewer than two classes, a name twice, an unknown prompt set.
+        ValueError: fewer than two different names, an empty one, an unknown prompt set.
     """
-    names = [clean_class_name(name) for name in class_names]
-    if len(names) < 2 or len(set(names)) != len(names):
+    names, name_of_class = distinct_names(class_names)
+    if len(names) < 2 or "" in names:
         raise ValueError(f"zero-shot classification needs at least two classes with names of their own; got {names}")
+    if len(names) < len(name_of_class):
+        counts = np.bincount(name_of_class)
+        repeated = ", ".join(name for name, count in zip(names, counts, strict=True) if count > 1)
+        logger.warning("Class names that occur more than once count as one class each: %s.", repeated)
     prompts = resolve_templates(templates if isinstance(templates, str) else tuple(templates))
-    return prompt_embeddings(embedder, [[template.replace("{}", name) for template in prompts] for name in names])
+    embeds = prompt_embeddings(embedder, [[template.replace("{}", name) for template in prompts] for name in names])
+    return embeds[name_of_class]
+
+
+def distinct_names(class_names: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The different cleaned names, in the order of their first classes, and (C,) the index of each class's name.
+
+    Example:
+        >>> names, name_of_class = distinct_names(["crane", "sun_glasses", "sun glasses"])
+        >>> names, name_of_class.tolist()
+        (['crane', 'sun glasses'], [0, 1, 1])
+    """
+    cleaned = [clean_class_name(name) for name in class_names]
+    names = list(dict.fromkeys(cleaned))
+    index = {name: number for number, name in enumerate(names)}
+    return names, np.array([index[name] for name in cleaned], dtype=np.int64)
+
+
+def merge_classes(scores: Any, labels: Any, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Make one class of those with the same name: its score is the highest of theirs.
+
+    Args:
+        scores: (n, C), higher is better.
+        labels: (n,) class indices.
+        class_names: C names.
+
+    Returns:
+        (n, M) scores, (n,) labels and the M different names, cleaned.
+
+    Raises:
+        ValueError: other numbers of names than columns, of labels than items, or a label out of range; fewer than two
+            different names.
+    """
+    indices = checked_labels(scores, labels)
+    matrix = as_embeds(scores, "scores").cpu().numpy()  # (n, C)
+    names, name_of_class = distinct_names(class_names)
+    if len(name_of_class) != matrix.shape[1]:
+        raise ValueError(f"{matrix.shape[1]} columns of scores need as many class names, not {len(name_of_class)}")
+    if len(names) < 2:
+        raise ValueError(f"with one class every item is right: all classes have the name {names[0]!r}")
+    merged = np.full((len(matrix), len(names)), -np.inf, dtype=matrix.dtype)  # (n, M)
+    np.maximum.at(merged, (slice(None), name_of_class), matrix)
+    return merged, name_of_class[indices], names
 
 
 def prompt_embeddings(embedder: Embedder, prompts: Sequence[Sequence[str]]) -> np.ndarray:
@@ -79,7 +131,7 @@ def evaluate_zero_shot(
         embedder: of a two-tower model (`as_embedder(model, processor)`).
         items: n pictures or clips, as `Embedder.encode_image` and `encode_audio` take them.
         labels: (n,) index of each item's class.
-        class_names: C names; underscores become spaces.
+        class_names: C names; underscores become spaces, and classes of the same name count as one.
         modality: "image" or "audio".
         templates: strings with `{}` for the class name, or a name of `PROMPT_SETS`; None takes ImageNet's 80 for
             images and LAION-CLAP's for audio.
@@ -110,21 +162,21 @@ def zero_shot_metrics(
     Args:
         scores: (n, C), higher is better.
         labels: (n,) class indices.
-        class_names: C names for the per-class keys.
+        class_names: C names for the per-class keys; classes of the same name count as one (`merge_classes`).
         folds: (n,) fold of each item, where the dataset is published in folds.
-        ks: cut-offs; those that are no smaller than C, where every answer would count, are left out.
+        ks: cut-offs; those that are no smaller than the number of names, where every answer would count, are left out.
         num_resamples: of the bootstrap over items; 0 leaves the intervals out.
         seed: of the bootstrap.
 
     Returns:
         `top<k>_accuracy` and `mean_per_class_accuracy` with `_ci95_low` and `_ci95_high`, and `accuracy/<class>` of the
         classes that occur; with folds `accuracy/fold <f>`, their `fold_mean_accuracy` with its interval, and
-        `fold_std_accuracy` (population deviation); `num_items`, `num_classes`.
+        `fold_std_accuracy` (population deviation); `num_items`, and `num_classes`, of different names.
     """
-    label_indices = checked_labels(scores, labels)
+    scores, label_indices, names = merge_classes(scores, labels, class_names)
     ranks = score_ranks(scores, label_indices).best  # (n,)
     results: dict[str, float] = {}
-    for k in (k for k in ks if k < len(class_names)):
+    for k in (k for k in ks if k < len(names)):
         hits = 100.0 * (ranks <= k)
         name = f"top{k}_accuracy"
         if num_resamples:
@@ -140,8 +192,8 @@ def zero_shot_metrics(
         results["fold_std_accuracy"] = float(np.std(list(by_fold.values())))
     results |= _mean_of_strata("mean_per_class_accuracy", correct, label_indices, num_resamples, seed)
     by_class = _accuracies(correct, label_indices)
-    results |= {f"accuracy/{clean_class_name(class_names[label])}": value for label, value in by_class.items()}
-    return results | {"num_items": len(label_indices), "num_classes": len(class_names)}
+    results |= {f"accuracy/{names[label]}": value for label, value in by_class.items()}
+    return results | {"num_items": len(label_indices), "num_classes": len(names)}
 
 
 def confusion_counts(scores: Any, labels: Any) -> np.ndarray:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..objectives import Batch, Embeddings, Objective, ObjectiveOutput
+from .batch_norm import SingleUpdate
 
 
 def cached_backward(
@@ -23,7 +24,8 @@ def cached_backward(
     """Accumulate the gradients of the whole batch's loss, holding the graph of one micro-batch at a time.
 
     Equal to `accelerator.backward(objective(model, batch).loss)` under the same dropout masks, but for batch
-    normalisation, whose statistics are those of a micro-batch. Under DistributedDataParallel only the last micro-batch
+    normalisation, which normalises by the statistics of a micro-batch. Its running statistics are updated once a step,
+    from all micro-batches (`batch_norm.SingleUpdate`). Under DistributedDataParallel only the last micro-batch
     synchronises.
 
     Returns:
@@ -31,20 +33,24 @@ def cached_backward(
     """
     parts = objective.split(batch, micro_batch_size)
     states, encoded = [], []
-    for part in parts:
-        states.append(_RandomState(accelerator.device))
-        with torch.no_grad():
-            encoded.append(objective.encode(model, part))
-    cache = {name: _join([embeds[name] for embeds in encoded]) for name in encoded[0]}
-    output = objective.loss(cache)
-    accelerator.backward(output.loss)
+    with SingleUpdate(model) as statistics:
+        for part in parts:
+            states.append(_RandomState(accelerator.device))
+            statistics.begin_part()
+            with torch.no_grad():
+                encoded.append(objective.encode(model, part))
+            statistics.end_part(max(len(tensor) for tensor in encoded[-1].values() if tensor.ndim))
+        statistics.stop_recording()
+        cache = {name: _join([embeds[name] for embeds in encoded]) for name in encoded[0]}
+        output = objective.loss(cache)
+        accelerator.backward(output.loss)
 
-    offsets = dict.fromkeys(cache, 0)
-    for index, (part, state) in enumerate(zip(parts, states, strict=True)):
-        is_last = index == len(parts) - 1
-        with nullcontext() if is_last else accelerator.no_sync(model), state.replayed():
-            embeds = objective.encode(model, part)
-            _push_through(embeds, cache, offsets, is_last)
+        offsets = dict.fromkeys(cache, 0)
+        for index, (part, state) in enumerate(zip(parts, states, strict=True)):
+            is_last = index == len(parts) - 1
+            with nullcontext() if is_last else accelerator.no_sync(model), state.replayed():
+                embeds = objective.encode(model, part)
+                _push_through(embeds, cache, offsets, is_last)
     return ObjectiveOutput(output.loss.detach(), output.logs)
 
 

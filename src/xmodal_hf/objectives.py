@@ -85,6 +85,11 @@ class CrossModalObjective:
     def bounds_logit_scale(self) -> bool:
         return self.loss_type != "siglip"  # whose published scales lie above CLIP's bound
 
+    @property
+    def uses_logit_bias(self) -> bool:
+        """Whether the model's `logit_bias` takes part in the loss."""
+        return self.loss_type == "siglip"
+
     def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         return _split_rows(batch, _count_parts(_num_texts(batch), micro_batch_size))
 
@@ -98,7 +103,7 @@ class CrossModalObjective:
             "modality_embeds": modality_embeds,
             "logit_scale": output.logit_scale,
         }
-        if self.loss_type == "siglip":
+        if self.uses_logit_bias:
             if output.get("logit_bias") is None:
                 raise ValueError(
                     "loss_type 'siglip' needs a logit_bias: build the model with logit_bias_init_value=-10"

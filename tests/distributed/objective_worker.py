@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from datasets import Dataset
+from PIL import Image
 from torch.distributed import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
@@ -16,7 +18,17 @@ from transformers import BertConfig, ViTConfig
 
 from xmodal_hf import ImageTextConfig, ImageTextDualEncoder, SentenceEncoder, SentenceEncoderConfig
 from xmodal_hf.objectives import CrossModalObjective, JointObjective, SentenceObjective
+from xmodal_hf.training.arguments import (
+    ContrastiveArguments,
+    LoraArguments,
+    PairArguments,
+    SentenceArguments,
+    TextModelArguments,
+    TrainingArguments,
+)
 from xmodal_hf.training.grad_cache import cached_backward
+from xmodal_hf.training.loop import TrainingStep
+from xmodal_hf.training.phases import build_pair_phase
 
 ROWS, MICRO, VOCABULARY = 12, 2, 40
 OBJECTIVES = {
@@ -29,6 +41,7 @@ OBJECTIVES = {
     "joint": JointObjective(CrossModalObjective("cyclip"), SentenceObjective(num_views=2)),
 }
 
+WITH_BIAS, STEPS = ("clip", "cyclip", "siglip"), 4
 SENTENCE_ONLY = ("unsupervised", "supervised", "masked language model")
 
 
@@ -114,6 +127,25 @@ def run_case(accelerator: Accelerator, name: str, dropout: float, how: str) -> d
     return {"loss": output.loss.detach(), "communicated": torch.tensor(sum(communicated)), **gradients}
 
 
+def run_steps(accelerator: Accelerator, name: str, folder: Path) -> dict[str, torch.Tensor]:
+    """Weights after some steps of a phase that is built from options, on a model with a `logit_bias`, a SigLIP, say."""
+    batch_size = ROWS // accelerator.num_processes
+    training = TrainingArguments(batch_size=batch_size, learning_rate=1e-2, adam_epsilon=1e-5, output_dir=str(folder))
+    contrastive = ContrastiveArguments(model=str(folder / "siglip"), objective=name)  # type: ignore[arg-type]
+    pairs = PairArguments(dataset=["unused"], on_bad_item="error")
+    rows = [{"id": str(row), "text": "a b", "image": Image.new("RGB", (8, 8))} for row in range(ROWS)]
+    options = (TextModelArguments(max_length=8), pairs, contrastive, SentenceArguments(), LoraArguments())
+    phase = build_pair_phase(accelerator, training, *options, Dataset.from_list(rows), None)
+    phase.model.text_model.eval()  # without dropout
+    step = TrainingStep(accelerator, phase.model, phase.objective, training, STEPS)
+    step.model.eval()
+    batch = local_share(joined_batch("clip"), "clip", accelerator.process_index, accelerator.num_processes)
+    for _ in range(STEPS):
+        output, _, _ = step({key: value.clone() for key, value in batch.items()})
+    weights = accelerator.unwrap_model(step.model).state_dict()
+    return {"loss": output.loss.detach(), **{key: value.clone() for key, value in weights.items()}}
+
+
 def counted_allreduce(counts: list[int], bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
     """What DistributedDataParallel does by itself, with the numbers of gradients that travel noted."""
     counts.append(bucket.buffer().numel())
@@ -132,8 +164,11 @@ def main() -> None:
     torch.set_num_threads(1)
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[ddp])
+    folder = Path(sys.argv[1])
     results = run_all(accelerator)
-    torch.save(results, Path(sys.argv[1]) / f"rank{accelerator.process_index}.pt")
+    for name in WITH_BIAS:
+        results[f"{name} with a bias"] = run_steps(accelerator, name, folder)
+    torch.save(results, folder / f"rank{accelerator.process_index}.pt")
     accelerator.end_training()
 
 

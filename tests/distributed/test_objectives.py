@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
+from transformers import ViTImageProcessor
+
+from xmodal_hf import ImageTextProcessor
 
 WORKER = Path(__file__).with_name("objective_worker.py")
 spec = importlib.util.spec_from_file_location("objective_worker", WORKER)
@@ -17,9 +21,18 @@ spec.loader.exec_module(worker)
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    """Results of both ranks, each from a process of its own under torchrun."""
+def folder(tmp_path_factory, tokenizer):
+    """Of the results, with a model that has a `logit_bias`."""
     folder = tmp_path_factory.mktemp("objectives")
+    processor = ImageTextProcessor(ViTImageProcessor(size={"height": 8, "width": 8}), tokenizer)
+    for part in (worker.build_model("siglip", 0.0), processor):
+        part.save_pretrained(folder / "siglip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_processes(folder):
+    """Results of both ranks, each from a process of its own under torchrun."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -50,6 +63,20 @@ def test_equals_one_process_on_the_joined_batch(name, how, two_processes, one_pr
         assert got["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-5)
         assert largest_difference(got, expected) < 1e-5
     assert max(value.abs().max() for value in expected.values()) > 1e-3
+
+
+@pytest.mark.parametrize("name", worker.WITH_BIAS)
+def test_a_bias_that_the_objective_does_not_use_stays(name, folder, two_processes, one_process):
+    """An unused parameter would stop the second step."""
+    expected = worker.run_steps(one_process, name, folder)
+    assert (expected["logit_bias"] == -10) == (name != "siglip")
+    assert (expected["text_projection.weight"] - load_file(folder / "siglip" / "model.safetensors")[
+        "text_projection.weight"
+    ]).abs().max() > 1e-3  # fmt: skip
+    for results in two_processes:
+        got = results[f"{name} with a bias"]
+        for key, value in expected.items():
+            torch.testing.assert_close(got[key], value, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("how", ["plain", "cached"])

@@ -31,6 +31,7 @@ from .building import (
 from .features import frozen_sides, open_features
 from .loop import text_sub_batches
 from .sharding import is_sharded
+from .towers import freeze_unused_bias
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def build_pair_phase(
     check_max_length(model, processor.tokenizer, text)
     sub_batches = text_sub_batches(training, accelerator)
     cross_modal = build_cross_modal_objective(contrastive, sub_batches)
+    freeze_unused_bias(model, cross_modal)
     features = {} if training.dry_run else open_features(accelerator, model, table, processor, training, text, pairs)
     any_longer = "audio" not in frozen_sides(model)
     stream = pair_stream(accelerator, table, processor, training, text, pairs, features, any_longer)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
+
+from ..objectives import CrossModalObjective
+
+logger = logging.getLogger(__name__)
 
 _TOWERS = ("text_model", "image_model", "audio_model")
 
@@ -27,6 +33,23 @@ def freeze_towers(model: PreTrainedModel, towers: Iterable[str]) -> None:
         if module is None:
             raise ValueError(f"--freeze {tower}: {type(model).__name__} has no {tower} tower")
         module.requires_grad_(False)
+
+
+def freeze_unused_bias(model: nn.Module, objective: CrossModalObjective) -> None:
+    """Freeze the `logit_bias` of a dual encoder when its objective does not use it, as CLIP's and CyCLIP's do not.
+
+    A parameter without a gradient stops DistributedDataParallel in its second step. Models that were converted from
+    SigLIP have a bias, and keep it as it is.
+
+    Args:
+        model: a dual encoder, with an adapter or without.
+        objective: of the pairs.
+    """
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    bias = getattr(whole, "logit_bias", None)
+    if bias is not None and bias.requires_grad and not objective.uses_logit_bias:
+        bias.requires_grad_(False)
+        logger.warning("logit_bias stays as it is: --objective %s does not use it.", objective.loss_type)
 
 
 def set_training_mode(model: nn.Module) -> None:

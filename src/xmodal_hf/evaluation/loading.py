@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 import xmodal_hf  # noqa: F401  (registers our models with the Auto classes)
 from xmodal_hf.models.text_tower import tower_class
 
+from .adapters import ADAPTER_CONFIG_NAME, adapter_base, is_adapter, load_adapted, processor_source
 from .embed import Embedder, EmbedOptions, as_embedder, load_processor
 from .held_data import files_checksum
 
@@ -32,8 +34,8 @@ def load_embedder(
     """Load any supported model and give it the `Embedder` interface.
 
     Args:
-        model: path or Hub id of one of our checkpoints, of a CLIPModel, SiglipModel or ClapModel, of a
-            sentence-transformers model, or of any Auto text model.
+        model: path or Hub id of one of our checkpoints, of an adapter, whose base is loaded with it, of a CLIPModel,
+            SiglipModel or ClapModel, of a sentence-transformers model, or of any Auto text model.
         pooling: of an Auto text model: cls, mean, max, eos, last or pooler. The others know theirs.
         device: such as "cpu" or "cuda:1"; None takes a GPU where there is one.
         options: batch sizes, precision, progress bar.
@@ -44,6 +46,10 @@ def load_embedder(
         OSError: no such model.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if is_adapter(model):
+        loaded = load_adapted(model, merge=True).to(device)
+        processor = load_processor(loaded, str(processor_source(model)), trust_remote_code=trust_remote_code)
+        return as_embedder(loaded, processor, options=options)
     if _needs_sentence_transformers(model):
         return as_embedder(_sentence_transformer(model, device, trust_remote_code, options), options=options)
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
@@ -54,11 +60,22 @@ def load_embedder(
 
 
 def model_identity(model: str) -> str:
-    """What tells a model from all others: the checksum of its files, without cards and results, or its Hub commit."""
+    """What tells a model from all others: the checksum of its files, without cards and results, or its Hub commit.
+
+    Of an adapter, that of its base too.
+    """
+    if is_adapter(model):
+        return f"{_own_identity(model)} on {model_identity(adapter_base(model))}"
+    return _own_identity(model)
+
+
+def _own_identity(model: str) -> str:
     folder = Path(model)
     if folder.is_dir():
         files = (file for file in folder.rglob("*") if file.suffix in _MODEL_SUFFIXES and file.name != _RESULTS_NAME)
         return f"sha256:{files_checksum(files, folder)}"
+    if is_adapter(model):
+        return f"{model}@{extract_commit_hash(cached_file(model, ADAPTER_CONFIG_NAME), None)}"
     config, _ = PreTrainedConfig.get_config_dict(model)
     return f"{model}@{config.get('_commit_hash')}"
 

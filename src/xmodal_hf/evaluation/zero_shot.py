@@ -86,7 +86,7 @@ def merge_classes(scores: Any, labels: Any, class_names: Sequence[str]) -> tuple
     if len(names) < 2:
         raise ValueError(f"with one class every item is right: all classes have the name {names[0]!r}")
     merged = np.full((len(matrix), len(names)), -np.inf, dtype=matrix.dtype)  # (n, M)
-    np.maximum.at(merged, (slice(None), name_of_class), matrix)
+    np.maximum.at(merged.T, name_of_class, matrix.T)
     return merged, name_of_class[indices], names
 
 

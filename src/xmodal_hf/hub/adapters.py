@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..evaluation.adapters import ADAPTER_CONFIG_NAME, is_adapter, load_adapted
 from .arguments import CardArguments
 from .card_results import RESULTS_NAME, model_index, result_tables
 from .card_training import Phase
@@ -23,11 +23,8 @@ from .remote_code import read_json
 from .safety import check_folder
 from .staging import copy_run, new_folder
 
-if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
+__all__ = ["is_adapter", "load_adapted", "render_adapter_card", "stage_adapter"]
 
-ADAPTER_CONFIG_NAME = "adapter_config.json"
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 _BASE = "base_model_name_or_path"
 _TEMPLATE = Path(__file__).with_name("adapter_card_template.md")
@@ -48,36 +45,6 @@ _OPTIONS = (
     "weight_decay",
     "seed",
 )
-
-
-def is_adapter(folder: Path) -> bool:
-    """Tell whether a folder holds an adapter and not a whole model."""
-    return (folder / ADAPTER_CONFIG_NAME).is_file()
-
-
-def load_adapted(source: str | os.PathLike, *, merge: bool = False) -> PeftModel | PreTrainedModel:
-    """Load an adapter on its base, which may be ours or a CLIPModel, SiglipModel or ClapModel.
-
-    Where the base is ours, `from_pretrained` of our classes loads an adapter too.
-
-    Args:
-        source: folder or Hub id of the adapter; its config names the base.
-        merge: add the adapter to the weights and return our plain model: faster, and it can be saved whole.
-
-    Raises:
-        ValueError: for a base that is no model of these.
-        OSError: when the adapter or its base is not there.
-    """
-    from peft import PeftConfig, PeftModel
-
-    from ..models.conversion import load_dual_encoder, load_two_tower_model
-    from ..models.modeling_sentence_encoder import SentenceEncoder
-
-    base = load_two_tower_model(PeftConfig.from_pretrained(source).base_model_name_or_path)
-    if not isinstance(base, SentenceEncoder):
-        base = load_dual_encoder(base)
-    adapted = PeftModel.from_pretrained(base, source)
-    return adapted.merge_and_unload() if merge else adapted
 
 
 def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArguments) -> Path:
@@ -160,7 +127,7 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
         rank=config["r"],
         alpha=config["lora_alpha"],
         dropout=config["lora_dropout"],
-        trained_whole=[f"`{layer}`" for layer in config.get("modules_to_save") or []],
+        trained_whole=[f"`{layer}`" for layer in _trained_whole(folder / ADAPTER_WEIGHTS_NAME)],
         num_parameters=_count_numbers(folder / ADAPTER_WEIGHTS_NAME),
         tasks=result_tables(results),
         recipe=[(option, recipe[option]) for option in _OPTIONS if recipe.get(option) is not None],
@@ -192,8 +159,18 @@ def _metadata(
 
 
 def _count_numbers(path: Path) -> int:
-    """Return how many numbers a safetensors file holds, from its header: eight bytes of its length, then JSON."""
+    """Return how many numbers a safetensors file holds."""
+    return sum(math.prod(shape) for shape in _shapes(path).values())
+
+
+def _trained_whole(path: Path) -> list[str]:
+    """Return the layers and towers of an adapter's file that take the place of the base's; not the scalars."""
+    names = (name.removeprefix("base_model.model.").split(".") for name in _shapes(path) if "lora_" not in name)
+    return list(dict.fromkeys(parts[0] for parts in names if len(parts) > 1))
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shapes in a safetensors file, from its header: eight bytes of its length, then JSON."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-    return sum(math.prod(shape) for shape in shapes)
+    return {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}

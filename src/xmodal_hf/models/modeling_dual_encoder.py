@@ -290,7 +290,8 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         """Run the towers that have inputs, take the pooled vectors of the others; logits and loss where both are."""
         modality, main_input = self.config.modality, self.main_input_name
         text_pooled, modality_pooled = pooled
-        has_text = text_inputs["input_ids"] is not None or text_pooled is not None
+        given = (text_inputs["input_ids"], text_inputs["inputs_embeds"], text_pooled)
+        has_text = any(value is not None for value in given)
         has_modality = modality_inputs[main_input] is not None or modality_pooled is not None
         if not (has_text or has_modality):
             raise ValueError(f"nothing to encode: pass input_ids, {main_input} or both")
@@ -441,6 +442,7 @@ class ImageTextDualEncoder(DualEncoder):
         output_hidden_states: bool | None = None,
         text_pooler_output: torch.Tensor | None = None,
         image_pooler_output: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> DualEncoderOutput:
         """Encode texts, images or both.
 
@@ -452,13 +454,14 @@ class ImageTextDualEncoder(DualEncoder):
             return_logits: False skips the (B_image, B_text) logits, which large batches have no memory for.
             text_pooler_output: (B_text, H_text), in the place of `input_ids`: pooled vectors of the text tower before
                 the projection, such as a `FeatureStore` keeps of a frozen one.
+            inputs_embeds: (B_text, T, H_text), token embeddings in the place of `input_ids`, as peft passes them.
             image_pooler_output: (B_image, H_image), likewise in the place of `pixel_values`.
 
         Raises:
             ValueError: when there is nothing to encode, a tower has both an input and pooled vectors, or `return_loss`
                 lacks one side.
         """
-        text_inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
+        text_inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         flags = output_flags(output_attentions, output_hidden_states)
         modality_inputs = {"pixel_values": pixel_values}
         pooled = (text_pooler_output, image_pooler_output)
@@ -560,6 +563,7 @@ class AudioTextDualEncoder(DualEncoder):
         output_hidden_states: bool | None = None,
         text_pooler_output: torch.Tensor | None = None,
         audio_pooler_output: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> DualEncoderOutput:
         """Encode texts, audio clips or both.
 
@@ -572,13 +576,14 @@ class AudioTextDualEncoder(DualEncoder):
             return_logits: False skips the (B_audio, B_text) logits, which large batches have no memory for.
             text_pooler_output: (B_text, H_text), in the place of `input_ids`: pooled vectors of the text tower before
                 the projection, such as a `FeatureStore` keeps of a frozen one.
+            inputs_embeds: (B_text, T, H_text), token embeddings in the place of `input_ids`, as peft passes them.
             audio_pooler_output: (B_audio, H_audio), likewise in the place of `input_features`.
 
         Raises:
             ValueError: when there is nothing to encode, a tower has both an input and pooled vectors, or `return_loss`
                 lacks one side.
         """
-        text_inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
+        text_inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         flags = output_flags(output_attentions, output_hidden_states)
         modality_inputs = {"input_features": _either(input_features, input_values), "is_longer": is_longer}
         pooled = (text_pooler_output, audio_pooler_output)

@@ -180,6 +180,7 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         text_pooler_output: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
     ) -> SentenceEncoderOutput:
         """Encode texts: (B, T) ids -> (B, D) embeddings.
 
@@ -189,11 +190,12 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             mlm_input_ids, mlm_labels: (B_mlm, T), ids with some masked, and the true ids there, -100 elsewhere; their
                 padding is where `mlm_input_ids` is the pad token. The model needs `mlm_head`.
             text_pooler_output: (B, H), pooled vectors of the tower before the head, in the place of `input_ids`.
+            inputs_embeds: (B, T, H), token embeddings in the place of `input_ids`, as peft passes them.
 
         Raises:
             ValueError: for missing or unbatched ids, or masked ids for a model without `mlm_head`.
         """
-        inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
+        inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         flags = output_flags(output_attentions, output_hidden_states)
         if text_pooler_output is None:
             outputs = self.encode_text(self.config.pooling, inputs, text_sub_batches, **flags)

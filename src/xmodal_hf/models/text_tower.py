@@ -226,13 +226,15 @@ def text_inputs_of(
     attention_mask: torch.Tensor | None,
     token_type_ids: torch.Tensor | None,
     position_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor | None]:
-    """Gather the text arguments of a forward, each (B, T) or None, under their names."""
+    """Gather the text arguments of a forward under their names: (B, T) or None, `inputs_embeds` (B, T, H) or None."""
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "token_type_ids": token_type_ids,
         "position_ids": position_ids,
+        "inputs_embeds": inputs_embeds,
     }
 
 
@@ -395,7 +397,8 @@ class TextTowerMixin:
 
         Args:
             pooling: name of the pooling.
-            inputs: `input_ids` and, or None, `attention_mask`, `token_type_ids`, `position_ids`, each (B, T).
+            inputs: `input_ids` and, or None, `attention_mask`, `token_type_ids`, `position_ids`, each (B, T); or
+                `inputs_embeds` (B, T, H) in the place of the ids.
             text_sub_batches: above 1, rows are sorted by length and cut into that many parts, each as wide as its own
                 longest row; `pooler_output` is the same, `last_hidden_state` is None. Where `text_packing.can_pack`,
                 the parts are those of attention, and the rest runs on real tokens alone.
@@ -409,6 +412,8 @@ class TextTowerMixin:
         Raises:
             ValueError: for ids that are not (B, T), or other inputs that have not their shape.
         """
+        if inputs.get("inputs_embeds") is not None:
+            return self._run_on_embeddings(pooling, inputs, **kwargs)
         present = _checked_text_inputs(inputs)
         if not accepts(self.text_model, "token_type_ids"):
             present.pop("token_type_ids", None)
@@ -422,6 +427,34 @@ class TextTowerMixin:
         if not kwargs and can_pack(self.text_model, pooling, input_ids, present["attention_mask"]):
             return self._run_packed(pooling, present, text_sub_batches)
         return self._run_in_sub_batches(pooling, present, text_sub_batches)
+
+    def _run_on_embeddings(
+        self, pooling: str, inputs: dict[str, torch.Tensor | None], **kwargs: bool
+    ) -> BaseModelOutputWithPooling:
+        """Run the tower on token embeddings (B, T, H) in the place of ids, as adapters with virtual tokens do."""
+        embeds = inputs["inputs_embeds"]
+        if inputs["input_ids"] is not None:
+            raise ValueError("inputs_embeds take the place of input_ids: pass one of them, not both")
+        if not isinstance(embeds, torch.Tensor) or embeds.ndim != 3:
+            raise ValueError(f"inputs_embeds must be a tensor (batch, tokens, hidden), got {describe(embeds)}")
+        if not accepts(self.text_model, "inputs_embeds"):
+            raise ValueError(f"{type(self.text_model).__name__} takes no inputs_embeds: pass input_ids")
+        if pooling == "eos":
+            raise ValueError("the pooling eos finds the end of a text by its id: pass input_ids, not inputs_embeds")
+        present = {
+            name: value for name, value in inputs.items() if value is not None and accepts(self.text_model, name)
+        }
+        outputs = self.text_model(**present, return_dict=True, **kwargs)
+        if pooling == "pooler":
+            pooled = own_pooled_output(outputs, self.text_model, "pooling")
+        else:
+            pooled = pool(outputs.last_hidden_state, pooling, inputs["attention_mask"])  # (B, H)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=check_width(pooled, self.text_model, "text_config"),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
 
     def _run_text_tower(
         self, pooling: str, inputs: dict[str, torch.Tensor], **kwargs: bool

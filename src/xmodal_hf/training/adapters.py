@@ -1,7 +1,8 @@
 """LoRA on the language encoder (Hu et al. 2022), through peft: train a small adapter on somebody else's model.
 
 The rest of a dual encoder stays as it is, but for the two projections and the scalars `logit_scale` and `logit_bias`,
-which are trained and saved with the adapter: the new text embeddings need them.
+which are trained and saved with the adapter: the new text embeddings need them. With `train_modality` the image or
+audio tower is trained too, and saved whole.
 """
 
 from __future__ import annotations
@@ -10,56 +11,99 @@ import os
 import re
 from pathlib import Path
 
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..models.modeling_dual_encoder import DualEncoder
 from .arguments import LoraArguments
 
 _WEIGHTS = "adapter_model.safetensors"
+_CARD = "README.md"
 # How peft prefixes the names of the model that it wraps.
 _PREFIX = "base_model.model."
 # Layers outside the text tower that are trained whole, and the bare parameters, which peft knows nothing of.
 _TRAINED_WHOLE = ("text_projection", "image_projection", "audio_projection", "head", "mlm_head")
 _SCALARS = ("logit_scale", "logit_bias")
+# A sentence of the card that peft writes for every adapter.
+_PEFT_TEMPLATE = "[More Information Needed]"
 
 
 def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:
     """Wrap a dual encoder or `SentenceEncoder` so that only a LoRA adapter of its text tower is trained.
 
-    Projections (or the sentence head) and the scalars are trained too; everything else is frozen.
+    Projections (or the sentence head) and the scalars are trained too, and with `train_modality` the image or audio
+    tower; everything else is frozen, also an image or audio tower with random weights. peft finds the layers of its
+    `modules_to_save` by the ends of their names: one whose name ends another layer's, as `head` ends SigLIP's
+    `text_model.head`, is trained in place instead, as the tower is, and saved under its own name (`save_adapter`),
+    which every reader of adapters loads.
 
     Raises:
-        ValueError: without `lora_rank`, or when no layer of the text tower matches.
+        ValueError: without `lora_rank`, when no layer of the text tower matches or a layer outside it does, or for
+            `train_modality` of a model that takes text only.
     """
     if arguments.lora_rank is None:
         raise ValueError("pass --lora_rank to train an adapter")
-    targets = arguments.lora_target_modules or lora_targets(model)
-    if not any(re.fullmatch(targets, name) for name, _ in model.named_modules()):
-        raise ValueError(
-            f"--lora_target_modules {targets!r} matches no layer; the text tower's are matched by {lora_targets(model)}"
-        )
+    in_place = _trained_in_place(model, arguments)
+    whole = [name for name in _TRAINED_WHOLE if _has_parameters(getattr(model, name, None))]
     config = LoraConfig(
         r=arguments.lora_rank,
         lora_alpha=2 * arguments.lora_rank if arguments.lora_alpha is None else arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
-        target_modules=targets,
-        modules_to_save=[name for name in _TRAINED_WHOLE if _has_parameters(getattr(model, name, None))],
+        target_modules=_checked_targets(model, arguments),
+        modules_to_save=[name for name in whole if name not in in_place],
     )
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     adapted = get_peft_model(model, config)
-    for name in _SCALARS:
-        if name in dict(model.named_parameters()):
-            model.get_parameter(name).requires_grad_()
+    own = dict(model.named_parameters())
+    for name, parameter in own.items():
+        # What the tower does not use stays frozen: it would get no gradient.
+        if name in _SCALARS or (name.partition(".")[0] in in_place and name not in frozen):
+            parameter.requires_grad_()
     return adapted
+
+
+def _checked_targets(model: PreTrainedModel, arguments: LoraArguments) -> str:
+    """Return the regular expression of the adapted layers, which are in the text tower."""
+    targets = arguments.lora_target_modules or lora_targets(model)
+    matched = [name for name, _ in model.named_modules() if re.fullmatch(targets, name)]
+    if not matched:
+        raise ValueError(
+            f"--lora_target_modules {targets!r} matches no layer; the text tower's are matched by {lora_targets(model)}"
+        )
+    outside = [name for name in matched if not name.startswith("text_model.")]
+    if outside:
+        raise ValueError(
+            f"--lora_target_modules {targets!r} matches {outside[0]}, which is not in the text tower: begin it with "
+            r"text_model\."
+        )
+    return targets
+
+
+def _trained_in_place(model: PreTrainedModel, arguments: LoraArguments) -> set[str]:
+    """Return the parts of a model that are trained whole and that peft could not tell from others by name."""
+    names = [name for name, _ in model.named_modules()]
+    parts = {
+        part
+        for part in _TRAINED_WHOLE
+        if _has_parameters(getattr(model, part, None)) and any(name.endswith(part) and name != part for name in names)
+    }
+    if arguments.train_modality:
+        if not isinstance(model, DualEncoder):
+            raise ValueError(f"--train_modality: a {type(model).__name__} has no image or audio tower")
+        parts.add(f"{model.config.modality}_model")
+    return parts
 
 
 def lora_targets(model: PreTrainedModel) -> str:
     """Return a regular expression that matches every linear layer in the repeated blocks of the text tower.
 
     All of them, not attention alone: at an equal number of parameters this does better (Dettmers et al. 2023, section
-    4), and no list of names of known architectures is needed.
+    4), and no list of names of known architectures is needed. It matches these layers and no others, by whole names.
 
     Raises:
         ValueError: when the tower has no repeated blocks with linear layers.
@@ -76,7 +120,7 @@ def lora_targets(model: PreTrainedModel) -> str:
 
 
 def save_adapter(model: PeftModel, folder: str | os.PathLike, base: str | None = None) -> None:
-    """Write the adapter only: LoRA, projections and scalars.
+    """Write the adapter only: LoRA, what is trained whole, and a short card. A README.md that is there stays.
 
     Args:
         model: as from `add_lora`.
@@ -86,13 +130,60 @@ def save_adapter(model: PeftModel, folder: str | os.PathLike, base: str | None =
     config = model.peft_config[model.active_adapter]
     if base is not None:
         config.base_model_name_or_path = base
+    card = Path(folder) / _CARD
+    written = card.read_text(encoding="utf-8") if card.is_file() else None
     # peft would ask the Hub whether the vocabulary was resized; the embeddings are never trained here.
     model.save_pretrained(folder, save_embedding_layers=False)
     path = Path(folder) / _WEIGHTS
-    weights = load_file(path)
-    own = dict(model.get_base_model().named_parameters())
-    weights |= {_PREFIX + name: own[name].detach().cpu().clone() for name in _SCALARS if name in own}
+    weights = load_file(path) | {_PREFIX + name: tensor for name, tensor in _weights_in_place(model).items()}
     save_file(weights, path, metadata={"format": "pt"})
+    if written is None or _PEFT_TEMPLATE in written:
+        written = render_short_adapter_card(type(model.get_base_model()).__name__, config.base_model_name_or_path)
+    card.write_text(written, encoding="utf-8")
+
+
+def render_short_adapter_card(model_class: str, base: str | None) -> str:
+    """Return a card that says what an adapter is and how to load it, and nothing about its training.
+
+    Args:
+        model_class: of the base, as one of ours.
+        base: its Hub id. A folder is not named: others do not have it.
+    """
+    named = f"base_model: {base}\n" if _is_hub_id(base) else ""
+    return (
+        f"---\nlibrary_name: peft\n{named}base_model_relation: adapter\ntags:\n- xmodal_hf\n- lora\n---\n\n"
+        f"# LoRA adapter of a language encoder\n\nIt belongs to {base if named else 'a'} {model_class} and changes its "
+        "text tower; layers that were trained whole take the place of the model's own.\n\n"
+        "```python\nfrom xmodal_hf.hub.adapters import load_adapted\n\n"
+        'model = load_adapted("user/name", merge=True)\n```\n\n'
+        "`adapter_config.json` names the model that it belongs to. `publish_model.py` of `xmodal_hf` writes a card "
+        "with the training and the results in the place of this one.\n"
+    )
+
+
+def _is_hub_id(base: str | None) -> bool:
+    if not base or Path(base).exists():
+        return False
+    try:
+        validate_repo_id(base)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _weights_in_place(model: PeftModel) -> dict[str, Tensor]:
+    """Return the scalars, and all weights and statistics of the parts that are trained in place."""
+    base = model.get_base_model()
+    trained = {
+        name.partition(".")[0]
+        for name, parameter in base.named_parameters()
+        if parameter.requires_grad and "lora_" not in name and ".modules_to_save." not in name
+    }
+    return {
+        name: tensor.detach().cpu().clone()
+        for name, tensor in base.state_dict().items()
+        if name in _SCALARS or name.partition(".")[0] in trained
+    }
 
 
 def _has_parameters(module: nn.Module | None) -> bool:

@@ -384,13 +384,20 @@ class LoraArguments:
     """Options of a LoRA adapter on the language encoder."""
 
     lora_rank: int | None = option(
-        None, "Train a LoRA adapter of that rank on the text tower, with the projections; all else is frozen."
+        None,
+        "Train a LoRA adapter of that rank on the text tower, with the projections; all else is frozen, but see "
+        "--train_modality.",
     )
     lora_alpha: float | None = option(None, "LoRA's scale, alpha / rank. Default: twice the rank.")
     lora_dropout: float = option(0.0, "Dropout of the adapter's input.")
     lora_merge: bool = option(False, "Release the model with the adapter merged in, instead of the adapter.")
     lora_target_modules: str | None = option(
         None, "Regular expression of the adapted layers. Default: all linear layers in the text tower's blocks."
+    )
+    train_modality: bool = option(
+        False,
+        "Train the image or audio tower too, with all its weights, which are saved beside the adapter: a tower from "
+        "scratch needs it.",
     )
 
     def __post_init__(self) -> None:
@@ -399,6 +406,8 @@ class LoraArguments:
         others = (self.lora_alpha, self.lora_dropout, self.lora_target_modules, self.lora_merge)
         if self.lora_rank is None and any(others):
             raise ValueError("the other --lora_... options need --lora_rank")
+        if self.lora_rank is None and self.train_modality:
+            raise ValueError("--train_modality goes with --lora_rank: without it that tower is trained anyway")
 
 
 def parse_arguments(
@@ -530,12 +539,27 @@ def check_phase_2(
         raise ValueError(f"--modality_learning_rate with --freeze {pairs.modality}: that tower stays as it is")
     if lora.lora_rank is not None and "text" in contrastive.freeze:
         raise ValueError("--lora_rank trains the text tower, which --freeze text keeps as it is: drop one of them")
+    if lora.train_modality and pairs.modality in contrastive.freeze:
+        raise ValueError(f"--train_modality with --freeze {pairs.modality}: drop one of them")
     if lora.lora_rank is not None and contrastive.model is None and not lora.lora_merge:
         raise ValueError("an adapter needs the model that it belongs to: pass --model, or --lora_merge")
+    check_trains_new_tower(contrastive, lora, pairs.modality)
     if sentence.is_given and "text" in contrastive.freeze and lora.lora_rank is None:
         raise ValueError("--sentences and --triplets train the text tower, which --freeze text keeps as it is")
     if sentence.mlm_weight > 0 or sentence.head not in (None, "none"):
         raise ValueError("--mlm_weight and --head belong to phase 1: a dual encoder has no such layers")
+
+
+def check_trains_new_tower(
+    contrastive: ContrastiveArguments, lora: LoraArguments, modality: Literal["image", "audio"]
+) -> None:
+    """Raise a ValueError when an image or audio tower from scratch would keep its random weights."""
+    is_new = contrastive.model is None and getattr(contrastive, f"{modality}_model") is None
+    if lora.lora_rank is not None and is_new and not lora.train_modality:
+        raise ValueError(
+            f"--lora_rank trains nothing of the {modality} tower, which starts from random weights: pass "
+            f"--train_modality to train it, or a pretrained one with --{modality}_model"
+        )
 
 
 def read_recipe(path: Path, classes: Sequence[type]) -> tuple[Any, ...]:

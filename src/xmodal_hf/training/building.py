@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from ..data.sampling import SentenceDataset
+from ..evaluation.adapters import is_adapter, load_adapted, processor_source
 from ..models.conversion import load_dual_encoder, load_dual_processor
 from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from ..models.modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder, trained_pooling
@@ -41,7 +42,13 @@ from ..models.text_format import (
 from ..models.text_tower import TextTowerMixin, build_tower, find_tower, load_model
 from ..objectives import CrossModalObjective, SentenceObjective
 from .adapters import add_lora
-from .arguments import ContrastiveArguments, LoraArguments, SentenceArguments, TextModelArguments
+from .arguments import (
+    ContrastiveArguments,
+    LoraArguments,
+    SentenceArguments,
+    TextModelArguments,
+    check_trains_new_tower,
+)
 from .tokenizer import train_tokenizer
 from .towers import freeze_towers
 
@@ -91,7 +98,7 @@ def build_tokenizer(text: TextModelArguments, corpus: Callable[[], Iterable[str]
     """Load the tokenizer that is named, or the text model's; train one on `corpus()` for a tower from scratch."""
     source = text.tokenizer or text.text_model
     if source is not None:
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(processor_source(source))
     return train_tokenizer(corpus(), vocab_size=text.vocab_size, max_length=text.max_length)
 
 
@@ -105,7 +112,8 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
     """
     choose_pad_token(tokenizer)
     if text.text_model is not None:
-        model = load_model(text.text_model, "--text_model")
+        source = load_adapted(text.text_model, merge=True) if is_adapter(text.text_model) else text.text_model
+        model = load_model(source, "--text_model")  # type: ignore[arg-type]
     else:
         eos_token_id = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         known = {
@@ -218,7 +226,7 @@ def build_processor(
 ) -> ProcessorMixin:
     """Return the processor: that of `--model`, the pretrained tower's own, or one for a tower from scratch."""
     if contrastive.model is not None:
-        return load_dual_processor(contrastive.model)
+        return load_dual_processor(processor_source(contrastive.model))
     if modality == "audio":
         return AudioTextProcessor(_build_feature_extractor(contrastive), build_tokenizer())
     if contrastive.image_model is not None:
@@ -230,7 +238,12 @@ def build_processor(
 def build_trained_dual_encoder(
     text: TextModelArguments, contrastive: ContrastiveArguments, lora: LoraArguments, processor: ProcessorMixin
 ) -> PreTrainedModel | PeftModel:
-    """Return `build_dual_encoder`'s model with towers frozen and an adapter added as the options say."""
+    """Return `build_dual_encoder`'s model with towers frozen and an adapter added as the options say.
+
+    Raises:
+        ValueError: an adapter beside an image or audio tower from scratch, which would keep its random weights.
+    """
+    check_trains_new_tower(contrastive, lora, "image" if isinstance(processor, ImageTextProcessor) else "audio")
     model = build_dual_encoder(text, contrastive, processor)
     freeze_towers(model, contrastive.freeze)
     return model if lora.lora_rank is None else add_lora(model, lora)
@@ -258,7 +271,8 @@ def build_sentence_objective(sentence: SentenceArguments, table: Dataset, text_s
 
 
 def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMixin) -> DualEncoder:
-    model = load_dual_encoder(contrastive.model)
+    source = contrastive.model
+    model = load_adapted(source, merge=True) if is_adapter(source) else load_dual_encoder(source)  # type: ignore[arg-type]
     wanted = ImageTextDualEncoder if isinstance(processor, ImageTextProcessor) else AudioTextDualEncoder
     if not isinstance(model, wanted):
         raise ValueError(f"--model {contrastive.model} is a {type(model).__name__}, not an {wanted.__name__}")

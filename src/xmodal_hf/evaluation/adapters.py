@@ -90,7 +90,7 @@ def _load_base(source: str | os.PathLike) -> PreTrainedModel:
 def _trainable(model: PreTrainedModel) -> PreTrainedModel:
     """Undo what peft froze, so that a merged model can be trained as any other; what no pooling reads stays frozen."""
     model.requires_grad_(True)
-    for tower, pooling in model.poolings():  # type: ignore[operator]
+    for tower, pooling in model.poolings():
         freeze_unused(tower, pooling)
     return model
 

@@ -113,7 +113,7 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
     choose_pad_token(tokenizer)
     if text.text_model is not None:
         source = load_adapted(text.text_model, merge=True) if is_adapter(text.text_model) else text.text_model
-        model = load_model(source, "--text_model")  # type: ignore[arg-type]
+        model = load_model(source, "--text_model")
     else:
         eos_token_id = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         known = {

@@ -126,7 +126,7 @@ def merge(folder: Path, statuses: Mapping[str, str]) -> dict[str, Any]:
         reason = _why_cut(contents, statuses.get(part))
         if reason is not None:
             cut[part] = reason
-    about = next(iter(parts.values()), {})
+    about: dict[str, Any] = next(iter(parts.values()), {})
     merged = {
         "machine": about.get("machine"),
         "device": about.get("device"),

@@ -458,7 +458,9 @@ def compare_resumed(sizes: Sizes, device: str) -> dict[str, Any]:
         # A process that uses a GPU cannot be forked.
         context = multiprocessing.get_context("spawn" if device == "cuda" else "fork")
         kill_at = sizes.steps // 2 + 1  # one step after a state was saved
-        process = context.Process(target=train, args=(folders["killed"], sizes, device, kill_at))
+        process = context.Process(  # type: ignore[attr-defined]
+            target=train, args=(folders["killed"], sizes, device, kill_at)
+        )
         process.start()
         process.join()
         if process.exitcode != -signal.SIGKILL:

@@ -2,8 +2,8 @@
 
 Forward and backward as in losses.py, gradients of both sides and of a learned scale included (memeff takes a constant
 one); all methods at one size before the next size. Memory is what a loss adds to its inputs. The floor is the time of
-the four matrix products that no streamed loss can do without, at the rate of large ones measured beside it; element-wise
-passes over the tiles are what lies above it, and the profile says which.
+the four matrix products that no streamed loss can do without, at the rate of large ones measured beside it;
+element-wise passes over the tiles are what lies above it, and the profile says which.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ import signal
 import statistics
 import tempfile
 from collections.abc import Callable, Generator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -28,7 +28,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, logsigmoid, normalize
-from transformers import BertConfig, ViTConfig
+from transformers import BertConfig, ViTConfig, ViTImageProcessor
 
 from common import seconds_of
 from gpu_check import Record
@@ -53,6 +53,7 @@ STEP_TOLERANCES = {"no": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
 # Two spectrograms, each within 0.001 dB of the truth.
 LOG_MEL_TOLERANCE_DB = 2e-3
 VOCABULARY = 1000
+SIDES: tuple[Literal["image", "text"], ...] = ("image", "text")
 MOST_OVERFLOWS = 20  # of fp16's scale, each of which halves it
 
 
@@ -78,16 +79,26 @@ TINY = Sizes(64, 16, 27, 8, 3, 16, 1, 16, 6, 2)
 
 def run(record: Record, options: argparse.Namespace) -> None:
     """Measure everything; what takes long comes last."""
-    sizes = TINY if options.tiny else FULL
+    sizes, device = (TINY if options.tiny else FULL), options.device
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
         for loss in LOSSES:
-            record.measure(f"loss {loss}, {name}", partial(compare_loss, loss, dtype, sizes, options.device))
-    for name, trial in trials(sizes, options.device).items():
-        record.measure(f"step {name}", partial(compare_step, trial, sizes, options))
-    record.measure("log-mel", partial(compare_log_mel, sizes, options.device))
-    record.measure("resumed after a kill", partial(compare_resumed, sizes, options.device))
-    compiled = replace(trials(sizes, options.device)["clip"], compiled=True)
-    record.measure("step clip, torch.compile", partial(compare_step, compiled, sizes, options))
+            record.measure(f"loss {loss}, {name}", partial(compare_loss, loss, dtype, sizes, device))
+    known = trials(sizes, device)
+    with exact_convolutions():
+        for name, trial in known.items():
+            record.measure(f"step {name}", partial(compare_step, trial, sizes, options))
+        for side in SIDES:
+            record.measure(f"feature store, {side} tower", partial(compare_store, side, sizes, device))
+    record.measure("log-mel", partial(compare_log_mel, sizes, device))
+    record.measure("resumed after a kill", partial(compare_resumed, sizes, device))
+    with exact_convolutions():
+        compiled = replace(known["clip"], compiled=True)
+        record.measure("step clip, torch.compile", partial(compare_step, compiled, sizes, options))
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """cuDNN convolves fp32 in TF32 by default, whose 10 bits would hide what is to be compared."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 # ---- losses ---------------------------------------------------------------------------------------------------------
@@ -391,6 +402,57 @@ def on_device(batch: Batch, device: str) -> Batch:
     if "pairs" in batch:
         return {name: on_device(part, device) for name, part in batch.items()}
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+# ---- vectors of a feature store -------------------------------------------------------------------------------------
+
+
+def compare_store(side: Literal["image", "text"], sizes: Sizes, device: str) -> dict[str, Any]:
+    """Vectors that a store gives back against those of the tower itself, here and in fp32 on the CPU."""
+    # Here, since data need the packages that are carried.
+    from gpu_study import make_pictures
+    from xmodal_hf import ImageTextProcessor
+    from xmodal_hf.data.collators import PairCollator
+    from xmodal_hf.data.sampling import PairDataset
+    from xmodal_hf.data.sources import load_pairs
+    from xmodal_hf.features import ExtractionOptions, extract
+    from xmodal_hf.features.frozen import FrozenSide
+    from xmodal_hf.training.tokenizer import train_tokenizer
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    model = build_dual_encoder(sizes).eval()
+    with tempfile.TemporaryDirectory() as temporary:
+        table = load_pairs(str(make_pictures(Path(temporary))), split="train")
+        texts = [text for captions in table["text"] for text in captions]
+        tokenizer = train_tokenizer(texts, vocab_size=VOCABULARY // 2, max_length=16)
+        images = ViTImageProcessor(size={"height": sizes.image, "width": sizes.image})
+        collator = PairCollator(ImageTextProcessor(images, tokenizer), max_length=16)
+        rows = PairDataset(table, seed=0, min_image_size=sizes.image)
+        frozen = FrozenSide(side, model.to(device), rows, collator)
+        options = ExtractionOptions(dtype="float32", batch_size=5, show_progress=False)
+        store = extract(Path(temporary) / "store", frozen, options)
+        stored = store.vectors(range(len(store)))
+        if side == "image":
+            inputs = collator([rows[number] for number in range(len(rows))])
+            direct = {"pixel_values": inputs["pixel_values"]}
+        else:
+            direct = tokenizer(texts, padding=True, return_tensors="pt")
+    pooled = {place: pooled_vectors(model.to(place), side, direct) for place in (device, "cpu")}
+    errors = {place: relative_error(stored, vectors.double()) for place, vectors in pooled.items()}
+    return {
+        "ok": len(stored) == len(pooled["cpu"]) and max(errors.values()) <= GRADIENT_TOLERANCES[torch.float32],
+        "vectors": len(stored),
+        "error_beside_the_tower": errors[device],
+        "error_beside_the_tower_on_a_cpu": errors["cpu"],
+        "equal_to_the_bit": torch.equal(stored, pooled[device]),
+    }
+
+
+@torch.no_grad()
+def pooled_vectors(model: ImageTextDualEncoder, side: str, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(n, H) of a tower, all rows at once."""
+    moved = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    return model(**moved)[f"{side}_model_output"].pooler_output.cpu()
 
 
 # ---- a training that is killed --------------------------------------------------------------------------------------

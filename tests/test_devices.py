@@ -12,6 +12,8 @@ from transformers import ASTConfig, BertConfig, CLIPTextConfig, ViTConfig
 from xmodal_hf import AudioTextConfig, AudioTextDualEncoder, ImageTextConfig, ImageTextDualEncoder
 from xmodal_hf.losses import clip_loss, cyclic_losses, sigmoid_loss, simcse_loss
 from xmodal_hf.models.feature_extraction_log_mel import LogMelFeatureExtractor
+from xmodal_hf.objectives import CrossModalObjective, JointObjective, SentenceObjective
+from xmodal_hf.training.averaging import WeightAverage
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 TEXT_CONFIGS = {
@@ -75,6 +77,37 @@ def test_models_under_autocast(modality, text, has_mask):
         outputs = model.train()(**inputs, return_loss=True)
     assert outputs.loss.device.type == outputs.text_embeds.device.type == "cuda"
     assert outputs.text_embeds.shape == (8, DIM)
+
+
+def test_vectors_take_the_place_of_pictures():
+    with torch.device("cuda"):
+        image_config = ViTConfig(image_size=32, patch_size=16, **SMALL)
+        config = ImageTextConfig(text_config=TEXT_CONFIGS["bert"], image_config=image_config, projection_dim=DIM)
+        model, ids = ImageTextDualEncoder(config), torch.randint(3, 99, (8, 12))
+        vectors = torch.randn(8, SMALL["hidden_size"])
+    outputs = model.train()(input_ids=ids, image_pooler_output=vectors, return_loss=True)
+    assert outputs.loss.device.type == outputs.image_embeds.device.type == "cuda"
+
+
+@pytest.mark.parametrize("loss_type", ["clip", "cyclip", "siglip"])
+def test_objectives_and_their_logs(loss_type):
+    embeds = {"modality_embeds": cuda(ROWS, DIM), "text_embeds": cuda(ROWS, DIM), "logit_scale": cuda()}
+    embeds |= {"logit_bias": cuda(), **{f"{view}_embeds": cuda(ROWS, DIM) for view in ("anchor", "positive")}}
+    output = JointObjective(CrossModalObjective(loss_type), SentenceObjective()).loss(embeds)
+    assert output.loss.device.type == "cuda" and len(output.logs) > 10
+    assert {value.device.type for value in output.logs.values()} == {"cuda"}
+
+
+def test_batches_are_cut_and_weights_averaged():
+    batch = {"input_ids": torch.ones(12, 5, device="cuda", dtype=torch.long), "pixel_values": cuda(12, 3, 4, 4)}
+    parts = CrossModalObjective().split(batch, 5)
+    assert [tuple(part["pixel_values"].shape) for part in parts] == [(4, 3, 4, 4)] * 3
+    views = SentenceObjective(num_views=3).split({"input_ids": batch["input_ids"]}, 2)
+    assert {part["input_ids"].device.type for part in [*parts, *views]} == {"cuda"}
+    average = WeightAverage(torch.nn.Linear(4, 4, device="cuda", dtype=torch.bfloat16), decay=0.9)
+    average.update()
+    with average.applied():
+        assert {(value.device.type, value.dtype) for value in average.averages} == {("cuda", torch.float32)}
 
 
 def test_log_mel():

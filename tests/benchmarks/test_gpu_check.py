@@ -50,6 +50,10 @@ def test_correctness(rehearse):
     losses = [result for name, result in results.items() if name.startswith("loss ")]
     assert len(losses) == 21 and {result["gradient_tolerance"] for result in losses} == {1e-4, 1e-2, 2e-3}
     assert sum(name.startswith("step ") for name in results) == 16
+    assert {side for side in ("image", "text") if results[f"feature store, {side} tower"]["equal_to_the_bit"]} == {
+        "image",
+        "text",
+    }
     assert results["resumed after a kill"]["weights_equal_to_the_bit"]
     assert results["resumed after a kill"]["logs_equal"]
 

@@ -11,7 +11,7 @@ PEERS := build/bench_peers
 BENCHMARKS := contrastive_step sentence_step operators effective_batch losses padding encode data retrieval growth protocols
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-audio test test-peers check static format bench clean
+.PHONY: help install demo demo-audio test test-peers check static format bench rehearse-gpu clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ format: install  ## Sort imports, mend what ruff can, format
 
 bench: install $(PEERS)  ## Measure against peers, over half an hour on two cores: tables and JSON in benchmarks/results
 	for name in $(BENCHMARKS); do PYTHONPATH=$(PEERS) $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+rehearse-gpu: install  ## Rehearse the check of a GPU on the CPU: every part at the smallest sizes (build/gpu_check)
+	PYTHON=$(BIN)/python bash benchmarks/gpu_check.sh --device cpu --tiny
 
 # Apart from the package, and without their dependencies: torch and transformers stay those of .venv.
 $(PEERS): benchmarks/requirements.txt $(STAMP)

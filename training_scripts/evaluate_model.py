@@ -2,6 +2,7 @@
 
     python training_scripts/evaluate_model.py --model outputs/clip --tasks retrieval,representation --pairs openmoji
     python training_scripts/evaluate_model.py --model sentence-transformers/all-MiniLM-L6-v2 --sts_protocol mteb
+    accelerate launch --num_processes 8 training_scripts/evaluate_model.py ...   # all embed, one measures
 
 The model is one of our checkpoints, a CLIPModel, SiglipModel or ClapModel, a sentence-transformers model or any Auto
 text model, so that a number can be compared with its peer's. Writes results.json, the bootstrap's resamples and plots,
@@ -19,7 +20,10 @@ from xmodal_hf.evaluation.arguments import EvaluationArguments, EvaluationDataAr
 from xmodal_hf.training.arguments import check_inputs, parse_arguments
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from xmodal_hf.evaluation import Embedder
+    from xmodal_hf.evaluation.suite import Resamples, Results
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -29,12 +33,30 @@ def main(args: Sequence[str] | None = None) -> None:
 
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.evaluation import suite
+    from xmodal_hf.evaluation.processes import shared
+    from xmodal_hf.features.processes import launched_processes
 
-    compared, resamples_of = suite.read_compared(arguments.compare) if arguments.compare else ({}, {})
+    compared = suite.read_compared(arguments.compare) if arguments.compare else ({}, {})
     check_inputs(arguments, data)
+    state = launched_processes(cpu=arguments.device == "cpu")
+    with shared(build_embedder(arguments, state), state, arguments.batch_size) as embedder:
+        if embedder is not None:  # of the main process; the others have embedded for it
+            measure(remembering(embedder, arguments), arguments, data, *compared)
+
+
+def measure(
+    embedder: Embedder,
+    arguments: EvaluationArguments,
+    data: EvaluationDataArguments,
+    compared: dict[str, Results],
+    resamples_of: dict[str, Resamples],
+) -> None:
+    """Run the tasks, write results and plots, print the tables, beside those of the models that are compared."""
+    from xmodal_hf.evaluation import suite
+
     folder = Path(arguments.output_dir)
     earlier = suite.read_earlier_results(folder, arguments.model)
-    for results, resamples, draw in suite.run_suite(build_embedder(arguments), arguments, data):
+    for results, resamples, draw in suite.run_suite(embedder, arguments, data):
         # What is done stays if a later task fails.
         path = suite.write_results(folder, results, resamples, earlier)
         suite.write_figures(folder, draw())
@@ -50,13 +72,12 @@ def main(args: Sequence[str] | None = None) -> None:
     print(f"\n{path}")
 
 
-def build_embedder(arguments: EvaluationArguments) -> Embedder:
-    """Load the model, with a memory of what it has encoded."""
+def build_embedder(arguments: EvaluationArguments, state: PartialState) -> Embedder:
+    """Load the model on the device of this process."""
     import torch
 
-    from xmodal_hf.evaluation.cache import CachedEmbedder
     from xmodal_hf.evaluation.embed import EmbedOptions
-    from xmodal_hf.evaluation.loading import load_embedder, model_identity
+    from xmodal_hf.evaluation.loading import load_embedder
 
     options = EmbedOptions(
         max_tokens_per_batch=arguments.max_tokens_per_batch,
@@ -64,14 +85,22 @@ def build_embedder(arguments: EvaluationArguments) -> Embedder:
         max_length=arguments.max_length,
         long_clips=arguments.long_clips,
         dtype=None if arguments.dtype == "auto" else getattr(torch, arguments.dtype),
+        show_progress=state.num_processes == 1,
     )
-    embedder = load_embedder(
+    return load_embedder(
         arguments.model,
         pooling=arguments.pooling,
-        device=arguments.device,
+        device=arguments.device if state.num_processes == 1 else str(state.device),
         options=options,
         trust_remote_code=arguments.trust_remote_code,
     )
+
+
+def remembering(embedder: Embedder, arguments: EvaluationArguments) -> Embedder:
+    """Give an embedder a memory of what it has encoded."""
+    from xmodal_hf.evaluation.cache import CachedEmbedder
+    from xmodal_hf.evaluation.loading import model_identity
+
     if arguments.cache_dir is None:
         return CachedEmbedder(embedder)
     settings = (

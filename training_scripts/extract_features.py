@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from xmodal_hf.training.arguments import PairArguments, parse_arguments
+from xmodal_hf.commands import run_command
+from xmodal_hf.training.arguments import PairArguments, check_inputs, parse_arguments
 from xmodal_hf.training.feature_arguments import FeatureArguments, check_extraction
 
 DESCRIPTION = "Embed every item of a data set once."
@@ -25,8 +26,9 @@ def main(args: Sequence[str] | None = None) -> None:
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.training.feature_extraction import run_extraction
 
+    check_inputs(features, pairs)
     run_extraction(features, pairs)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

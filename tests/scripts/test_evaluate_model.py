@@ -3,6 +3,8 @@
 import copy
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 import soundfile
 import transformers
 from PIL import Image
+
+from xmodal_hf.features import FeatureStore
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "evaluate_model.py"
 STS_TABLES = ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb-test", "sickr")
@@ -296,10 +300,33 @@ def test_the_cache_folder_is_used_again(main, image_text_folder, pictures, tmp_p
     args = ["--model", str(image_text_folder), "--tasks", "retrieval", "--pairs", str(pictures), "--num_resamples", "0"]
     args += ["--cache_dir", str(tmp_path / "cache")]
     main([*args, "--output_dir", str(tmp_path / "a")])
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npz")}
+    stores = sorted((tmp_path / "cache").rglob("manifest.json"))
+    assert [len(FeatureStore.open(path.parent)) for path in stores] == [6, 12]  # pictures, captions
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.*")}
     main([*args, "--output_dir", str(tmp_path / "b")])
-    assert len(written) == 2 and all(path.stat().st_mtime_ns == time for path, time in written.items())
+    assert len(written) >= 6 and all(path.stat().st_mtime_ns == time for path, time in written.items())
     assert results_of(tmp_path / "a")["retrieval"] == results_of(tmp_path / "b")["retrieval"]
+
+
+@pytest.mark.slow
+def test_two_processes_embed_and_one_measures(image_text_folder, pictures, sts_data, tmp_path):
+    tasks = ["--tasks", "sts,sts_text_tower,retrieval,zero_shot,representation", "--sts_data", sts_data]
+    tasks += ["--pairs", pictures, "--zero_shot_data", pictures, "--label_column", "kind", "--prompts", "photo"]
+    options = ["--model", image_text_folder, *tasks, "--num_resamples", 5, "--batch_size", 2, "--device", "cpu"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, launcher in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *launcher, SCRIPT, *options, "--output_dir", tmp_path / name]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("results.json") == 1  # one measures
+    one, two = results_of(tmp_path / "one"), results_of(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for task in one.keys() - {"meta"}:
+        assert two[task] == pytest.approx(one[task], rel=1e-4, abs=1e-4), task
+    # An error of the main process ends the others too.
+    command = [sys.executable, *torchrun, SCRIPT, "--model", sts_data.parent / "nothing", *options[2:]]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
+    assert done.returncode != 0
 
 
 @pytest.mark.parametrize(

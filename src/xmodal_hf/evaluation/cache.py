@@ -1,5 +1,7 @@
 """Embeddings kept by the content that they came from: no sentence, picture or clip is encoded twice.
 
+On the disk they are a `FeatureStore` a modality, whose ids are digests of the contents, and which grows.
+
 Legend: n items, D embedding size.
 """
 
@@ -14,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from xmodal_hf.data.files import read_media
 from xmodal_hf.data.images import decode_image
 from xmodal_hf.data.soundfont import ADDRESS_SCHEME
 
+from ..features.manifest import MANIFEST_NAME
+from ..features.store import FeatureStore
+from ..features.writer import append
 from .embed import Counted, Embedder, Modality
 
 _NOTHING = object()
@@ -31,7 +37,7 @@ class CachedEmbedder(Embedder):
 
     Args:
         embedder: the one that encodes what is new.
-        folder: where embeddings are kept, one file a modality; None keeps them in memory only.
+        folder: where embeddings are kept, one feature store a modality; None keeps them in memory only.
         identity: names the model and everything that changes its embeddings; required with a folder, because two
             models must not share one memory.
 
@@ -110,29 +116,27 @@ class CachedEmbedder(Embedder):
         else:
             embeds = self._embedder.encode_items(modality, Counted(chain([first], new_items), at_most))
         memory.update(zip(unseen, embeds, strict=True))
-        self._write(modality, memory)
+        folder = self._store(modality)
+        if folder is not None:
+            ids = [digest.hex() for digest in unseen]
+            append(folder, self._store_identity(modality), "float32", ids, torch.from_numpy(np.asarray(embeds)))
 
     def _read(self, modality: str) -> dict[bytes, np.ndarray]:
-        path = self._file(modality)
-        if path is None or not path.exists():
+        folder = self._store(modality)
+        if folder is None or not (folder / MANIFEST_NAME).is_file():
             return {}
-        with np.load(path) as stored:
-            return dict(zip((bytes(digest) for digest in stored["digests"]), stored["embeds"], strict=True))
+        store = FeatureStore.open(folder, self._store_identity(modality))
+        memory: dict[bytes, np.ndarray] = {}
+        for first, vectors in store.tiles():
+            ids = store.ids(range(first, first + len(vectors)))
+            memory.update(zip(map(bytes.fromhex, ids), vectors.numpy(), strict=True))
+        return memory
 
-    def _write(self, modality: str, memory: dict[bytes, np.ndarray]) -> None:
-        """Replace the file at once, so that a reader never sees half of it."""
-        path = self._file(modality)
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digests = np.frombuffer(b"".join(memory), dtype=np.uint8).reshape(-1, _DIGEST_BYTES)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as stream:
-            np.savez(stream, digests=digests, embeds=np.stack(list(memory.values())))
-        temporary.replace(path)
+    def _store(self, modality: str) -> Path | None:
+        return None if self._folder is None else self._folder / modality
 
-    def _file(self, modality: str) -> Path | None:
-        return None if self._folder is None else self._folder / f"{modality}.npz"
+    def _store_identity(self, modality: str) -> dict[str, Any]:
+        return {"side": modality, "embedder": self._identity}
 
 
 def content_digest(item: Any, modality: str) -> bytes:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..data.bad_items import BAD_ITEMS_NAME, BadItemLog
 from ..data.errors import BadItemError
 from ..data.mixing import without_media
-from ..data.sampling import PairDataset, checked_caption
+from ..data.sampling import PairDataset, usable_captions
 from ..data.seeding import EpochIndex
 from ..models.text_tower import evaluation_mode
 from .frozen import FrozenSide
@@ -149,41 +149,23 @@ def _text_shards(
     """The vectors of all captions of each shard's rows."""
     table = without_media(side.rows.dataset)
     for shard, rows in shards.items():
-        found, names, texts = _Vectors([], [], [], []), [], []
+        found = _Vectors([], [], [], [])
+        names: list[tuple[str, int, int]] = []
+        texts: list[str] = []
         for row in rows:
             try:
                 item = table[row]
-                usable = _usable_captions(item["text"])
-            except BadItemError as error:
-                record(row, *side.rows.describe(row), error)
-                continue
-            names += [(item["id"], number, row) for number, _ in usable]
-            texts += [text for _, text in usable]
+                captions, bad = usable_captions(item["text"])
+            except BadItemError as error:  # not even the row can be read
+                captions, bad = {}, [error]
+            for reason in bad:
+                record(row, *side.rows.describe(row), reason)
+            names += [(item["id"], number, row) for number in captions]
+            texts += captions.values()
         if texts:
             _add(side, names, side.pooled_texts(texts), found, record)
         bar.update(len(rows))
         yield shard, found
-
-
-def _usable_captions(captions: Any) -> list[tuple[int, str]]:
-    """Numbers and texts of the captions that training could draw.
-
-    Raises:
-        BadItemError: there is none.
-    """
-    if not isinstance(captions, list):
-        return [(0, checked_caption(captions))]
-    if not captions:
-        raise BadItemError("no caption", "the list is empty")
-    usable, failed = [], None
-    for number, caption in enumerate(captions):
-        try:
-            usable.append((number, checked_caption(caption)))
-        except BadItemError as error:
-            failed = error
-    if failed is not None and not usable:
-        raise failed
-    return usable
 
 
 class _MediaRows(TorchDataset):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow as pa
 import torch
 from filelock import FileLock
 
-from ..data.bad_items import BAD_ITEMS_NAME
+from ..data.bad_items import BAD_ITEMS_NAME, sort_bad_items
 from .manifest import DTYPES, INDEX_NAME, MANIFEST_NAME, UNFINISHED_NAME, FeatureError, Manifest, check_identity
 from .shards import write_shard
 from .store import FeatureStore, id_hash
@@ -71,10 +70,11 @@ class StoreWriter:
             width = max(_width(path) for path in shards)
             finished = dataclasses.replace(self.manifest, width=width, shards=lengths)
             write_index(self.folder / INDEX_NAME, _ids(finished, self.folder), sum(lengths))
-            _sort_bad_items(self.folder / BAD_ITEMS_NAME)
+            sort_bad_items(self.folder / BAD_ITEMS_NAME)  # processes met them in any order
             finished.write(self.folder / MANIFEST_NAME)
             (self.folder / UNFINISHED_NAME).unlink(missing_ok=True)
-            for leftover in self.folder.glob("*.tmp"):  # of a run that was killed
+            # Of a run that was killed, and of the list of bad items.
+            for leftover in (*self.folder.glob("*.tmp"), *self.folder.glob("*.lock")):
                 leftover.unlink()
         return FeatureStore.open(self.folder)
 
@@ -173,15 +173,3 @@ def _first_batch(path: Path) -> pa.RecordBatch:
     """The one batch of a shard, mapped."""
     with pa.memory_map(str(path)) as file:
         return pa.ipc.open_stream(file.read_buffer()).read_next_batch()
-
-
-def _sort_bad_items(path: Path) -> None:
-    """Put the list in the order of the data set: processes met its items in any order."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
-    lines.sort(key=lambda line: json.loads(line)["index"])
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    temporary.replace(path)
-    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)

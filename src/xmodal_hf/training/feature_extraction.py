@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..features.extraction import ExtractionOptions, extract
 from ..features.frozen import Side
 from ..features.identity import short_name
+from ..features.processes import launched_processes
 from ..features.store import FeatureStore
 from ..models.modeling_dual_encoder import trained_pooling
 from ..models.modeling_sentence_encoder import SentenceEncoder
@@ -42,7 +43,7 @@ def run_extraction(features: FeatureArguments, pairs: PairArguments) -> FeatureS
         FeatureError: the folder holds vectors of something else.
         TooManyBadItemsError: more items than `--max_bad_fraction` cannot be used.
     """
-    state = PartialState()
+    state = launched_processes()
     side: Side = features.side or ("text" if features.text_model is not None else pairs.modality)
     text = _text_arguments(features)
     model, processor = load_side(features, text, pairs, side)

@@ -22,6 +22,7 @@ from transformers import (
 
 from .configuration_dual_encoder import AudioTextConfig, DualEncoderConfig, ImageTextConfig
 from .feature_extraction_log_mel import LogMelFeatureExtractor
+from .image_towers import examine_image_tower, image_size_of
 from .modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder
 from .processing_dual_encoder import AudioTextProcessor, ImageTextProcessor
 from .text_format import pad_to_fixed_length
@@ -53,8 +54,6 @@ _CLAP_TEXT_TYPES = ("clap_text_model", "roberta", "xlm-roberta")
 # CLIPTextModel reads the highest token id, not the first end of text, where its config has this id: it was wrong in
 # early checkpoints.
 _LEGACY_EOS = 2
-# Of images for towers that take any size, in pixels.
-_ANY_SIZE = 224
 
 
 def from_transformers(source: PreTrainedModel | str | os.PathLike) -> DualEncoder:
@@ -84,7 +83,10 @@ def from_transformers(source: PreTrainedModel | str | os.PathLike) -> DualEncode
             f"cannot convert a {type(model).__name__}: pass a CLIPModel, SiglipModel, ClapModel or "
             "VisionTextDualEncoderModel, or join towers of other models with from_text_image_pretrained"
         )
-    return build_with_weights(lambda: ImageTextDualEncoder(config), rename_weights(weights, _IMAGE_TEXT_RULES))
+    converted = build_with_weights(lambda: ImageTextDualEncoder(config), rename_weights(weights, _IMAGE_TEXT_RULES))
+    if converted.device.type != "meta":
+        examine_image_tower(converted.image_model, config.image_pooling, "image_model")
+    return converted
 
 
 def load_dual_encoder(source: PreTrainedModel | str | os.PathLike) -> DualEncoder:
@@ -154,11 +156,7 @@ def make_processor(
 
 def image_size(model: ImageTextDualEncoder) -> int:
     """Return the height and width of the images that a model takes, in pixels."""
-    config = model.config.image_config
-    if config.model_type == "timm_wrapper":
-        return model.image_model.timm_model.pretrained_cfg["input_size"][-1]
-    size = getattr(config, "image_size", _ANY_SIZE)  # convolutional towers take any
-    return size if isinstance(size, int) else size[0]
+    return image_size_of(model.image_model)
 
 
 def load_two_tower_model(source: PreTrainedModel | str | os.PathLike) -> PreTrainedModel:

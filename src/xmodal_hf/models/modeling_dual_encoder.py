@@ -26,8 +26,8 @@ from .configuration_dual_encoder import (
 )
 from .configuration_sentence_encoder import SentenceEncoderConfig
 from .hub_files import HubModelMixin
+from .image_towers import examine_image_tower, pool_states
 from .pooled_inputs import from_pooled
-from .pooling import pool
 from .text_tower import (
     TextTowerMixin,
     accepts,
@@ -37,12 +37,11 @@ from .text_tower import (
     load_model,
     make_tower,
     output_flags,
-    own_pooled_output,
     text_inputs_of,
 )
 
 # Towers whose own pooled output was trained, by the beginning of their model type.
-_POOLER_TOWERS = ("clip", "metaclip_2", "chinese_clip_vision", "siglip", "clap", "convnext")
+_POOLER_TOWERS = ("clip", "metaclip_2", "chinese_clip_vision", "siglip", "clap", "convnext", "timm_wrapper")
 
 
 @dataclass
@@ -256,13 +255,9 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         self._check_modality_input(inputs[self.main_input_name])
         present = {name: value for name, value in inputs.items() if value is not None and accepts(tower, name)}
         outputs = tower(**present, return_dict=True, **flags)
-        hidden = outputs.last_hidden_state  # (B, T, H), or (B, H, height, width) from convolutional towers
-        if pooling == "pooler":
-            pooled = own_pooled_output(outputs, tower, f"{self.config.modality}_pooling")
-        else:
-            pooled = pool(hidden.flatten(2).transpose(1, 2) if hidden.ndim == 4 else hidden, pooling)
+        pooled = pool_states(outputs, tower, pooling, f"{self.config.modality}_pooling")
         return BaseModelOutputWithPooling(
-            last_hidden_state=hidden,
+            last_hidden_state=outputs.last_hidden_state,  # (B, T, H), or a map of positions of convolutional towers
             pooler_output=check_width(pooled, tower, f"{self.config.modality}_config"),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
@@ -340,14 +335,16 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         text_tower = find_tower(text_source, ("text_model",))
         modality_source = load_model(modality_model, f"{modality}_model")
         modality_tower = find_tower(modality_source, modality_names)
+        modality_pooling = modality_pooling or trained_pooling(modality_source, modality_tower, f"{modality}_pooling")
+        if modality == "image":
+            examine_image_tower(modality_tower, modality_pooling, "image_model")
         # Copies: making a composite config resets the attention implementation of the parts it is given.
         config = cls.config_class(
             text_config=text_tower.config.to_dict(),
             text_pooling=text_pooling or trained_pooling(text_source, text_tower, "text_pooling"),
             **{
                 f"{modality}_config": modality_tower.config.to_dict(),
-                f"{modality}_pooling": modality_pooling
-                or trained_pooling(modality_source, modality_tower, f"{modality}_pooling"),
+                f"{modality}_pooling": modality_pooling,
             },
             **config_kwargs,
         )
@@ -402,7 +399,8 @@ class ImageTextDualEncoder(DualEncoder):
         A tower loses its own pooling layer where it has one that the pooling does not read.
 
         Raises:
-            ValueError: for a source that is no tower of this kind.
+            ValueError: for a source that is no tower of this kind, or an image tower that gives one image different
+                vectors in evaluation (ViT-MAE, unless its `mask_ratio` is 0).
             TypeError: for a name that is no field of the config.
             huggingface_hub.errors.StrictDataclassError: for an unknown pooling, a tower without a usable hidden size
                 or towers of unequal width without a projection.

@@ -18,6 +18,13 @@ def without_call_options(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeni
     return tokenizer
 
 
+def with_saved_settings(image_processor: BaseImageProcessor) -> BaseImageProcessor:
+    """Return the image processor; timm's keeps what it was made from, without which it could not be loaded again."""
+    if not hasattr(image_processor, "pretrained_cfg") and hasattr(image_processor, "data_config"):
+        image_processor.pretrained_cfg = image_processor.data_config
+    return image_processor
+
+
 class ImageTextProcessor(HubCardMixin, ProcessorMixin):
     r"""Image processor and tokenizer of an [`ImageTextDualEncoder`] in one.
 
@@ -34,7 +41,7 @@ class ImageTextProcessor(HubCardMixin, ProcessorMixin):
     _card_modality = "image"
 
     def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(image_processor, without_call_options(tokenizer))
+        super().__init__(with_saved_settings(image_processor), without_call_options(tokenizer))
 
 
 class AudioTextProcessor(HubCardMixin, ProcessorMixin):

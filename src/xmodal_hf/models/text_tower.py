@@ -39,6 +39,7 @@ _POOLER_LAYERS = {
     "convnext": "layernorm",
     "convnextv2": "layernorm",
 }
+_TIMM_HEAD = ("head", "fc_norm", "attn_pool", "head_norm", "conv_head", "norm_head")
 # The input of masked pre-training (DINOv2 and others).
 _MASK_TOKEN = "mask_token"
 
@@ -119,6 +120,18 @@ def freeze_unused(tower: PreTrainedModel, pooling: str) -> None:
     pooler_layer = _POOLER_LAYERS.get(tower.config.model_type)
     if pooling != "pooler" and pooler_layer is not None:
         tower.get_submodule(pooler_layer).requires_grad_(False)
+    if pooling != "pooler" and tower.config.model_type == "timm_wrapper":
+        for layer in _timm_head(tower):
+            layer.requires_grad_(False)
+
+
+def _timm_head(tower: PreTrainedModel) -> list[nn.Module]:
+    """Return the layers of a timm tower that only its own pooled output passes through."""
+    model = tower.timm_model
+    # EfficientNet's last convolution has the name of MobileNetV3's, and comes before its states.
+    names = [name for name in _TIMM_HEAD if not (name == "conv_head" and hasattr(model, "bn2"))]
+    layers = (getattr(model, name, None) for name in names)
+    return [layer for layer in layers if isinstance(layer, nn.Module)]
 
 
 def _check_rebuilds(tower: PreTrainedModel, pooling: str, field: str) -> None:
@@ -189,7 +202,8 @@ def find_tower(model: PreTrainedModel, names: tuple[str, ...]) -> PreTrainedMode
     for name in names:
         if isinstance(children.get(name), PreTrainedModel):
             return children[name]
-    return model.base_model
+    base = model.base_model
+    return base if isinstance(base, PreTrainedModel) else model  # a timm model in its wrapper is none
 
 
 def check_width(pooled: torch.Tensor, tower: PreTrainedModel, field: str) -> torch.Tensor:

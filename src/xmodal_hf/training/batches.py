@@ -7,6 +7,7 @@ one in another number of workers, sees what the first one saw.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,7 +21,7 @@ from accelerate.utils import send_to_device
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..data.audio import SpecAugment, clip_seconds, set_clip_seconds, set_padding
 from ..data.bad_items import BAD_ITEMS_NAME, BadItemLog
@@ -259,6 +260,21 @@ def text_lengths(tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -
     return {"max_length": text.max_length}
 
 
+def image_side(image_processor: BaseImageProcessor) -> int:
+    """Return the shortest side of the images that a processor makes before it crops them, in pixels.
+
+    Raises:
+        ValueError: for a processor that names no size.
+    """
+    size = getattr(image_processor, "size", None)
+    if size is not None:
+        return min(dict(size).values())  # height and width, or the shortest edge
+    timm_config = getattr(image_processor, "data_config", None)
+    if timm_config is None:
+        raise ValueError(f"{type(image_processor).__name__} names no size: pass an image processor with one")
+    return math.ceil(min(timm_config["input_size"][1:]) / timm_config["crop_pct"])
+
+
 def pair_rows(
     table: PairTable,
     processor: ProcessorMixin,
@@ -281,7 +297,7 @@ def pair_rows(
     """
     lengths = text_lengths(processor.tokenizer, text)
     if isinstance(processor, ImageTextProcessor):
-        size = min(dict(processor.image_processor.size).values())  # height and width, or the shortest edge
+        size = image_side(processor.image_processor)
         # JPEGs are decoded at reduced scale: a random crop then still has the pixels that the tower sees.
         min_image_size = round(size * _CROP_MARGIN) if pairs.augment else size
         rows = PairDataset(table, seed=seed, min_image_size=min_image_size, **options)

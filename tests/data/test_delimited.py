@@ -13,7 +13,15 @@ from xmodal_hf.data import tables
 from xmodal_hf.data.delimited import inspect_delimited
 from xmodal_hf.data.tables import load_table
 
-CAPTIONS = ['"Hello there, a man says', "rain, falls", 'a voice saying "stop"', '12" pizza', '"Stop" sign', "'a'", "wind"]
+CAPTIONS = [
+    '"Hello there, a man says',
+    "rain, falls",
+    'a voice saying "stop"',
+    '12" pizza',
+    '"Stop" sign',
+    "'a'",
+    "wind",
+]
 # Text of one line: what csv and pandas take for the end of a line is none of a field.
 TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\u2028\u2029\x85"), max_size=12)
 

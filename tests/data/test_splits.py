@@ -128,7 +128,9 @@ def test_a_column_split_may_have_nulls_and_any_case(tmp_path, name, split, rows)
 
 
 def test_a_split_column_of_class_labels(tmp_path):
-    features = Features({"image": Value("string"), "text": Value("string"), "split": ClassLabel(names=["test", "train"])})
+    features = Features(
+        {"image": Value("string"), "text": Value("string"), "split": ClassLabel(names=["test", "train"])}
+    )
     rows = {"image": ["0.png", "1.png", "2.png"], "text": ["x"] * 3, "split": [1, 0, None]}
     Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "a.parquet")
     for load in (load_pairs, stream_pairs):

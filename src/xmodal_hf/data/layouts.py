@@ -117,6 +117,12 @@ def load_archive(path: Path, modality: Modality, split: str, text_column: TextCo
     return _rows_of_tree(tree, split, text_column)
 
 
+def modality_of(path: Path) -> Modality:
+    """What a folder or archive holds more of, pictures or sounds: for those who read its texts alone."""
+    images, sounds = (len(FileTree(path, modality).media) for modality in ("image", "audio"))
+    return "audio" if sounds > images else "image"
+
+
 def captions_of_json(content: bytes, names: Sequence[str]) -> list[str]:
     """The captions in a sample's JSON: those of the first field of these names that holds any."""
     try:
@@ -243,30 +249,35 @@ def _texts_beside(tree: FileTree, name: str) -> dict[str, str]:
 
 
 def _rows_with_texts(tree: FileTree, media: Sequence[str], text_column: TextColumns) -> Dataset:
+    """The files with the texts beside them: in a column `text`, or in one for each named field of a .json."""
     fields = (text_column,) if isinstance(text_column, str) else tuple(text_column or ())
-    captions = [_captions_beside(tree, _texts_beside(tree, name), fields) for name in media]
-    without = sum(not found for found in captions)
-    if without == len(captions):
+    texts = [_texts_beside(tree, name) for name in media]
+    if fields:
+        columns = {field: [_fields_beside(tree, beside, field) for beside in texts] for field in fields}
+    else:
+        columns = {"text": [_captions_beside(tree, beside) for beside in texts]}
+    without = sum(not any(found) for found in zip(*columns.values(), strict=True))
+    if without == len(media):
         raise ValueError(
             f"{tree.path}: the texts beside the {len(media)} files hold no caption. Fields of a .json are found by the "
             f"names {', '.join(TEXT_COLUMNS)}: name another one with --text_column"
         )
     if without:
         logger.warning("%s: %d of %d files have no caption beside them", tree.path, without, len(media))
-    return Dataset.from_dict({"file_name": list(media), "text": captions})
+    return Dataset.from_dict({"file_name": list(media), **columns})
 
 
-def _captions_beside(tree: FileTree, texts: dict[str, str], fields: tuple[str, ...]) -> list[str]:
-    """The same as of a sample in a tar: a named field, else the text file, else the usual fields."""
-    if not fields:
-        for name in (texts[found] for found in TEXT_ENDINGS if found in texts):
-            return [tree.read(name).decode(errors="replace")]
-    if ".json" not in texts:
-        return []
-    content = tree.read(texts[".json"])
-    if not fields:
-        return captions_of_json(content, TEXT_COLUMNS)
-    return [text for field in fields for text in captions_of_json(content, (field,))]
+def _captions_beside(tree: FileTree, texts: dict[str, str]) -> list[str]:
+    """The captions of a file, as of a sample in a tar: the text file, else the usual fields of the .json."""
+    for name in (texts[found] for found in TEXT_ENDINGS if found in texts):
+        text = tree.read(name).decode(errors="replace")
+        if text.strip() or ".json" not in texts:
+            return [text]
+    return captions_of_json(tree.read(texts[".json"]), TEXT_COLUMNS) if ".json" in texts else []
+
+
+def _fields_beside(tree: FileTree, texts: dict[str, str], field: str) -> list[str]:
+    return captions_of_json(tree.read(texts[".json"]), (field,)) if ".json" in texts else []
 
 
 def _class_rows(tree: FileTree, media: Sequence[str]) -> Dataset:
@@ -313,7 +324,7 @@ def _report_left_out(tree: FileTree, used: set[str]) -> None:
 def _table_of_files(tree: FileTree, split: str) -> tuple[Dataset, Path] | None:
     """The table in the folder, or else above it, that names its files; None where there is none."""
     for folder in (tree.path, tree.path.absolute().parent):
-        found = {path: table for path in _tables_of(folder) if (table := _if_it_names(tree, path)) is not None}
+        found = {path: table for path in _tables_of(folder, tree) if (table := _if_it_names(tree, path)) is not None}
         if found:
             path, table = _table_of_split(found, tree, split)
             logger.info("captions of %s are in %s", tree.path, path)
@@ -346,15 +357,13 @@ def _rows_within(table: Dataset, path: Path, tree: FileTree) -> Dataset:
     return table.select(rows)
 
 
-def _tables_of(folder: Path) -> list[Path]:
+def _tables_of(folder: Path, tree: FileTree) -> list[Path]:
+    """Tables that may name files: in a folder and in its folders of tables; in the tree itself, wherever they lie."""
     folders = [folder, *(entry for entry in sorted(folder.iterdir()) if entry.name.lower() in TABLE_FOLDERS)]
-    return [
-        file
-        for place in folders
-        if place.is_dir()
-        for file in sorted(place.iterdir())
-        if file.is_file() and not file.name.startswith(".") and _may_name_files(file)
-    ]
+    files = {file for place in folders if place.is_dir() for file in place.iterdir() if file.is_file()}
+    if folder == tree.path:
+        files |= {folder / name for name in tree.names if table_suffix(Path(name)) in _TABLE_ENDINGS}
+    return sorted(file for file in files if not file.name.startswith(".") and _may_name_files(file))
 
 
 def _may_name_files(path: Path) -> bool:
@@ -388,7 +397,7 @@ def _if_it_names(tree: FileTree, path: Path) -> Dataset | None:
     try:
         table = load_named_table(path)
     except ValueError as error:
-        if path.parent == tree.path:
+        if path.is_relative_to(tree.path):
             raise
         logger.warning("%s", error)
         return None

@@ -6,14 +6,16 @@ import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
 from .columns import TEXT_COLUMNS, TextColumns, class_names_of, find_texts, row_text
+from .layouts import load_archive, load_folder, load_named_table, modality_of
 from .openmoji import openmoji_captions
 from .soundfont import soundfont_captions
-from .tables import load_table
+from .tables import load_table, select_split
 from .tars import find_tars, load_tars
 
 logger = logging.getLogger(__name__)
@@ -185,7 +187,7 @@ def _raw_sentences(source: str | os.PathLike, column: TextColumns) -> Iterable[s
     if tars := find_tars(source, "train"):
         table = load_tars(tars, modality="image", text_names=TEXT_COLUMNS, text_column=column, texts_only=True)
         return [caption for captions in table["text"] for caption in captions]
-    table = load_table(source)
+    table = _rows_of(Path(source), source, column)
     if "anchor" in table.column_names and column is None:
         column = "anchor"
     empty = [name for name in table.column_names if table.data[name].null_count == len(table)]
@@ -199,6 +201,15 @@ def _raw_sentences(source: str | os.PathLike, column: TextColumns) -> Iterable[s
     if not isinstance(first, str):
         raise ValueError(f"The column {names[0]!r} of {source} has {type(first).__name__} values, not text.")
     return values
+
+
+def _rows_of(path: Path, source: str | os.PathLike, column: TextColumns) -> Dataset:
+    """The rows of a source as `load_pairs` finds them: also captions beside pictures or sounds."""
+    if path.is_dir():
+        return load_folder(path, modality_of(path), "train", column)[0]
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return load_archive(path, modality_of(path), "train", column)[0]
+    return select_split(load_named_table(path), "train", source) if path.is_file() else load_table(source)
 
 
 def _strip(sentences: Iterable[str | None]) -> list[str]:

@@ -347,7 +347,10 @@ def _ids(table: Dataset, media: str, located: list[tuple[str, str] | None] | Non
 
 def _ids_of_bytes(table: Dataset, media: str) -> list[str]:
     """Ids from the paths in a column of bytes and paths, which are read without the bytes."""
-    columns = table.select_columns([media]).flatten()
+    columns = table.select_columns([media])
+    if isinstance(table.features[media], Image | Audio):
+        columns = columns.cast_column(media, type(table.features[media])(decode=False))
+    columns = columns.flatten()
     path, content = f"{media}.path", f"{media}.bytes"
     if not {path, content} <= set(columns.column_names):
         return unique_or_rows([None] * len(table))

@@ -1,0 +1,202 @@
+"""Folders and archives: texts beside files, tables around them, classes only where nothing else could be the caption."""
+
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from xmodal_hf.data.sentences import load_sentences
+from xmodal_hf.data.sources import load_pairs
+
+
+def content(name):
+    buffer = io.BytesIO()
+    if name.endswith((".png", ".jpg", ".webp", ".JPG")):
+        Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    elif name.endswith((".wav", ".opus", ".aiff", ".flac", ".oga")):
+        kinds = {"opus": ("OGG", "OPUS"), "aiff": ("AIFF", None), "flac": ("FLAC", None), "oga": ("OGG", "VORBIS")}
+        kind, subtype = kinds.get(name.rpartition(".")[2], ("WAV", None))
+        soundfile.write(buffer, np.sin(np.arange(4000)), 8000, format=kind, subtype=subtype)
+    else:
+        buffer.write(b"no media")
+    return buffer.getvalue()
+
+
+def fill(folder, *names, **texts):
+    """Files by name with fitting contents; of keywords, the text."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content(name))
+    return folder
+
+
+def zipped(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder))
+    return path
+
+
+@pytest.mark.parametrize("in_zip", [False, True])
+@pytest.mark.parametrize("ending", [".txt", ".caption", ".json", ".png.txt", ".png.json"])
+@pytest.mark.parametrize("folders", [("", ""), ("cat", "dog")])
+def test_texts_beside_the_files_are_the_captions(tmp_path, ending, folders, in_zip, caplog):
+    folder = tmp_path / "data"
+    for number, name in enumerate(folders):
+        fill(folder / name, f"{number}.png")
+        text = f"caption of {number}"
+        text = json.dumps({"text": "", "caption": text}) if ending.endswith("json") else text
+        (folder / name / f"{number}{ending}").write_text(text)
+    pairs = load_pairs(zipped(folder, tmp_path / "data.zip") if in_zip else folder)
+    assert pairs["text"][:] == [["caption of 0"], ["caption of 1"]]
+    assert "classes from folder names" not in caplog.text
+    assert pairs[1]["image"].size == (8, 8)
+
+
+def test_a_named_field_goes_before_the_text_file(tmp_path):
+    fill(tmp_path, "0.png")
+    (tmp_path / "0.txt").write_text("alt text")
+    (tmp_path / "0.json").write_text('{"long": "a long caption", "short": ["a", "b"]}')
+    assert load_pairs(tmp_path)["text"][0] == ["alt text"]
+    assert load_pairs(tmp_path, text_column="long")["text"][0] == ["a long caption"]
+    assert load_pairs(tmp_path, text_column=["short", "long"])["text"][0] == ["a", "b", "a long caption"]
+
+
+def test_files_without_a_text_beside_them_are_counted_and_stay(tmp_path, caplog):
+    fill(tmp_path, "0.png", "1.png", "2.png")
+    (tmp_path / "0.txt").write_text("one")
+    assert len(load_pairs(tmp_path)) == 3
+    assert "2 of 3 files have no caption beside them" in caplog.text
+
+
+def test_texts_that_hold_no_caption_are_an_error_and_no_reason_for_class_names(tmp_path):
+    fill(tmp_path, "cat/0.png", "dog/1.png")
+    for name in ("cat/0.json", "dog/1.json"):
+        (tmp_path / name).write_text('{"width": 8, "alt": "x"}')
+    with pytest.raises(ValueError, match="hold no caption.*name another one with --text_column"):
+        load_pairs(tmp_path)
+    assert load_pairs(tmp_path, text_column="alt")["text"][:] == [["x"], ["x"]]
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+@pytest.mark.parametrize("in_zip", [False, True])
+def test_class_names_are_said_and_no_ending_is_lost(tmp_path, modality, in_zip, caplog):
+    endings = ("png", "jpg", "JPG", "webp") if modality == "image" else ("wav", "opus", "aiff", "oga")
+    names = [f"class_{letter}/1.{ending}" for letter, ending in zip("abcd", endings, strict=True)]
+    folder = fill(tmp_path / "data", *names)
+    pairs = load_pairs(zipped(folder, tmp_path / "data.zip") if in_zip else folder, modality=modality)
+    assert sorted(pairs["text"][:]) == ["class a", "class b", "class c", "class d"]
+    assert "4 classes from folder names: class a, class b, class c, class d" in caplog.text
+
+
+def test_files_that_are_left_out_are_counted_by_ending(tmp_path, caplog):
+    fill(tmp_path, "dog/1.wav", "dog/2.m4a", "dog/3.m4a", "cat/1.wav", "cat/notes.txt", "README")
+    assert len(load_pairs(tmp_path, modality="audio")) == 2
+    assert (
+        "4 files are left out: 2 .m4a (cannot be decoded: convert with `ffmpeg -i NAME.m4a NAME.flac`)" in caplog.text
+    )
+
+
+def test_a_class_without_a_file_that_can_be_decoded_does_not_vanish(tmp_path):
+    fill(tmp_path, "dog/1.wav", "cat/1.m4a", "cat/2.wma")
+    with pytest.raises(ValueError, match=r"no file of the class 'cat' can be decoded: 1 \.m4a .*ffmpeg -i"):
+        load_pairs(tmp_path, modality="audio")
+
+
+@pytest.mark.parametrize("names", [("1.m4a", "2.m4a"), ("dog/1.m4a", "cat/1.webm")])
+def test_formats_that_the_decoder_lacks_are_named(tmp_path, names):
+    fill(tmp_path, *names)
+    with pytest.raises(ValueError, match=r"cannot be decoded: convert with `ffmpeg -i"):
+        load_pairs(tmp_path, modality="audio")
+
+
+@pytest.mark.parametrize("place", ["pictures/captions.csv", "captions.csv", "annotations/all.csv", "captions.txt"])
+@pytest.mark.parametrize("source", ["", "pictures"])
+def test_a_table_in_a_folder_or_above_it_is_read(tmp_path, place, source, caplog):
+    fill(tmp_path, "pictures/cat/0.png", "pictures/dog/1.png")
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("file_name,caption\ncat/0.png,a cat sleeps\ndog/1.png,a dog barks\n")
+    pairs = load_pairs(tmp_path / source)
+    assert pairs["text"][:] == ["a cat sleeps", "a dog barks"] and pairs["id"][:] == ["cat/0.png", "dog/1.png"]
+    assert pairs[1]["image"].size == (8, 8) and "classes from folder names" not in caplog.text
+
+
+def test_of_a_table_above_a_folder_the_rows_of_other_folders_are_left_out(tmp_path):
+    fill(tmp_path, "a/0.png", "b/1.png")
+    (tmp_path / "all.csv").write_text("file_name,caption\na/0.png,zero\nb/1.png,one\n")
+    assert load_pairs(tmp_path / "b")["text"][:] == ["one"]
+
+
+def test_several_tables_are_told_apart_by_the_split_or_refused(tmp_path):
+    fill(tmp_path, "images/0.png", "images/1.png")
+    for number, name in enumerate(("train", "val")):
+        (tmp_path / f"{name}.csv").write_text(f"file_name,caption\n{number}.png,{name}\n")
+    assert load_pairs(tmp_path, split="validation")["text"][:] == ["val"]
+    with pytest.raises(ValueError, match="only of train, val"):
+        load_pairs(tmp_path, split="test")
+    (tmp_path / "other.csv").write_text("file_name,caption\n0.png,x\n")
+    (tmp_path / "more.csv").write_text("file_name,caption\n0.png,x\n")
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.csv").unlink()
+    with pytest.raises(ValueError, match=r"several tables name its files, pass the one that is meant: .*more.*other"):
+        load_pairs(tmp_path)
+
+
+def test_a_table_that_names_the_files_without_captions_says_what_to_pass(tmp_path):
+    fill(tmp_path, "cat/0.png")
+    (tmp_path / "list.csv").write_text("file_name,breed\ncat/0.png,siamese\n")
+    with pytest.raises(ValueError, match="Which column is the text"):
+        load_pairs(tmp_path)
+    assert load_pairs(tmp_path, text_column="breed")["text"][:] == ["siamese"]
+
+
+def test_tables_of_other_files_do_no_harm(tmp_path, caplog):
+    fill(tmp_path / "data", "cat/0.png", "dog/1.png")
+    (tmp_path / "other.csv").write_text("file_name,caption\nnowhere.png,x\n")
+    (tmp_path / "broken.csv").write_text("file_name,caption\na,b,c\n")
+    assert load_pairs(tmp_path / "data")["text"][:] == ["cat", "dog"]
+    assert "broken.csv: line 2 has 3 fields" in caplog.text
+
+
+def test_files_without_anything_that_could_be_a_caption(tmp_path):
+    fill(tmp_path, "0.png", "1.png")
+    with pytest.raises(ValueError, match=r"has 2 files and nothing that could be their captions.*metadata\.jsonl"):
+        load_pairs(tmp_path)
+
+
+def test_a_table_within_an_archive_says_what_to_do(tmp_path):
+    fill(tmp_path / "data", "cat/0.png")
+    (tmp_path / "data" / "captions.csv").write_text("file_name,caption\ncat/0.png,x\n")
+    with pytest.raises(ValueError, match=r"holds the table captions\.csv.*unzip data\.zip -d data"):
+        load_pairs(zipped(tmp_path / "data", tmp_path / "data.zip"))
+
+
+def test_files_by_their_stems(tmp_path):
+    """A table that was made for other formats, or names files without endings."""
+    fill(tmp_path, "a.flac", "b.opus")
+    rows = [{"file_name": "a.mp3", "caption": "x"}, {"file_name": "b", "caption": "y"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = load_pairs(tmp_path / "rows.jsonl", modality="audio")
+    assert [row["path"].rpartition("/")[2] for row in pairs["audio"]] == ["a.flac", "b.opus"]
+
+
+def test_files_are_not_looked_for_beside_any_folder(tmp_path):
+    """A file of that name in a neighbour is another one, unless the table lies in a folder for tables."""
+    fill(tmp_path, "other/0.png")
+    for name in ("mine", "meta"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.jsonl").write_text('{"file_name": "0.png", "text": "x"}\n')
+    assert not load_pairs(tmp_path / "mine" / "rows.jsonl").data["image"][0]["path"].as_py().endswith("other/0.png")
+    assert load_pairs(tmp_path / "meta" / "rows.jsonl")[0]["image"].size == (8, 8)
+
+
+def test_sentences_of_a_folder_are_its_captions(tmp_path):
+    fill(tmp_path, "cat/0.png", "dog/1.png")
+    for name, text in (("cat/0.txt", "a cat sleeps"), ("dog/1.txt", "a dog barks")):
+        (tmp_path / name).write_text(text)
+    assert load_sentences(tmp_path)["anchor"][:] == ["a cat sleeps", "a dog barks"]

@@ -1,4 +1,4 @@
-"""Folders and archives: texts beside files, tables around them, classes only where nothing else could be the caption."""
+"""Folders and archives: texts beside files, tables around them, classes where nothing else could be the caption."""
 
 import io
 import json
@@ -78,7 +78,7 @@ def test_texts_that_hold_no_caption_are_an_error_and_no_reason_for_class_names(t
     fill(tmp_path, "cat/0.png", "dog/1.png")
     for name in ("cat/0.json", "dog/1.json"):
         (tmp_path / name).write_text('{"width": 8, "alt": "x"}')
-    with pytest.raises(ValueError, match="hold no caption.*name another one with --text_column"):
+    with pytest.raises(ValueError, match=r"hold no caption.*name another one with --text_column"):
         load_pairs(tmp_path)
     assert load_pairs(tmp_path, text_column="alt")["text"][:] == [["x"], ["x"]]
 

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 from torch.utils.data import DataLoader
 
 from xmodal_hf.data import parquet
 from xmodal_hf.data.bad_items import BadItemLog
 from xmodal_hf.data.collators import PairCollator
+from xmodal_hf.data.mixing import undecoded, without_media
 from xmodal_hf.data.orders import ShardOrder
 from xmodal_hf.data.sampling import PairDataset
 from xmodal_hf.data.seeding import EpochIndex
@@ -163,3 +164,61 @@ def test_damage_within_a_file_is_listed_row_by_row(shards, tmp_path):
     assert sorted((entry["index"], entry["reason"]) for entry in entries) == [
         (index, "damaged parquet") for index in (4, 5, 6)
     ]
+
+
+def write_table(path, columns, features=None):
+    Dataset.from_dict(columns, features=features).to_parquet(path, batch_size=2)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["class label", "several texts", "numbered texts", "null column", "status", "split"])
+def test_streams_obey_the_rules_of_the_loaded_table(tmp_path, image_table, kind):
+    pictures = [(tmp_path / row["image"]).read_bytes() for row in image_table[:5]]
+    columns, options = {"jpg": pictures}, {}
+    if kind == "class label":
+        columns["label"], options = [0, 1, 1, None, 0], {"text_column": "label"}
+        features = Features({"jpg": Value("binary"), "label": ClassLabel(names=["cat", "dog"])})
+        write_table(tmp_path / "a.parquet", columns, features)
+    else:
+        columns |= {
+            "several texts": {"a": ["x", "y", None, "", "z"], "b": [["p", "q"]] * 5},
+            "numbered texts": {"caption_1": ["x", None, "y", "z", ""], "caption_2": ["p"] * 5},
+            "null column": {"text": [None] * 5, "caption": ["x"] * 5},
+            "status": {"txt": ["x"] * 5, "status": ["success", "failed_to_download", "success", "success", "failed"]},
+            "split": {"txt": list("abcde"), "split": ["Train", "val", None, "train", "test"]},
+        }[kind]
+        options = {"text_column": ["a", "b"]} if kind == "several texts" else {}
+        write_table(tmp_path / "a.parquet", columns)
+    loaded, streamed = (load(tmp_path / "a.parquet", **options) for load in (load_pairs, stream_pairs))
+    expected = {
+        "class label": ["cat", "dog", "dog", None, "cat"],
+        "several texts": [["x", "p", "q"], ["y", "p", "q"], ["p", "q"], ["p", "q"], ["z", "p", "q"]],
+        "numbered texts": [["x", "p"], ["p"], ["y", "p"], ["z", "p"], ["p"]],
+        "null column": ["x"] * 5,
+        "status": ["x"] * 3,
+        "split": ["a", "d"],
+    }[kind]
+    assert loaded["text"][:] == list(streamed["text"]) == expected
+    assert loaded["id"][:] == list(streamed["id"])
+    plain = undecoded(loaded)
+    assert [streamed[index]["image"]["bytes"] for index in range(len(streamed))] == [
+        row["bytes"] for row in plain["image"]
+    ]
+    assert [streamed[index]["text"] for index in range(len(streamed))] == expected
+    assert [row["id"] for row in without_media(streamed)] == list(streamed["id"])
+
+
+def test_files_that_rows_name_are_found_alike(tmp_path, image_table):
+    rows = [{"file": row["image"].removesuffix(".png"), "caption": row["caption"]} for row in image_table]
+    (tmp_path / "meta").mkdir()
+    Dataset.from_list(rows).to_parquet(tmp_path / "meta" / "a.parquet")
+    loaded, streamed = (load(tmp_path / "meta" / "a.parquet") for load in (load_pairs, stream_pairs))
+    assert [row["path"] for row in undecoded(loaded)["image"]] == [row["image"]["path"] for row in streamed]
+    assert streamed[3]["image"]["path"].endswith("files/3.png") and loaded["id"][:] == list(streamed["id"])
+
+
+def test_rows_that_list_files_cannot_be_streamed(tmp_path):
+    write_table(tmp_path / "a.parquet", {"images": [["0.png", "1.png"]], "text": ["x"]})
+    with pytest.raises(ValueError, match="list several files: drop --streaming"):
+        stream_pairs(tmp_path / "a.parquet")
+    assert load_pairs(tmp_path / "a.parquet")["id"][:] == ["0.png", "1.png"]

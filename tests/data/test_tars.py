@@ -246,3 +246,74 @@ def test_memory_does_not_grow_with_the_data(tmp_path, samples):
         results[folder] = [int(number) for number in output.split()]
     assert results["small"][0] == 5_000 and results["large"][0] == 100_000
     assert results["large"][1] < results["small"][1] + 40, results
+
+
+def png(samples, number):
+    buffer = io.BytesIO()
+    samples.image(number).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_members_of_a_sample_need_not_follow_each_other(tmp_path, samples):
+    texts = [(f"{number}.txt", f"picture of number {number}".encode()) for number in range(3)]
+    pictures = [(f"{number}.png", png(samples, number)) for number in (2, 0, 1)]
+    items = PairDataset(load_pairs(write_tar(tmp_path / "a.tar", [*texts, *pictures])), seed=0)
+    for number in range(3):
+        assert samples.number_of(items[number]["image"]) == number
+        assert items[number]["text"] == f"picture of number {number}"
+
+
+@pytest.mark.parametrize(("image", "text"), [("image.jpeg", "caption.txt"), ("img.PNG", "txt"), ("png", "text.txt")])
+def test_names_before_the_last_ending(tmp_path, samples, image, text):
+    members = [(f"000.{image}", png(samples, 3)), (f"000.{text}", b"three"), ("000.mask.png", png(samples, 9))]
+    pairs = load_pairs(write_tar(tmp_path / "a.tar", members))
+    assert pairs["text"][:] == [["three"]] and samples.number_of(PairDataset(pairs, seed=0)[0]["image"]) == 3
+
+
+def test_named_texts_are_members_or_fields(tmp_path):
+    members = [("0.png", b"x"), ("0.short.txt", b"a"), ("0.long.txt", b"b"), ("0.json", b'{"alt": "c"}')]
+    tar = write_tar(tmp_path / "a.tar", members)
+    assert load_pairs(tar, text_column="long")["text"][0] == ["b"]
+    assert load_pairs(tar, text_column=["short", "alt"])["text"][0] == ["a", "c"]
+
+
+def test_two_pictures_of_one_key_are_an_error_naming_both(tmp_path):
+    """Keys end at the first dot, so that names with other dots fall together."""
+    tar = write_tar(tmp_path / "a.tar", [("1.5_a.png", b"x"), ("1.7_b.png", b"y"), ("1.txt", b"z")])
+    with pytest.raises(ValueError, match=r"the sample 1 has 1\.5_a\.png and 1\.7_b\.png, and it is not clear"):
+        load_pairs(tar)
+
+
+@pytest.mark.parametrize("empty", [None, "", " ", [], [None], [" "], 3])
+def test_the_first_field_that_holds_a_caption_is_taken(tmp_path, empty):
+    fields = json.dumps({"text": empty, "caption": "a dog"}).encode()
+    assert load_pairs(write_tar(tmp_path / "a.tar", [("1.png", b"x"), ("1.json", fields)]))["text"][0] == ["a dog"]
+
+
+def test_an_empty_text_file_gives_way_to_the_json(tmp_path):
+    members = [("1.png", b"x"), ("1.txt", b" "), ("1.json", b'{"caption": "a dog"}')]
+    assert load_pairs(write_tar(tmp_path / "a.tar", members))["text"][0] == ["a dog"]
+
+
+def test_tars_without_captions_or_pictures_say_what_they_hold(tmp_path):
+    tar = write_tar(tmp_path / "a.tar", [("1.png", b"x"), ("1.cls", b"3"), ("1.json", b'{"alt": "x"}')])
+    with pytest.raises(
+        ValueError, match=r"no sample of .*a\.tar has a caption .*\.png \(1\), \.cls \(1\).*--text_column"
+    ):
+        load_pairs(tar)
+    tar = write_tar(tmp_path / "b.tar", [("1.m4a", b"x"), ("1.txt", b"a sound")])
+    with pytest.raises(ValueError, match=r"has a sound; .*1 \.m4a \(cannot be decoded: convert with `ffmpeg -i"):
+        load_pairs(tar, modality="audio")
+
+
+def test_sounds_of_every_ending_that_can_be_decoded(tmp_path, samples):
+    import soundfile
+
+    members = []
+    for ending, kind, subtype in (("opus", "OGG", "OPUS"), ("aiff", "AIFF", None), ("oga", "OGG", "VORBIS")):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples.tone(0.1), 8000, format=kind, subtype=subtype)
+        members += [(f"{ending}.{ending}", buffer.getvalue()), (f"{ending}.txt", ending.encode())]
+    pairs = load_pairs(write_tar(tmp_path / "a.tar", members), modality="audio")
+    items = PairDataset(pairs, seed=0, sampling_rate=8000)
+    assert [items[index]["text"] for index in range(3)] == ["opus", "aiff", "oga"]

@@ -197,3 +197,26 @@ def test_a_state_of_other_data_is_refused(pictures, image_text_processor, tmp_pa
     less = pair_stream(build_accelerator(arguments), table.select(range(len(table) - 1)), *parts)
     with pytest.raises(CheckpointError, match=f"the data have {len(table) - 1} rows, and had {len(table)} when"):
         less.load_state_dict(state)
+
+
+def test_rows_that_an_epoch_leaves_out_are_said_once(pictures, image_text_processor, tmp_path, caplog):
+    with caplog.at_level("INFO", logger="xmodal_hf"):
+        epoch_of(PairArguments(dataset=[pictures], max_samples=7), image_text_processor, tmp_path)
+    assert caplog.text.count("3 of 7 rows are left out in each epoch with --batch_size 4") == 1
+    caplog.clear()
+    with caplog.at_level("INFO", logger="xmodal_hf"):
+        epoch_of(PairArguments(dataset=[pictures], max_samples=4), image_text_processor, tmp_path)
+    assert "left out" not in caplog.text
+
+
+def test_captions_that_are_kept_out_are_counted(pictures, tmp_path, caplog):
+    (tmp_path / "test.txt").write_text("The dog 3!\nthe dog 5\n")
+    with caplog.at_level("INFO", logger="xmodal_hf"):
+        table = load_pair_table(PairArguments(dataset=[pictures]), [str(tmp_path / "test.txt")])
+    assert len(table) == 18 and "--exclude_texts left out 2 texts that occur in evaluation sets" in caplog.text
+
+
+def test_one_text_column_is_held_as_before_there_could_be_several():
+    assert PairArguments(dataset=["a"], text_column=["caption"]).text_column == "caption"
+    assert PairArguments(dataset=["a"], text_column="caption").text_column == "caption"
+    assert PairArguments(dataset=["a"], text_column=["a", "b"]).text_column == ["a", "b"]

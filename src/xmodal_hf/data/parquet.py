@@ -87,7 +87,8 @@ def parquet_nulls(files: Sequence[str]) -> list[str]:
                 column = metadata.row_group(group).column(number)
                 if column.statistics is not None and column.statistics.has_null_count:
                     counts[column.path_in_schema] += column.statistics.null_count
-        nulls.append({name for name, count in counts.items() if count == metadata.num_rows})
+        untyped = {field.name for field in _open(file, os.getpid()).schema_arrow if pa.types.is_null(field.type)}
+        nulls.append(untyped | {name for name, count in counts.items() if count == metadata.num_rows})
     return sorted(set.intersection(*nulls)) if nulls else []
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Audio, Dataset, Image, Json, LargeList, List, Value
 
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 BUILT_IN: dict[str, Callable[[str], Dataset]] = {"openmoji": load_openmoji, "soundfont": load_soundfont}
 DEFAULT_BUFFER_SIZE = 10_000
+_ROWS_AT_ONCE = 1000
 
 
 def load_pairs(
@@ -346,15 +348,15 @@ def _ids(table: Dataset, media: str, located: list[tuple[str, str] | None] | Non
 
 
 def _ids_of_bytes(table: Dataset, media: str) -> list[str]:
-    """Ids from the paths in a column of bytes and paths, which are read without the bytes."""
-    columns = table.select_columns([media])
-    if isinstance(table.features[media], Image | Audio):
-        columns = columns.cast_column(media, type(table.features[media])(decode=False))
-    columns = columns.flatten()
-    path, content = f"{media}.path", f"{media}.bytes"
-    if not {path, content} <= set(columns.column_names):
-        return unique_or_rows([None] * len(table))
-    paths = columns[path][:]
-    if columns.data[content].null_count == len(columns.data):  # files, which may have several rows
-        return [id_of(value, number) for number, value in enumerate(paths)]
-    return unique_or_rows(paths)
+    """Ids from the paths in a column of bytes and paths."""
+    paths: list[str | None] = []
+    is_files = True
+    for batch in table.select_columns([media]).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
+        cells = batch[media].combine_chunks()
+        if not pa.types.is_struct(cells.type) or cells.type.get_field_index("path") < 0:
+            return unique_or_rows([None] * len(table))
+        paths += pc.struct_field(cells, "path").to_pylist()
+        if cells.type.get_field_index("bytes") >= 0:
+            is_files &= pc.struct_field(cells, "bytes").null_count == len(cells)
+    # Files may have several rows; of bytes, the path is only a name.
+    return [id_of(path, number) for number, path in enumerate(paths)] if is_files else unique_or_rows(paths)

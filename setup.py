@@ -16,6 +16,7 @@ EXTRAS = {
         "sentence-transformers>=5.4",  # what we export is loaded with it
         "webdataset>=0.2",  # its tars are read
     ],
+    "faiss": ["faiss-cpu>=1.8"],
     "gradio": ["gradio>=6.20,<7"],
     "mteb": ["mteb>=2"],
     "sentence-transformers": ["sentence-transformers>=5.4"],

@@ -227,7 +227,8 @@ def _add_batch(side: FrozenSide, batch: dict[str, Any], found: _Vectors, record:
     """Embed a batch, and list the items that could not be used."""
     for row in batch["bad"]:
         record(row["position"].index, row["id"], row["source"], row["error"])
-    bar.update((len(batch["bad"]) + len(batch["names"])) / side.num_views)
+    views = [row["position"].epoch for row in batch["bad"]] + [view for _, view, _ in batch["names"]]
+    bar.update(views.count(side.num_views - 1))  # of an item, its last view
     if batch["inputs"] is None:
         return
     _add(side, batch["names"], side.pooled(batch["inputs"]), found, record)

@@ -193,7 +193,7 @@ class FeatureStore:
     def _number_of(self, key: str | tuple[str, int]) -> int:
         item_id, position = (key, None) if isinstance(key, str) else key
         for number in self._numbers_of_id(item_id):
-            if position is None or self._position(number) == position:
+            if position is None or self.position(number) == position:
                 return number
         raise KeyError(f"the store has no {item_id!r}" + ("" if position is None else f" with the number {position}"))
 
@@ -206,7 +206,8 @@ class FeatureStore:
             if self.ids([int(numbers[place])]) == [item_id]:
                 yield int(numbers[place])
 
-    def _position(self, number: int) -> int:
+    def position(self, number: int) -> int:
+        """The number of the caption or view, within its item, of a vector."""
         ((shard, within),) = self._places([number])
         return int(shard.positions[within])
 

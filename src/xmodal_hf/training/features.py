@@ -217,8 +217,15 @@ def build_frozen_side(
         compute=compute,
         num_views=pairs.feature_views if changes else 1,
         augment=_augmentation(pairs),
-        source={name: getattr(pairs, name) for name in (*_SOURCE_OPTIONS, "modality")},
+        source=_source(pairs),
     )
+
+
+def _source(pairs: PairArguments) -> dict[str, Any]:
+    """Return where the data are, so that a search from any folder finds them again."""
+    source = {name: getattr(pairs, name) for name in (*_SOURCE_OPTIONS, "modality")}
+    names = [str(Path(name).absolute()) if Path(name).exists() else name for name in pairs.dataset]
+    return source | {"dataset": names}
 
 
 def _augmentation(pairs: PairArguments) -> dict[str, Any]:

@@ -1,0 +1,271 @@
+"""Search in a feature store: the items whose embeddings are nearest to a text, a picture or a sound.
+
+A store keeps what the tower pools; the model's projection, which may have been trained on the store, gives the
+embeddings. Shapes: n vectors, Q queries, H pooled width, D embedding size.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import ProcessorMixin
+
+from ..data.audio import load_waveform
+from ..data.images import load_image
+from ..data.mixing import ConcatenatedPairs, PairTable, undecoded
+from ..data.sources import load_pairs
+from ..features.frozen import tower_fields
+from ..features.manifest import FeatureError, differences
+from ..features.store import FeatureStore
+from ..models.conversion import load_dual_encoder, load_dual_processor
+from ..models.modeling_dual_encoder import DualEncoder
+from .adapters import is_adapter, load_adapted, processor_source
+from .embed import DualEncoderEmbedder, EmbedOptions
+from .plots import spectrogram_picture
+
+# Vectors from which on FAISS, where it is installed, is asked: below, a product of matrices takes milliseconds.
+_FAISS_VECTORS = 100_000
+# Embeddings that are kept between queries, in bytes; larger stores are projected anew for each.
+_KEPT_BYTES = 2**30
+# Of the spectrograms on a contact sheet: samples of a window, and the longest clip that is shown, in seconds.
+_STFT_SAMPLES, _SHOWN_SECONDS = 512, 10.0
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An answer.
+
+    Attributes:
+        id: of the item.
+        score: cosine of its embedding with the query's.
+        position: number of the caption or view that answers.
+        row: of the data set.
+    """
+
+    id: str
+    score: float
+    position: int
+    row: int
+
+
+class Search:
+    """A model and the feature store of one of its towers.
+
+    Args:
+        model: a dual encoder whose tower the store is of; its projections may be others.
+        processor: of the model.
+        store: pooled vectors of images, sounds or texts.
+        use_faiss: search through FAISS. None: where it is installed and the store has 100,000 vectors or more. The
+            answers are the same, for the index is exact.
+
+    Raises:
+        FeatureError: the store is of another tower; the message says what differs.
+
+    Example:
+        >>> search = Search.load("outputs/clip", "outputs/features/image-0123456789ab")  # doctest: +SKIP
+        >>> search("a red bicycle", k=1)  # doctest: +SKIP
+        [Hit(id='bicycles/17.jpg', score=0.34, position=0, row=17)]
+    """
+
+    def __init__(
+        self, model: DualEncoder, processor: ProcessorMixin, store: FeatureStore, *, use_faiss: bool | None = None
+    ) -> None:
+        if not hasattr(model, f"{store.side}_model"):
+            raise FeatureError(f"the store has {store.side} vectors, the model has no {store.side} tower")
+        different = differences({"tower": store.identity["tower"]}, {"tower": tower_fields(model, store.side)})
+        if different:
+            raise FeatureError(f"the feature store {store.folder} is of another tower: {'; '.join(different)}")
+        self.model, self.store = model.eval(), store
+        self.embedder = DualEncoderEmbedder(model, processor, EmbedOptions(show_progress=False))
+        self._kept: torch.Tensor | None = None
+        is_large = len(store) >= _FAISS_VECTORS and importlib.util.find_spec("faiss") is not None
+        self._faiss: Any = self._build_faiss() if (is_large if use_faiss is None else use_faiss) else None
+
+    @classmethod
+    def load(
+        cls,
+        model: str | os.PathLike,
+        features: str | os.PathLike,
+        *,
+        device: str | None = None,
+        use_faiss: bool | None = None,
+    ) -> Search:
+        """Load a model and open a store.
+
+        Args:
+            model: folder or Hub id of one of our models, a CLIPModel, SiglipModel or ClapModel, or an adapter.
+            features: folder of the store.
+            device: such as "cpu" or "cuda:1"; None takes a GPU where there is one.
+            use_faiss: as above.
+        """
+        store = FeatureStore.open(features)
+        loaded: Any = load_adapted(model, merge=True) if is_adapter(model) else load_dual_encoder(model)
+        processor = load_dual_processor(processor_source(model))
+        loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(loaded, processor, store, use_faiss=use_faiss)
+
+    def __call__(self, text: str | None = None, *, image: Any = None, audio: Any = None, k: int = 10) -> list[Hit]:
+        """Return the k best items for one query, best first, each item once.
+
+        Args:
+            text: what to look for.
+            image: a picture in its place: a Pillow image, path or encoded bytes.
+            audio: a sound in its place: a path, encoded bytes, or samples at the model's rate.
+            k: answers at most.
+
+        Raises:
+            ValueError: not exactly one query, or the model has no tower for it.
+            BadItemError: the picture or sound cannot be read.
+        """
+        queries = {"text": text, "image": image, "audio": audio}
+        given = [(kind, query) for kind, query in queries.items() if query is not None]
+        if len(given) != 1:
+            raise ValueError("search takes one text, image or audio")
+        ((kind, query),) = given
+        if isinstance(query, str | os.PathLike) and kind != "text":
+            query = {"bytes": None, "path": os.fspath(query)}
+        elif isinstance(query, bytes):
+            query = {"bytes": query, "path": None}
+        embeds = self.embedder.encode_text([query]) if kind == "text" else self.embedder.encode_items(kind, [query])
+        return self.nearest(embeds, k)[0]
+
+    def nearest(self, queries: Any, k: int = 10) -> list[list[Hit]]:
+        """Return the k best items for each of (Q, D) unit-norm embeddings."""
+        if k < 1:
+            raise ValueError(f"k counts answers and starts at 1, not {k}")
+        embeds = torch.as_tensor(np.asarray(queries), dtype=torch.float32)
+        # The views of an item, and the captions, all count as one answer: ask for more.
+        wanted = min(len(self.store), k * self._vectors_per_item())
+        scores, numbers = self._from_faiss(embeds, wanted) if self._faiss else self._by_tiles(embeds, wanted)
+        return [self._hits(row, found, k) for row, found in zip(scores.tolist(), numbers.tolist(), strict=True)]
+
+    def _vectors_per_item(self) -> int:
+        if self.store.side != "text":
+            return self.store.num_views
+        return max(1, -(-len(self.store) // max(1, self.store.manifest.items))) * 2
+
+    def _hits(self, scores: Sequence[float], numbers: Sequence[int], k: int) -> list[Hit]:
+        """The first k answers of different items."""
+        hits: dict[str, Hit] = {}
+        rows, ids = self.store.rows(numbers), self.store.ids(numbers)
+        for score, number, row, item_id in zip(scores, numbers, rows, ids, strict=True):
+            if item_id not in hits:
+                hits[item_id] = Hit(item_id, score, self.store.position(number), row)
+        return list(hits.values())[:k]
+
+    def _by_tiles(self, queries: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(Q, k) scores and numbers of the vectors, best first, one tile of the store after the other."""
+        scores = torch.empty((len(queries), 0))
+        numbers = torch.empty((len(queries), 0), dtype=torch.int64)
+        for first, embeds in self._tiles():
+            products = queries @ embeds.T  # (Q, tile)
+            best = products.topk(min(k, products.shape[1]))
+            scores = torch.cat([scores, best.values], dim=1)
+            numbers = torch.cat([numbers, best.indices + first], dim=1)
+            kept = scores.topk(min(k, scores.shape[1]))
+            scores, numbers = kept.values, numbers.gather(1, kept.indices)
+        return scores, numbers
+
+    def _tiles(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """(number of the first, (tile, D) unit-norm float32 embeddings); small stores are projected once."""
+        if self._kept is not None:
+            yield 0, self._kept
+            return
+        parts, is_kept = [], 4 * len(self.store) * self._width() <= _KEPT_BYTES
+        for first, vectors in self.store.tiles():
+            embeds = self._project(vectors)
+            if is_kept:
+                parts.append(embeds)
+            yield first, embeds
+        if is_kept:
+            self._kept = torch.cat(parts)
+
+    def _width(self) -> int:
+        return self._project(self.store.vectors([0])).shape[1]
+
+    @torch.inference_mode()
+    def _project(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(n, H) pooled vectors -> (n, D) unit-norm embeddings on the CPU."""
+        moved = {f"{self.store.side}_pooler_output": vectors.to(self.model.device)}
+        return self.model(**moved, return_logits=False)[f"{self.store.side}_embeds"].float().cpu()
+
+    def _build_faiss(self) -> Any:
+        """An exact index of inner products."""
+        try:
+            import faiss
+        except ImportError as error:
+            raise ImportError("use_faiss needs FAISS: pip install 'xmodal_hf[faiss]'") from error
+        index: Any = None
+        for _, embeds in self._tiles():
+            index = faiss.IndexFlatIP(embeds.shape[1]) if index is None else index
+            index.add(np.ascontiguousarray(embeds.numpy()))
+        self._kept = None  # the index holds them
+        return index
+
+    def _from_faiss(self, queries: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._faiss.search(np.ascontiguousarray(queries.numpy()), k)
+
+
+class Gallery:
+    """The pictures, sounds or captions that a store was made of.
+
+    Args:
+        store: whose manifest names its data.
+        dataset: where the data are now; None: where the manifest says.
+
+    Raises:
+        ValueError: the manifest does not name the data, or they cannot be loaded.
+    """
+
+    def __init__(self, store: FeatureStore, dataset: Sequence[str] | None = None) -> None:
+        source = dict(store.identity["data"].get("source") or {})
+        names = list(dataset or source.pop("dataset", []) or [])
+        source.pop("dataset", None)
+        if not names:
+            raise ValueError("the feature store does not say which data it is of: pass --dataset")
+        self.modality: Literal["image", "audio"] = source.get("modality", "image")
+        tables = {name: load_pairs(name, **source) for name in names}
+        self.table: PairTable = undecoded(ConcatenatedPairs(tables) if len(tables) > 1 else tables[names[0]])
+        self._rows = {item_id: row for row, item_id in reversed(list(enumerate(self.table["id"])))}
+
+    def item(self, item_id: str) -> Any:
+        """The cell of an item's picture or sound; None where the data have no such item any more."""
+        row = self._rows.get(item_id)
+        return None if row is None else self.table[row][self.modality]
+
+    def caption(self, item_id: str, position: int = 0) -> str:
+        """One caption of an item; empty where there is none."""
+        row = self._rows.get(item_id)
+        captions = None if row is None else self.table[row]["text"]
+        captions = captions if isinstance(captions, list) else [captions]
+        return str(captions[position]) if position < len(captions) and captions[position] else ""
+
+    def picture(self, item_id: str) -> Image.Image:
+        """What a contact sheet shows: the picture, the spectrogram of the sound, or a grey field."""
+        cell = self.item(item_id)
+        if cell is None:
+            return Image.new("RGB", (64, 64), "#D9D9D9")
+        return load_image(cell) if self.modality == "image" else spectrogram_of(cell)
+
+
+def spectrogram_of(cell: Any, sampling_rate_hz: int = 16_000) -> Image.Image:
+    """The spectrogram of a sound's first ten seconds as a picture."""
+    waveform = torch.from_numpy(load_waveform(cell, sampling_rate_hz, max_seconds=_SHOWN_SECONDS))
+    waveform = nn.functional.pad(waveform, (0, max(0, _STFT_SAMPLES - len(waveform))))
+    window = torch.hann_window(_STFT_SAMPLES)
+    spectrum = torch.stft(waveform, _STFT_SAMPLES, window=window, return_complex=True).abs()  # (bands, frames)
+    return spectrogram_picture((20 * spectrum.clamp(min=1e-5).log10()).T)
+
+
+def file_name(item_id: str) -> str:
+    """The last part of an id that is a path."""
+    return Path(item_id).name

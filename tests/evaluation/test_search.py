@@ -1,0 +1,144 @@
+"""Search in feature stores: the answers of a product of all embeddings, by tiles and through FAISS."""
+
+import importlib.util
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from xmodal_hf import AudioTextDualEncoder, ImageTextDualEncoder
+from xmodal_hf.evaluation import as_embedder
+from xmodal_hf.evaluation.search import Gallery, Search
+from xmodal_hf.features import FeatureError, FeatureStore
+
+SCRIPTS = Path(__file__).parents[2] / "training_scripts"
+WORDS = ("rain", "the dog barks", "a red apple", "music plays", "two small birds sing")
+
+
+def run_script(name, *options):
+    runpy.run_path(str(SCRIPTS / name))["main"]([str(option) for option in options])
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Twenty pictures with two captions each."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(20):
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+        rows.append({"image": path.name, "captions": [WORDS[number % 5], f"{WORDS[number % 3]} {WORDS[number % 4]}"]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "rows.jsonl"
+
+
+@pytest.fixture
+def store(image_text_folder, pictures, tmp_path):
+    run_script(
+        "extract_features.py", "--model", image_text_folder, "--dataset", pictures, "--output_dir", tmp_path / "f"
+    )
+    return tmp_path / "f"
+
+
+def expected(folder, pictures, query, k):
+    """The best by the embedder of the evaluation, without a store."""
+    model = ImageTextDualEncoder.from_pretrained(folder)
+    embedder = as_embedder(model, None)
+    images = [pictures.parent / f"{number}.png" for number in range(20)]
+    cosines = (embedder.encode_image(images) @ embedder.encode_text([query])[0]).tolist()
+    order = sorted(range(20), key=lambda number: -cosines[number])[:k]
+    return [f"{number}.png" for number in order], [cosines[number] for number in order]
+
+
+@pytest.mark.parametrize("use_faiss", [False, True])
+def test_text_finds_what_the_embedder_finds(image_text_folder, pictures, store, use_faiss, monkeypatch):
+    if use_faiss and importlib.util.find_spec("faiss") is None:
+        pytest.skip("FAISS is not installed")
+    monkeypatch.setattr(FeatureStore, "tiles", lambda self, size=7, real=FeatureStore.tiles: real(self, size))
+    search = Search.load(image_text_folder, store, device="cpu", use_faiss=use_faiss)
+    for query in ("rain", "a red apple"):
+        ids, cosines = expected(image_text_folder, pictures, query, 6)
+        hits = search(query, k=6)
+        assert [hit.id for hit in hits] == ids
+        assert [hit.score for hit in hits] == pytest.approx(cosines, abs=2e-3)
+        assert [hit.row for hit in hits] == [int(hit.id.split(".")[0]) for hit in hits]
+
+
+def test_a_picture_finds_itself_first(image_text_folder, pictures, store):
+    search = Search.load(image_text_folder, store, device="cpu")
+    for number in (0, 13):
+        hits = search(image=pictures.parent / f"{number}.png", k=3)
+        assert hits[0].id == f"{number}.png" and hits[0].score == pytest.approx(1, abs=1e-3) and len(hits) == 3
+    assert len(search("rain", k=100)) == 20
+
+
+def test_captions_are_found_by_a_picture(image_text_folder, pictures, tmp_path):
+    options = ("--model", image_text_folder, "--dataset", pictures, "--side", "text", "--output_dir", tmp_path / "t")
+    run_script("extract_features.py", *options)
+    search = Search.load(image_text_folder, tmp_path / "t", device="cpu")
+    hit = search(search_caption := f"{WORDS[1]} {WORDS[2]}", k=1)[0]  # the second caption of number 10, for one
+    assert hit.position == 1 and Gallery(search.store).caption(hit.id, 1) == search_caption
+    hits = search(image=pictures.parent / "3.png", k=8)
+    assert len({hit.id for hit in hits}) == 8  # each item once
+
+
+def test_a_trained_projection_searches_the_same_store(image_text_folder, store):
+    search = Search.load(image_text_folder, store, device="cpu")
+    model = ImageTextDualEncoder.from_pretrained(image_text_folder)
+    with torch.no_grad():
+        model.image_projection.weight.copy_(torch.randn_like(model.image_projection.weight))
+    other = Search(model, search.embedder.processor, search.store)
+    assert [hit.score for hit in other("rain")] != [hit.score for hit in search("rain")]
+    with torch.no_grad():
+        next(model.image_model.parameters()).add_(1)
+    with pytest.raises(FeatureError, match=r"of another tower: tower\.weights_sha256"):
+        Search(model, search.embedder.processor, search.store)
+
+
+def test_the_script_prints_and_draws(image_text_folder, pictures, store, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    options = ("--model", image_text_folder, "--features", store, "--top_k", 4, "--output", sheet, "--device", "cpu")
+    run_script("search.py", *options, "rain", "a red apple", "--image", pictures.parent / "5.png")
+    printed = capsys.readouterr().out
+    ids, _ = expected(image_text_folder, pictures, "rain", 4)
+    lines = printed[printed.index("“rain”") :].splitlines()
+    assert [line.split()[1] for line in lines[1:5]] == ids
+    assert lines[11].split()[1:] == ["5.png", "rain"]  # itself, with its caption
+    assert min(Image.open(sheet).size) > 300
+    with pytest.raises(SystemExit):
+        run_script("search.py", *options)
+    assert "say what to look for" in capsys.readouterr().err
+
+
+def test_sounds(audio_text_folder, tmp_path, capsys):
+    rows = []
+    for number in range(5):
+        path = tmp_path / f"tone{number}.wav"
+        soundfile.write(path, 0.5 * np.sin(np.arange(8000) * (number + 1) / 20), 8000)
+        rows.append({"audio": path.name, "caption": WORDS[number]})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = ("--model", audio_text_folder)
+    data = ("--modality", "audio", "--dataset", tmp_path / "rows.jsonl", "--output_dir", tmp_path / "f")
+    run_script("extract_features.py", *common, *data)
+    sheet = tmp_path / "sheet.png"
+    sound = tmp_path / "tone3.wav"
+    run_script("search.py", *common, "--features", tmp_path / "f", "rain", "--audio", sound, "--output", sheet)
+    printed = capsys.readouterr().out
+    assert printed[printed.rindex("tone3.wav\n") :].splitlines()[1].split()[1] == "tone3.wav"
+    assert Image.open(sheet).size[0] > 300
+    assert isinstance(Search.load(audio_text_folder, tmp_path / "f").model, AudioTextDualEncoder)
+
+
+def test_bad_queries(image_text_folder, store):
+    search = Search.load(image_text_folder, store, device="cpu")
+    with pytest.raises(ValueError, match="one text, image or audio"):
+        search()
+    with pytest.raises(ValueError, match="k counts answers"):
+        search("rain", k=0)
+    with pytest.raises(ValueError, match="no feature_extractor"):
+        search(audio=np.zeros(10))

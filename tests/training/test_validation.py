@@ -1,16 +1,22 @@
 """What is measured during training, on which data, and options that cannot work."""
 
 import json
+import math
+import os
+import time
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
 from PIL import Image
+from torch import nn
 
 from xmodal_hf.data.splits import NoSplitsError
 from xmodal_hf.evaluation import as_embedder, embed_pairs, evaluate_retrieval, evaluate_sts
 from xmodal_hf.training.adapters import add_lora
 from xmodal_hf.training.arguments import LoraArguments, PairArguments, TrainingArguments, ValidationArguments
+from xmodal_hf.training.checkpoint import CheckpointError, save_weights
+from xmodal_hf.training.loop import TrainingResult
 from xmodal_hf.training.validation import build_validation
 
 STS_ROWS = [
@@ -96,3 +102,120 @@ def test_what_cannot_be_measured(image_text_processor, pair_file, sts_file):
         build({"eval_sts": pair_file}, image_text_processor)
     with pytest.raises(ValueError, match="are for training on pairs: pass --eval_sts"):
         build({"eval_split": "validation"}, image_text_processor)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("sts_dev.spearmn", r"will not be measured: did you mean sts_dev\.spearman\?"),
+        ("retrieval.image_to_text_recall@7", r"did you mean retrieval\.image_to_text_recall@"),
+        ("representation.modality_gap", "neither more nor less of it is better"),
+        ("retrieval.num_items", "neither more nor less of it is better"),
+    ],
+)
+def test_a_best_metric_that_cannot_be_is_found_before_the_first_step(
+    metric, message, image_text_model, image_text_processor, sts_file, pair_file
+):
+    options = {"eval_sts": sts_file, "eval_split": "validation", "best_metric": metric}
+    with pytest.raises(ValueError, match=message):
+        build(options, image_text_processor, pair_file).rehearse(image_text_model)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_names_that_are_rehearsed_are_those_that_are_measured(
+    several, image_text_model, image_text_processor, sts_file, pair_file, tmp_path
+):
+    lines = [json.loads(line) for line in Path(pair_file).read_text(encoding="utf-8").splitlines()]
+    rows = [row | {"text": row["text"] if several else row["text"][0]} for row in lines]
+    file = write_rows(tmp_path / "some.jsonl", rows)
+    validator = build({"eval_sts": sts_file, "eval_split": "validation"}, image_text_processor, file).validator
+    assert validator.names() == list(validator(image_text_model))
+    assert ("representation.text_alignment" in validator.names()) == several
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": None}, "pair 2 of the STS set 'spearman' lacks a sentence or its score"),
+        ({"score": "high"}, "a score that is no number"),
+        ({"sentence2": 7}, "a sentence that is no text: 7"),
+    ],
+)
+def test_similarities_that_cannot_be_measured_are_found_before_the_first_step(
+    change, message, image_text_model, image_text_processor, tmp_path, sts_file
+):
+    validator = build({"eval_sts": sts_file}, image_text_processor).validator
+    validator.sts = [row | (change if index == 2 else {}) for index, row in enumerate(STS_ROWS)]
+    with pytest.raises(ValueError, match=message):
+        validator.rehearse(image_text_model, None)
+
+
+def test_pairs_that_cannot_be_measured_are_found_before_the_first_step(
+    image_text_model, image_text_processor, pair_file
+):
+    for name in ("0.png", "1.png", "2.png"):
+        Path(pair_file).with_name(name).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="not an image"):
+        build({"eval_split": "validation"}, image_text_processor, pair_file).rehearse(image_text_model)
+
+
+class TestTheBestWeights:
+    """They belong to the state: its copy is brought back, and what was written later goes."""
+
+    @pytest.fixture
+    def validation(self, image_text_processor, sts_file, tmp_path):
+        arguments = ValidationArguments(eval_steps=5, eval_sts=sts_file, best_metric="sts_dev.spearman")
+        training = TrainingArguments(output_dir=str(tmp_path / "out"))
+        return build_validation(Accelerator(cpu=True), training, arguments, image_text_processor)
+
+    def write(self, path, value):
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(model.weight, value)
+        save_weights(model, path)
+        return model
+
+    def released(self, validation):
+        model = nn.Linear(1, 1, bias=False)
+        validation.load_best(model)
+        return model.weight.item()
+
+    def test_those_of_the_state_come_back(self, validation, tmp_path):
+        self.write(tmp_path / "state" / "best.safetensors", 1.0)
+        self.write(validation.best_path, 2.0)
+        validation.restore_best(tmp_path / "state", {"step": 5, "value": 1.0}, {})
+        assert self.released(validation) == 1.0
+        validation.restore_best(tmp_path / "state", None, {})
+        assert not validation.best_path.exists()
+
+    def test_a_changed_file_is_not_released(self, validation, tmp_path):
+        self.write(tmp_path / "state" / "best.safetensors", 1.0)
+        validation.restore_best(tmp_path / "state", {"step": 5, "value": 1.0}, {})
+        self.write(validation.best_path, 2.0)
+        with pytest.raises(CheckpointError, match="is not as it was written"):
+            self.released(validation)
+
+    @pytest.mark.parametrize("later", ["", "measured", "written", "gone"])
+    def test_an_old_state_has_them_in_the_one_file_or_is_refused(self, later, validation, tmp_path):
+        self.write(validation.best_path, 1.0)
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state" / "state.json").write_text("{}", encoding="utf-8")
+        log = [{"step": 5, "sts_dev.spearman": 1.0}, {"step": 10, "sts_dev.spearman": 0.5 + (later == "measured")}]
+        lines = [json.dumps(line) + "\n" for line in log]
+        (tmp_path / "out" / "validation_log.jsonl").write_text("".join(lines), encoding="utf-8")
+        if later == "written":
+            os.utime(validation.best_path, (time.time() + 5,) * 2)
+        if later == "gone":
+            validation.best_path.unlink()
+        restore = (tmp_path / "state", {"step": 5, "value": 0.9}, {"validation_log.jsonl": len(lines[0])})
+        if not later:
+            validation.restore_best(*restore)
+            assert self.released(validation) == 1.0
+            return
+        with pytest.raises(CheckpointError, match=r"saved by an older version.* start anew"):
+            validation.restore_best(*restore)
+
+    def test_no_number_is_no_best(self, validation):
+        result = TrainingResult(steps=5)
+        assert validation._better(result, {"sts_dev.spearman": math.nan}) is None
+        result.best = {"step": 1, "value": 0.5}
+        assert validation._better(result, {"sts_dev.spearman": math.nan}) == result.best

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -225,10 +226,9 @@ class TaskValidator:
         """
         embedder = self._embedder(model)
         if self.sts is not None:
-            texts = [text for name in ("sentence1", "sentence2") for text in self.sts[name]]
             # All checks of the scores and sentences, with vectors that cost nothing.
             evaluate_sts(_made_up_embeds, {"spearman": self.sts}, num_resamples=0)
-            embedder.encode_text(texts[:_REHEARSED_ITEMS])
+            embedder.encode_text([row["sentence1"] for row in islice(self.sts, _REHEARSED_ITEMS)])
         if self.pairs is not None:
             if len(set(self.pairs["id"])) < 2:
                 raise ValueError(f"a validation on pairs needs two items, the data have {len(self.pairs)} rows")

@@ -52,13 +52,11 @@ format: install  ## Sort imports, mend what ruff can, format
 bench: install $(PEERS)  ## Measure against peers, over half an hour on two cores: tables and JSON in benchmarks/results
 	for name in $(BENCHMARKS); do PYTHONPATH=$(PEERS) $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-<<<<<<< HEAD
 rehearse-gpu: install  ## Rehearse the check of a GPU on the CPU: every part at the smallest sizes (build/gpu_check)
 	PYTHON=$(BIN)/python bash benchmarks/gpu_check.sh --device cpu --tiny
-=======
+
 stress: install  ## Kill runs a hundred times, damage states and data, disturb a Hub: results in benchmarks/results
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/stress.py
->>>>>>> bf14dc7 (make stress: kills, damage and faults of a Hub; validation: tests of what is found before the first step and of the best weights)
 
 # Apart from the package, and without their dependencies: torch and transformers stay those of .venv.
 $(PEERS): benchmarks/requirements.txt $(STAMP)

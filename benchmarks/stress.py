@@ -32,7 +32,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from xml.etree import ElementTree
 
 import pyarrow as pa
@@ -50,6 +50,8 @@ SHAPE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 # A run that takes this many times as long as the one that was left alone hangs.
 PATIENCE = 20
 COMPARED = ("model.safetensors", "train_log.jsonl", "validation_log.jsonl", "bad_items.jsonl")
+# What is done to the output of a run and to its data.
+Damage: TypeAlias = Callable[[Path, Path], object]
 HUB_TESTS = "fault or lost or at_once or stall or retr or html"
 
 
@@ -255,51 +257,63 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def damages() -> dict[str, tuple[str, Callable[[Path, Path], object]]]:
+def damages() -> dict[str, tuple[str, Damage]]:
     """Name -> how the run then has to end, and what is done to (its output, a copy of its data).
 
     "same": as the run that was left alone. "passed over": so too, and the output says what is damaged. "stopped": with
     an exit status other than 0, and an error that names the file.
     """
     state = f"checkpoints/step_{3 * EVERY:08d}"
-    found: dict[str, tuple[str, Callable[[Path, Path], object]]] = {}
-    for name in (
-        *("model.safetensors", "optimizer.bin", "random_states_0.pkl", "schedule.json", "average.safetensors"),
-        *("best.safetensors", "state.json", "SHA256SUMS"),
-    ):
+    names = ("model.safetensors", "optimizer.bin", "random_states_0.pkl", "schedule.json", "average.safetensors")
+    found: dict[str, tuple[str, Damage]] = {}
+    for name in (*names, "best.safetensors", "state.json", "SHA256SUMS"):
         if name != "SHA256SUMS":  # without it, the state would be one of an older version
-            found[f"{name} missing"] = ("passed over", lambda out, _, name=name: (out / state / name).unlink())
-        found[f"{name} flipped"] = ("passed over", lambda out, _, name=name: flip(out / state / name))
-        found[f"{name} cut"] = ("passed over", lambda out, _, name=name: cut(out / state / name))
-
-    def fill(path: Path) -> None:
-        path.mkdir(parents=True)
-        (path / "model.safetensors").write_bytes(b"half")
-
+            found[f"{name} missing"] = ("passed over", of_output(f"{state}/{name}", Path.unlink))
+        found[f"{name} flipped"] = ("passed over", of_output(f"{state}/{name}", flip))
+        found[f"{name} cut"] = ("passed over", of_output(f"{state}/{name}", cut))
     found["random states of another process"] = (
         "passed over",
-        lambda out, _: shutil.copy(out / state / "random_states_0.pkl", out / state / "random_states_1.pkl"),
+        of_output(state, lambda path: shutil.copy(path / "random_states_0.pkl", path / "random_states_1.pkl")),
     )
-    found["an empty state"] = ("passed over", lambda out, _: [path.unlink() for path in (out / state).iterdir()])
-    found["best.tmp left"] = ("same", lambda out, _: (out / "checkpoints" / "best.tmp").touch())
-    found["a half state left"] = ("same", lambda out, _: fill(out / "checkpoints" / "step_00000012.tmp"))
-    found["best.safetensors of the run missing"] = (
-        "same",
-        lambda out, _: (out / "checkpoints" / "best.safetensors").unlink(),
-    )
-    found["best.safetensors of the run flipped"] = ("same", lambda out, _: flip(out / "checkpoints/best.safetensors"))
-    found["half a line in train_log.jsonl"] = (
-        "same",
-        lambda out, _: (out / "train_log.jsonl").open("a").write('{"step": 10, "lo'),
-    )
-    found["a lock of a dead process"] = ("same", lambda out, _: (out / "run.lock").write_text("1\n"))
-    found["a shard gone"] = ("stopped", lambda _, data: (data / "a-4.parquet").unlink())
-    found["a held-out picture cut"] = ("stopped or skipped", lambda _, data: cut(data / "3.png"))
-    found["held-out pairs gone"] = ("stopped", lambda _, data: (data / "held_out.jsonl").unlink())
+    found["an empty state"] = ("passed over", of_output(state, empty))
+    found["best.tmp left"] = ("same", of_output("checkpoints/best.tmp", Path.touch))
+    found["a half state left"] = ("same", of_output("checkpoints/step_00000012.tmp", half_a_state))
+    found["best.safetensors of the run missing"] = ("same", of_output("checkpoints/best.safetensors", Path.unlink))
+    found["best.safetensors of the run flipped"] = ("same", of_output("checkpoints/best.safetensors", flip))
+    found["half a line in train_log.jsonl"] = ("same", of_output("train_log.jsonl", half_a_line))
+    found["a lock of a dead process"] = ("same", of_output("run.lock", lambda path: path.write_text("1\n")))
+    found["a shard gone"] = ("stopped", of_data("a-4.parquet", Path.unlink))
+    found["a held-out picture cut"] = ("stopped or skipped", of_data("3.png", cut))
+    found["held-out pairs gone"] = ("stopped", of_data("held_out.jsonl", Path.unlink))
     return found
 
 
-def check_damage(runner: Runner, name: str, ends: str, damage: Callable[[Path, Path], object]) -> str | None:
+def of_output(name: str, change: Callable[[Path], object]) -> Damage:
+    """Return a change of a file in the output as one of (output, data)."""
+    return lambda output, _: change(output / name)
+
+
+def of_data(name: str, change: Callable[[Path], object]) -> Damage:
+    """Return a change of a file of the data as one of (output, data)."""
+    return lambda _, data: change(data / name)
+
+
+def empty(path: Path) -> None:
+    for file in path.iterdir():
+        file.unlink()
+
+
+def half_a_state(path: Path) -> None:
+    path.mkdir(parents=True)
+    (path / "model.safetensors").write_bytes(b"half")
+
+
+def half_a_line(path: Path) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 10, "lo')
+
+
+def check_damage(runner: Runner, name: str, ends: str, damage: Damage) -> str | None:
     """Damage a copy of the stopped run or of its data, and let it go on; say what is wrong then."""
     output, data = runner.folder / "damaged", runner.folder / "damaged-data"
     for folder, original in ((output, runner.folder / "stopped"), (data, runner.data)):

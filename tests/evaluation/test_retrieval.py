@@ -80,10 +80,82 @@ def test_ranks_of_scores_equal_the_oracle_with_many_ties(data):
     assert as_lists(score_ranks(scores, golds)) == oracle_ranks(scores, golds)
 
 
+def oracle_of_texts(cosines, texts, text_to_item, k):
+    """Recall at k and mAP@10 of both directions over distinct texts, by plain loops."""
+    owners: dict[str, set[int]] = {}
+    rows = {}
+    for row, (text, item) in enumerate(zip(texts, text_to_item, strict=True)):
+        owners.setdefault(text.strip(), set()).add(int(item))
+        rows.setdefault(text.strip(), row)
+    names = list(owners)
+    scores = cosines[[rows[name] for name in names]]  # (T, N)
+    to_item = oracle_ranks(scores, [sorted(owners[name]) for name in names])
+    carried = [[t for t, name in enumerate(names) if item in owners[name]] for item in range(scores.shape[1])]
+    to_text = oracle_ranks(scores.T, carried)
+
+    def recall(ranks):
+        return 100 * np.mean([of_query[0] <= k for of_query in ranks])
+
+    def precision(ranks):
+        of_query = [sum((i + 1) / rank for i, rank in enumerate(one) if rank <= 10) / len(one) for one in ranks]
+        return 100 * np.mean(of_query)
+
+    return recall(to_item), precision(to_item), recall(to_text), precision(to_text), len(names)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_equal_texts_are_one_query_and_one_gallery_row(data):
+    """Against loops over dictionaries, with many equal texts, and ties of different ones."""
+    num_items = data.draw(st.integers(1, 6))
+    owners = data.draw(st.permutations([*range(num_items), *data.draw(st.lists(st.integers(0, num_items - 1)))]))
+    words = data.draw(
+        st.lists(st.sampled_from(["a", "b", " a", "b\n", "c", "A"]), min_size=len(owners), max_size=len(owners))
+    )
+    corners = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])  # few directions: ties of different texts and items
+    of_word = {word: corners[data.draw(st.integers(0, 2))] for word in ("a", "b", "c", "A")}
+    items = corners[data.draw(st.lists(st.integers(0, 2), min_size=num_items, max_size=num_items))]
+    embeds = np.stack([of_word[word.strip()] for word in words])
+    found = evaluate_retrieval(items, embeds, owners, texts=words, ks=(2,), num_resamples=0)
+    expected = oracle_of_texts(embeds @ items.T, words, owners, k=2)
+    names = [f"{way}_{metric}" for way in ("text_to_image", "image_to_text") for metric in ("recall@2", "map@10")]
+    assert [found[name] for name in names] == pytest.approx(expected[:4])
+    assert (found["num_texts"], found["num_distinct_texts"]) == (len(words), expected[4])
+    plain = evaluate_retrieval(items, embeds, owners, texts=words, protocol="plain", ks=(2,), num_resamples=0)
+    assert plain == evaluate_retrieval(items, embeds, owners, ks=(2,), num_resamples=0) | {
+        "num_distinct_texts": expected[4]
+    }
+
+
+def test_a_perfect_model_scores_a_hundred_where_class_names_are_captions():
+    classes = np.eye(10).repeat(16, axis=0)
+    texts = [f"class {number // 16}" for number in range(160)]
+    results = evaluate_retrieval(classes, classes, texts=texts, ks=(1,), num_resamples=20)
+    for direction in ("text_to_image", "image_to_text"):
+        assert results[f"{direction}_recall@1"] == results[f"{direction}_map@10"] * (
+            1 if "image_to" in direction else 1.6
+        )
+        assert results[f"{direction}_recall@1"] == 100.0 and results[f"{direction}_median_rank"] == 1
+    plain = evaluate_retrieval(classes, classes, texts=texts, protocol="plain", num_resamples=0)
+    assert plain["text_to_image_recall@10"] == 0.0
+    assert (plain["num_texts"], plain["num_distinct_texts"]) == (160, 10)
+    assert (retrieval_ranks(classes, classes, texts=texts).best == 1).all()
+    with pytest.raises(ValueError, match="160 rows of text_embeds need as many texts, not 3"):
+        evaluate_retrieval(classes, classes, texts=texts[:3])
+    with pytest.raises(ValueError, match="protocol is one of distinct, plain, not 'mine'"):
+        evaluate_retrieval(classes, classes, protocol="mine")
+
+
+def test_equal_embeddings_without_texts_are_different_texts_and_a_warning(caplog):
+    evaluate_retrieval(np.eye(3), np.eye(3)[[0, 0, 2]], num_resamples=0)
+    assert "1 of 3 texts have the embedding of another one" in caplog.text
+
+
 def test_a_collapsed_model_scores_zero():
     embeds = np.ones((50, 4), dtype=np.float32)
-    results = evaluate_retrieval(embeds, embeds, num_resamples=0)
-    assert results["text_to_image_recall@10"] == results["image_to_text_recall@10"] == 0.0
+    for texts in (None, [str(number) for number in range(50)]):
+        results = evaluate_retrieval(embeds, embeds, texts=texts, num_resamples=0)
+        assert results["text_to_image_recall@10"] == results["image_to_text_recall@10"] == 0.0
     assert results["text_to_image_median_rank"] == 50
 
 

@@ -103,6 +103,26 @@ def test_embeddings_configuration_equals_evaluate_retrieval(ids):
     assert len(recall | precision) == 8
 
 
+@pytest.mark.parametrize("name", ["retrieval_recall", "retrieval_map"])
+def test_equal_texts_are_one_query_as_in_evaluate_retrieval(name):
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(4, 5)).astype(np.float32)
+    text_to_item, texts = np.array([3, 3, 1, 0, 1, 2]), ["a dog", "rain", "a dog ", "wind", "rain", "a cat"]
+    vectors = {text: rng.normal(size=5).astype(np.float32) for text in sorted({text.strip() for text in texts})}
+    embeds = np.stack([vectors[text.strip()] for text in texts])
+    inputs = {"text_embeds": embeds, "modality_embeds": items[text_to_item], "item_ids": text_to_item, "texts": texts}
+    metric = evaluate.load(metric_path(name), "embeddings_with_texts")
+    metric.add_batch(**{key: column[:4] for key, column in inputs.items()})
+    metric.add_batch(**{key: column[4:] for key, column in inputs.items()})
+    expected = evaluate_retrieval(items, embeds, text_to_item, texts=texts, num_resamples=0)
+    plain = evaluate.load(metric_path(name), "embeddings")
+    del inputs["texts"]
+    result = metric.compute()
+    assert plain.compute(**inputs) != result
+    for key, value in result.items():
+        assert expected[key] == pytest.approx(value if key.endswith("rank") else 100 * value), key
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_empty_input_is_an_error(name):
     with pytest.raises(ValueError, match=r"empty|at least|must be"):

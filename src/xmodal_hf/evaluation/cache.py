@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import length_hint
 from pathlib import Path
@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from xmodal_hf.data.files import read_media
-from xmodal_hf.data.images import decode_image
+from xmodal_hf.data.images import load_image
 from xmodal_hf.data.soundfont import ADDRESS_SCHEME
 
 from ..features.manifest import MANIFEST_NAME
@@ -59,6 +58,10 @@ class CachedEmbedder(Embedder):
     @property
     def sampling_rate(self) -> int | None:
         return self._embedder.sampling_rate
+
+    @property
+    def max_seconds(self) -> float | None:
+        return self._embedder.max_seconds
 
     @property
     def logit_scale(self) -> float | None:
@@ -140,26 +143,40 @@ class CachedEmbedder(Embedder):
 
 
 def content_digest(item: Any, modality: str) -> bytes:
-    """128 bits that identify an item by its content: any form that the encoders take."""
+    """128 bits that identify an item by its content: any form that the encoders take.
+
+    Raises:
+        BadItemError: a picture or sound that cannot be read.
+    """
     if modality == "text":
         parts = [item.encode()]
-    elif isinstance(item, Image.Image):
-        upright = decode_image(item)  # what is embedded: palette and orientation count
+    elif isinstance(item, bytes | bytearray | memoryview):
+        parts = [bytes(item)]
+    elif isinstance(item, str | os.PathLike):
+        parts = [_cell_content({"bytes": None, "path": os.fspath(item)})]
+    elif isinstance(item, Mapping) and item.get("array") is None:
+        parts = [_cell_content(dict(item))]
+    elif modality == "image":
+        upright = load_image(item)  # what is embedded: palette and orientation count
         parts = [str(upright.size).encode(), upright.tobytes()]
-    elif isinstance(item, dict):
-        parts = [_cell_content(item)]
-    elif isinstance(item, bytes):
-        parts = [item]
-    elif isinstance(item, (str, os.PathLike)):
-        parts = [Path(item).read_bytes()]
-    else:
-        array = np.ascontiguousarray(item)
-        parts = [f"{array.dtype} {array.shape}".encode(), array.tobytes()]
+    elif isinstance(item, Mapping):
+        parts = [str(item.get("sampling_rate")).encode(), *_array_content(item["array"])]
+    elif isinstance(item, np.ndarray | torch.Tensor | list | tuple):
+        parts = _array_content(item)
+    else:  # a decoder, at its own rate
+        samples = item.get_all_samples()
+        parts = [str(samples.sample_rate).encode(), *_array_content(samples.data)]
     return hashlib.blake2b(b"\0".join(parts), digest_size=_DIGEST_BYTES).digest()
+
+
+def _array_content(samples: Any) -> list[bytes]:
+    array = np.ascontiguousarray(samples)
+    return [f"{array.dtype} {array.shape}".encode(), array.tobytes()]
 
 
 def _cell_content(cell: dict[str, Any]) -> bytes:
     """The encoded file of an undecoded cell; of a rendered sound, the address that determines it."""
-    if cell["bytes"] is None and (cell["path"] or "").startswith(ADDRESS_SCHEME):
-        return cell["path"].encode()
+    path = cell.get("path") or ""
+    if cell.get("bytes") is None and path.startswith(ADDRESS_SCHEME):
+        return path.encode()
     return read_media(cell)

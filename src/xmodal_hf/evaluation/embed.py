@@ -6,16 +6,18 @@ order of its input.
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from operator import length_hint
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 from transformers import (
@@ -36,10 +38,12 @@ from xmodal_hf.data.audio import (
     split_windows,
     to_clip_length,
 )
-from xmodal_hf.data.errors import BadItemError
-from xmodal_hf.data.files import read_media
+from xmodal_hf.data.bad_items import BadItem, path_of
+from xmodal_hf.data.errors import BadItemError, naming
 from xmodal_hf.data.identity import item_key
-from xmodal_hf.data.images import decode_image
+from xmodal_hf.data.images import load_image
+from xmodal_hf.data.mixing import undecoded
+from xmodal_hf.data.sampling import usable_captions
 from xmodal_hf.models.modeling_dual_encoder import DualEncoder
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
 from xmodal_hf.models.pooling import pool
@@ -48,7 +52,11 @@ from xmodal_hf.models.text_tower import TextTowerMixin, evaluation_mode, own_poo
 
 from .checks import as_embeds
 
+logger = logging.getLogger(__name__)
+
 Modality = Literal["image", "audio"]
+# What to do about an item that cannot be used: leave it out and count it, or stop.
+OnBadItem = Literal["skip", "error"]
 
 _SECONDS_BEFORE_BAR = 2.0
 _TOKENIZED_AT_ONCE = 10_000
@@ -99,6 +107,11 @@ class Embedder:
         return None
 
     @property
+    def max_seconds(self) -> float | None:
+        """How much of a clip the model takes, in seconds: no more of it is decoded. None is all of it."""
+        return None
+
+    @property
     def text_tower(self) -> Embedder:
         """The language encoder alone, whose texts are not projected to the space shared with the other modality."""
         return self
@@ -108,13 +121,12 @@ class Embedder:
         raise ValueError(f"{type(self).__name__} has no text encoder: this task needs one")
 
     def encode_image(self, images: Iterable[Any]) -> np.ndarray:
-        """(n, D) unit-norm float32 embeddings of pictures: Pillow images, paths, encoded bytes, or cells of an
-        undecoded image column."""
+        """(n, D) unit-norm float32 embeddings of pictures, in any form that `data.images.load_image` takes."""
         raise ValueError(f"{type(self).__name__} has no image encoder: this task needs one")
 
     def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
-        """(n, D) unit-norm float32 embeddings of clips: (samples,) arrays at the model's sampling rate, or cells of an
-        undecoded audio column, which are decoded and resampled."""
+        """(n, D) unit-norm float32 embeddings of clips, in any form that `data.audio.load_waveform` takes: (samples,)
+        arrays are at the model's sampling rate."""
         raise ValueError(f"{type(self).__name__} has no audio encoder: this task needs one")
 
     def encode_items(self, modality: str, items: Iterable[Any]) -> np.ndarray:
@@ -191,6 +203,12 @@ class DualEncoderEmbedder(Embedder):
         return self.processor.feature_extractor.sampling_rate if self.modality == "audio" else None
 
     @property
+    def max_seconds(self) -> float | None:
+        if self.modality != "audio" or self.options.long_clips == "mean":
+            return None
+        return clip_seconds(self.processor.feature_extractor)
+
+    @property
     def logit_scale(self) -> float | None:
         # CLAP has a scale a direction; the audio one multiplies logits_per_audio.
         scale = self.model.logit_scale_a if isinstance(self.model, ClapModel) else self.model.logit_scale
@@ -214,7 +232,7 @@ class DualEncoderEmbedder(Embedder):
         image_processor = self._part("image_processor")
 
         def forward(batch: list[Any]) -> torch.Tensor:
-            pixels = image_processor(images=[_picture(image) for image in batch], return_tensors="pt")
+            pixels = image_processor(images=[load_image(image) for image in batch], return_tensors="pt")
             pixels = pixels.to(self.model.device, self.model.dtype)
             return self.model.get_image_features(**pixels).pooler_output  # (B, D)
 
@@ -234,10 +252,12 @@ class DualEncoderEmbedder(Embedder):
             order = torch.tensor([number for group in groups for number in group])
             return torch.cat(embeds)[order.argsort()]  # (B, D)
 
+        rate, max_seconds = extractor.sampling_rate, self.max_seconds
+
         def forward(batch: list[Any]) -> torch.Tensor:
-            waveforms = [_waveform(clip, extractor.sampling_rate) for clip in batch]
+            waveforms = (load_waveform(clip, rate, max_seconds=max_seconds) for clip in batch)
             if self.options.long_clips == "first":
-                return embed(waveforms)
+                return embed(list(waveforms))
             return _mean_over_windows(waveforms, extractor, embed, self.options.batch_size)
 
         return _encode_items(clips, self.model, forward, "clip", self.options)
@@ -319,60 +339,166 @@ class PairEmbeddings:
         modality_embeds: (N, D), one row an item.
         text_embeds: (M, D), one row a caption.
         text_to_item: (M,), the item of each caption.
+        texts: (M,) the captions, by which `evaluate_retrieval` knows equal ones.
+        bad_items: what was left out.
     """
 
     modality: str
     modality_embeds: np.ndarray
     text_embeds: np.ndarray
     text_to_item: np.ndarray
+    texts: tuple[str, ...] = ()
+    bad_items: tuple[BadItem, ...] = ()
 
 
-def embed_pairs(embedder: Embedder, dataset: Iterable[Mapping[str, Any]], modality: str = "image") -> PairEmbeddings:
+def embed_pairs(
+    embedder: Embedder,
+    dataset: Iterable[Mapping[str, Any]],
+    modality: str = "image",
+    *,
+    on_bad_item: OnBadItem = "skip",
+) -> PairEmbeddings:
     """Embed rows of canonical columns, `text` (a string or a list of them) and `image` or `audio`, in one pass.
 
     Rows with the same `id`, where there is such a column, are one item with the captions of all of them: what the first
-    of these rows holds is embedded. Rows whose ids are only their numbers are one item where their bytes are equal.
+    of these rows holds is embedded. Rows whose ids are only their numbers, or that have none, are one item where
+    their bytes are equal.
+
+    What cannot be used is left out by the rule of training: captions that are none (`data.sampling.usable_captions`),
+    items without any, items that cannot be read or decoded. A warning counts them.
 
     Args:
         embedder: an `Embedder`.
         dataset: the rows.
         modality: "image" or "audio".
+        on_bad_item: "skip", or "error" to stop at the first item that cannot be used.
 
     Raises:
-        ValueError: no rows, a row without a caption or without its item, or files of different names with one id.
+        ValueError: no usable rows, or files of different names with one id.
+        BadItemError: with `on_bad_item="error"`; it names the item.
     """
     embedder = as_embedder(embedder)
     captions: list[str] = []
     owners: list[int] = []
-    numbers: dict[Any, int] = {}  # id, or number of a row without one, to the number of the item
-    paths: list[str | None] = []  # of each item, where it has one
+    bad_items: list[BadItem] = []
+    numbers: dict[Any, int] = {}  # key of an item to its number
+    paths: list[str] = []  # of each item, where it has one
 
     def items() -> Iterator[Any]:
-        for index, row in enumerate(dataset):
-            texts = [row["text"]] if isinstance(row["text"], str) else list(row["text"] or [])
-            if not texts or None in texts:
-                raise ValueError(f"row {index} has {'a null' if texts else 'no'} caption: leave it out or give it one")
-            if row[modality] is None:
-                raise ValueError(f"row {index} has no {modality}: leave it out")
-            key = index if row.get("id") is None else ("id", item_key(row["id"], row[modality]))
-            is_new = key not in numbers
-            number = numbers.setdefault(key, len(numbers))
-            captions.extend(texts)
-            owners.extend([number] * len(texts))
-            # Of bytes, the key is theirs, whatever path is beside them.
-            is_file = isinstance(row[modality], dict) and row[modality].get("bytes") is None
-            path = row[modality].get("path") if is_file else None
-            if is_new:
+        for index, row in enumerate(undecoded(dataset)):
+            usable, bad_captions = usable_captions(row["text"])
+            for error in bad_captions:
+                _leave_out(bad_items, index, row, modality, error, on_bad_item)
+            if not usable:
+                continue
+            key, path = _item_key(index, row, modality), _file_of(row[modality])
+            if key not in numbers:
+                try:
+                    item = load_item(embedder, modality, row[modality])
+                except BadItemError as error:
+                    _leave_out(bad_items, index, row, modality, error, on_bad_item)
+                    continue
+                numbers[key] = len(numbers)
                 paths.append(path)
-                yield row[modality]
-            elif paths[number] != path:
+                yield item
+            elif paths[numbers[key]] != path and row.get("id") is not None:
                 raise ValueError(
-                    f"row {index} has the id {row['id']!r} of {paths[number]}, and another {modality}, {path}: name "
-                    "another column with --id_column"
+                    f"row {index} has the id {row['id']!r} of {paths[numbers[key]]}, and another {modality}, {path}: "
+                    "name another column with --id_column"
                 )
+            captions.extend(usable.values())
+            owners.extend([numbers[key]] * len(usable))
 
-    modality_embeds = embedder.encode_items(modality, Counted(items(), length_hint(dataset)))
-    return PairEmbeddings(modality, modality_embeds, embedder.encode_text(captions), np.array(owners))
+    usable_items = iter(items())
+    first = next(usable_items, None)
+    if first is None:
+        raise ValueError(f"there are no pairs to embed{_first_reasons(bad_items)}")
+    modality_embeds = embedder.encode_items(modality, Counted(chain([first], usable_items), length_hint(dataset)))
+    _warn_of_bad_items(bad_items)
+    text_embeds = embedder.encode_text(captions)
+    return PairEmbeddings(modality, modality_embeds, text_embeds, np.array(owners), tuple(captions), tuple(bad_items))
+
+
+def usable_items(
+    embedder: Embedder,
+    items: Iterable[Any],
+    modality: str,
+    bad_items: list[BadItem],
+    *,
+    ids: Sequence[Any] | None = None,
+    on_bad_item: OnBadItem = "skip",
+) -> Iterator[Any]:
+    """The pictures or clips that can be used, decoded; the others are added to `bad_items`.
+
+    Args:
+        embedder: which they are for.
+        items: in any form that `encode_image` or `encode_audio` takes.
+        modality: "image" or "audio".
+        bad_items: gets what is left out, with the number of each item as `index`.
+        ids: of the items; None takes their numbers.
+        on_bad_item: as `embed_pairs`.
+    """
+    for index, item in enumerate(items):
+        try:
+            usable = load_item(embedder, modality, item)
+        except BadItemError as error:
+            row = {modality: item, "id": None if ids is None else ids[index]}
+            _leave_out(bad_items, index, row, modality, error, on_bad_item)
+        else:
+            yield usable
+    _warn_of_bad_items(bad_items)
+
+
+def load_item(embedder: Embedder, modality: str, item: Any) -> Any:
+    """A picture or clip as the embedder's model is to get it: the same path from a cell as in training.
+
+    Raises:
+        BadItemError: it cannot be used.
+    """
+    if modality == "image":
+        return load_image(item)
+    if modality != "audio":
+        raise ValueError(f"unknown modality {modality!r}: one of {', '.join(_ENCODER_PART)}")
+    if embedder.sampling_rate is None:  # it decodes its clips itself
+        return item
+    return load_waveform(item, embedder.sampling_rate, max_seconds=embedder.max_seconds)
+
+
+def _item_key(index: int, row: Mapping[str, Any], modality: str) -> Any:
+    """What tells the item of a row from others."""
+    if row.get("id") is not None:
+        return "id", item_key(row["id"], row[modality])
+    content = row[modality].get("bytes") if isinstance(row[modality], Mapping) else row[modality]
+    return ("bytes", hashlib.blake2b(content).digest()) if isinstance(content, bytes) else index
+
+
+def _file_of(cell: Any) -> str:
+    """The path of a cell that is a file; of bytes, the key is theirs, whatever path is beside them."""
+    return "" if isinstance(cell, Mapping) and cell.get("bytes") is not None else path_of(cell)
+
+
+def _leave_out(
+    bad_items: list[BadItem], index: int, row: Mapping[str, Any], modality: str, error: BadItemError, policy: OnBadItem
+) -> None:
+    item_id = str(index if row.get("id") is None else row["id"])
+    if policy == "error":
+        with naming(f"item {item_id}"):
+            raise error
+    bad_items.append(BadItem(index, item_id, path_of(row[modality]), error.reason, error.detail))
+
+
+def _warn_of_bad_items(bad_items: Sequence[BadItem]) -> None:
+    if bad_items:
+        logger.warning("left out of the evaluation: %d items or captions%s", len(bad_items), _first_reasons(bad_items))
+
+
+def _first_reasons(bad_items: Sequence[BadItem]) -> str:
+    """The number by reason, and the first one in full."""
+    if not bad_items:
+        return ""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(bad.reason for bad in bad_items).most_common())
+    first = bad_items[0]
+    return f" ({reasons}; the first: item {first.id}: {first.reason}: {first.detail})"
 
 
 class Counted(Iterable[Any]):
@@ -455,48 +581,30 @@ def _bar(total: int | None, unit: str, options: EmbedOptions) -> tqdm:
     return tqdm(total=total, desc=f"embedding {unit}s", unit=f" {unit}s", delay=_SECONDS_BEFORE_BAR, disable=disable)
 
 
-def _picture(item: Any) -> Image.Image:
-    """An upright RGB picture, the way training sees it."""
-    if isinstance(item, dict):
-        with _named_in_errors(item):
-            return decode_image(read_media(item))
-    return decode_image(item)
-
-
-def _waveform(item: Any, sampling_rate_hz: int) -> np.ndarray:
-    """A mono float32 waveform (samples,) at the model's rate."""
-    if isinstance(item, dict):
-        with _named_in_errors(item):
-            return load_waveform(item, sampling_rate_hz)
-    waveform = np.asarray(item, dtype=np.float32)
-    if waveform.ndim != 1:
-        raise ValueError(f"a clip is a mono waveform (samples,); this one has the shape {waveform.shape}")
-    return waveform
-
-
-@contextmanager
-def _named_in_errors(cell: dict[str, Any]) -> Iterator[None]:
-    """Say which item cannot be used: an evaluation skips none, since its numbers would be those of other data."""
-    try:
-        yield
-    except BadItemError as error:
-        name = cell.get("path") or "an item without a path"
-        named = error.detail if name in error.detail else f"{name}: {error.detail}"
-        raise BadItemError(error.reason, f"{named}; evaluation skips nothing, leave it out of the data") from error
-
-
 def _mean_over_windows(
-    waveforms: list[np.ndarray], extractor: Any, embed: Callable[[list[np.ndarray]], torch.Tensor], batch_size: int
+    waveforms: Iterable[np.ndarray], extractor: Any, embed: Callable[[list[np.ndarray]], torch.Tensor], batch_size: int
 ) -> torch.Tensor:
-    """(B, D) means of the unit embeddings of each waveform's windows."""
+    """(B, D) means of the unit embeddings of each waveform's windows, of which one is in memory at a time.
+
+    Windows of digital silence are left out, unless the whole clip is silent.
+    """
     seconds = clip_seconds(extractor)
     if seconds is None:
-        return embed(waveforms)
-    windows = [split_windows(waveform, round(seconds * extractor.sampling_rate)) for waveform in waveforms]
-    flat = [window for of_clip in windows for window in of_clip]
-    parts = [embed(flat[start : start + batch_size]) for start in range(0, len(flat), batch_size)]
+        return embed(list(waveforms))
+    counts: list[int] = []
+    waiting: list[np.ndarray] = []
+    parts: list[torch.Tensor] = []
+    for waveform in waveforms:
+        windows = split_windows(waveform, round(seconds * extractor.sampling_rate))
+        sounding = [window for window in windows if window.any()] or windows[:1]
+        counts.append(len(sounding))
+        waiting += [window.copy() for window in sounding]  # a view would keep the whole clip
+        while len(waiting) >= batch_size:
+            parts.append(embed(waiting[:batch_size]))
+            waiting = waiting[batch_size:]
+    parts += [embed(waiting)] if waiting else []
     embeds = nn.functional.normalize(torch.cat(parts).float(), dim=-1)  # (windows, D)
-    return torch.stack([part.mean(dim=0) for part in embeds.split([len(of_clip) for of_clip in windows])])
+    return torch.stack([part.mean(dim=0) for part in embeds.split(counts)])
 
 
 def _audio_features(extractor: Any, clips: list[np.ndarray]) -> Any:

@@ -3,16 +3,20 @@
 Legend: Q queries, G gallery rows, P (query, gold) pairs, D embedding size.
 
 Ranks count from 1. A gold is ranked behind every non-gold row whose cosine equals its own, so a model that maps
-everything to one point scores zero, not one hundred. Cosines are compared in float64 with a tolerance far above its
-rounding and far below the distance of two different float32 embeddings: the ranks do not depend on the tile size,
-on the order of the rows or on the number of threads.
+everything to one point scores zero, not one hundred. Captions that are equal after trimming are one text: one query,
+whose golds are all items that carry it, and one gallery row, or else a perfect model would score zero where captions
+repeat, as class names do. Ties of different texts count against the model.
+
+Cosines are compared in float64 with a tolerance far above its rounding and far below the distance of two different
+float32 embeddings: the ranks do not depend on the tile size, on the order of the rows or on the number of threads.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +25,12 @@ from tqdm import tqdm
 from .bootstrap import DEFAULT_RESAMPLES, mean_resamples, with_interval
 from .checks import as_embeds, as_indices, check_same_width
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_KS = (1, 5, 10)
+# distinct: equal captions are one text; plain: every caption is a text of its own, as in published code.
+RetrievalProtocol = Literal["distinct", "plain"]
+PROTOCOLS = ("distinct", "plain")
 # float64 dot products of unit vectors are wrong by at most D * 2^-53 (6e-14 at D = 512); cosines of two float32
 # embeddings that differ in their last bits differ by about 1e-10.
 TIE_TOLERANCE = 1e-12
@@ -61,7 +70,9 @@ class GoldRanks:
         return np.flatnonzero(np.diff(self.query_index, prepend=-1))
 
 
-def retrieval_ranks(query_embeds: Any, gallery_embeds: Any, gold: Any = None) -> GoldRanks:
+def retrieval_ranks(
+    query_embeds: Any, gallery_embeds: Any, gold: Any = None, *, texts: Sequence[str] | None = None
+) -> GoldRanks:
     """Rank every gold in the gallery by cosine, without ever holding the Q x G matrix.
 
     Args:
@@ -69,6 +80,9 @@ def retrieval_ranks(query_embeds: Any, gallery_embeds: Any, gold: Any = None) ->
         gallery_embeds: (G, D), likewise, each item once.
         gold: (Q,) gallery index of each query's gold, or Q sequences of indices where a query has several.
             None pairs row i with row i.
+        texts: (Q,) of queries that are captions: equal ones become one query with the golds of all of them, in the
+            order of the texts' first rows. Without them no two queries are taken for one, however equal their
+            embeddings are.
 
     Raises:
         ValueError: an empty or non-finite matrix, different widths, or a query whose gold is missing, out of range or
@@ -77,21 +91,67 @@ def retrieval_ranks(query_embeds: Any, gallery_embeds: Any, gold: Any = None) ->
     Example:
         >>> retrieval_ranks([[1.0, 0.0]], [[1.0, 0.1], [1.0, 0.0], [0.0, 1.0]], gold=[[0, 2]]).ranks
         array([2, 3])
+        >>> same = retrieval_ranks([[1.0, 0.0]] * 2, [[1.0, 0.0]] * 2, texts=["a dog", "a dog "])
+        >>> same.ranks
+        array([1, 2])
     """
     queries, gallery = as_embeds(query_embeds, "query_embeds"), as_embeds(gallery_embeds, "gallery_embeds")
-    pair_query, pair_gallery = gold_pairs(gold, len(queries), len(gallery))
+    pairs = gold_pairs(gold, len(queries), len(gallery))
+    queries, pair_query, pair_gallery = _merge_equal_texts(queries, *pairs, texts)
     return _rank_directions(queries, gallery, pair_query, pair_gallery, backward=False)[0]
 
 
-def both_directions(modality_embeds: Any, text_embeds: Any, text_to_item: Any = None) -> tuple[GoldRanks, GoldRanks]:
-    """Ranks of text to item and of item to text from one product of the matrices; arguments as `evaluate_retrieval`."""
-    items, texts = as_embeds(modality_embeds, "modality_embeds"), as_embeds(text_embeds, "text_embeds")
-    pair_text, pair_item = gold_pairs(text_to_item, len(texts), len(items))
+def both_directions(
+    modality_embeds: Any, text_embeds: Any, text_to_item: Any = None, *, texts: Sequence[str] | None = None
+) -> tuple[GoldRanks, GoldRanks]:
+    """Ranks of text to item and of item to text from one product of the matrices; arguments as `evaluate_retrieval`.
+
+    With `texts`, equal ones are one query and one gallery row, in the order of their first rows.
+    """
+    return _both_directions(modality_embeds, text_embeds, text_to_item, texts)[:2]
+
+
+def _both_directions(
+    modality_embeds: Any, text_embeds: Any, text_to_item: Any, texts: Sequence[str] | None
+) -> tuple[GoldRanks, GoldRanks, np.ndarray]:
+    """The ranks of both directions, and (T,) the first item that carries each text."""
+    items, rows = as_embeds(modality_embeds, "modality_embeds"), as_embeds(text_embeds, "text_embeds")
+    pairs = gold_pairs(text_to_item, len(rows), len(items))
+    rows, pair_text, pair_item = _merge_equal_texts(rows, *pairs, texts)
     captions_of_item = np.bincount(pair_item, minlength=len(items))
     if captions_of_item.min() == 0:
         raise ValueError(f"item {int(captions_of_item.argmin())} has no caption, so item to text has no gold for it")
-    to_item, to_text = _rank_directions(texts, items, pair_text, pair_item, backward=True)
-    return to_item, to_text
+    to_item, to_text = _rank_directions(rows, items, pair_text, pair_item, backward=True)
+    return to_item, to_text, pair_item[np.searchsorted(pair_text, np.arange(len(rows)))]
+
+
+def distinct_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Which texts are equal after trimming.
+
+    Returns:
+        (T,) the first row of each distinct text, in order, and (M,) the number of each row's text.
+
+    Example:
+        >>> distinct_texts(["a dog", "rain", " a dog"])
+        (array([0, 1]), array([0, 1, 0]))
+    """
+    numbers: dict[str, int] = {}
+    number_of = np.array([numbers.setdefault(text.strip(), len(numbers)) for text in texts], dtype=np.int64)
+    _, first_rows = np.unique(number_of, return_index=True)
+    return first_rows, number_of
+
+
+def _merge_equal_texts(
+    rows: torch.Tensor, pair_text: np.ndarray, pair_item: np.ndarray, texts: Sequence[str] | None
+) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """(M, D) rows of texts and their (P,) pairs -> the same of distinct texts, each pair once, sorted by text."""
+    if texts is None:
+        return rows, pair_text, pair_item
+    if len(texts) != len(rows):
+        raise ValueError(f"{len(rows)} rows of text_embeds need as many texts, not {len(texts)}")
+    first_rows, number_of = distinct_texts(texts)
+    pairs = np.unique(np.stack([number_of[pair_text], pair_item], axis=1), axis=0)
+    return rows[torch.from_numpy(first_rows)], pairs[:, 0], pairs[:, 1]
 
 
 def score_ranks(scores: Any, gold: Any = None) -> GoldRanks:
@@ -161,6 +221,8 @@ def evaluate_retrieval(
     text_embeds: Any,
     text_to_item: Any = None,
     *,
+    texts: Sequence[str] | None = None,
+    protocol: RetrievalProtocol = "distinct",
     modality: str = "image",
     ks: Sequence[int] = DEFAULT_KS,
     num_resamples: int = DEFAULT_RESAMPLES,
@@ -168,37 +230,68 @@ def evaluate_retrieval(
 ) -> dict[str, float]:
     """Retrieval in both directions, each item once.
 
-    Text to item: one gold a caption. Item to text: a hit if any caption of the item is among the first k.
+    Text to item: a text finds one of the items that carry it. Item to text: a hit if any caption of the item is among
+    the first k. Captions that are equal after trimming are one text, as query and in the gallery.
 
     Args:
         modality_embeds: (N, D) image or audio embeddings, one row an item.
         text_embeds: (M, D) caption embeddings.
         text_to_item: (M,) the item of each caption; None means one caption an item, row i for row i.
+        texts: (M,) the captions, by which equal ones are known (`PairEmbeddings.texts`). Without them no two captions
+            are equal, and a warning says so where embeddings are: a model that maps all texts to one point must not
+            look like one text.
+        protocol: "distinct" as above; "plain" takes every caption for a text of its own, as published code does: equal
+            captions of different items then tie, and count against each other.
         modality: names the direction in the result's keys.
         ks: cut-offs of the recall.
-        num_resamples: of the bootstrap over items; 0 leaves the intervals out.
+        num_resamples: of the bootstrap over items; 0 leaves the intervals out. A text is drawn with the first item that
+            carries it.
         seed: of the bootstrap.
 
     Returns:
         For both directions, `text_to_image_...` and `image_to_text_...`: `recall@k` and `map@10` in percent, each with
-        `_ci95_low` and `_ci95_high`, and `median_rank` (from 1); then `num_items` and `num_texts`.
+        `_ci95_low` and `_ci95_high`, and `median_rank` (from 1); then `num_items`, `num_texts` (captions) and
+        `num_distinct_texts`, in either protocol.
 
     Raises:
-        ValueError: as `retrieval_ranks`; an item without a caption counts as a missing gold.
+        ValueError: as `retrieval_ranks`, or an unknown protocol; an item without a caption counts as a missing gold.
 
     Example:
-        >>> images, texts = np.eye(2), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.2]])
-        >>> results = evaluate_retrieval(images, texts, text_to_item=[0, 1, 1], num_resamples=0)
+        >>> images, embeds = np.eye(2), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.2]])
+        >>> results = evaluate_retrieval(images, embeds, text_to_item=[0, 1, 1], num_resamples=0)
         >>> round(results["text_to_image_recall@1"], 2), results["image_to_text_recall@1"]
         (66.67, 100.0)
+        >>> perfect = np.eye(2).repeat(2, axis=0)
+        >>> for protocol in ("distinct", "plain"):
+        ...     texts = ["a dog", "a dog", "a cat", "a cat"]
+        ...     evaluate_retrieval(perfect, perfect, texts=texts, protocol=protocol)["text_to_image_recall@1"]
+        100.0
+        0.0
     """
-    to_item, to_text = both_directions(modality_embeds, text_embeds, text_to_item)
-    num_texts, num_items = len(to_item.best), len(to_text.best)
-    text_item = gold_pairs(text_to_item, num_texts, num_items)[1]
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}, not {protocol!r}")
+    num_texts = len(as_embeds(text_embeds, "text_embeds"))
+    if texts is None and protocol == "distinct":
+        _warn_of_equal_rows(text_embeds)
+    merged = texts if protocol == "distinct" else None
+    to_item, to_text, text_item = _both_directions(modality_embeds, text_embeds, text_to_item, merged)
+    num_items = len(to_text.best)
     bootstrap = {"num_resamples": num_resamples, "seed": seed}
     results = _direction_metrics(f"text_to_{modality}", to_item, text_item, ks, **bootstrap)
     results |= _direction_metrics(f"{modality}_to_text", to_text, np.arange(num_items), ks, **bootstrap)
-    return results | {"num_items": num_items, "num_texts": num_texts}
+    num_distinct = num_texts if texts is None else len(distinct_texts(texts)[0])
+    return results | {"num_items": num_items, "num_texts": num_texts, "num_distinct_texts": num_distinct}
+
+
+def _warn_of_equal_rows(text_embeds: Any) -> None:
+    rows = as_embeds(text_embeds, "text_embeds").cpu().numpy()
+    equal = len(rows) - len({row.tobytes() for row in rows})
+    if equal:
+        logger.warning(
+            "%d of %d texts have the embedding of another one: if they are the same text, pass texts=..., which counts "
+            "equal ones once; they are taken for different texts that the model does not tell apart.",
+            *(equal, len(rows)),
+        )
 
 
 def distinct_items(modality_embeds: Any, item_ids: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -31,7 +31,10 @@ Args of the configuration "embeddings", one row a (caption, item) pair:
     modality_embeds: the item's image or audio embedding; an item with several captions repeats its own.
     item_ids: an integer or a string, equal for the captions of one item.
     modality: names the directions in the result (default "image").
-Both: k, the cut-off (default 10).
+Args of the configuration "embeddings_with_texts", beside those of "embeddings":
+    texts: the caption. Equal ones (after trimming) are one query, whose golds are all items that carry it, and one
+        gallery row; without texts, each caption is a text of its own.
+All: k, the cut-off (default 10).
 
 Returns:
     "map@k" in [0, 1]; with "embeddings" "text_to_image_map@k" and "image_to_text_map@k".
@@ -58,12 +61,12 @@ def _precision(ranks: GoldRanks, ks: int | Sequence[int]) -> dict[str, float]:
 
 def _features(config_name: str) -> list[datasets.Features]:
     """Alternatives of one schema: `evaluate` takes the first that fits the first row."""
-    if config_name == "embeddings":
+    if config_name.startswith("embeddings"):
         row = datasets.Sequence(datasets.Value("float32"))
-        return [
-            datasets.Features({"text_embeds": row, "modality_embeds": row, "item_ids": datasets.Value(kind)})
-            for kind in ("string", "int64")
-        ]
+        columns = {"text_embeds": row, "modality_embeds": row}
+        if config_name == "embeddings_with_texts":
+            columns["texts"] = datasets.Value("string")
+        return [datasets.Features(columns | {"item_ids": datasets.Value(kind)}) for kind in ("string", "int64")]
     row = datasets.Sequence(datasets.Value("float64"))
     return [
         datasets.Features({"predictions": row, "references": gold})
@@ -90,10 +93,10 @@ class RetrievalMap(evaluate.Metric):
         return super()._infer_feature_from_batch(batch)
 
     def _compute(self, k: int | Sequence[int] = 10, modality: str = "image", **inputs: Any) -> dict[str, float]:
-        if self.config_name != "embeddings":
+        if not self.config_name.startswith("embeddings"):
             return _precision(score_ranks(inputs["predictions"], inputs["references"]), k)
         items, text_to_item = distinct_items(inputs["modality_embeds"], inputs["item_ids"])
-        to_item, to_text = both_directions(items, inputs["text_embeds"], text_to_item)
+        to_item, to_text = both_directions(items, inputs["text_embeds"], text_to_item, texts=inputs.get("texts"))
         directions = {f"text_to_{modality}": to_item, f"{modality}_to_text": to_text}
         return {
             f"{direction}_{name}": value

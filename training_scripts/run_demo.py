@@ -219,7 +219,7 @@ def measure(embedder: Any, pairs: Any, rows: Any, seed: int) -> dict[str, dict[s
     embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
     scale = embedder.logit_scale
     results = {
-        "retrieval": evaluate_retrieval(*embeds, modality=pairs.modality, seed=seed),
+        "retrieval": evaluate_retrieval(*embeds, texts=pairs.texts, modality=pairs.modality, seed=seed),
         "representation": evaluate_representation(*embeds, modality=pairs.modality, logit_scale=scale, seed=seed),
     }
     if pairs.modality == "audio":

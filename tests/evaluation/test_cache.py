@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.soundfont import ADDRESS_SCHEME
 from xmodal_hf.evaluation import Embedder
 from xmodal_hf.evaluation.cache import CachedEmbedder, content_digest
@@ -107,7 +108,7 @@ def test_the_text_tower_has_a_memory_of_its_own(tmp_path):
 
 
 def test_bad_input_is_named(tmp_path):
-    with pytest.raises(TypeError):  # a null at the start does not look like the end of the stream
+    with pytest.raises(BadItemError, match="no media"):  # a null at the start does not look like the end of the stream
         CachedEmbedder(Counting()).encode_image([None])
     with pytest.raises(ValueError, match="needs the model's identity"):
         CachedEmbedder(Counting(), tmp_path)

@@ -1,9 +1,11 @@
 """The embedding loop: equal to the model called plainly, whatever the batches; deterministic; clear about bad input."""
 
 import copy
+import io
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -268,12 +270,16 @@ def test_bad_input_is_named(clip, clap, bert, tokenizer):
         as_embedder(clip[0])
     with pytest.raises(ValueError, match="cannot embed with int"):
         as_embedder(3)
-    for nothing in ([], None):
-        with pytest.raises(ValueError, match="row 0 has no caption"):
-            embed_pairs(embedder, [{"text": nothing, "image": None}])
-    with pytest.raises(ValueError, match="row 0 has a null caption"):
-        embed_pairs(embedder, [{"text": ["rain", None], "image": None}])
-    with pytest.raises(ValueError, match="row 0 has no image"):
+    for text, media, message in (
+        ([], None, "no caption: item 0: the list is empty"),
+        (None, None, "no caption: item 0: null"),
+        (["rain", None], None, "no caption: item 0: null"),
+        ("  ", None, "empty caption: item 0"),
+        ("rain", None, "no media: item 0: the cell is null"),
+    ):
+        with pytest.raises(BadItemError, match=message):
+            embed_pairs(embedder, [{"text": text, "image": media}], on_bad_item="error")
+    with pytest.raises(ValueError, match=r"no pairs to embed \(1 no media; the first: item 0: no media"):
         embed_pairs(embedder, [{"text": "rain", "image": None}])
     with pytest.raises(ValueError, match="lacks a processor"):
         embed_pairs(clip[0], [])
@@ -281,17 +287,105 @@ def test_bad_input_is_named(clip, clap, bert, tokenizer):
         Embedder().encode_items("video", [])
 
 
-def test_an_item_that_cannot_be_used_is_named_not_skipped(clip, clap, tmp_path):
+def test_encoders_name_the_item_that_cannot_be_used(clip, clap, tmp_path):
+    """They give a row for each item, so they leave none out."""
     broken, missing = tmp_path / "broken", tmp_path / "missing"
     broken.write_bytes(b"neither a picture nor a sound")
     encoders = {"not an image": as_embedder(*clip).encode_image, "corrupt audio": as_embedder(*clap).encode_audio}
     for reason, encode in encoders.items():
-        with pytest.raises(BadItemError, match=f"{reason}: {broken}: .*evaluation skips nothing"):
-            encode([{"bytes": None, "path": str(broken)}])
-        with pytest.raises(BadItemError, match=f"missing file: {missing}; evaluation skips nothing"):
+        for item in (str(broken), broken, {"path": str(broken)}):
+            with pytest.raises(BadItemError, match=f"{reason}: {broken}: "):
+                encode([item])
+        with pytest.raises(BadItemError, match=f"missing file: {missing}"):
             encode([{"bytes": None, "path": str(missing)}])
-        with pytest.raises(BadItemError, match=f"{reason}: an item without a path: .*evaluation skips nothing"):
+        with pytest.raises(BadItemError, match=f"{reason}: "):
             encode([{"bytes": broken.read_bytes(), "path": None}])
+
+
+def test_what_cannot_be_used_is_left_out_of_pairs(clip, pictures, sentences, tmp_path, caplog):
+    good = [
+        {"id": f"{i}", "text": sentences[2 * i : 2 * i + 2], "image": picture} for i, picture in enumerate(pictures)
+    ]
+    bad = [
+        {"id": "null", "text": "rain", "image": None},
+        {"id": "cut", "text": "rain", "image": {"bytes": b"not a picture", "path": "cut.png"}},
+        {"id": "device", "text": "rain", "image": {"bytes": None, "path": "/dev/zero"}},
+        {"id": "none", "text": [], "image": pictures[0]},
+        {"id": "blank", "text": ["", " \n"], "image": pictures[0]},
+    ]
+    some = [bad[0], *good[:3], *bad[1:4], *good[3:], bad[4]]
+    some[2] = some[2] | {"text": ["", *some[2]["text"], None]}
+    embedder = as_embedder(*clip)
+    expected, found = embed_pairs(embedder, good), embed_pairs(embedder, some)
+    for name in ("modality_embeds", "text_embeds", "text_to_item", "texts"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    assert [(bad.index, bad.id, bad.reason) for bad in found.bad_items] == [
+        *[(0, "null", "no media"), (2, "1", "empty caption"), (2, "1", "no caption"), (4, "cut", "not an image")],
+        *[(5, "device", "not a regular file"), (6, "none", "no caption")],
+        *[(11, "blank", "empty caption"), (11, "blank", "empty caption")],
+    ]
+    assert not expected.bad_items and "left out of the evaluation: 8 items or captions" in caplog.text
+    with pytest.raises(BadItemError, match=r"not an image: item cut: cut\.png: "):
+        embed_pairs(embedder, [*good, bad[1]], on_bad_item="error")
+
+
+def test_a_row_that_can_be_used_stands_for_one_of_its_id_that_cannot(clip, pictures):
+    rows = [
+        {"id": "7", "text": "rain", "image": None},
+        {"id": "7", "text": "the dog", "image": pictures[0]},
+        {"id": "7", "text": "music", "image": pictures[0]},
+    ]
+    pairs = embed_pairs(as_embedder(*clip), rows)
+    assert pairs.texts == ("the dog", "music") and pairs.text_to_item.tolist() == [0, 0]
+
+
+def test_equal_bytes_without_an_id_are_one_item(clip, pictures):
+    def content(picture):
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    rows = [{"text": f"text {number}", "image": content(pictures[number % 2])} for number in range(4)]
+    pairs = embed_pairs(as_embedder(*clip), rows)
+    assert pairs.text_to_item.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("long_clips", ["first", "mean"])
+def test_leading_silence_is_passed_over_as_in_training(clap, tmp_path, long_clips):
+    rate = 8000
+    sounds = [np.random.default_rng(number).normal(0, 0.1, rate).astype(np.float32) for number in range(2)]
+    cells = []
+    for number, sound in enumerate(sounds):
+        padded = np.concatenate([np.zeros(3 * rate, np.float32), sound])
+        soundfile.write(tmp_path / f"{number}.wav", padded, rate, subtype="FLOAT")
+        cells.append({"bytes": None, "path": str(tmp_path / f"{number}.wav")})
+    embedder = as_embedder(*clap, options=EmbedOptions(long_clips=long_clips))
+    embeds = embedder.encode_audio(cells)
+    if long_clips == "first":
+        windows = [load_waveform(cell, rate, max_seconds=1.0) for cell in cells]
+        assert np.allclose(embeds, embedder.encode_audio(windows), atol=1e-6)
+    else:
+        assert np.allclose(embeds, embedder.encode_audio(sounds), atol=1e-5)
+    assert np.allclose(
+        embeds, embedder.encode_audio([np.concatenate([np.zeros(3 * rate), x]) for x in sounds]), atol=1e-5
+    )
+    assert np.abs(embeds[0] - embeds[1]).max() > 1e-3
+    assert np.abs(embeds - embedder.encode_audio([np.zeros(rate)])).max() > 1e-3
+
+
+def test_no_more_of_a_clip_is_decoded_than_the_model_takes(clap, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 480_000), 8000)
+    counted, read = [], soundfile.SoundFile.read
+
+    def counting(self, frames, **options):
+        block = read(self, frames, **options)
+        counted.append(len(block))
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counting)
+    rows = [{"text": "rain", "audio": {"bytes": None, "path": str(tmp_path / "long.wav")}}]
+    embed_pairs(as_embedder(*clap), rows, "audio")
+    assert 8000 <= sum(counted) <= 8002
 
 
 def test_nan_embeddings_are_an_error():

@@ -379,19 +379,62 @@ def test_what_is_done_stays_when_a_later_task_fails(main, image_text_folder, pic
     with pytest.raises(ValueError, match=r"missing file: .*none\.png"):
         main(["--model", str(image_text_folder), "--output_dir", str(tmp_path / "out"), "--pairs", str(pictures),
               "--tasks", "retrieval,zero_shot", "--zero_shot_data", str(pictures.with_name("broken.jsonl")),
-              "--label_column", "kind"])  # fmt: skip
+              "--label_column", "kind", "--on_bad_item", "error"])  # fmt: skip
     results = results_of(tmp_path / "out")
     assert results["retrieval"]["num_items"] == 6 and "zero_shot" not in results
 
 
-@pytest.mark.parametrize(("column", "message"), [("kind", "item 1 has no class"), ("fold", "item 1 has no fold")])
+def test_what_cannot_be_used_is_left_out_counted_and_said(main, image_text_folder, pictures, tmp_path, capsys):
+    rows = [json.loads(line) for line in pictures.read_text().splitlines()]
+    (pictures.parent / "cut.png").write_bytes((pictures.parent / rows[0]["file"]).read_bytes()[:50])
+    more = [{"file": name, "captions": ["x"], "kind": "rain"} for name in ("none.png", "cut.png")]
+    rows[1]["captions"] += ["", None]
+    broken = pictures.with_name("broken.jsonl")
+    write_rows(broken, [*rows, *more, rows[0] | {"kind": " ", "captions": [" "]}])
+    options = ["--model", str(image_text_folder), "--tasks", "retrieval,representation,zero_shot"]
+    options += ["--num_resamples", "0", "--label_column", "kind"]
+    compare = ["--compare", f"whole={tmp_path}/whole/results.json"]
+    for name, file, compared in (("whole", pictures, []), ("some", broken, compare)):
+        files = ["--pairs", str(file), "--zero_shot_data", str(file), "--output_dir", str(tmp_path / name)]
+        main([*options, *files, *compared])
+    whole, some = results_of(tmp_path / "whole"), results_of(tmp_path / "some")
+    for task in ("retrieval", "representation", "zero_shot"):
+        assert some[task] == pytest.approx(whole[task])
+        assert whole["meta"]["tasks"][task]["bad_items"] == {"count": 0, "reasons": {}, "ids": []}
+    expected = {"corrupt image": 1, "empty caption": 2, "missing file": 1, "no caption": 1}
+    left_out = some["meta"]["tasks"]["retrieval"]["bad_items"]
+    assert left_out["count"] == 5 and left_out["reasons"] == expected
+    assert left_out["ids"] == [rows[1]["file"], "none.png", "cut.png", rows[0]["file"]]
+    assert some["meta"]["tasks"]["zero_shot"]["bad_items"]["reasons"]["no class"] == 1
+    printed = capsys.readouterr().out
+    assert "| retrieval | **left out: other data than asked for** | 5 | 1 corrupt image, 2 empty caption" in printed
+    assert "| retrieval: text_to_image_recall@1 | other data | " in printed  # in the comparison too
+
+
+def test_equal_captions_are_one_text_unless_the_plain_protocol_is_chosen(main, image_text_folder, pictures, tmp_path):
+    rows = [json.loads(line) for line in pictures.read_text().splitlines()]
+    write_rows(pictures, [row | {"captions": row["kind"] + " " * (number % 2)} for number, row in enumerate(rows)])
+    found = {}
+    for protocol in ("distinct", "plain"):
+        options = ["--retrieval_protocol", protocol, "--output_dir", str(tmp_path / protocol), "--num_resamples", "0"]
+        main(["--model", str(image_text_folder), "--tasks", "retrieval", "--pairs", str(pictures), *options])
+        results = results_of(tmp_path / protocol)
+        found[protocol] = results["retrieval"]
+        assert (found[protocol]["num_texts"], found[protocol]["num_distinct_texts"]) == (6, 2)
+        assert ("one text" in results["meta"]["tasks"]["retrieval"]["protocol"]) == (protocol == "distinct")
+    assert found["plain"]["image_to_text_recall@1"] == 0  # three equal captions tie
+    assert found["distinct"]["image_to_text_recall@1"] > 0
+
+
+@pytest.mark.parametrize(("column", "message"), [("kind", "no class: item "), ("fold", "item 1 has no fold")])
 def test_a_missing_class_or_fold_is_named(main, image_text_folder, pictures, tmp_path, column, message):
     rows = [json.loads(line) | {"fold": 1} for line in pictures.read_text().splitlines()]
     rows[1][column] = None
     write_rows(pictures, rows)
     with pytest.raises(ValueError, match=message):
         main(["--model", str(image_text_folder), "--tasks", "zero_shot", "--zero_shot_data", str(pictures),
-              "--label_column", "kind", "--fold_column", "fold", "--output_dir", str(tmp_path / "out")])  # fmt: skip
+              "--label_column", "kind", "--fold_column", "fold", "--output_dir", str(tmp_path / "out"),
+              "--on_bad_item", "error"])  # fmt: skip
 
 
 def test_a_text_model_has_no_cross_modal_tasks(main, sentence_encoder_folder, pictures, tmp_path):

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
+from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.splits import NoSplitsError
 from xmodal_hf.evaluation import as_embedder, embed_pairs, evaluate_retrieval, evaluate_sts
 from xmodal_hf.training.adapters import add_lora
@@ -89,6 +90,22 @@ def test_a_split_that_the_data_do_not_have_is_no_validation_on_training_rows(ima
     assert len(build({"eval_dataset": other}, image_text_processor, file).validator.pairs) == 2
     with pytest.raises(NoSplitsError):
         build({"eval_dataset": other, "eval_split": "validation"}, image_text_processor, file)
+
+
+def test_what_cannot_be_used_is_left_out_and_counted_or_stops(image_text_model, image_text_processor, pair_file):
+    lines = Path(pair_file).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    empty = Path(pair_file).with_name("empty.png")
+    empty.write_bytes(b"")
+    rows[0]["text"] = [*rows[0]["text"], " "]
+    rows.append(rows[1] | {"image": empty.name})
+    file = write_rows(Path(pair_file).with_name("more.jsonl"), rows)
+    whole, some = (build({"eval_split": "validation"}, image_text_processor, name) for name in (pair_file, file))
+    expected, found = whole.validator(image_text_model), some.validator(image_text_model)
+    assert found == expected | {"pairs.num_bad_items": 2}
+    strict = build({"eval_split": "validation"}, image_text_processor, file, on_bad_item="error")
+    with pytest.raises(BadItemError, match="empty caption: item"):
+        strict.validator(image_text_model)
 
 
 def test_steps_that_are_due(image_text_processor, sts_file):

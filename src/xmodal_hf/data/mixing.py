@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from datasets import Dataset, Image
+from datasets import Audio, Dataset, Image
 
 from .orders import MixedOrder, Order, ShardOrder, ShuffledOrder
 from .parquet import ParquetPairs
@@ -49,9 +49,11 @@ PairTable: TypeAlias = Dataset | ParquetPairs | ConcatenatedPairs
 
 
 def undecoded(table: Any) -> Any:
-    """The table with pictures as cells of bytes and path: decoding is done later, errors and all."""
+    """The table with pictures and sounds as cells of bytes and path: decoding is done later, errors and all."""
     if isinstance(table, Dataset) and "image" in table.column_names:
         return table.cast_column("image", Image(decode=False))
+    if isinstance(table, Dataset) and isinstance(table.features.get("audio"), Audio):
+        return table.cast_column("audio", Audio(decode=False))
     return table
 
 

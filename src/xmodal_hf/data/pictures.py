@@ -51,7 +51,7 @@ def decode_image(source: Any, *, min_size: int | None = None) -> Image.Image:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
-        raise BadItemError("missing file", str(error)) from error
+        raise BadItemError("missing file", str(error.filename)) from error
     except UnidentifiedImageError as error:
         # Its own message is the address of a buffer in memory.
         raise BadItemError("not an image", _named(source, f"none of {_shown_formats()}")) from error

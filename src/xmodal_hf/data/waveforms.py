@@ -79,7 +79,7 @@ def decode_audio(
         except BadItemError:
             raise
         except FileNotFoundError as error:
-            raise BadItemError("missing file", str(error)) from error
+            raise BadItemError("missing file", str(error.filename)) from error
         except soundfile.LibsndfileError as error:
             raise _unreadable(source, error) from error
         except Exception as error:  # damaged headers make soundfile raise more than its own errors

@@ -42,6 +42,11 @@ class EvaluationArguments:
     long_clips: Literal["first", "mean"] = option(
         "first", "Of a clip longer than the model takes: its first window, or the mean of all its windows."
     )
+    retrieval_protocol: Literal["distinct", "plain"] = option(
+        "distinct",
+        "distinct: equal captions are one text, whose right answers are all items that carry it. plain: every caption "
+        "is a text of its own, as in published code; where captions repeat, they count against each other.",
+    )
     dtype: Literal["auto", "bfloat16", "float16"] = option("auto", "Autocast precision; auto keeps the weights' own.")
     device: str | None = option(None, "Such as cpu or cuda:1. Default: a GPU where there is one.")
     trust_remote_code: bool = option(False, "Run the code that comes with a checkpoint.")
@@ -84,6 +89,11 @@ class EvaluationDataArguments:
         "names, else the path or the bytes of the item.",
     )
     max_pairs: int | None = option(None, "Use only the first rows of --pairs.")
+    on_bad_item: Literal["skip", "error"] = option(
+        "skip",
+        "What to do about items and captions that cannot be used: leave them out, as training does, and count and list "
+        "them in results.json, or stop.",
+    )
     zero_shot_data: str | None = option(None, "Items with classes: a file, folder or Hub id (zero_shot).")
     zero_shot_split: str | None = option(
         None, "Split of --zero_shot_data. Default: test, or all rows of a source that has no splits."

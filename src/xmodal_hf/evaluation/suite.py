@@ -6,24 +6,28 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset
 from matplotlib.figure import Figure
 
 import xmodal_hf
+from xmodal_hf.data.bad_items import BadItem, path_of, summary
+from xmodal_hf.data.errors import BadItemError, naming
+from xmodal_hf.data.mixing import undecoded
 from xmodal_hf.data.sources import load_pairs, load_rows
 from xmodal_hf.data.splits import with_default_split
 
 from . import plots
 from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
 from .bootstrap import keep_resamples, percentile_interval
-from .embed import Counted, Embedder, Modality, PairEmbeddings, embed_pairs
+from .embed import Counted, Embedder, Modality, PairEmbeddings, embed_pairs, usable_items
 from .held_data import describe_source, texts_checksum
 from .loading import model_identity
 from .prompts import DEFAULT_PROMPTS
@@ -43,6 +47,9 @@ _PACKAGES = ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-lear
 _RECORDED = ("seed", "num_resamples", "pooling", "max_length", "long_clips", "dtype")
 # What must be the same in two results of a task before they are compared.
 _IDENTIFYING = (*("dataset", "sha256", "revision", "revisions", "split", "num_items", "texts_sha256", "protocol"),)
+# What was left out must be the same too. How retrieval takes equal captions:
+_PLAIN_PROTOCOL = "all captions, each item once, ties against the gold"
+_DISTINCT_PROTOCOL = "equal captions are one text, each item once, ties of different texts against the gold"
 # The same for two bootstraps, before their resamples are paired.
 _DRAWS = ("seed", "num_resamples")
 # What a comparison shows of each task.
@@ -94,12 +101,13 @@ def run_suite(
         After each task the results so far, {task: {metric: number}, "meta": {...}}, with the resamples of those that
         have intervals, and what draws the task's figures by file name.
     """
-    loaders = {
+    pairs = _Pairs(embedder, data)
+    loaders: dict[str, Callable[[Embedder, EvaluationArguments, EvaluationDataArguments], Run]] = {
         "sts": _load_sts,
         "sts_text_tower": _load_text_tower_sts,
         "transfer": _load_transfer,
-        "retrieval": _load_retrieval,
-        "representation": _load_representation,
+        "retrieval": partial(_load_retrieval, pairs),
+        "representation": partial(_load_representation, pairs),
         "zero_shot": _load_zero_shot,
     }
     runs = {task: loaders[task](embedder, arguments, data) for task in task_names(arguments)}
@@ -184,7 +192,7 @@ def write_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
 
 
 def results_table(results: Results) -> str:
-    """Every number with its interval, as a Markdown table."""
+    """Every number with its interval, as a Markdown table; where items were left out, a row says so."""
     lines = ["| task | metric | value | 95 % interval |", "|---|---|---:|---|"]
     for task, numbers in results.items():
         if task == "meta":
@@ -195,6 +203,10 @@ def results_table(results: Results) -> str:
             low, high = numbers.get(f"{metric}_ci95_low"), numbers.get(f"{metric}_ci95_high")
             interval = "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
             lines.append(f"| {task} | {metric} | {_shown(value)} | {interval} |")
+        left_out = _left_out(results, task)
+        if left_out["count"]:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in left_out["reasons"].items())
+            lines.append(f"| {task} | **left out: other data than asked for** | {left_out['count']} | {reasons} |")
     return "\n".join(lines)
 
 
@@ -312,42 +324,95 @@ def _load_transfer(embedder: Embedder, arguments: EvaluationArguments, data: Eva
     return lambda: Outcome(evaluate_transfer(embedder, tasks, num_resamples=arguments.num_resamples), meta)
 
 
-def _load_retrieval(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Run:
-    table, modality, meta = _load_pairs(embedder, data)
+class _Pairs:
+    """The captioned items of `--pairs`: loaded once, and embedded once for all tasks that measure them."""
+
+    def __init__(self, embedder: Embedder, data: EvaluationDataArguments) -> None:
+        self._embedder, self._data = embedder, data
+
+    @cached_property
+    def modality(self) -> Modality:
+        return _modality(self._embedder, self._data)
+
+    @cached_property
+    def _table_and_split(self) -> tuple[Dataset, str]:
+        data, source = self._data, str(self._data.pairs)
+
+        def load(split: str) -> Dataset:
+            return load_pairs(
+                source,
+                modality=self.modality,
+                split=split,
+                text_column=data.text_column,
+                id_column=data.id_column,
+                max_samples=data.max_pairs,
+            )
+
+        return with_default_split(load, data.pairs_split, "test", source)
+
+    @property
+    def table(self) -> Dataset:
+        """The items, not yet opened."""
+        return self._table_and_split[0]
+
+    @cached_property
+    def meta(self) -> dict[str, Any]:
+        """What identifies the items."""
+        num_items, texts = len(set(self.table["id"])), texts_checksum(self.table["text"])
+        described = {"split": self._table_and_split[1], "num_items": num_items, "texts_sha256": texts}
+        return describe_source(str(self._data.pairs), self.table) | described
+
+    @cached_property
+    def embeds(self) -> PairEmbeddings:
+        rows = Counted(undecoded(self.table), len(self.table))
+        return embed_pairs(self._embedder, rows, self.modality, on_bad_item=self._data.on_bad_item)
+
+
+def _load_retrieval(
+    pairs: _Pairs, embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments
+) -> Run:
+    meta = pairs.meta
 
     def run() -> Outcome:
-        pairs = _embedded_pairs(embedder, table, modality)
+        embeds = pairs.embeds
         numbers = evaluate_retrieval(
-            pairs.modality_embeds,
-            pairs.text_embeds,
-            pairs.text_to_item,
-            modality=modality,
+            embeds.modality_embeds,
+            embeds.text_embeds,
+            embeds.text_to_item,
+            texts=embeds.texts,
+            protocol=arguments.retrieval_protocol,
+            modality=pairs.modality,
             num_resamples=arguments.num_resamples,
             seed=arguments.seed,
         )
-        return Outcome(numbers, meta | {"protocol": "all captions, each item once, ties against the gold"})
+        # Where no caption repeats, both protocols are the same.
+        is_plain = arguments.retrieval_protocol == "plain" or numbers["num_texts"] == numbers["num_distinct_texts"]
+        protocol = {"protocol": _PLAIN_PROTOCOL if is_plain else _DISTINCT_PROTOCOL}
+        return Outcome(numbers, meta | protocol | {"bad_items": summary(embeds.bad_items)})
 
     return run
 
 
-def _load_representation(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Run:
-    table, modality, meta = _load_pairs(embedder, data)
+def _load_representation(
+    pairs: _Pairs, embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments
+) -> Run:
+    meta, modality = pairs.meta, pairs.modality
 
     def run() -> Outcome:
-        pairs = _embedded_pairs(embedder, table, modality)
-        embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
+        embedded = pairs.embeds
+        embeds = (embedded.modality_embeds, embedded.text_embeds, embedded.text_to_item)
         bootstrap = {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
         numbers = evaluate_representation(*embeds, modality=modality, logit_scale=embedder.logit_scale, **bootstrap)
         shown: dict[str, Any] = {"modality": modality, "seed": arguments.seed}
         protocol = {"protocol": "alignment alpha 2, uniformity t 2, seeded subset of items"}
         return Outcome(
             numbers,
-            meta | protocol,
+            meta | protocol | {"bad_items": summary(embedded.bad_items)},
             lambda: {
                 "map.png": plots.joint_map(*embeds, **shown),
                 "map_tsne.png": plots.joint_map(*embeds, method="tsne", **shown),
                 "cosines.png": plots.cosine_histogram(*embeds, **shown),
-                "spectrum.png": plots.spectrum({modality: pairs.modality_embeds, "text": pairs.text_embeds}),
+                "spectrum.png": plots.spectrum({modality: embedded.modality_embeds, "text": embedded.text_embeds}),
             },
         )
 
@@ -362,9 +427,13 @@ def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: Ev
         column = data.label_column
         return load_pairs(source, modality=modality, split=split, text_column=column, keep_class_labels=True)
 
-    table, split = with_default_split(load, data.zero_shot_split, "test", source)
-    labels, class_names = class_labels(table)
+    whole, split = with_default_split(load, data.zero_shot_split, "test", source)
     folds = None if data.fold_column is None else fold_labels(source, modality, split, data.fold_column)
+    bad_labels = unlabelled(whole, modality, data.on_bad_item)
+    without = {bad.index for bad in bad_labels}
+    kept = [index for index in range(len(whole)) if index not in without]
+    table, folds = undecoded(whole.select(kept)), None if folds is None else [folds[index] for index in kept]
+    labels, class_names = class_labels(table)
     named = ""
     if data.class_names is not None:
         class_names = read_class_names(Path(data.class_names), len(class_names))
@@ -377,15 +446,43 @@ def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: Ev
     }
 
     def run() -> Outcome:
-        scores = zero_shot_scores(embedder, _items(table, modality), class_names, modality=modality, templates=prompts)
+        bad_items: list[BadItem] = []
+        options: dict[str, Any] = {"ids": table["id"][:], "on_bad_item": data.on_bad_item}
+        items = Counted(usable_items(embedder, table[modality], modality, bad_items, **options), len(table))
+        scores = zero_shot_scores(embedder, items, class_names, modality=modality, templates=prompts)
+        used = np.setdiff1d(np.arange(len(table)), [bad.index for bad in bad_items])
+        used_labels = np.asarray(labels)[used]
         numbers = zero_shot_metrics(
-            scores, labels, class_names, folds=folds, num_resamples=arguments.num_resamples, seed=arguments.seed
+            scores,
+            used_labels,
+            class_names,
+            folds=None if folds is None else [folds[index] for index in used],
+            num_resamples=arguments.num_resamples,
+            seed=arguments.seed,
         )
-        merged_scores, merged_labels, shown_names = merge_classes(scores, labels, class_names)
+        left_out = {"bad_items": summary([*bad_labels, *bad_items])}
+        merged_scores, merged_labels, shown_names = merge_classes(scores, used_labels, class_names)
         counts = confusion_counts(merged_scores, merged_labels)
-        return Outcome(numbers, meta, lambda: {"confusion.png": plots.confusion_matrix(counts, shown_names)})
+        return Outcome(numbers, meta | left_out, lambda: {"confusion.png": plots.confusion_matrix(counts, shown_names)})
 
     return run
+
+
+def unlabelled(table: Dataset, modality: Modality, on_bad_item: str) -> list[BadItem]:
+    """The items without a class.
+
+    Raises:
+        BadItemError: there is one, with `on_bad_item="error"`.
+    """
+    found = []
+    for index, label in enumerate(table["text"]):
+        if label is None or (isinstance(label, str) and not label.strip()):
+            item_id, error = table[index]["id"], BadItemError("no class", "null" if label is None else repr(label))
+            if on_bad_item == "error":
+                with naming(f"item {item_id}"):
+                    raise error
+            found.append(BadItem(index, item_id, path_of(table[index][modality]), error.reason, error.detail))
+    return found
 
 
 def class_labels(table: Dataset) -> tuple[list[int], list[str]]:
@@ -395,7 +492,7 @@ def class_labels(table: Dataset) -> tuple[list[int], list[str]]:
         raise ValueError(f"item {names.index(None)} has no class: leave it out of the data")
     if isinstance(feature, ClassLabel):
         return names, feature.names
-    names = [str(name) for name in names]
+    names = [str(name).strip() for name in names]  # names that are equal after trimming are one class
     classes = sorted(set(names))
     if all(name.isdigit() for name in classes):
         logger.warning("The class names are numbers (%s, ...), which say nothing to a text encoder.", classes[0])
@@ -429,48 +526,6 @@ def fold_labels(source: str, modality: Modality, split: str, column: str) -> lis
     return folds
 
 
-def _load_pairs(embedder: Embedder, data: EvaluationDataArguments) -> tuple[Dataset, Modality, dict[str, Any]]:
-    """The captioned items, not yet opened, and what identifies them."""
-    modality = _modality(embedder, data)
-    source = str(data.pairs)
-
-    def load(split: str) -> Dataset:
-        return load_pairs(
-            source,
-            modality=modality,
-            split=split,
-            text_column=data.text_column,
-            id_column=data.id_column,
-            max_samples=data.max_pairs,
-        )
-
-    table, split = with_default_split(load, data.pairs_split, "test", source)
-    num_items = len(set(table["id"]))
-    described = {"split": split, "num_items": num_items, "texts_sha256": texts_checksum(table["text"])}
-    return table, modality, describe_source(str(data.pairs), table) | described
-
-
-def _embedded_pairs(embedder: Embedder, table: Dataset, modality: Modality) -> PairEmbeddings:
-    """For a second task the embeddings come from the embedder's memory."""
-    columns = zip(table["id"], _items(table, modality), table["text"], strict=True)
-    rows = Counted(({"id": row_id, modality: item, "text": text} for row_id, item, text in columns), len(table))
-    return embed_pairs(embedder, rows, modality)
-
-
-def _items(table: Dataset, modality: str) -> Iterable[Any]:
-    """The pictures or clips as cells, which are read one at a time and decoded as in training."""
-    if modality == "image":
-        table = table.cast_column("image", Image(decode=False))
-    return Counted(_present(table[modality], modality), len(table))
-
-
-def _present(cells: Iterable[Any], modality: str) -> Iterator[Any]:
-    for index, cell in enumerate(cells):
-        if cell is None:
-            raise ValueError(f"row {index} has no {modality}: leave it out of the data")
-        yield cell
-
-
 def _modality(embedder: Embedder, data: EvaluationDataArguments) -> Modality:
     modality = data.modality or embedder.modality
     if modality is None:
@@ -481,7 +536,14 @@ def _modality(embedder: Embedder, data: EvaluationDataArguments) -> Modality:
 def _same_data(first: Results, second: Results, task: str, names: Sequence[str] = _IDENTIFYING) -> bool:
     """Whether both results of a task are of the same data in the same protocol."""
     metas = [results["meta"]["tasks"].get(task, {}) for results in (first, second)]
-    return all(metas[0].get(name) == metas[1].get(name) for name in names)
+    used = [sorted(_left_out(results, task)["ids"]) for results in (first, second)]
+    return used[0] == used[1] and all(metas[0].get(name) == metas[1].get(name) for name in names)
+
+
+def _left_out(results: Results, task: str) -> dict[str, Any]:
+    """What a task left out of its data: nothing, for tasks of texts and for results of before items were left out."""
+    meta = results.get("meta", {}).get("tasks", {}).get(task, {})
+    return meta.get("bad_items") or summary([])
 
 
 def same_draws(first: Results, second: Results, task: str) -> bool:

@@ -22,7 +22,7 @@ from ..data.mixing import undecoded
 from ..data.sources import load_pairs
 from ..data.splits import with_default_split
 from ..data.tables import load_table
-from ..evaluation.embed import Embedder, as_embedder, embed_pairs
+from ..evaluation.embed import Embedder, OnBadItem, as_embedder, embed_pairs
 from ..evaluation.representation import evaluate_representation
 from ..evaluation.retrieval import evaluate_retrieval
 from ..evaluation.sts import evaluate_sts
@@ -50,7 +50,15 @@ _SHOWN = ("spearman", "recall@10", ".alignment", "uniformity")  # beside the pro
 # Metrics of which less is better, by the end of their names.
 _LOWER_IS_BETTER = ("alignment", "uniformity", "median_rank")
 # Numbers that have no better side.
-_NO_BETTER_SIDE = ("modality_gap", "anisotropy", "effective_rank", "logit_scale", "num_items", "num_texts")
+_NO_BETTER_SIDE = (
+    "modality_gap",
+    "anisotropy",
+    "effective_rank",
+    "logit_scale",
+    "num_items",
+    "num_texts",
+    "num_distinct_texts",
+)
 
 
 class Validator(Protocol):
@@ -208,15 +216,23 @@ class TaskValidator:
         sts: rows of `sentence1`, `sentence2`, `score`.
         pairs: in canonical columns.
         modality: of the pairs.
+        on_bad_item: what to do about pairs that cannot be used, as `embed_pairs`.
     """
 
     def __init__(
-        self, processor: Any, *, sts: Dataset | None = None, pairs: Dataset | None = None, modality: str = "image"
+        self,
+        processor: Any,
+        *,
+        sts: Dataset | None = None,
+        pairs: Dataset | None = None,
+        modality: str = "image",
+        on_bad_item: OnBadItem = "skip",
     ) -> None:
         self.processor = processor
         self.sts = sts
         self.pairs = pairs
         self.modality = modality
+        self.on_bad_item = on_bad_item
 
     def rehearse(self, model: nn.Module, best_metric: str | None) -> None:
         """Check the data, embed some of them, and check the name of the number that chooses the weights.
@@ -233,7 +249,7 @@ class TaskValidator:
             if len(set(self.pairs["id"])) < 2:
                 raise ValueError(f"a validation on pairs needs two items, the data have {len(self.pairs)} rows")
             rows = np.unique(np.linspace(0, len(self.pairs) - 1, _REHEARSED_ITEMS).astype(int))
-            embed_pairs(embedder, self.pairs.select(rows.tolist()), self.modality)
+            embed_pairs(embedder, self.pairs.select(rows.tolist()), self.modality, on_bad_item=self.on_bad_item)
         if best_metric is not None:
             check_best_metric(best_metric, self.names())
 
@@ -244,7 +260,7 @@ class TaskValidator:
             captions = [text if isinstance(text, list) else [text] for text in self.pairs["text"]]
             several = sum(map(len, captions)) > len(set(self.pairs["id"]))
             embeds = (np.eye(2), np.eye(2)[[0, 1, 1]], [0, 1, 1]) if several else (np.eye(2), np.eye(2), None)
-            names += list(self._pair_values(embeds))
+            names += list(self._pair_values(embeds, [str(number) for number in range(len(embeds[1]))]))
         return names
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
@@ -254,17 +270,19 @@ class TaskValidator:
             results = evaluate_sts(embedder, {"spearman": self.sts}, num_resamples=0)
             values["sts_dev.spearman"] = results["spearman"]
         if self.pairs is not None:
-            pairs = embed_pairs(embedder, self.pairs, self.modality)
-            values |= self._pair_values((pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item))
+            pairs = embed_pairs(embedder, self.pairs, self.modality, on_bad_item=self.on_bad_item)
+            values |= self._pair_values((pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item), pairs.texts)
+            if pairs.bad_items:
+                values["pairs.num_bad_items"] = len(pairs.bad_items)
         return values
 
     def _embedder(self, model: nn.Module) -> Embedder:
         # peft's wrapper is no PreTrainedModel; the model inside it has the adapter's layers.
         return as_embedder(model.get_base_model() if isinstance(model, PeftModel) else model, self.processor)
 
-    def _pair_values(self, embeds: tuple[Any, Any, Any]) -> dict[str, float]:
+    def _pair_values(self, embeds: tuple[Any, Any, Any], texts: Sequence[str]) -> dict[str, float]:
         tasks = {
-            "retrieval": evaluate_retrieval(*embeds, modality=self.modality, num_resamples=0),
+            "retrieval": evaluate_retrieval(*embeds, texts=texts, modality=self.modality, num_resamples=0),
             "representation": evaluate_representation(*embeds, modality=self.modality, num_resamples=0),
         }
         return {f"{task}.{name}": value for task, found in tasks.items() for name, value in found.items()}
@@ -311,7 +329,8 @@ def build_validation(
     with accelerator.main_process_first():  # it fills the caches
         sts, held_out = _load_data(arguments, pairs)
     modality = "image" if pairs is None else pairs.modality
-    validator = TaskValidator(processor, sts=sts, pairs=held_out, modality=modality)
+    policy: OnBadItem = "skip" if pairs is None else pairs.on_bad_item
+    validator = TaskValidator(processor, sts=sts, pairs=held_out, modality=modality, on_bad_item=policy)
     return Validation(accelerator, validator, arguments, training.output_dir)
 
 

@@ -31,7 +31,7 @@ REPEATS = {"full": 5, "tiny": 1}
 EDGES = {"full": [1024, 2048, 4096, 8192, 16_384], "tiny": [32, 64]}
 COPIED_MIB = {"full": 4096, "tiny": 4}
 PEAK_EDGES = {"full": None, "tiny": 64}
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "tf32": torch.float32}
 SHOWN_OPERATORS = 12
 LEAST_SECONDS = 10  # left, to begin another measurement
 GOAL = 1.0  # of memeff's time and memory at most
@@ -42,7 +42,7 @@ def run(record: Record, options: argparse.Namespace) -> None:
     # memeff's products of fp32 embeddings are of TF32 otherwise; it reads this when it is first imported.
     os.environ["MEMEFF_INPUT_PRECISION"] = "ieee"
     scale = "tiny" if options.tiny else "full"
-    peaks = record.measure("peaks", partial(measure_peaks, scale, options.device))
+    peaks = record.measure("peaks", partial(measure_peaks, scale, options.device)).get("operations_per_second", {})
     absent = {method: reason for method in METHODS if (reason := why_missing(method, options.device))}
     for method, reason in absent.items():
         record.measure(f"without {method}", partial(dict, skipped=reason))
@@ -53,8 +53,10 @@ def run(record: Record, options: argparse.Namespace) -> None:
     for ours in runs:
         if seconds_left(options) > LEAST_SECONDS:
             methods = [method for method in METHODS if method not in absent]
-            compare_methods(record, ours, methods, peaks.get("operations_per_second", {}).get(ours.precision))
+            compare_methods(record, ours, methods, peaks.get(ours.precision))
     if seconds_left(options) > LEAST_SECONDS:
+        # Training under mixed precision hands fp32 embeddings to the loss (Accelerate converts what a model returns).
+        compare_methods(record, replace(runs[0], precision="tf32"), ["streamed"], peaks.get("tf32"))
         record.measure(f"tile edges, {in_words(runs[0])}", partial(compare_edges, runs[0], EDGES[scale]))
         record.measure(f"profile, {in_words(runs[0])}", partial(profile_loss, runs[0]))
 
@@ -68,7 +70,11 @@ def measure_peaks(scale: str, device: str) -> dict[str, Any]:
     source = torch.empty(COPIED_MIB[scale] * MIB // 4, device=device).normal_()
     target = torch.empty_like(source)
     seconds = min(seconds_of(lambda: target.copy_(source), device) for _ in range(5))
-    peaks = {name: matmul_peak(device, dtype, PEAK_EDGES[scale]) for name, dtype in DTYPES.items()}
+    peaks = {}
+    for name, dtype in DTYPES.items():
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+        peaks[name] = matmul_peak(device, dtype, PEAK_EDGES[scale])
+    torch.set_float32_matmul_precision("highest")
     return {"operations_per_second": peaks, "copied_bytes_per_second": 2 * source.nbytes / seconds}
 
 
@@ -89,6 +95,7 @@ def measured(run: Run, peak: float | None) -> dict[str, Any]:
     """Time, memory and gradient errors; a matrix that does not fit is a result, too."""
     try:
         result = measure(run, peak)
+        torch.set_float32_matmul_precision("highest")
     except torch.OutOfMemoryError:
         return {"does_not_fit": True}
     finally:

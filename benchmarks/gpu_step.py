@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import statistics
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +26,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from common import PeakMemory, Seconds, is_installed, matmul_peak, median_ratio, take_turns
-from contrastive_step import LOSS_TOLERANCE, check_losses, count_operations, largest_difference
+from contrastive_step import LOSS_TOLERANCE, count_operations, largest_difference
 from gpu_check import Record, seconds_left
 from gpu_correctness import fresh_accelerator
 from gpu_losses import profiled
@@ -35,8 +37,8 @@ from xmodal_hf.training.towers import freeze_towers
 
 PACKED = f"{OURS}, texts packed"
 PACKED_PARTS = 4  # the default on a CPU
-GOALS = {"of_open_clip": 1.3, "utilisation_of_peak": 0.45}
-COMPARED_STEPS = 2  # whose losses must agree; they are the warm-up as well
+GOALS = {"rate_over_open_clip": 1.3, "utilisation_of_peak": 0.45}
+FIRST_STEPS = 2  # whose losses are kept; they are the warm-up as well
 # Tokens of Flickr8k's captions, start and end included: mean and deviation, counted as words and signs.
 CAPTION_TOKENS, CAPTION_DEVIATION = 13.8, 3.9
 # Forward without a graph, forward again, and backward, which is twice a forward.
@@ -72,7 +74,7 @@ def run(record: Record, options: argparse.Namespace) -> None:
     if not is_installed("open_clip_torch"):
         record.measure("without open_clip", partial(dict, skipped="open_clip_torch is not installed"))
     bench = StepBench(sizes, options.device)
-    record.measure("peak", partial(dict, operations_per_second=bench.peak))
+    record.measure("peak", partial(dict, operations_per_second=bench.peak, goals=GOALS))
     first, *others = sizes.rounds
     record.measure(f"batch {first}", partial(bench.compare, first, packed=True))
     record.measure(f"batch {first}, frozen image tower", partial(bench.compare_frozen, first))
@@ -152,27 +154,30 @@ class StepBench:
         return {**texts, "image_pooler_output": torch.cat(vectors)}
 
     def _measure(self, steps: dict[str, Step], batch_size: int) -> dict[str, Any]:
+        """Losses, memory, operations and time of every method that fits; what differs or does not fit is said."""
         try:
             losses, memory = first_steps(steps, self.device)
-            check_losses(losses, LOSS_TOLERANCE["bf16"])
-            for name, step in steps.items():
+            for name in losses:
                 if name not in self.operations:
-                    self.operations[name] = count_operations(step) / batch_size
-            seconds = take_turns(steps, self.sizes.rounds[batch_size], self.device, warm_up=0)
+                    self.operations[name] = count_operations(steps[name]) / batch_size
+            fitting = {name: steps[name] for name in losses}
+            seconds = take_turns(fitting, self.sizes.rounds[batch_size], self.device, warm_up=0)
         finally:
             steps.clear()
-            if self.device == "cuda":
-                torch.cuda.empty_cache()
-        first = next(iter(seconds))
+            free_memory(self.device)
         methods = {
             name: self._summary(name, taken, batch_size) | {"losses": losses[name], "peak_bytes": memory[name]}
             for name, taken in seconds.items()
         }
+        first, *_ = losses.values()
+        # Of the first steps: after them every rounding has moved the weights.
+        difference = max(largest_difference(first[:1], values[:1]) for values in losses.values())
         return {
+            "ok": difference <= LOSS_TOLERANCE["bf16"],
             "methods": methods,
-            f"rates_of_{first}_over": ratios(seconds),
-            "goals": GOALS,
-            "largest_loss_difference": max(largest_difference(losses[first], values) for values in losses.values()),
+            "rates_of_the_first_over": ratios(seconds),
+            "largest_difference_of_first_losses": difference,
+            "does_not_fit": [name for name in memory if name not in losses],
         }
 
     def _summary(self, name: str, seconds: list[float], batch_size: int) -> dict[str, Any]:
@@ -189,13 +194,21 @@ class StepBench:
 
 
 def first_steps(steps: dict[str, Step], device: str) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Losses of the first steps of every method, and the peak of its memory above what is there between steps."""
+    """Losses of the first steps of every method that fits, and the peak of the memory that each takes for them."""
     losses, memory = {}, {}
     for name, step in steps.items():
-        with PeakMemory(device) as peak:
-            losses[name] = [step() for _ in range(COMPARED_STEPS)]
+        with PeakMemory(device) as peak, suppress(torch.OutOfMemoryError):
+            losses[name] = [step() for _ in range(FIRST_STEPS)]
         memory[name] = peak.bytes
+        free_memory(device)
     return losses, memory
+
+
+def free_memory(device: str) -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def ratios(seconds: Seconds) -> dict[str, float]:
@@ -214,7 +227,9 @@ def made_pairs(sizes: Sizes, batch_size: int, device: str) -> Pairs:
     ids = torch.randint(1, end - 1, (batch_size, len(positions)), device=device, generator=generator)
     ids[:, 0] = end - 1
     ids = torch.where(positions < lengths[:, None] - 1, ids, end)
-    pixels = torch.randn(batch_size, 3, sizes.image, sizes.image, device=device, generator=generator)
+    # In bf16, as autocast hands them to the first layer of both: 32,768 pictures are 9 GiB and not 18.
+    shape = (batch_size, 3, sizes.image, sizes.image)
+    pixels = torch.randn(shape, device=device, generator=generator, dtype=torch.bfloat16)
     mask = (positions < lengths[:, None]).long()
     return Pairs("made", [{"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}])
 

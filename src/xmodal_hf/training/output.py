@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from .. import __version__
 from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items, sort_bad_items
 from ..evaluation.plots import loss_curves
 from .adapters import save_adapter
@@ -34,7 +35,7 @@ RUN_NAME = "run.json"
 LOCK_NAME = "run.lock"
 # The locks of this process; closing one of these files anywhere in it would release its lock.
 _LOCKS: dict[Path, TextIO] = {}
-_PACKAGES = ("xmodal_hf", "torch", "torchaudio", "transformers", "accelerate", "datasets", "peft", "tokenizers")
+_PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "peft", "tokenizers")
 
 
 def options_of(*arguments: Any) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def _circumstances(accelerator: Accelerator) -> dict[str, Any]:
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
         "mixed_precision": accelerator.mixed_precision,
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": {"xmodal_hf": __version__} | {name: version(name) for name in _PACKAGES},
     }
 
 

@@ -50,6 +50,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from accelerate.utils import set_seed
 
     from xmodal_hf.training.batches import check_length, load_pair_table, load_sentence_table
+    from xmodal_hf.training.defaults import describe_defaults, resolve_pair_defaults
     from xmodal_hf.training.dry_run import rehearse_pairs
     from xmodal_hf.training.loop import build_accelerator, run_phase
     from xmodal_hf.training.output import finish_output, options_of, start_output
@@ -60,6 +61,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if training.dry_run:
         accelerator.print(rehearse_pairs(accelerator, training, text, pairs, contrastive, sentence, lora))
         return
+    training, text = resolve_pair_defaults(training, text, contrastive, lora, pairs.modality)
+    arguments = (training, validation, text, pairs, contrastive, sentence, lora)
+    accelerator.print(describe_defaults(training, text, pairs.modality))
     resume_from = start_output(accelerator, *arguments)
     with accelerator.main_process_first():
         table = load_pair_table(pairs, training.exclude_texts)

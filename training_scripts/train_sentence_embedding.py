@@ -37,6 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from accelerate.utils import set_seed
 
     from xmodal_hf.training.batches import check_length, load_sentence_table
+    from xmodal_hf.training.defaults import describe_defaults, resolve_sentence_defaults
     from xmodal_hf.training.dry_run import rehearse_sentences
     from xmodal_hf.training.loop import build_accelerator, run_phase
     from xmodal_hf.training.output import finish_output, options_of, start_output
@@ -47,6 +48,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if training.dry_run:
         accelerator.print(rehearse_sentences(accelerator, training, text, sentence))
         return
+    training, text = resolve_sentence_defaults(training, text)
+    arguments = (training, validation, text, sentence)
+    accelerator.print(describe_defaults(training, text))
     resume_from = start_output(accelerator, *arguments)
     with accelerator.main_process_first():
         table = load_sentence_table(sentence, training.seed, training.exclude_texts)

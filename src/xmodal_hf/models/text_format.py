@@ -30,8 +30,8 @@ from .text_tower_config import FIXED_LENGTH_TOWERS
 logger = logging.getLogger(__name__)
 
 _POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
-# Tokenizers without a limit of their own report a huge number.
-_NO_LIMIT = 100_000
+# Tokenizers without a limit of their own report a huge number; no text in use is as long as this one.
+NO_LIMIT = 100_000
 # Any text: what a tokenizer adds around it is what matters.
 _EXAMPLE = "a photo of a dog"
 
@@ -126,9 +126,9 @@ def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 def num_positions(model: PreTrainedModel) -> int:
     """Return the most tokens that the model's text tower takes."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _NO_LIMIT
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or NO_LIMIT
     if positions < 1:  # XLNet's way of saying so
-        return _NO_LIMIT
+        return NO_LIMIT
     for name, module in model.named_modules():
         is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         if is_table and module.padding_idx is not None:

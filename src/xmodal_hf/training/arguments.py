@@ -43,6 +43,15 @@ def one_or_several(names: Any) -> Any:
     return names[0] if isinstance(names, list) and len(names) == 1 else names
 
 
+# Peak learning rates: of layers that begin with random weights (Goel et al. 2022, section 3); of pretrained ones
+# (measured: benchmarks/results/learning_rates.json); of LoRA's matrices, ten times that (Biderman et al. 2024, "LoRA
+# Learns Less and Forgets Less", who find the best rates an order of magnitude above those of full training).
+NEW_LAYERS_RATE, PRETRAINED_RATE, LORA_RATE = 5e-4, 5e-5, 5e-4
+# Tokens: of a text tower from scratch, CLIP's (Radford et al. 2021, section 2.4: 76 and the end of text); of phase 1,
+# SimCSE's (Gao et al. 2021, its published command).
+NEW_TOWER_LENGTH, SENTENCE_LENGTH = 77, 32
+
+
 @dataclass
 class TrainingArguments:
     """Options of the training loop, the same for every phase."""
@@ -57,16 +66,22 @@ class TrainingArguments:
         "Gradient caching: hold the graph of that many items at a time. The loss stays that of the whole batch, unlike "
         "with plain gradient accumulation, which adds no negatives.",
     )
-    learning_rate: float = option(5e-4, "Peak learning rate.")
-    text_learning_rate: float | None = option(None, "That of the text tower. Default: --learning_rate.")
+    learning_rate: float | None = option(
+        None,
+        "Peak learning rate of all layers. Default: 5e-4 for layers that begin with random weights and for a LoRA "
+        "adapter, 5e-5 for pretrained ones (benchmarks/NOTES.md).",
+    )
+    text_learning_rate: float | None = option(
+        None, "That of the text tower. Default: --learning_rate where it is given, else by the tower's weights."
+    )
     modality_learning_rate: float | None = option(
-        None, "That of the image or audio tower. Default: --learning_rate, which is then that of the projections."
+        None, "That of the image or audio tower. Default: --learning_rate where it is given, else by its weights."
     )
     weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only.")
     adam_beta1: float = option(0.9, "AdamW's beta 1.")
     adam_beta2: float = option(0.999, "AdamW's beta 2.")
     adam_epsilon: float = option(1e-8, "AdamW's epsilon.")
-    warmup_steps: float = option(0.0, "Steps of linear warm-up; below 1: that share of all steps.")
+    warmup_steps: float = option(0.1, "Steps of linear warm-up; below 1: that share of all steps.")
     lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = option("cosine", "Decay after the warm-up.")
     max_grad_norm: float = option(1.0, "Clip the norm of all gradients to this; 0 does not clip.")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast precision.")
@@ -179,12 +194,16 @@ class TextModelArguments:
     pooling: Literal["cls", "mean", "max", "eos", "last", "pooler"] | None = option(
         None, "Pooling of the text tower. Default: the one it was trained with, else mean."
     )
-    max_length: int = option(32, "Tokens a text at most; longer ones are cut.")
+    max_length: int | None = option(
+        None,
+        "Tokens a text at most; longer ones are cut. Default: as many as the text tower takes, 77 for one from "
+        "scratch; in phase 1 SimCSE's 32, or fewer where the tower takes fewer.",
+    )
 
     def __post_init__(self) -> None:
         if self.text_model and self.text_config:
             raise ValueError("--text_model and --text_config exclude each other: a pretrained tower has its own config")
-        if self.max_length < 1:
+        if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"--max_length must be at least 1, got {self.max_length}")
 
 

@@ -35,7 +35,7 @@ from ..data.sampling import EpochBatchSampler, PairDataset, PooledVectors, Sente
 from ..data.sentences import load_sentences, load_triplets
 from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs, stream_pairs
 from ..models.processing_dual_encoder import ImageTextProcessor
-from ..models.text_format import pads_to_max_length
+from ..models.text_format import NO_LIMIT, pads_to_max_length
 from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
 from .checkpoint import CheckpointError, goes_on
@@ -254,10 +254,10 @@ def texts_of(pairs: PairTable | None, sentences: Dataset | None) -> Iterator[str
 
 
 def text_lengths(tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> dict[str, Any]:
-    """Return the collators' options of text length."""
+    """Return the collators' options of text length: `max_length` where it is given, else the tokenizer's own."""
     if pads_to_max_length(tokenizer):
         return {"max_length": tokenizer.model_max_length, "pad_to_max_length": True}
-    return {"max_length": text.max_length}
+    return {"max_length": text.max_length or min(tokenizer.model_max_length, NO_LIMIT)}
 
 
 def image_side(image_processor: BaseImageProcessor) -> int:

@@ -43,6 +43,7 @@ from ..models.text_tower import TextTowerMixin, build_tower, find_tower, load_mo
 from ..objectives import CrossModalObjective, SentenceObjective
 from .adapters import add_lora
 from .arguments import (
+    NEW_TOWER_LENGTH,
     ContrastiveArguments,
     LoraArguments,
     SentenceArguments,
@@ -99,7 +100,7 @@ def build_tokenizer(text: TextModelArguments, corpus: Callable[[], Iterable[str]
     source = text.tokenizer or text.text_model
     if source is not None:
         return AutoTokenizer.from_pretrained(processor_source(source))
-    return train_tokenizer(corpus(), vocab_size=text.vocab_size, max_length=text.max_length)
+    return train_tokenizer(corpus(), vocab_size=text.vocab_size, max_length=text.max_length or NEW_TOWER_LENGTH)
 
 
 def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -121,7 +122,7 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
             "pad_token_id": tokenizer.pad_token_id,
             "eos_token_id": eos_token_id,
             # RoBERTa-like towers number positions from pad_token_id + 1 on.
-            "max_position_embeddings": text.max_length + tokenizer.pad_token_id + 2,
+            "max_position_embeddings": (text.max_length or NEW_TOWER_LENGTH) + tokenizer.pad_token_id + 2,
         }
         model = build_tower(config_from_json("text", text.text_config, **known))
     tower = find_tower(model, ("text_model",))
@@ -179,7 +180,7 @@ def check_max_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase, text:
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     positions = num_positions(whole.text_model)
     has_limit = has_position_table(whole.text_model) and not pads_to_max_length(tokenizer)
-    if has_limit and positions < text.max_length:
+    if has_limit and text.max_length is not None and positions < text.max_length:
         raise ValueError(f"--max_length {text.max_length}: the text tower takes {positions} tokens at most")
 
 

@@ -35,6 +35,7 @@ from .arguments import (
     TrainingArguments,
 )
 from .batches import load_pair_table, load_sentence_table
+from .defaults import resolve_pair_defaults, resolve_sentence_defaults
 from .loop import TrainingStep
 from .phases import Phase, build_pair_phase, build_sentence_phase
 
@@ -104,6 +105,7 @@ def rehearse_sentences(
     """Measure a step of phase 1."""
     notes: list[str] = []
     text, _ = stand_ins(text, None, notes)
+    training, text = resolve_sentence_defaults(training, text)
     table = _sentences(sentence, training, notes)
     phase = build_sentence_phase(accelerator, small_options(training), text, sentence, table)
     return measure_step(accelerator, phase, training, _num_items(table, training, notes), notes)
@@ -122,6 +124,7 @@ def rehearse_pairs(
     notes: list[str] = []
     text, stand_in = stand_ins(text, contrastive, notes)
     assert stand_in is not None
+    training, text = resolve_pair_defaults(training, text, stand_in, lora, pairs.modality)
     table = load_or_make(lambda: load_pair_table(pairs, training.exclude_texts), pairs.modality, notes)
     num_items = _num_items(table, training, notes)
     if stand_in.sentence_batch_size is not None:  # in proportion

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from ..models.modeling_dual_encoder import DualEncoder
-from .arguments import TrainingArguments
+from .arguments import NEW_LAYERS_RATE, TrainingArguments
 
 # CLIP keeps the scale at or below 100 "to prevent training instability" (Radford et al. 2021, section 2.5), and the
 # reference implementation at or above 1: logit_scale is stored as a logarithm.
@@ -18,6 +18,8 @@ LOGIT_SCALE_RANGE = (0.0, math.log(100))
 
 def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters, each tower at its own learning rate.
+
+    Rates that are open are those of new layers: `defaults` resolves them for pretrained ones.
 
     Parameters with ndim <= 1 have no weight decay: norms, biases and logit_scale, which it would pull to zero (CyCLIP's
     and open_clip's rule).
@@ -39,7 +41,7 @@ def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.opt
             {"params": parameters, "lr": learning_rate, "weight_decay": decay}
             for (learning_rate, decay, _), parameters in groups.items()
         ],
-        lr=arguments.learning_rate,
+        lr=arguments.learning_rate or NEW_LAYERS_RATE,
         betas=(arguments.adam_beta1, arguments.adam_beta2),
         eps=arguments.adam_epsilon,
         fused=True,  # measured: a quarter of the time on two cores (benchmarks/NOTES.md)
@@ -48,12 +50,12 @@ def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.opt
 
 def _learning_rate(name: str, arguments: TrainingArguments) -> float:
     """Return the peak learning rate of a parameter by the tower that its name is in."""
-    parts = name.split(".")
+    parts, rate = name.split("."), arguments.learning_rate or NEW_LAYERS_RATE
     if "text_model" in parts:
-        return arguments.text_learning_rate or arguments.learning_rate
+        return arguments.text_learning_rate or rate
     if "image_model" in parts or "audio_model" in parts:
-        return arguments.modality_learning_rate or arguments.learning_rate
-    return arguments.learning_rate
+        return arguments.modality_learning_rate or rate
+    return rate
 
 
 def build_scheduler(

@@ -208,7 +208,8 @@ def measure_start(sentences: int, device: str) -> dict[str, float]:
         with PeakMemory("cpu") as memory:
             started = time.perf_counter()
             table = load_sentence_table(sentence, training.seed)
-            stream = sentence_stream(accelerator, table, tokenizer, training, TextModelArguments(max_length=32), sentence)
+            text = TextModelArguments(max_length=32)  # SimCSE's
+            stream = sentence_stream(accelerator, table, tokenizer, training, text, sentence)
             next(iter(stream))
             synchronize(device)
             seconds = time.perf_counter() - started

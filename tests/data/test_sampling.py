@@ -175,6 +175,9 @@ class TestFeatures:
                 raise BadItemError("corrupt image", "as it was found")
             return torch.tensor([float(row), float(number)])
 
+        def group_id(self, row):
+            return 77 if row == 4 else None
+
     @pytest.fixture
     def pairs(self):
         cells = [{"bytes": b"no picture", "path": f"{row}.png"} for row in range(5)]
@@ -185,6 +188,9 @@ class TestFeatures:
         rows = PairDataset(pairs, seed=0, features={"image": self.Vectors()})
         assert rows[EpochIndex(0, 1)]["image_pooler_output"].tolist() == [1, 0] and "image" not in rows[1]
         assert rows.rows.column_names == ["id", "text"]
+        assert [rows[row]["group_id"] for row in (3, 4)] == [group_id("3"), 77]
+        batch = rows.__getitems__([EpochIndex(2, 4), EpochIndex(2, 0)])  # read together, the same
+        assert str(batch) == str([rows[EpochIndex(2, 4)], rows[EpochIndex(2, 0)]])
         with pytest.raises(BadItemError, match="as it was found"):
             rows[2]
 

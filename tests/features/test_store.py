@@ -11,13 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from xmodal_hf.data.bad_items import TooManyBadItemsError
 from xmodal_hf.data.errors import BadItemError
+from xmodal_hf.data.sampling import PairDataset
 from xmodal_hf.data.seeding import EpochIndex
 from xmodal_hf.data.sources import load_pairs
 from xmodal_hf.features import ExtractionOptions, FeatureError, FeatureStore, Manifest, extract
 from xmodal_hf.features import extraction as extraction_module
+from xmodal_hf.features.shards import Shard, write_shard
 from xmodal_hf.features.writer import StoreWriter, append
 
 OPTIONS = {"max_bad_fraction": 0.2, "batch_size": 3, "items_per_shard": 4, "show_progress": False}
@@ -294,6 +297,32 @@ def test_two_bytes_a_number(tmp_path):
     append(tmp_path, {"side": "image"}, "float16", ids, torch.randn(2000, 512))
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert size < 2.1 * 2000 * 512
+
+
+def test_equal_pictures_are_one_item_as_without_the_store(image_side, pictures, tmp_path):
+    """Rows of a parquet file without ids are known by their bytes, which training on a store does not read."""
+    contents_of = [(pictures.parent / f"{number}.png").read_bytes() for number in (0, 1, 0, 2)]
+    Dataset.from_dict({"image": contents_of, "text": ["rain"] * 4}).to_parquet(tmp_path / "rows.parquet")
+    side = image_side(table=load_pairs(tmp_path / "rows.parquet"))
+    store = extract(tmp_path / "store", side, options())
+    stored = PairDataset(side.rows.dataset, seed=0, features={"image": store})
+    groups = [[rows[row]["group_id"] for row in range(4)] for rows in (side.rows, stored)]
+    assert groups[0] == groups[1] and groups[0][0] == groups[0][2] != groups[0][1]
+    assert store.to_dataset().column_names == ["id", "position", "vector"]
+
+
+def test_missing_captions_leave_the_others_in_place(tmp_path):
+    path = tmp_path / "shard.arrow"
+    vectors = torch.arange(8.0).view(4, 2)
+    write_shard(path, ["a", "a", "c", "d"], [0, 2, 1, 0], [3, 3, 5, 6], vectors)
+    shard = Shard.map(path, 2, torch.float32)
+    found = {(row, position): shard.place(row, position) for row in range(2, 8) for position in range(4)}
+    assert {key: place for key, place in found.items() if place is not None} == {
+        (3, 0): 0,
+        (3, 2): 1,
+        (5, 1): 2,
+        (6, 0): 3,
+    }
 
 
 def test_opening_reads_the_manifest_only(image_side, tmp_path, monkeypatch):

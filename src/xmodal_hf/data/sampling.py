@@ -7,7 +7,7 @@ resuming in mid-epoch change nothing.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -44,6 +44,9 @@ class PooledVectors(Protocol):
         Raises:
             BadItemError: the item could not be used when the vectors were made.
         """
+
+    def group_id(self, row: int) -> int | None:
+        """The `group_id` of a row, where it is that of its bytes; None where it is that of its id."""
 
 
 class EpochBatchSampler(Sampler[list[EpochIndex]]):
@@ -155,25 +158,39 @@ class PairDataset(TorchDataset):
         return len(self.dataset)
 
     def __getitem__(self, key: EpochIndex | int) -> dict[str, Any]:
-        position = _position(key)
+        return self._usable(_position(key))
+
+    def __getitems__(self, keys: Sequence[EpochIndex | int]) -> list[dict[str, Any]]:
+        """The items of a batch; rows without media are read together, which takes a tenth of the time."""
+        positions = [_position(key) for key in keys]
+        if self.modality not in self.features or not isinstance(self.rows, Dataset):
+            return [self._usable(position) for position in positions]
+        columns = self.rows[[position.index for position in positions]]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return [self._usable(*item) for item in zip(positions, rows, strict=True)]
+
+    def _usable(self, position: EpochIndex, row: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The item of a position, whose row may have been read already, or what stands in for it."""
         if self.bad_items is None:
-            return self._item(position)
+            return self._item(position, row=row)
         generator = row_generator(self.seed, position, stream=_REPLACEMENT_STREAM)
         found: list[BadItem] = []
         item: dict[str, Any] | None = None
         while item is None:  # ends: when bad rows are many, the log raises
             try:
-                item = self._item(position, found)
+                item = self._item(position, found, row)
             except BadItemError as error:
                 found.append(self._bad_item(position.index, error))
-                position = EpochIndex(position.epoch, int(generator.integers(len(self))))
+                row, position = None, EpochIndex(position.epoch, int(generator.integers(len(self))))
             if not self.defer_bad_items or len(found) > self.bad_items.tolerated:
                 self.bad_items.add(found)
         return item | {"bad_items": found} if self.defer_bad_items else item
 
-    def _item(self, position: EpochIndex, found: list[BadItem] | None = None) -> dict[str, Any]:
+    def _item(
+        self, position: EpochIndex, found: list[BadItem] | None = None, row: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """A row, whose unusable captions go to `found`, where there are others; None: they are errors."""
-        row = self.rows[position.index]
+        row = self.rows[position.index] if row is None else row
         with naming(f"item {row['id']}" if found is None else None):
             captions, bad_captions = usable_captions(row["text"])
             media = self._media(row, position)
@@ -185,19 +202,25 @@ class PairDataset(TorchDataset):
             "id": row["id"],
             **self._text(captions, position),
             **media,
-            "group_id": group_id(item_key(row["id"], row.get(self.modality))),
+            "group_id": self._group_id(row, position.index),
             "position": position,
         }
 
+    def _group_id(self, row: dict[str, Any], index: int) -> int:
+        features = self.features.get(self.modality)
+        known = None if features is None else features.group_id(index)  # of the bytes, which are not read
+        return group_id(item_key(row["id"], row.get(self.modality))) if known is None else known
+
     def media_row(self, position: EpochIndex) -> dict[str, Any]:
-        """A row without its caption: `id`, `position`, and `image` or `audio`, decoded as for that epoch.
+        """A row without its caption: `id`, `group_id`, `position`, and `image` or `audio`, as in that epoch.
 
         Raises:
             BadItemError: the row cannot be used.
         """
         row = self.dataset[position.index]
         media = self._decode(row[self.modality], position)
-        return {"id": row["id"], self.modality: media, "position": position}
+        group = group_id(item_key(row["id"], row[self.modality]))
+        return {"id": row["id"], "group_id": group, self.modality: media, "position": position}
 
     def describe(self, index: int) -> tuple[str, str]:
         """The id of a row and the path of its picture or sound, for lists of unusable items."""

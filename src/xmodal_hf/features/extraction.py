@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..data.bad_items import BAD_ITEMS_NAME, BadItemLog
 from ..data.errors import BadItemError
 from ..data.mixing import without_media
-from ..data.sampling import PairDataset, usable_captions
+from ..data.sampling import PairDataset, group_id, usable_captions
 from ..data.seeding import EpochIndex
 from ..models.text_tower import evaluation_mode
 from .frozen import FrozenSide
@@ -114,18 +114,31 @@ def _write_shards(
             writer.write(shard, *vectors)
 
 
+class _Name(NamedTuple):
+    """What a vector is of: an item's caption or view, its row, and what its item is known by in training."""
+
+    id: str
+    position: int
+    row: int
+    group: int
+
+
 @dataclass
 class _Vectors:
     """What a shard is written from."""
 
-    ids: list[str]
-    positions: list[int]
-    rows: list[int]
-    vectors: list[torch.Tensor]
+    names: list[_Name] = field(default_factory=list)
+    vectors: list[torch.Tensor] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Any]:
+        """The arguments of `StoreWriter.write` after the shard."""
+        ids = [name.id for name in self.names]
+        groups: list[int] | None = [name.group for name in self.names]
+        if groups == [group_id(item_id) for item_id in ids]:
+            groups = None
         vectors = torch.cat(self.vectors) if self.vectors else torch.empty(0, 1)
-        return iter((self.ids, self.positions, self.rows, vectors))
+        positions, rows = [name.position for name in self.names], [name.row for name in self.names]
+        return iter((ids, positions, rows, vectors, groups))
 
 
 Record = Callable[[int, str, str, BadItemError], None]
@@ -149,8 +162,7 @@ def _text_shards(
     """The vectors of all captions of each shard's rows."""
     table = without_media(side.rows.dataset)
     for shard, rows in shards.items():
-        found = _Vectors([], [], [], [])
-        names: list[tuple[str, int, int]] = []
+        found, names = _Vectors(), []
         texts: list[str] = []
         for row in rows:
             try:
@@ -160,7 +172,7 @@ def _text_shards(
                 captions, bad = {}, [error]
             for reason in bad:
                 record(row, *side.rows.describe(row), reason)
-            names += [(item["id"], number, row) for number in captions]
+            names += [_Name(item["id"], number, row, group_id(item["id"])) for number in captions]
             texts += captions.values()
         if texts:
             _add(side, names, side.pooled_texts(texts), found, record)
@@ -191,7 +203,7 @@ class _MediaBatch:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         good, bad = [row for row in rows if "error" not in row], [row for row in rows if "error" in row]
         inputs = self.collator.media(good) if good else None
-        names = [(row["id"], row["position"].epoch, row["position"].index) for row in good]
+        names = [_Name(row["id"], row["position"].epoch, row["position"].index, row["group_id"]) for row in good]
         return {"inputs": inputs, "names": names, "bad": bad, "last": rows[-1]["position"]}
 
 
@@ -213,38 +225,34 @@ def _media_shards(
         pin_memory=side.model.device.type == "cuda",
         generator=torch.Generator(),  # its own: the global random state is that of the training
     )
-    done, found = iter(loader), _Vectors([], [], [], [])
+    done, found = iter(loader), _Vectors()
     position = 0
     for shard, end in ends:
         for _ in range(position, end):
             _add_batch(side, next(done), found, record, bar)
         position = end
         yield shard, found
-        found = _Vectors([], [], [], [])
+        found = _Vectors()
 
 
 def _add_batch(side: FrozenSide, batch: dict[str, Any], found: _Vectors, record: Record, bar: tqdm) -> None:
     """Embed a batch, and list the items that could not be used."""
     for row in batch["bad"]:
         record(row["position"].index, row["id"], row["source"], row["error"])
-    views = [row["position"].epoch for row in batch["bad"]] + [view for _, view, _ in batch["names"]]
+    views = [row["position"].epoch for row in batch["bad"]] + [name.position for name in batch["names"]]
     bar.update(views.count(side.num_views - 1))  # of an item, its last view
     if batch["inputs"] is None:
         return
     _add(side, batch["names"], side.pooled(batch["inputs"]), found, record)
 
 
-def _add(
-    side: FrozenSide, names: list[tuple[str, int, int]], vectors: torch.Tensor, found: _Vectors, record: Record
-) -> None:
-    """Keep the finite vectors of items with the given ids, positions and rows; list the others."""
+def _add(side: FrozenSide, names: list[_Name], vectors: torch.Tensor, found: _Vectors, record: Record) -> None:
+    """Keep the finite vectors; list the others."""
     finite = torch.isfinite(vectors).all(dim=1)
-    for (item_id, position, row), is_finite in zip(names, finite.tolist(), strict=True):
+    for name, is_finite in zip(names, finite.tolist(), strict=True):
         if is_finite:
-            found.ids.append(item_id)
-            found.positions.append(position)
-            found.rows.append(row)
+            found.names.append(name)
         else:
             detail = f"the {side.side} tower gives NaN or infinity"
-            record(row, item_id, side.rows.describe(row)[1], BadItemError("vector is not finite", detail))
+            record(name.row, *side.rows.describe(name.row), BadItemError("vector is not finite", detail))
     found.vectors.append(vectors[finite])

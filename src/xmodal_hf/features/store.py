@@ -142,10 +142,17 @@ class FeatureStore:
         """
         if not 0 <= row < self.manifest.items:
             raise IndexError(f"the store is of {self.manifest.items} rows, asked for row {row}")
-        found = self._shard(row // self.manifest.items_per_shard).find(row, number)
-        if found is None:
+        shard = self._shard(row // self.manifest.items_per_shard)
+        place = shard.place(row, number)
+        if place is None:
             raise BadItemError(*self._bad_items.get(row, ("not in the feature store", f"row {row}, number {number}")))
-        return found
+        return shard.vectors[place]
+
+    def group_id(self, row: int) -> int | None:
+        """The `group_id` of a row of the data set, where it is not that of its id: equal bytes are one item."""
+        shard = self._shard(row // self.manifest.items_per_shard)
+        place = None if shard.groups is None else shard.place(row, 0)
+        return None if shard.groups is None or place is None else int(shard.groups[place])
 
     def ids(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
         """The ids of vectors, by their numbers."""
@@ -170,8 +177,9 @@ class FeatureStore:
         """
         numbers = [number for number, length in enumerate(self.manifest.shards) if length]
         paths = [self.manifest.shard_path(self.folder, number) for number in numbers]
-        parts = [datasets.Dataset.from_file(str(path)) for path in paths]
-        table = datasets.concatenate_datasets(parts).select_columns(["id", "position", "vector"])
+        columns = ["id", "position", "vector"]
+        parts = [datasets.Dataset.from_file(str(path)).select_columns(columns) for path in paths]
+        table = datasets.concatenate_datasets(parts)
         if self.dtype != torch.bfloat16:
             return table
         feature = datasets.List(datasets.Value("float32"), length=self.width)

@@ -51,14 +51,20 @@ class StoreWriter:
         return [shard for shard in range(self.manifest.num_shards) if not self._path(shard).is_file()]
 
     def write(
-        self, shard: int, ids: Sequence[str], positions: Sequence[int], rows: Sequence[int], vectors: torch.Tensor
+        self,
+        shard: int,
+        ids: Sequence[str],
+        positions: Sequence[int],
+        rows: Sequence[int],
+        vectors: torch.Tensor,
+        groups: Sequence[int] | None = None,
     ) -> None:
-        """Write a shard: (n, H) float32 vectors with the ids, positions and rows of each.
+        """Write a shard: (n, H) float32 vectors with the ids, positions and rows of each, and groups as `write_shard`.
 
         Raises:
             FeatureError: a number is too large for the precision that is kept.
         """
-        write_shard(self._path(shard), ids, positions, rows, narrowed(vectors, self.manifest.dtype, ids))
+        write_shard(self._path(shard), ids, positions, rows, narrowed(vectors, self.manifest.dtype, ids), groups)
 
     def finish(self) -> FeatureStore:
         """Write the index and the manifest of a store whose shards are all there. For one process; others wait."""

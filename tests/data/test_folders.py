@@ -200,3 +200,20 @@ def test_sentences_of_a_folder_are_its_captions(tmp_path):
     for name, text in (("cat/0.txt", "a cat sleeps"), ("dog/1.txt", "a dog barks")):
         (tmp_path / name).write_text(text)
     assert load_sentences(tmp_path)["anchor"][:] == ["a cat sleeps", "a dog barks"]
+
+
+def test_a_folder_with_a_table_beside_archives(tmp_path):
+    fill(tmp_path / "data", "0.png", "1.png")
+    zipped(tmp_path / "data", tmp_path / "set.zip")
+    for name in ("0.png", "1.png"):
+        (tmp_path / "data" / name).unlink()
+    (tmp_path / "set.zip").rename(tmp_path / "data" / "images.zip")
+    (tmp_path / "data" / "captions.csv").write_text("file_name,caption\n0.png,zero\n1.png,one\n")
+    pairs = load_pairs(tmp_path / "data")
+    assert pairs["text"][:] == ["zero", "one"] and pairs[1]["image"].size == (8, 8)
+
+
+def test_a_folder_of_something_else_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text("no json\n")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_pairs(tmp_path)

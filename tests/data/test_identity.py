@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from xmodal_hf.data.identity import id_of, is_empty, item_key
+from xmodal_hf.data.identity import count_items, id_of, is_empty, item_key
 from xmodal_hf.data.mixing import ConcatenatedPairs, undecoded
 from xmodal_hf.data.sampling import PairDataset
 from xmodal_hf.data.sources import load_pairs, stream_pairs
@@ -115,6 +115,7 @@ def test_equal_bytes_are_one_item(tmp_path, paths, load):
     assert groups_of(pairs) == [0, 1, 0, 3, 1]
     assert groups_of(ConcatenatedPairs({"name": pairs})) == [0, 1, 0, 3, 1]
     if load is load_pairs:
+        assert count_items(undecoded(pairs), "image") == 3
         assert evaluated_items(pairs) == [0, 1, 0, 2, 1]
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _ROW = "row "
@@ -36,6 +36,11 @@ def unique_or_rows(values: Sequence[Any]) -> list[str]:
     if any(is_empty(value) for value in values) or len(set(values)) < len(values):
         values = [None] * len(values)
     return [id_of(value, number) for number, value in enumerate(values)]
+
+
+def count_items(rows: Iterable[Mapping[str, Any]], modality: str) -> int:
+    """How many items some undecoded rows hold."""
+    return len({item_key(row["id"], row[modality]) for row in rows})
 
 
 def item_key(row_id: str, cell: Any) -> str:

@@ -101,7 +101,8 @@ def load_folder(path: Path, modality: Modality, split: str, text_column: TextCol
     tree = FileTree(path, modality)
     unreadable = [name for name in tree.names if is_unreadable(name, modality)]
     if not tree.media and not unreadable:
-        return load_table(path, split=split), path
+        beside_archives = _table_of_files(tree, split) if any(path.glob("*.zip")) else None
+        return beside_archives or (load_table(path, split=split), path)
     return _rows_of_tree(tree, split, text_column)
 
 
@@ -412,7 +413,8 @@ def _naming_column(table: Dataset, folder: Path, tree: FileTree) -> str | None:
         sample = values[:: max(1, len(values) // 64)]
         for place in find_places(values, folder, tree.modality):
             found = (address for row in sample for name in row for address in place.find(name))
-            if any(Path(address).absolute().is_relative_to(root) for address in found):
+            # Of a member of an archive, the archive: "zip://0.png::/folder/images.zip".
+            if any(Path(address.rpartition("::")[2]).absolute().is_relative_to(root) for address in found):
                 return column
     return None
 

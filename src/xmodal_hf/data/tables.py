@@ -209,7 +209,10 @@ def _load_folder(path: Path, split: str) -> Dataset:
         files = [str(file) for file in files_of_split(tables, split, path)]
         return load_dataset("parquet", data_files=files, split="train")
     _check_split_of_folder(path, split)
-    return load_dataset(str(path), split=split)
+    try:
+        return load_dataset(str(path), split=split)
+    except DatasetGenerationError as error:
+        raise ValueError(f"{path} cannot be read: {error.__cause__}") from error
 
 
 def _check_split_of_folder(path: Path, split: str) -> None:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 import xmodal_hf
 from xmodal_hf.data.bad_items import BadItem, path_of, summary
 from xmodal_hf.data.errors import BadItemError, naming
+from xmodal_hf.data.identity import count_items
 from xmodal_hf.data.mixing import undecoded
 from xmodal_hf.data.sources import load_pairs, load_rows
 from xmodal_hf.data.splits import with_default_split
@@ -358,7 +359,8 @@ class _Pairs:
     @cached_property
     def meta(self) -> dict[str, Any]:
         """What identifies the items."""
-        num_items, texts = len(set(self.table["id"])), texts_checksum(self.table["text"])
+        num_items = count_items(undecoded(self.table), self.modality)
+        texts = texts_checksum(self.table["text"])
         described = {"split": self._table_and_split[1], "num_items": num_items, "texts_sha256": texts}
         return describe_source(str(self._data.pairs), self.table) | described
 

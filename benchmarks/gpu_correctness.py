@@ -276,7 +276,9 @@ def trials(sizes: Sizes, device: str) -> dict[str, Trial]:
         "joint, bf16, gradient caching": Trial(joint, dual, both, {"mixed_precision": "bf16", **cached}),
     }
     if device == "cuda":  # a CPU has no fp16
-        steps["clip, fp16 with its scaler"] = Trial(clip, dual, pairs, {"mixed_precision": "fp16"})
+        fp16 = {"mixed_precision": "fp16"}
+        steps["clip, fp16 with its scaler"] = Trial(clip, dual, pairs, fp16)
+        steps["joint, fp16, gradient caching"] = Trial(joint, dual, both, {**fp16, **cached})
     return steps
 
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import random
 import shutil
 from collections import namedtuple
+from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -284,3 +287,17 @@ def test_only_the_same_run_goes_on():
         check_same_run(saved, {**saved, "num_processes": 1})
     with pytest.raises(CheckpointError, match=r"--learning_rate was 0\.1, is 0\.2; --new was None, is 5\. Resume"):
         check_same_run(saved, {"num_processes": 2, "options": {"seed": 1, "learning_rate": 0.2, "new": 5}})
+
+
+@pytest.mark.parametrize(("saw", "number"), [(1, 0), (2, 1), (8, 0), (1, 1), (0, 0)])
+def test_a_resumed_process_gets_the_random_state_of_its_gpu(saw, number, tmp_path, monkeypatch):
+    """Of the GPUs that the saving process saw; other GPUs than those may be there now."""
+    monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, device: restored.append((state, device)))
+    path, device, restored = tmp_path / "random_states_0.pkl", torch.device("cuda", number), []
+    states = {"random_state": random.getstate(), "numpy_random_seed": np.random.get_state()}
+    states |= {"torch_manual_seed": torch.get_rng_state()}
+    states |= {"torch_cuda_manual_seed": list(range(saw))} if saw else {}
+    torch.save(states, path)
+    with nullcontext() if number < saw else pytest.warns(UserWarning, match=f"without GPU {number}"):
+        checkpoint._load_random_state(path, device)
+    assert restored == ([(number, device)] if number < saw else [])

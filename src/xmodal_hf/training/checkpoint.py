@@ -336,7 +336,7 @@ class StateKeeper:
                 self._load_own_files(path)
             else:
                 self._load_old_state(path)
-            _load_random_state(path / _RANDOM_NAME.format(self.accelerator.process_index))
+            _load_random_state(path / _RANDOM_NAME.format(self.accelerator.process_index), self.accelerator.device)
         except _READ_ERRORS as error:
             raise CheckpointError(f"the training state {path} cannot be loaded: {error}") from error
         return read_state(path)
@@ -361,14 +361,27 @@ class StateKeeper:
             self.accelerator._custom_objects.clear()
 
 
-def _load_random_state(path: Path) -> None:
-    """Set the random states of this process; Accelerate goes on without a word when it cannot."""
+def _load_random_state(path: Path, device: torch.device) -> None:
+    """Set the random states of this process and its GPU; Accelerate goes on without a word when it cannot.
+
+    A state holds those of all GPUs that its process saw; the one that this process uses is what dropout draws from. One
+    of a machine without it can be resumed, and a warning says that dropout will differ.
+    """
     states = load_numbers(path)
     random.setstate(states["random_state"])
     np.random.set_state(states["numpy_random_seed"])
     torch.set_rng_state(states["torch_manual_seed"])
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["torch_cuda_manual_seed"])
+    if device.type == "cuda":
+        number = torch.cuda.current_device() if device.index is None else device.index
+        of_gpus = states.get("torch_cuda_manual_seed", [])
+        if number < len(of_gpus):
+            torch.cuda.set_rng_state(of_gpus[number], device)
+        else:
+            warnings.warn(
+                f"the training state {path.parent} was saved by a process without GPU {number}: the run goes on, but "
+                "its dropout is not that of a run that was not interrupted",
+                stacklevel=2,
+            )
 
 
 def save_weights(model: nn.Module, path: Path) -> str:

@@ -6,12 +6,14 @@ tensors of two devices. Operations whose result's shape or branch depends on val
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from transformers import ASTConfig, BertConfig, CLIPTextConfig, ViTConfig
 
 from xmodal_hf import AudioTextConfig, AudioTextDualEncoder, ImageTextConfig, ImageTextDualEncoder
 from xmodal_hf.losses import clip_loss, cyclic_losses, sigmoid_loss, simcse_loss
 from xmodal_hf.models.feature_extraction_log_mel import LogMelFeatureExtractor
+from xmodal_hf.models.pooling import TEXT_POOLINGS, pool
+from xmodal_hf.models.text_tower import _left_padding, _rolled
 from xmodal_hf.objectives import CrossModalObjective, JointObjective, SentenceObjective
 from xmodal_hf.training.averaging import WeightAverage
 
@@ -77,6 +79,22 @@ def test_models_under_autocast(modality, text, has_mask):
         outputs = model.train()(**inputs, return_loss=True)
     assert outputs.loss.device.type == outputs.text_embeds.device.type == "cuda"
     assert outputs.text_embeds.shape == (8, DIM)
+
+
+@pytest.mark.parametrize("pooling", sorted(set(TEXT_POOLINGS) - {"pooler"}))
+def test_poolings_ask_the_device_nothing(pooling):
+    mask = torch.ones(8, 12, device="cuda", dtype=torch.long)
+    hidden = cuda(8, 12, DIM)
+    assert pool(hidden, pooling, mask, mask + 3, 2).device.type == "cuda"
+
+
+def test_moving_texts_by_nothing_changes_nothing():
+    """A GPU is not asked whether texts are padded on the left."""
+    with unset_fake_temporarily():
+        ids = torch.arange(24).view(3, 8)
+        assert torch.equal(_rolled(ids, torch.zeros(3, dtype=torch.long), 1), ids)
+        assert _left_padding(torch.ones(3, 8)) is None
+    assert _left_padding(torch.ones(3, 8, device="cuda")).shape == (3,)
 
 
 def test_vectors_take_the_place_of_pictures():

@@ -277,12 +277,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _left_padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Return how many columns of padding each row begins with, (B, T) -> (B,); None where no row begins with any."""
+    """Return how many columns of padding each row begins with, (B, T) -> (B,); None where no row begins with any.
+
+    An accelerator is not asked, since every forward would wait for its answer: rows are moved there by nothing.
+    """
     # A traced graph cannot depend on what the mask holds.
     if attention_mask is None or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return None
     shift = attention_mask.int().argmax(dim=1)  # the first maximum is the first real token
-    return shift if shift.any() else None
+    return shift if shift.device.type != "cpu" or shift.any() else None
 
 
 def _rolled(values: torch.Tensor, shift: torch.Tensor, dim: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ The card says what CodeCarbon measured where its emissions.csv lies in the folde
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from xmodal_hf.hub.publish import Published
 
 DRY_RUN_FOLDER = Path("outputs/publish")
+REPOSITORY, SPACE_FOLDER = "repository", "space"
+# Lies in a folder whose folders `repository` and `space` a run of this script wrote.
+MARKER = ".publish_model"
 SPACE = {"repo_type": "space", "space_sdk": "gradio"}
 
 
@@ -48,9 +52,10 @@ def publish(arguments: PublishArguments, card: CardArguments, space: SpaceArgume
 
     if space.space is not None and (arguments.metric is not None or arguments.text_only):
         raise ValueError("--space shows a whole model of images or sounds: leave out --metric and --text_only")
+    clear_earlier(folder)
     kind = SPACE if arguments.metric is not None else {}
-    repository = stage(arguments, card, folder / "repository")
-    page = folder / "space"
+    repository = stage(arguments, card, folder / REPOSITORY)
+    page = folder / SPACE_FOLDER
     if space.space is not None:
         stage_space(Path(str(arguments.checkpoint)), page, arguments.repo_id, space)
     published = send(arguments, repository, arguments.repo_id, kind)
@@ -60,20 +65,34 @@ def publish(arguments: PublishArguments, card: CardArguments, space: SpaceArgume
         send(arguments, page, space.space, SPACE)
 
 
+def clear_earlier(folder: Path) -> None:
+    """Remove what an earlier run, finished or interrupted, wrote below `folder`; what somebody else did stays there."""
+    marker = folder / MARKER
+    if marker.exists():
+        for name in (REPOSITORY, SPACE_FOLDER):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    elif not any((folder / name).exists() for name in (REPOSITORY, SPACE_FOLDER)):
+        folder.mkdir(parents=True, exist_ok=True)
+        marker.write_text("repository and space beside this file are written anew by publish_model.py\n")
+
+
 def stage(arguments: PublishArguments, card: CardArguments, folder: Path) -> Path:
     """Write exactly what is sent."""
     from xmodal_hf.hub.adapters import is_adapter, stage_adapter
     from xmodal_hf.hub.metric_space import stage_metric
-    from xmodal_hf.hub.staging import stage_checkpoint, stage_text_encoder
+    from xmodal_hf.hub.staging import files_left_out, stage_checkpoint, stage_text_encoder
 
     if arguments.metric is not None:
         return stage_metric(arguments.metric, folder)
     checkpoint = Path(str(arguments.checkpoint))
     if arguments.text_only:
-        stage_folder = stage_text_encoder
-    else:
-        stage_folder = stage_adapter if is_adapter(checkpoint) else stage_checkpoint
-    return stage_folder(checkpoint, folder, arguments.repo_id, card)
+        return stage_text_encoder(checkpoint, folder, arguments.repo_id, card)
+    if is_adapter(checkpoint):
+        return stage_adapter(checkpoint, folder, arguments.repo_id, card)
+    stage_checkpoint(checkpoint, folder, arguments.repo_id, card, arguments.include)
+    if names := files_left_out(checkpoint, folder):
+        print(f"not sent (name what should be with --include): {', '.join(names)}")
+    return folder
 
 
 def send(arguments: PublishArguments, folder: Path, repo_id: str, kind: dict[str, str]) -> Published | None:
@@ -83,6 +102,9 @@ def send(arguments: PublishArguments, folder: Path, repo_id: str, kind: dict[str
     if arguments.dry_run:
         print(file_table(list_files(folder)))
         print(f"This is {folder}. Without --dry_run, what differs from {repo_id} would be sent.")
+        if kind == SPACE and arguments.metric is None:
+            model = folder.parent / REPOSITORY
+            print(f"Try the Space: python {folder / 'app.py'} --model {model} (it needs pip install gradio)")
         return None
     published = push_folder(
         folder,
@@ -91,12 +113,16 @@ def send(arguments: PublishArguments, folder: Path, repo_id: str, kind: dict[str
         branch=arguments.branch,
         tag=arguments.tag,
         message=arguments.message,
+        delete=arguments.delete if folder.name == REPOSITORY else (),
+        timeout=arguments.timeout,
         **kind,
     )
     if published.sent:
         print(file_table(published.sent))
     for path in published.deleted:
-        print(f"removed {path}, which the model no longer has")
+        print(f"removed {path}")
+    if published.kept:
+        print(f"weights that stay as they are (remove them with --delete): {', '.join(published.kept)}")
     done = "sent" if published.sent or published.deleted else "nothing had changed"
     tagged = f", tagged {arguments.tag}" if arguments.tag else ""
     print(f"{published.url}: {done}, commit {published.commit[:12]}{tagged}")

@@ -216,7 +216,7 @@ def _check_source(option: str, kind: str, name: str) -> None:
     if Path(name).expanduser().exists() or _PATTERN.search(name) or (kind == "dataset" and name in _BUILT_IN_DATA):
         return
     missing = FileNotFoundError(f"{option}: there is no file or folder {name}{_nearest_path(Path(name))}")
-    if _looks_like_path(name):
+    if looks_like_path(name):
         raise missing
     repo_id = name.partition(":")[0] if kind == "dataset" else name  # owner/name:configuration
     try:
@@ -227,7 +227,7 @@ def _check_source(option: str, kind: str, name: str) -> None:
         _ask_hub(option, repo_id, kind)
 
 
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
     """Tell whether a name cannot be meant as `name` or `owner/name` of the Hub."""
     parts = Path(name).parts
     return (

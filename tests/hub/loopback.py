@@ -122,13 +122,22 @@ class Repo:
         return self.branches["main"][-1].files
 
 
+@dataclass(frozen=True)
+class Answer:
+    """An answer in the place of the right one."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass
 class Fault:
     """What goes wrong with the requests of a method and a path, and how often still."""
 
     method: str
     path: re.Pattern[str]
-    action: int | str | Callable[[], None]
+    action: "int | str | Answer | Callable[[], None]"
     times: float
 
 
@@ -155,12 +164,14 @@ class LoopbackHub(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str, int]] = []  # method, path, bytes received
         self.lock = threading.RLock()
+        self.closing = threading.Event()
 
-    def fail(self, method: str, path: str, action: int | str | Callable[[], None], times: float = 1) -> None:
-        """Let the next requests fail: with a status, by breaking the connection, or after calling something.
+    def fail(self, method: str, path: str, action: "int | str | Answer | Callable[[], None]", times: float = 1) -> None:
+        """Let the next requests fail: with a status or an answer, by breaking the connection, after calling something.
 
         "break" breaks it in the middle: half of an upload is read, or half of a download is sent. "lose" does what was
-        asked and loses the answer.
+        asked and loses the answer. "stall" never answers. "echo" refuses and repeats the headers of the request, as
+        some proxies do.
         """
         self.faults.append(Fault(method, re.compile(path), action, times))
 
@@ -206,10 +217,20 @@ class Handler(BaseHTTPRequestHandler):
             self.body = self.rfile.read(self.length)
         with self.server.lock:
             self.server.requests.append((self.command, self.route, len(self.body)))
+        if fault is not None and fault.action == "stall":
+            self.server.closing.wait()
+            self.break_connection()
+            return
+        if fault is not None and isinstance(fault.action, Answer):
+            self.answer(fault.action.status, fault.action.body, fault.action.headers)
+            return
         self.breaks_answer = fault is not None and fault.action in ("break", "lose")
         try:
             if fault is not None and isinstance(fault.action, int):
                 raise RefusedError(fault.action, "something is wrong with the server")
+            if fault is not None and fault.action == "echo":
+                sent = "; ".join(f"{name}: {value}" for name, value in self.headers.items())
+                raise RefusedError(400, f"bad request: {sent}")
             if fault is not None and callable(fault.action):
                 fault.action()
             with self.server.lock:
@@ -488,6 +509,7 @@ def running_hub() -> Iterator[LoopbackHub]:
     try:
         yield hub
     finally:
+        hub.closing.set()
         hub.shutdown()
         hub.server_close()
         thread.join()

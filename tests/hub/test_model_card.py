@@ -182,6 +182,75 @@ def test_a_checkpoint_without_anything_else(image_text_folder: Path) -> None:
         assert present in text, present
 
 
+def test_a_card_says_nothing_of_sentence_training_where_there_was_none(
+    image_text_folder: Path, sentence_encoder_folder: Path
+) -> None:
+    recipe = {**PHASE2, "text_model": None, "objective": "clip"}
+    write_run(image_text_folder, recipe)
+    for folder in (image_text_folder, sentence_encoder_folder):
+        assert not re.search("sentence encoder too|made to be the language encoder", body(render(folder)))
+    write_run(image_text_folder, recipe | {"sentences": "openmoji"})
+    assert "Its\nlanguage encoder is trained as a sentence encoder too, after Zhao et al." in render(image_text_folder)
+    write_run(sentence_encoder_folder, PHASE1)
+    assert "It\nis made to be the language encoder of a contrastive" in render(sentence_encoder_folder)
+
+
+@pytest.mark.parametrize(("alpha", "shown"), [(None, "32"), (8.0, "8"), (0.5, "0.5")])
+def test_rank_and_alpha_of_an_adapter(alpha: float | None, shown: str, checkpoint: Path) -> None:
+    assert "LoRA" not in render(checkpoint)
+    write_run(checkpoint, PHASE2 | {"lora_rank": 16, "lora_alpha": alpha, "lora_merge": True})
+    text = render(checkpoint)
+    assert f"as a LoRA adapter of rank 16 and alpha {shown}, merged into the weights." in text
+    assert "| LoRA rank |  | 16 |" in text and f"| LoRA alpha |  | {shown} |" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"best_metric": "retrieval.r@10"}, "by `retrieval.r@10` on the validation split of `openmoji`"),
+        (
+            {"best_metric": "retrieval.r@10", "eval_dataset": "someone/pairs", "eval_split": "dev"},
+            "on the dev split of [someone/pairs](https://huggingface.co/datasets/someone/pairs)",
+        ),
+        ({"best_metric": "sts_dev.spearman", "eval_sts": "/home/me/stsb-dev.csv"}, "on `stsb-dev.csv`"),
+    ],
+)
+def test_how_the_weights_were_chosen(options: dict, said: str, checkpoint: Path) -> None:
+    assert "did best" not in render(checkpoint)
+    write_run(checkpoint, PHASE2 | options, best={"step": 1000, "value": 51.234})
+    text = render(checkpoint)
+    assert "The released weights are those that did best" in text and said in text
+    assert "(step 1,000: 51.23)." in text
+
+
+def test_one_number_says_how_long_texts_may_be(checkpoint: Path) -> None:
+    write_run(checkpoint, PHASE2 | {"max_length": 32})
+    text = body(render(checkpoint))
+    assert text.count("tokens") == 1 and "Texts are cut after 24 tokens." in text
+
+
+@pytest.mark.parametrize(
+    ("dataset", "type_", "name"),
+    [
+        ("someone/pairs", "someone/pairs", "someone/pairs"),
+        ("openmoji, test split", "openmoji", "openmoji, test split"),
+        ("/home/me/my pairs.jsonl", "my", "my pairs.jsonl"),
+        ("data/captions.jsonl.gz", "captions", "captions.jsonl.gz"),
+        ("../pairs/test.zip", "test", "test.zip"),
+        ("outputs/pairs", "pairs", "pairs"),
+        ("a/b/c", "c", "c"),
+        ("C:\\data\\x", "C", "C:\\data\\x"),
+        ("...", "unknown", "..."),
+    ],
+)
+def test_data_sets_of_the_model_index(dataset: str, type_: str, name: str, loopback: Any) -> None:
+    results = {"retrieval": {"r@1": 1.0}, "meta": {"dataset": dataset}}
+    (entry,) = model_index(results)
+    assert (entry.dataset_type, entry.dataset_name) == (type_, name)
+    (table,) = result_tables(results)
+    assert table.caption == name
+
+
 def test_what_a_person_adds(checkpoint: Path) -> None:
     text = render(checkpoint, title="My model", description="It finds *emoji*.", limitations="Small pictures only.")
     assert "\n# My model\n\nIt finds *emoji*.\n" in text

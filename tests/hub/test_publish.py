@@ -11,7 +11,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from xmodal_hf.hub.publish import HubError, list_files, push_folder
+from xmodal_hf.commands import run_command
+from xmodal_hf.hub.publish import HubError, list_files, push_folder, retry_pause
 from xmodal_hf.hub.safety import UnsafeFolderError
 
 REPO = "someone/model"
@@ -92,9 +93,64 @@ def test_stale_weights_are_removed_and_other_files_stay(client: Any, folder: Pat
     (folder / "model-00001-of-00001.safetensors").rename(folder / "model.safetensors")
     published = push_folder(folder, REPO)
     assert published.deleted == ["model-00001-of-00001.safetensors", "model.safetensors.index.json"]
+    assert published.kept == []
     assert client.commit_count(REPO) == 2
     (folder / "notes.txt").write_text("written on the Hub\n")
     assert_published(client, folder)
+
+
+OTHERS = [
+    *("onnx/model.safetensors", "large/model-00001-of-00002.safetensors", "2_Dense/model.safetensors"),
+    *("adapter_model.safetensors", "model.fp16.safetensors", "data.safetensors", "my-model.safetensors.index.json"),
+]
+
+
+def add_others(client: Any, loopback: Any, kind: str = "model") -> None:
+    """Have the repository hold files that somebody else put there."""
+    repo = client.repos[kind, REPO]
+    others = {path: loopback.File(path.encode(), True) for path in OTHERS}
+    repo.add("main", "others", repo.files | others)
+
+
+def test_weights_of_something_else_stay(client: Any, folder: Path, loopback: Any) -> None:
+    push_folder(folder, REPO)
+    add_others(client, loopback)
+    (folder / "README.md").write_text("another\n")
+    published = push_folder(folder, REPO)
+    assert published.deleted == [] and published.kept == sorted(path for path in OTHERS if path.endswith("tensors"))
+    assert set(OTHERS) <= client.repos["model", REPO].files.keys()
+
+
+def test_what_is_asked_to_be_removed(client: Any, folder: Path, loopback: Any) -> None:
+    push_folder(folder, REPO)
+    add_others(client, loopback)
+    published = push_folder(folder, REPO, delete=["onnx/*", "data.*"])
+    assert published.deleted == ["data.safetensors", "onnx/model.safetensors"] and published.sent == []
+    with pytest.raises(HubError, match=r"--delete onx/\* matches no file of the repository"):
+        push_folder(folder, REPO, delete=["onx/*"])
+    push_folder(folder, REPO, delete=["*"])
+    assert_published(client, folder)  # what is sent stays, and so does .gitattributes
+    assert ".gitattributes" in client.repos["model", REPO].files
+
+
+@pytest.mark.parametrize("kind", ["dataset", "space"])
+def test_nothing_is_removed_by_itself_where_there_is_no_model(
+    kind: str, client: Any, folder: Path, loopback: Any
+) -> None:
+    kinds: dict[str, Any] = {"repo_type": kind, "space_sdk": "gradio" if kind == "space" else None}
+    push_folder(folder, REPO, **kinds)
+    repo = client.repos[kind, REPO]
+    shard = {"model-00001-of-00002.safetensors": loopback.File(b"x", True)}
+    repo.add("main", "others", repo.files | shard)
+    (folder / "README.md").write_text("another\n")
+    assert push_folder(folder, REPO, **kinds).deleted == []
+
+
+def test_an_upload_without_weights_replaces_none(client: Any, folder: Path) -> None:
+    push_folder(folder, REPO)
+    (folder / "model.safetensors").unlink()
+    published = push_folder(folder, REPO)
+    assert published.deleted == [] and published.kept == ["model.safetensors"]
 
 
 def test_branch_and_tag(client: Any, folder: Path) -> None:
@@ -133,6 +189,91 @@ def test_private_and_public(client: Any, folder: Path) -> None:
 
 UPLOAD = r"^/lfs/"
 COMMIT = r"/commit/"
+ROUTES = [
+    *(("POST", "/api/repos/create"), ("GET", "/refs"), ("GET", "/tree/"), ("POST", "/preupload/")),
+    *(("POST", "/objects/batch"), ("PUT", UPLOAD), ("POST", COMMIT)),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_an_answer_that_never_comes(method: str, path: str, client: Any, folder: Path) -> None:
+    client.fail(method, path, "stall", times=float("inf"))
+    with pytest.raises(HubError, match=r"the Hub did not answer within 0\.2 s \(--timeout\)\. A commit is there whole"):
+        push_folder(folder, REPO, timeout=0.2)
+    client.faults.clear()
+    push_folder(folder, REPO)
+    assert_published(client, folder)
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES[:5] + ROUTES[6:])
+@pytest.mark.parametrize("body", [b"<html><title>Log in</title></html>", b"[]", b'"fine"', b"{}"], ids=repr)
+def test_an_answer_in_another_format(
+    body: bytes, method: str, path: str, client: Any, folder: Path, loopback: Any
+) -> None:
+    client.fail(method, path, loopback.Answer(200, body, {"Content-Type": "text/html"}), times=float("inf"))
+    try:
+        push_folder(folder, REPO)
+    except HubError as error:
+        assert "the Hub's answer is not in its format, as when a proxy or a login page" in str(error)
+        assert "Traceback" not in str(error) and "<html>" not in str(error)
+    else:
+        assert body in (b"[]", b"{}")  # an empty list of files, say
+    client.faults.clear()
+    push_folder(folder, REPO)
+    assert_published(client, folder)
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_too_many_requests_are_repeated_when_the_hub_says(
+    method: str, path: str, client: Any, folder: Path, loopback: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", pauses.append)
+    client.fail(method, path, loopback.Answer(429, b"{}", {"Retry-After": "7"}), times=2)
+    push_folder(folder, REPO)
+    assert_published(client, folder)
+    # huggingface_hub's own repetitions add a second.
+    assert len(pauses) == 2 and set(pauses) <= {7.0, 8.0}
+    assert client.commit_count(REPO) == 1
+
+
+def test_too_many_requests_for_ever(client: Any, folder: Path, loopback: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xmodal_hf.hub.publish.time.sleep", lambda seconds: None)
+    client.fail("GET", "/refs", loopback.Answer(429, b"{}", {"Retry-After": "1"}), times=float("inf"))
+    with pytest.raises(HubError, match=r"too many requests \(HTTP 429\): publish again later"):
+        push_folder(folder, REPO)
+    assert sum("/refs" in path for _, path, _ in client.requests) == 6
+
+
+def test_the_pause_that_a_header_names() -> None:
+    assert (retry_pause("7"), retry_pause("0"), retry_pause("-3")) == (7, 0, 0)
+    assert retry_pause(None) == retry_pause("soon") == 10
+    assert retry_pause("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert retry_pause("Wed, 21 Oct 2115 07:28:00 GMT") > 10**9
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_a_server_that_repeats_our_headers(
+    method: str, path: str, client: Any, folder: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.fail(method, path, "echo", times=float("inf"))
+
+    def publish(args: Any) -> None:
+        push_folder(folder, REPO)
+
+    with pytest.raises(SystemExit):
+        run_command(publish, ["--debug"])  # the most that is ever printed
+    printed = "".join(capsys.readouterr()) + caplog.text
+    assert "error: the Hub refused (HTTP 400): bad request" in printed
+    for ours in (client.write_token, "Bearer", "User-Agent", "user-agent", "X-Amzn-Trace-Id", "python/"):
+        assert ours not in printed, ours
+
+
+def test_the_client_is_as_it_was(client: Any, folder: Path) -> None:
+    own = huggingface_hub.utils._http._GLOBAL_CLIENT_FACTORY
+    push_folder(folder, REPO, timeout=5)
+    assert huggingface_hub.utils._http._GLOBAL_CLIENT_FACTORY is own
+    assert huggingface_hub.utils.get_session().timeout.read is None
 
 
 @pytest.mark.parametrize(
@@ -265,6 +406,30 @@ SPOILERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "link outside": (lambda f: link(f, "passwd.txt", Path("/etc/passwd")), "passwd.txt links to /etc/passwd, outside"),
     "folder outside": (lambda f: link(f, "etc", Path("/etc")), "etc links to /etc, outside"),
     "token": (lambda f: (f / "run.json").write_text(f'"hf_{"a" * 34}"'), "run.json contains an access token"),
+    "private key": (
+        lambda f: (f / "notes").write_text("x\n-----BEGIN RSA PRIVATE KEY-----"),
+        "a private key in line 2",
+    ),
+    "AWS": (lambda f: (f / "a.py").write_text("key = 'AKIA" + "A1" * 8 + "'"), "an AWS key in line 1"),
+    "API key": (lambda f: (f / "a.cfg").write_text("\n\nsk-" + "a1B2" * 8), r"a\.cfg contains an API key in line 3"),
+    "GitHub": (lambda f: (f / "a.txt").write_text("ghp_" + "a1" * 18), "a GitHub token in line 1"),
+    "wandb": (lambda f: (f / "a.yaml").write_text("a: 1\nWANDB_API_KEY: " + "a1" * 20), "a.yaml contains a key of W"),
+    "password": (
+        lambda f: (f / "a.ini").write_text("password = s3cr3t-and-long-enough"),
+        "a password or key in line 1",
+    ),
+    "address": (lambda f: (f / "a.md").write_text("see https://me:secret@host/x"), "a password in an address in line"),
+    "home": (
+        lambda f: (f / "config.json").write_text('{\n"a": "/home/me/x"}'),
+        "the path /home/me/x of this .* line 2",
+    ),
+    "path": (lambda f: (f / "recipe.yaml").write_text("data: [/scratch/x/y]"), "the path /scratch/x/y of this machine"),
+    "path in a card": (
+        lambda f: (f / "README.md").write_text("see `/mnt/x/y`"),
+        "README.md contains the path /mnt/x/y",
+    ),
+    "Windows": (lambda f: (f / "a.json").write_text('"C:\\\\Users\\\\me"'), "contains the path C:"),
+    "job": (lambda f: (f / "job.yaml").write_text("a: 1"), "job.yaml is about one machine"),
     "index": (
         lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../../other.safetensors"}}'),
         "names ../../other.safetensors, which is outside",
@@ -282,8 +447,21 @@ def test_what_is_not_published(spoiler: str, client: Any, folder: Path) -> None:
     spoil(folder)
     with pytest.raises(UnsafeFolderError, match=message) as caught:
         push_folder(folder, REPO)
-    assert "hf_aaa" not in str(caught.value)
+    assert not re.search("hf_aaa|a1a1|a1B2|A1A1|s3cr3t|me:secret", str(caught.value))
     assert client.requests == []
+
+
+def test_what_is_no_secret(client: Any, folder: Path) -> None:
+    """Git commits, addresses, words with slashes, sums and the vocabulary of a tokenizer."""
+    harmless = {
+        "run.json": '{"git_commit": "' + "a1" * 20 + '", "url": "https://x.y/z/w", "report_to": "wandb"}',
+        "README.md": "and/or a // b 1/2/3 </s> ~/x https://a.b/c:d@e [x](phase1/recipe.yaml) task-based-classification",
+        "recipe.yaml": f"sha256: {'a1' * 32}\ntokenizer: owner/name\nsecret: null\n",
+        "tokenizer.json": '{"vocab": {"/usr/bin/": 1}}',
+    }
+    for name, text in harmless.items():
+        (folder / name).write_text(text)
+    assert len(push_folder(folder, REPO).sent) == 8
 
 
 def test_links_inside_the_folder_are_files(client: Any, folder: Path) -> None:

@@ -210,6 +210,35 @@ def test_visitors_are_told_what_is_wrong(call: Callable, message: str, image_spa
         call(demo_of(image_space), Image.new("RGB", (16, 16)))
 
 
+def test_a_model_that_is_not_published_is_tried(
+    image_text_folder: Path, pictures: Path, tmp_path: Path, image_text_model: ImageTextDualEncoder
+) -> None:
+    """As `python app.py --model FOLDER` does with a Space that names a repository of the Hub."""
+    arguments = SpaceArguments(gallery=str(pictures), gallery_size=NUM_ITEMS)
+    space = stage_space(image_text_folder, tmp_path / "space", "someone/colours", arguments, revision="abc")
+    search = load_module(space / "search.py")
+    demo = search.Demo(space, str(image_text_folder))
+    assert len(demo.search_text("rain", 5)) == 5
+    assert "python app.py --model FOLDER" in (space / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_space_of_a_training_output_runs_without_this_package(
+    image_text_folder: Path, pictures: Path, run_with_only: Callable
+) -> None:
+    """Nothing but what `save_pretrained` wrote, and the Space in its folder."""
+    arguments = SpaceArguments(gallery=str(pictures), gallery_size=NUM_ITEMS)
+    space = stage_space(image_text_folder, image_text_folder / "space", "..", arguments)
+    code = f"""
+import sys; sys.path.insert(0, {str(space)!r})
+from pathlib import Path
+from search import Demo, titles
+print(titles(Demo(Path({str(space)!r})).search_text("rain", 5)))
+"""
+    printed = run_with_only(["transformers", "torch", "torchvision", "safetensors", "pillow"], code)
+    assert printed.strip() == str(load_module(space / "search.py").titles(demo_of(space).search_text("rain", 5)))
+
+
 @pytest.mark.slow
 def test_it_runs_without_this_package(
     image_text_folder: Path, pictures: Path, tmp_path: Path, run_with_only: Callable

@@ -1,6 +1,7 @@
 """The folder that is published, and the script that writes and sends it."""
 
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from xmodal_hf.evaluation.loading import load_embedder
 from xmodal_hf.hub.arguments import CardArguments
 from xmodal_hf.hub.publish import push_folder
 from xmodal_hf.hub.safety import UnsafeFolderError
-from xmodal_hf.hub.staging import new_folder, stage_checkpoint, stage_text_encoder
+from xmodal_hf.hub.staging import files_left_out, new_folder, stage_checkpoint, stage_text_encoder
 
 REPO = "someone/model"
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "publish_model.py"
@@ -120,6 +121,73 @@ def test_a_processors_tokenizer_is_no_processor_beside_a_sentence_encoder(
     path.write_text(json.dumps({**json.loads(path.read_text()), "processor_class": "ImageTextProcessor"}))
     staged = stage_checkpoint(sentence_encoder_folder, tmp_path / "staged", REPO, CardArguments())
     assert "processor_class" not in json.loads((staged / "tokenizer_config.json").read_text())
+
+
+def test_only_known_files_are_sent(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("job.yaml", "notes.txt", "train_log.jsonl", "mine.png", "secret.json", "other.safetensors", "my.yaml"):
+        (checkpoint / name).write_bytes((checkpoint / "model.safetensors").read_bytes())
+    (checkpoint / "onnx").mkdir()
+    (checkpoint / "onnx" / "model.txt").write_text("graph")
+    for name in ("vocab.txt", "merges.txt", "special_tokens_map.json", "chat_template.jinja", "spiece.model"):
+        (checkpoint / name).write_text("{}")
+    staged = stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments(), ["onnx/*", "notes.*"])
+    code = {path.name for path in staged.glob("*.py")}
+    own = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    tokens = {"vocab.txt", "merges.txt", "special_tokens_map.json", "chat_template.jinja", "spiece.model"}
+    chosen = {"onnx/model.txt", "notes.txt"}
+    assert contents(staged).keys() == own | WRITTEN | code | tokens | chosen | {
+        "results.json",
+        "recipe.yaml",
+        "map.png",
+    }
+    left_out = {"job.yaml", "mine.png", "my.yaml", "other.safetensors", "secret.json", "train_log.jsonl"}
+    assert set(files_left_out(checkpoint, staged)) - {"events.out.tfevents.1"} == left_out
+    with pytest.raises(ValueError, match=r"--include onx/\* matches no file"):
+        stage_checkpoint(checkpoint, tmp_path / "again", REPO, CardArguments(), ["onx/*"])
+    with pytest.raises(UnsafeFolderError, match=r"job\.yaml is about one machine"):
+        stage_checkpoint(checkpoint, tmp_path / "again", REPO, CardArguments(), ["job.yaml"])
+
+
+def test_paths_in_results_and_configs_are_shortened(checkpoint: Path, tmp_path: Path) -> None:
+    results = {"retrieval": {"r@1": 1.0}, "meta": {"dataset": "/home/me/pairs.jsonl", "split": "test"}}
+    (checkpoint / "results.json").write_text(json.dumps(results))
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"_name_or_path": "/home/me/outputs/clip"}))
+    staged = stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments())
+    assert json.loads((staged / "results.json").read_text())["meta"]["dataset"] == "pairs.jsonl"
+    assert json.loads((staged / "config.json").read_text())["_name_or_path"] == "clip"
+    assert "/home/me" not in (staged / "README.md").read_text()
+
+
+def test_dry_runs_and_interrupted_runs_are_repeated(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    specification = importlib.util.spec_from_file_location("publish_script", SCRIPT)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    monkeypatch.chdir(tmp_path)
+    options = ["--checkpoint", str(checkpoint), "--repo_id", REPO, "--dry_run"]
+    script.main(options)
+    first = contents(tmp_path / "outputs" / "publish" / "repository")
+    script.main(options)
+    assert contents(tmp_path / "outputs" / "publish" / "repository") == first
+    assert "not sent (name what should be with --include): " in capsys.readouterr().out
+
+    monkeypatch.setattr(shutil, "rmtree", lambda *arguments, **options: None)  # as if killed: nothing is cleaned up
+    monkeypatch.setattr("xmodal_hf.hub.staging.write_remote_code", lambda folder: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        script.main([*options, "--output_dir", "half"])
+    assert list((tmp_path / "half" / "repository").iterdir())
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    script.main([*options, "--output_dir", "half"])
+    assert contents(tmp_path / "half" / "repository") == first
+
+    (tmp_path / "theirs" / "repository").mkdir(parents=True)
+    (tmp_path / "theirs" / "repository" / "x").write_text("somebody's")
+    with pytest.raises(ValueError, match="is not empty: remove it"):
+        script.main([*options, "--output_dir", "theirs"])
+    assert (tmp_path / "theirs" / "repository" / "x").read_text() == "somebody's"
 
 
 @pytest.mark.parametrize(

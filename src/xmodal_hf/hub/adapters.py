@@ -21,7 +21,7 @@ from .markdown import render_markdown
 from .model_card import CARD_NAME
 from .remote_code import read_json
 from .safety import check_folder
-from .staging import copy_run, new_folder
+from .staging import copy_run, copy_text, new_folder
 
 __all__ = ["is_adapter", "load_adapted", "render_adapter_card", "stage_adapter"]
 
@@ -72,10 +72,10 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
         shutil.copyfile(checkpoint / ADAPTER_WEIGHTS_NAME, folder / ADAPTER_WEIGHTS_NAME)
         copy_run(checkpoint, folder)
         if results_path.is_file():
-            shutil.copyfile(results_path, folder / RESULTS_NAME)
+            copy_text(results_path, folder / RESULTS_NAME)
         (folder / ADAPTER_CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / CARD_NAME).write_text(render_adapter_card(folder, repo_id, card), encoding="utf-8")
-        check_folder(folder)
+        check_folder(folder, repo_id)
     return folder
 
 
@@ -122,6 +122,7 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
         repo_id=repo_id,
         description=card.description,
         limitations=card.limitations,
+        has_sentence_training=phase is not None and phase.trains_sentences,
         base=config[_BASE],
         model_class=model_class,
         rank=config["r"],

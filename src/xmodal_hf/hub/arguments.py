@@ -23,6 +23,21 @@ class PublishArguments:
     branch: str = option("main", "Branch that gets the commit; made from main when missing.")
     tag: str | None = option(None, "Tag to put on the published commit, such as v1.0.")
     message: str = option("Publish with xmodal_hf", "Message of the commit.")
+    include: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Patterns of further files of --checkpoint to send, such as onnx/*. By themselves only files with "
+            "the names of a checkpoint, its run, its results and its plots are sent."
+        },
+    )
+    delete: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Patterns of files in the repository to remove. By themselves only weights at its root that new "
+            "ones replace are removed."
+        },
+    )
+    timeout: float = option(60.0, "Longest wait for an answer of the Hub, in seconds.")
     dry_run: bool = option(False, "Write the folder, print what would be sent, and send nothing.")
     card_only: bool = option(False, "Only render the card, into --checkpoint, which needs no weights for that.")
     output_dir: str | None = option(
@@ -38,6 +53,8 @@ class PublishArguments:
             raise ValueError(f"--repo_id must be user/name, got {self.repo_id!r}")
         if (self.checkpoint is None) == (self.metric is None):
             raise ValueError("pass one of --checkpoint and --metric")
+        if self.timeout <= 0:
+            raise ValueError(f"--timeout must be positive, got {self.timeout}")
         if self.card_only and self.checkpoint is None:
             raise ValueError("--card_only needs --checkpoint: a metric has its card already")
         if self.metric is not None and self.repo_id.rpartition("/")[2] != self.metric:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from huggingface_hub import EvalResult
+
+from .card_training import is_hub_id
 
 RESULTS_NAME = "results.json"
 # Task of results.json -> task of the model index.
@@ -40,9 +43,8 @@ def model_index(results: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
             EvalResult(
                 task_type=task_type,
                 task_name=task_name,
-                # The Hub takes letters, digits and -_./ here.
-                dataset_type=re.sub(r"[^\w./-].*", "", dataset) or "unknown",
-                dataset_name=dataset,
+                dataset_type=_dataset_id(dataset),
+                dataset_name=_dataset_name(dataset),
                 dataset_split=meta.get("split"),
                 dataset_revision=meta.get("revision"),
                 # A word there: "accuracy/baby cry" becomes "accuracy_baby_cry".
@@ -109,7 +111,7 @@ def _task_meta(results: Mapping[str, Mapping[str, Any]], task: str) -> Mapping[s
 
 def _caption(numbers: Mapping[str, float], meta: Mapping[str, Any]) -> str:
     """Return on what, on how much and how a task was measured."""
-    parts = [str(meta["dataset"])] if "dataset" in meta else []
+    parts = [_dataset_name(str(meta["dataset"]))] if "dataset" in meta else []
     parts += [f"{meta['split']} split"] if meta.get("split") else []
     parts += [
         f"{numbers[name]:,} {name.removeprefix('num_')}" for name in ("num_items", "num_texts") if name in numbers
@@ -118,6 +120,19 @@ def _caption(numbers: Mapping[str, float], meta: Mapping[str, Any]) -> str:
     parts += [f"revision {meta['revision']}"] if meta.get("revision") else []
     parts += [f"SHA-256 {meta['sha256'][:12]}"] if meta.get("sha256") else []
     return "; ".join(parts)
+
+
+def _dataset_name(dataset: str) -> str:
+    """Return the name of a data set for people: of a local file or folder, its last part."""
+    return dataset if is_hub_id(dataset) or "/" not in dataset else PurePath(dataset).name
+
+
+def _dataset_id(dataset: str) -> str:
+    """Return an id as the Hub has them: that of a data set there, or the name of a local one without its endings."""
+    if is_hub_id(dataset):
+        return dataset
+    word = re.split(r"[,;:\s]", _dataset_name(dataset).strip())[0]  # of "openmoji, test split", the first
+    return re.sub(r"[^\w-]+", "-", word.partition(".")[0]).strip("-_") or "unknown"
 
 
 def _shown(value: float) -> str:

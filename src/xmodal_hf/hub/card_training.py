@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from ..commands import looks_like_path
 from .remote_code import read_json
 
 RUN_NAMES = RECIPE_NAME, _RUN_NAME = "recipe.yaml", "run.json"
@@ -46,12 +47,14 @@ _HYPERPARAMETERS = {
     "temperature": "temperature",
     "mixed_precision": "precision",
     "ema_decay": "averaging of the weights",
-    "max_length": "tokens a text",
+    "lora_rank": "LoRA rank",
+    "lora_alpha": "LoRA alpha",
     "seed": "seed",
 }
-# Those of a loss on sentences, of one on pairs, and of CyCLIP: recipes have them all.
+# Those of a loss on sentences, of one on pairs, of CyCLIP and of an adapter: recipes have them all.
 _OF_SENTENCES = ("temperature",)
 _OF_PAIRS = ("objective",)
+_OF_LORA = ("lora_rank", "lora_alpha")
 _OF_CYCLIP = ("in_modal_weight", "cross_modal_weight")
 
 
@@ -102,19 +105,46 @@ def describe_phase(phase: Phase, follows: bool) -> str:
         sentences = _describe_sentences(recipe)
         text = f"**Phase 1, sentences.** {sentences[:1].upper()}{sentences[1:]}."
         text += f" The text tower started from {text_origin}."
+    if recipe.get("lora_rank"):
+        text += f" The text tower was trained as a LoRA adapter of rank {recipe['lora_rank']} and alpha"
+        text += f" {_lora_alpha(recipe):g}{', merged into the weights' if recipe.get('lora_merge') else ''}."
     if "steps" in run:
         text += f" {run['steps']:,} steps over {run['items']:,} items in {_duration(run['seconds'])}."
-    return text
+    return text + _describe_choice(recipe, run)
+
+
+def _describe_choice(recipe: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+    """Say by which number, on which data, the released weights were chosen; nothing where they are the last ones."""
+    metric = recipe.get("best_metric")
+    if not metric:
+        return ""
+    if str(metric).startswith("sts_dev"):
+        data = _sources(recipe.get("eval_sts") or "the STS data")
+    else:
+        source = recipe.get("eval_dataset") or _listed(recipe.get("dataset"))[0]
+        data = f"the {recipe.get('eval_split') or 'validation'} split of {_sources(source)}"
+    best = run.get("best")
+    found = f" (step {best['step']:,}: {best['value']:.4g})" if best else ""
+    return f" The released weights are those that did best by `{metric}` on {data}{found}."
+
+
+def _lora_alpha(recipe: Mapping[str, Any]) -> float:
+    """Return LoRA's alpha: by default twice the rank."""
+    return float(recipe.get("lora_alpha") or 2 * recipe["lora_rank"])
 
 
 def hyperparameters(phases: list[Phase]) -> list[tuple[str, list[str]]]:
     """Return rows of an option and its value in each phase, without those that no phase set."""
     rows = []
     for option, name in _HYPERPARAMETERS.items():
-        values = [phase.recipe.get(option) if _matters(option, phase) else None for phase in phases]
+        values = [_value(option, phase.recipe) if _matters(option, phase) else None for phase in phases]
         if any(value is not None for value in values):
             rows.append((name, ["" if value is None else str(value) for value in values]))
     return rows
+
+
+def _value(option: str, recipe: Mapping[str, Any]) -> Any:
+    return f"{_lora_alpha(recipe):g}" if option == "lora_alpha" else recipe.get(option)
 
 
 def environments(phases: list[Phase]) -> list[tuple[str, list[str]]]:
@@ -131,7 +161,7 @@ def environments(phases: list[Phase]) -> list[tuple[str, list[str]]]:
 def hub_ids(recipes: Iterable[Mapping[str, Any]], names: tuple[str, ...]) -> list[str]:
     """Return the values of some options that are ids on the Hub, each once."""
     values = [value for recipe in recipes for name in names for value in _listed(recipe.get(name))]
-    return [value for value in dict.fromkeys(values) if _is_hub_id(value)]
+    return [value for value in dict.fromkeys(values) if is_hub_id(value)]
 
 
 def read_emissions(folders: Sequence[Path]) -> dict[str, Any] | None:
@@ -171,7 +201,7 @@ def _source(name: str) -> str:
     """Name a dataset: a built-in one, one of the Hub, or a file without its folders."""
     if name in _BUILT_IN:
         return f"`{name}`: {_BUILT_IN[name]}"
-    if _is_hub_id(name):
+    if is_hub_id(name):
         return f"[{name}](https://huggingface.co/datasets/{name})"
     return f"`{Path(name).name}`"
 
@@ -181,7 +211,7 @@ def _origin(recipe: Mapping[str, Any], tower: str) -> str:
     name = recipe.get(f"{tower}_model") or recipe.get("model")
     if not name:
         return "random weights"
-    return f"[{name}](https://huggingface.co/{name})" if _is_hub_id(name) else f"`{Path(name).name}`"
+    return f"[{name}](https://huggingface.co/{name})" if is_hub_id(name) else f"`{Path(name).name}`"
 
 
 def _listed(value: str | list[str] | None) -> list[str]:
@@ -189,8 +219,9 @@ def _listed(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 
-def _is_hub_id(name: str) -> bool:
-    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+def is_hub_id(name: str) -> bool:
+    """Tell whether a name can only be meant as owner/name on the Hub: no file or folder, and no name of one."""
+    return _HUB_ID.fullmatch(name) is not None and not looks_like_path(name) and not Path(name).exists()
 
 
 def _duration(seconds: float) -> str:
@@ -201,6 +232,8 @@ def _matters(option: str, phase: Phase) -> bool:
     """Tell whether a phase read an option of its recipe."""
     if option in _OF_SENTENCES:
         return phase.trains_sentences
+    if option in _OF_LORA:
+        return bool(phase.recipe.get("lora_rank"))
     if option in _OF_PAIRS:
         return phase.trains_pairs
     return option not in _OF_CYCLIP or phase.recipe.get("objective") == "cyclip"

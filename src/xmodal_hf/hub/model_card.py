@@ -19,6 +19,7 @@ from .card_training import RECIPE_NAME, Phase, describe_phase, environments, hub
 from .citations import citations
 from .markdown import render_markdown
 from .remote_code import CONFIG_NAME, read_json, read_model_type
+from .safety import without_local_paths
 
 CARD_NAME = "README.md"
 PHASE1_FOLDER = "phase1"
@@ -30,7 +31,7 @@ _PIPELINE_TAGS = {"image": "zero-shot-image-classification", "audio": "feature-e
 _TAGS = {"image": ["clip"], "audio": ["clap", "audio"], None: []}
 # Tasks that texts alone are enough for.
 _TEXT_TASKS = ("sts", "transfer")
-# Plots in the order in which a card shows them, and what they show; others follow by name.
+# Plots in the order in which a card shows them, and what they show; pictures of other names are not published.
 _PLOTS = {
     "contact_sheet": "Queries and the best answers to each",
     "map": "Map of the space, texts and items",
@@ -87,7 +88,7 @@ class CardSources:
             phase1=run if is_sentence_encoder else (Phase.read(phase1_folder) if phase1_folder else None),
             phase1_folder=phase1_folder,
             phase2=None if is_sentence_encoder else run,
-            results=read_json(results_path) if results_path.is_file() else {},
+            results=_read_results(results_path) if results_path.is_file() else {},
             results_folder=results_folder,
             plots=_find_plots({checkpoint, results_folder}),
             emissions=read_emissions([*filter(None, [phase1_folder]), checkpoint]),
@@ -126,6 +127,7 @@ def render_card(sources: CardSources, repo_id: str, card: CardArguments) -> str:
         description=card.description,
         modality=sources.modality,
         text_only=sources.text_only,
+        has_sentence_training=any(phase.trains_sentences for phase in sources.phases),
         towers=_towers(sources),
         dimension=_dimension(sources.config),
         phases=[describe_phase(phase, follows=index > 0) for index, phase in enumerate(sources.phases)],
@@ -133,7 +135,7 @@ def render_card(sources: CardSources, repo_id: str, card: CardArguments) -> str:
         environment=environments(sources.phases),
         emissions=sources.emissions,
         tasks=result_tables(sources.results),
-        plots=[(path.name, _PLOTS.get(path.stem, path.stem)) for path in sources.plots],
+        plots=[(path.name, _PLOTS[path.stem]) for path in sources.plots],
         max_tokens=_max_tokens(sources.folder),
         limitations=card.limitations,
         citations=citations(
@@ -172,6 +174,11 @@ def card_metadata(sources: CardSources, name: str, card: CardArguments) -> Model
     )
 
 
+def _read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """Read results.json as it is published, without the paths of this machine."""
+    return json.loads(without_local_paths(json.dumps(read_json(path), ensure_ascii=False)))
+
+
 def _find_phase1(checkpoint: Path, run: Phase | None, card: CardArguments) -> Path | None:
     """Return the folder of phase 1: named, beside the card, or what phase 2 took its text tower from."""
     if card.phase1 is not None:
@@ -185,7 +192,7 @@ def _find_phase1(checkpoint: Path, run: Phase | None, card: CardArguments) -> Pa
 
 def _find_plots(folders: Iterable[Path]) -> list[Path]:
     found = {path.stem: path for folder in folders for path in folder.glob("*.png")}
-    return [found[stem] for stem in [*_PLOTS, *sorted(found.keys() - _PLOTS.keys())] if stem in found]
+    return [found[stem] for stem in _PLOTS if stem in found]
 
 
 def _towers(sources: CardSources) -> list[tuple[str, str, str]]:

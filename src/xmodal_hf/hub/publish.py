@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, TypeVar
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoFile, get_token, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import _http
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
-from .safety import check_folder
+from ..commands import one_line
+from .safety import check_folder, hide_secrets
+
+logger = logging.getLogger(__name__)
 
 # What a new repository of the Hub stores as large files, by its .gitattributes. It stores other binary files and
 # whatever is larger than this so too, in bytes.
 _LARGE_SUFFIXES = frozenset({".safetensors", ".model"})
 _LARGE_SIZE = 10 * 2**20
 _SAMPLE_SIZE = 512
-# A loader prefers model.safetensors to parts, whichever was published last: what is stale has to go.
-_WEIGHTS = (".safetensors", ".safetensors.index.json")
+# The weights of a model at the root of its repository, whole or in shards. A loader prefers model.safetensors to
+# shards, whichever was published last: those that are replaced have to go.
+_MODEL_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_GIT_ATTRIBUTES = ".gitattributes"
 _MAIN = "main"
+# The beginning of a header of a request, as a server repeats it in an error.
+_HEADER = re.compile(
+    r"""(?i)["']?\b(?:authorization|cookie|host|user-agent|accept(?:-encoding)?|connection|content-\w+|x-[\w-]+)["']?\s*[:=]"""
+)
+# How long an answer of the Hub may take, in seconds; each part of an upload has that long too.
+TIMEOUT_SECONDS = 60.0
+# How often a push is repeated when the Hub says that there were too many requests, and the longest pause, in seconds.
+_MAX_PAUSES, _LONGEST_PAUSE, _USUAL_PAUSE = 5, 300.0, 10.0
+_Result = TypeVar("_Result")
+# What the client says where it checks an answer itself.
+_OTHER_FORMAT_WORDS = re.compile(r"improperly formatted|Malformed response")
+# What the client raises when it reads an answer that is no JSON, or JSON of something else.
+_OTHER_FORMAT = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError)
 
 
 class HubError(RuntimeError):
@@ -51,13 +79,15 @@ class Published:
         url: of the repository.
         commit: the head of the branch, ours or, where nothing had changed, the one that was there.
         sent: files of the commit; none when nothing had changed.
-        deleted: stale weights that the commit removed.
+        deleted: what the commit removed: weights of the model that it replaced, and what `delete` matches.
+        kept: other weights in the repository, which were left as they are.
     """
 
     url: str
     commit: str
     sent: list[SentFile]
     deleted: list[str]
+    kept: list[str] = field(default_factory=list)
 
 
 def list_files(folder: Path) -> list[SentFile]:
@@ -93,14 +123,17 @@ def push_folder(
     branch: str = _MAIN,
     tag: str | None = None,
     message: str = "Publish with xmodal_hf",
+    delete: Sequence[str] = (),
+    timeout: float = TIMEOUT_SECONDS,
 ) -> Published:
     """Send what differs from a branch of a repository, in one commit, and tag it.
 
     The token is huggingface_hub's: that of `hf auth login` or of the environment variable HF_TOKEN. Nothing is written
-    to the folder.
+    to the folder. When the Hub asks to wait (HTTP 429), the push is repeated after the time that it names.
 
     Args:
-        folder: becomes the content of the repository. Other files that are there stay, except weights.
+        folder: becomes the content of the repository. Other files that are there stay, except the weights of a model
+            which weights in the folder replace: `model.safetensors`, its shards and their index, at the root.
         repo_id: user/name; made when missing.
         repo_type: `model`, `dataset` or `space`.
         space_sdk: of a new Space.
@@ -108,10 +141,13 @@ def push_folder(
         branch: made from main when missing.
         tag: put on the commit; may exist only there.
         message: of the commit.
+        delete: patterns (`onnx/*`) of files in the repository that are to be removed.
+        timeout: longest wait for an answer of the Hub, in seconds.
 
     Raises:
         UnsafeFolderError: when something in the folder must not be published.
-        HubError: when the Hub could not be reached, refused, or somebody else published meanwhile.
+        HubError: when the Hub could not be reached, did not answer in time or in its own format, refused, or somebody
+            else published meanwhile; or a pattern matches no file.
     """
     files = list_files(Path(folder))
     if get_token() is None:
@@ -120,11 +156,13 @@ def push_folder(
             "`hf auth login` or set HF_TOKEN"
         )
     api = HfApi(library_name="xmodal_hf")
-    try:
+
+    def push() -> Published:
         url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk)
         _check_visibility(api, repo_id, repo_type, private)
         head = _find_head(api, repo_id, repo_type, branch)
-        sent, deleted = _find_changes(api, files, repo_id, repo_type, head)
+        sent, others = _find_changes(api, files, repo_id, repo_type, head)
+        deleted, kept = _choose_deleted(files, others, repo_type, delete)
         _check_tag(api, repo_id, repo_type, tag, None if sent or deleted else head)
         commit = head
         if sent or deleted:
@@ -141,9 +179,69 @@ def push_folder(
             ).oid
         if tag is not None:
             api.create_tag(repo_id, tag=tag, revision=commit, repo_type=repo_type, exist_ok=True)
-    except (HTTPError, RuntimeError, ValueError, OSError) as error:
-        raise HubError(_explain(error, repo_id, branch)) from error
-    return Published(str(url), commit, sent, deleted)
+        return Published(str(url), commit, sent, deleted, kept)
+
+    try:
+        with _client_timeout(timeout):
+            return _patiently(push)
+    # What an answer in another format leads to in the client is among them.
+    except (HTTPError, RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError) as error:
+        message = _explain(error, repo_id, branch, timeout)
+    # Not chained: the client's own error may repeat what a server said, and that may be our request with its token.
+    raise HubError(hide_secrets(message, get_token()))
+
+
+@contextmanager
+def _client_timeout(seconds: float) -> Iterator[None]:
+    """Have requests of huggingface_hub's client fail when an answer takes longer; by itself it waits for ever."""
+
+    usual = _http._GLOBAL_CLIENT_FACTORY  # somebody's own, behind a proxy
+
+    def limit(request: Any) -> None:
+        # In the request: the client's own functions pass "no limit" with some of theirs.
+        limits = request.extensions.get("timeout", {})
+        names = ("connect", "read", "write", "pool")
+        request.extensions["timeout"] = {name: limits.get(name) or seconds for name in names}
+
+    def make_client() -> Any:
+        client = usual()
+        hooks = client.event_hooks
+        client.event_hooks = {**hooks, "request": [*hooks.get("request", []), limit]}
+        return client
+
+    set_client_factory(make_client)
+    try:
+        yield
+    finally:
+        set_client_factory(usual)
+
+
+def _patiently(push: Callable[[], _Result]) -> _Result:
+    """Call a function again, after a pause, as long as the Hub says that there were too many requests."""
+    for attempt in range(_MAX_PAUSES + 1):
+        try:
+            return push()
+        except HfHubHTTPError as error:
+            pause = retry_pause(error.response.headers.get("Retry-After"))
+            if error.response.status_code != 429 or attempt == _MAX_PAUSES or pause > _LONGEST_PAUSE:
+                raise
+        logger.warning("The Hub asks to wait: going on in %.0f s.", pause)
+        time.sleep(pause)
+    raise AssertionError("the loop returns or raises")
+
+
+def retry_pause(value: str | None) -> float:
+    """Return the seconds that a header `Retry-After` names, as a number or as a date (RFC 9110, section 10.2.3)."""
+    if value is None:
+        return _USUAL_PAUSE
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds())
+    except (ValueError, TypeError):
+        return _USUAL_PAUSE
 
 
 def _check_visibility(api: HfApi, repo_id: str, repo_type: str, private: bool) -> None:
@@ -167,12 +265,35 @@ def _find_head(api: HfApi, repo_id: str, repo_type: str, branch: str) -> str:
 def _find_changes(
     api: HfApi, files: list[SentFile], repo_id: str, repo_type: str, head: str
 ) -> tuple[list[SentFile], list[str]]:
-    """Return the files that differ from a commit, and the weights there that are not among the files."""
+    """Return the files that differ from a commit, and the paths there that are not among the files."""
     tree = api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type=repo_type)
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     sent = [file for file in files if file.path not in there or _differs(file.source, there[file.path])]
-    stale = there.keys() - {file.path for file in files}
-    return sent, sorted(path for path in stale if path.endswith(_WEIGHTS))
+    return sent, sorted(there.keys() - {file.path for file in files} - {_GIT_ATTRIBUTES})
+
+
+def _choose_deleted(
+    files: list[SentFile], others: list[str], repo_type: str, patterns: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return which of the other files of a repository a commit removes, and which weights among them stay.
+
+    Removed are the weights of a model that the files replace, and what a pattern matches.
+
+    Raises:
+        HubError: when a pattern matches nothing: it is misspelt, or what it means is gone already.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in others):
+            raise HubError(
+                f"--delete {pattern} matches no file of the repository that is not sent: nothing was published"
+            )
+    replaces = repo_type == "model" and any(_MODEL_WEIGHTS.fullmatch(file.path) for file in files)
+    deleted = [
+        path
+        for path in others
+        if (replaces and _MODEL_WEIGHTS.fullmatch(path)) or any(fnmatchcase(path, pattern) for pattern in patterns)
+    ]
+    return deleted, [path for path in others if path.endswith(".safetensors") and path not in deleted]
 
 
 def _differs(source: Path, entry: RepoFile) -> bool:
@@ -196,17 +317,25 @@ def _check_tag(api: HfApi, repo_id: str, repo_type: str, tag: str | None, commit
             )
 
 
-def _explain(error: Exception, repo_id: str, branch: str) -> str:
+def _explain(error: Exception, repo_id: str, branch: str, timeout: float) -> str:
     """Say what happened, what that means for the repository, and what to do; never the request, which has the token."""
     if isinstance(error, HubError):
         return str(error)
     nothing = "Nothing was published"
     # The answer to a commit may be what got lost.
     perhaps = "A commit is there whole or not at all: publish again, and only what is missing is sent"
-    if isinstance(error, ValueError):  # of the client, about the card's metadata
-        return f"{error}\n{nothing}."
     # The client wraps what happened to a large file.
     cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error
+    if isinstance(cause, _OTHER_FORMAT) or _OTHER_FORMAT_WORDS.search(str(cause)):
+        return (
+            "the Hub's answer is not in its format, as when a proxy or a login page answers in its place: check the "
+            f"network and HF_ENDPOINT. {perhaps}."
+        )
+    if isinstance(cause, ValueError) and not isinstance(cause, HfHubHTTPError):  # of the card's metadata
+        return f"{cause}\n{nothing}."
+    # By name: the client's HTTP library has changed its own with versions.
+    if any(parent.__name__ == "TimeoutException" for parent in type(cause).__mro__):
+        return f"the Hub did not answer within {timeout:g} s (--timeout). {perhaps}."
     if isinstance(cause, OfflineModeIsEnabled):
         return f"huggingface_hub is offline (HF_HUB_OFFLINE=1), and publishing needs the Hub. {nothing}."
     if isinstance(cause, HfHubHTTPError) and cause.response.status_code >= 500:
@@ -215,7 +344,7 @@ def _explain(error: Exception, repo_id: str, branch: str) -> str:
         return f"{_explain_status(cause, repo_id, branch)}. {nothing}."
     if isinstance(cause, HTTPError):
         return f"the connection to the Hub broke ({type(cause).__name__}). {perhaps}."
-    return f"{cause}. {perhaps}."
+    return f"{one_line(str(cause))}. {perhaps}."
 
 
 def _explain_status(error: HfHubHTTPError, repo_id: str, branch: str) -> str:
@@ -228,4 +357,11 @@ def _explain_status(error: HfHubHTTPError, repo_id: str, branch: str) -> str:
         return f"the Hub has no {repo_id}, or the access token may not see it: check the name"
     if status == 412:
         return f"somebody else committed to {branch} of {repo_id} meanwhile: look at it, then publish again on top"
-    return f"the Hub refused (HTTP {status}): {error.server_message or 'it does not say why'}"
+    if status == 429:
+        return "the Hub says that there were too many requests (HTTP 429): publish again later"
+    return f"the Hub refused (HTTP {status}): {_server_words(error) or 'it does not say why'}"
+
+
+def _server_words(error: HfHubHTTPError) -> str:
+    """Return what the server says, up to where it repeats headers of our request."""
+    return _HEADER.split(one_line(error.server_message or ""))[0].rstrip(" ;,{'\"")

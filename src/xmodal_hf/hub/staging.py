@@ -6,8 +6,9 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -19,12 +20,20 @@ from .card_results import RESULTS_NAME
 from .card_training import RUN_NAMES
 from .model_card import CARD_NAME, PHASE1_FOLDER, CardSources, render_card
 from .remote_code import CONFIG_NAME, read_json, read_model_type, write_remote_code
-from .safety import UnsafeFolderError, check_folder, is_pickle
+from .safety import UnsafeFolderError, check_folder, is_pickle, without_local_paths
 
-# What of a checkpoint's folder is published, by suffix. Logs, events of trackers and training states stay at home.
-_SUFFIXES = frozenset({".safetensors", ".json", ".txt", ".model", ".yaml", ".png", ".jinja"})
-# A path from the root, after a space, a quote or an equals sign; no URL.
-_ABSOLUTE_PATH = re.compile(r"""(?<=[\s"'=])/(?:[^/\s"']+/)+([^/\s"']*)""")
+# Files of a checkpoint's folder that are published. Whatever else lies there (logs, training states, descriptions of
+# jobs, notes) stays at home unless a pattern of `include` names it.
+_PUBLISHED = re.compile(
+    r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|(generation_)?config\.json"
+    r"|(pre)?processor_config\.json|(image_|video_)?(pre)?processor_config\.json"
+    # Files of tokenizers, of all kinds that transformers has.
+    r"|(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|tekken|normalizer)\.json|merges\.txt"
+    r"|(vocab|spm_vocab)\.(txt|model|bpe|json)|(tokenizer|spiece|spm|sentencepiece|sentencepiece\.bpe|sp)\.model"
+    r"|(source|target)\.spm|bpe\.codes|chat_template\.(jinja|json)|results\.json"
+)
+# JSON that programs read as it is; of other text, absolute paths are shortened to their last part.
+_KEPT_AS_IT_IS = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json"})
 _TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 # Model type -> modality -> the method that returns its vector.
 _VECTOR_METHODS = {
@@ -34,19 +43,24 @@ _VECTOR_METHODS = {
 }
 
 
-def stage_checkpoint(checkpoint: Path, folder: Path, repo_id: str, card: CardArguments) -> Path:
+def stage_checkpoint(
+    checkpoint: Path, folder: Path, repo_id: str, card: CardArguments, include: Sequence[str] = ()
+) -> Path:
     """Fill a new folder with what is published of a checkpoint, which itself is only read.
 
-    Weights are linked where the file system can, else copied.
+    Files are chosen by their names: weights, configs, tokenizer, processor, recipe, summary, results and plots. Weights
+    are linked where the file system can, else copied. In JSON and YAML, absolute paths become their last part.
 
     Args:
         checkpoint: folder that `save_pretrained` or a training script wrote.
         folder: made here; may exist if it is empty.
         repo_id: what the card tells people to load.
         card: what the card says beside what the files do.
+        include: patterns (`onnx/*`) of further files of the checkpoint.
 
     Raises:
-        ValueError: for a folder that is not empty, or no checkpoint of ours with weights in safetensors.
+        ValueError: for a folder that is not empty, a pattern that matches nothing, or no checkpoint of ours with
+            weights in safetensors.
         UnsafeFolderError: for a pickle, a link that leaves the folder, an access token.
         OSError: when the disk is full; what was written is removed.
     """
@@ -55,17 +69,17 @@ def stage_checkpoint(checkpoint: Path, folder: Path, repo_id: str, card: CardArg
         raise ValueError(f"{checkpoint} has no model.safetensors: pass a folder that save_pretrained wrote")
     sources = CardSources.find(checkpoint, card)
     with new_folder(folder):
-        _copy_files(checkpoint, folder)
+        _copy_files(checkpoint, folder, include)
         copy_run(checkpoint, folder)
         for path in sources.plots:
             _copy(path, folder / path.name)
         if sources.results_folder != checkpoint and sources.results:
-            _copy(sources.results_folder / RESULTS_NAME, folder / RESULTS_NAME)
+            copy_text(sources.results_folder / RESULTS_NAME, folder / RESULTS_NAME)
         if sources.phase1_folder is not None:
             copy_run(sources.phase1_folder, folder / PHASE1_FOLDER)
         _prepare_for_readers(folder, model_type)
         (folder / CARD_NAME).write_text(render_card(sources, repo_id, card), encoding="utf-8")
-        check_folder(folder)
+        check_folder(folder, repo_id)
     return folder
 
 
@@ -92,7 +106,7 @@ def stage_text_encoder(checkpoint: Path, folder: Path, repo_id: str, card: CardA
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, config=model.config.text_config)
         export_sentence_transformers(model, tokenizer, folder)
         (folder / CARD_NAME).write_text(render_card(sources, repo_id, card), encoding="utf-8")
-        check_folder(folder)
+        check_folder(folder, repo_id)
     return folder
 
 
@@ -124,7 +138,13 @@ def _says_disk_is_full(error: BaseException) -> bool:
     return is_weights or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
 
 
-def _copy_files(checkpoint: Path, folder: Path) -> None:
+def files_left_out(checkpoint: Path, folder: Path) -> list[str]:
+    """Return the names of files at the root of a checkpoint that a staged folder does not have."""
+    staged = {path.name for path in folder.iterdir()}
+    return sorted(path.name for path in checkpoint.iterdir() if path.is_file() and path.name not in staged)
+
+
+def _copy_files(checkpoint: Path, folder: Path, include: Sequence[str]) -> None:
     for path in sorted(checkpoint.iterdir()):
         if not path.is_file():
             continue
@@ -137,8 +157,18 @@ def _copy_files(checkpoint: Path, folder: Path) -> None:
             raise UnsafeFolderError(
                 f"{path.name} links to {path.resolve()}, outside {checkpoint}: copy the file instead"
             )
-        if path.suffix in _SUFFIXES and path.name not in RUN_NAMES:
+        if _PUBLISHED.fullmatch(path.name):
             _copy(path, folder / path.name)
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    for pattern in include:
+        found = [path for path in files if fnmatchcase(path.relative_to(checkpoint).as_posix(), pattern)]
+        if not found:
+            raise ValueError(f"--include {pattern} matches no file of {checkpoint}")
+        for path in found:
+            target = folder / path.relative_to(checkpoint)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                shutil.copyfile(path, target)
 
 
 def copy_run(source: Path, folder: Path) -> None:
@@ -146,8 +176,12 @@ def copy_run(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in RUN_NAMES:
         if (source / name).is_file():
-            text = (source / name).read_text(encoding="utf-8")
-            (folder / name).write_text(_ABSOLUTE_PATH.sub(r"\1", text), encoding="utf-8")
+            copy_text(source / name, folder / name)
+
+
+def copy_text(source: Path, target: Path) -> None:
+    """Copy JSON or YAML without the paths of this machine: of absolute ones the last part stays."""
+    target.write_text(without_local_paths(source.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def copy_card_sources(checkpoint: Path, folder: Path, shown: Iterable[Path], phase1: Path | None = None) -> None:
@@ -168,6 +202,9 @@ def copy_card_sources(checkpoint: Path, folder: Path, shown: Iterable[Path], pha
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a file. Weights get a second name instead, where that can be: nothing here writes to them."""
+    if source.suffix == ".json" and source.name not in _KEPT_AS_IT_IS:
+        copy_text(source, target)
+        return
     if source.suffix == ".safetensors":
         try:
             os.link(source.resolve(), target)

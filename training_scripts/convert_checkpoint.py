@@ -269,6 +269,10 @@ def write(folder: Path, result: PreTrainedModel, processor: ProcessorMixin | Non
     """Save the model, and the processor of its kind."""
     from transformers import ClapModel, ClapProcessor, CLIPModel, CLIPProcessor
 
+    from xmodal_hf.models.modeling_dual_encoder import DualEncoder
+
+    if isinstance(result, DualEncoder) and processor is not None:
+        result.adopt_tokenizer(processor.tokenizer)
     result.save_pretrained(folder)
     if processor is None:
         return

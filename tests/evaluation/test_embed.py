@@ -66,6 +66,22 @@ def test_siglip_attends_to_padding_where_its_tokenizer_gives_no_mask(siglip, sen
     assert not np.allclose(embeds, as_embedder(model, processor).encode_text(sentences), atol=1e-3)
 
 
+def test_siglip_2_whose_tokenizer_knows_no_limit(siglip, sentences):
+    model, processor = siglip
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.model_max_length = 10**30
+    embeds = as_embedder(model, SiglipProcessor(processor.image_processor, tokenizer)).encode_text(sentences)
+    assert np.array_equal(embeds, as_embedder(model, processor).encode_text(sentences))
+
+
+def test_a_tokenizer_without_a_padding_token(bert, tokenizer, sentences):
+    without = copy.deepcopy(tokenizer)
+    without.pad_token = None
+    embeds = as_embedder(bert, without).encode_text(sentences)
+    assert np.allclose(embeds, as_embedder(bert, tokenizer).encode_text(sentences), atol=1e-6)
+    assert without.pad_token is None
+
+
 def test_a_tokenizers_file_can_ask_for_a_fixed_length(bert, tokenizer):
     fixed = copy.deepcopy(tokenizer)
     fixed.init_kwargs["padding"] = "max_length"

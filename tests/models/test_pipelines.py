@@ -1,5 +1,6 @@
 """transformers' pipelines on saved folders: they read the models as they read CLIP and CLAP."""
 
+import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import (
     ASTFeatureExtractor,
     AutoModelForZeroShotImageClassification,
     PreTrainedTokenizerBase,
+    ViTImageProcessor,
     pipeline,
 )
 
@@ -81,6 +83,29 @@ def test_zero_shot_audio_classification_with_input_values(
     batch = processor(text=LABELS, audio=clips[:1], sampling_rate=8000, return_tensors="pt")
     results = classify(clips[0], candidate_labels=LABELS, hypothesis_template="{}")
     assert_scores(results, model(**batch).logits_per_audio[0])
+
+
+def test_zero_shot_classification_pads_texts_of_a_fixed_length(
+    tmp_path: Path,
+    make_image_text: Callable,
+    tokenizer: PreTrainedTokenizerBase,
+    images: list[Image.Image],
+) -> None:
+    """The pipeline pads labels to the longest of them; SigLIP's tower reads the last of all its positions."""
+    model, tokenizer = make_image_text("siglip_text", "vit", text_pooling="pooler"), copy.deepcopy(tokenizer)
+    model.adopt_tokenizer(tokenizer)
+    processor = ImageTextProcessor(ViTImageProcessor(size={"height": 16, "width": 16}), tokenizer)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    batch = processor(text=LABELS, images=images[:1], return_tensors="pt")
+    assert batch["input_ids"].shape == (3, 24)
+    classify = pipeline("zero-shot-image-classification", model=tmp_path)
+    results = classify(images[0], candidate_labels=LABELS, hypothesis_template="{}")
+    assert_scores(results, model(**batch).logits_per_image[0])
+    extract = pipeline("feature-extraction", model=tmp_path)
+    torch.testing.assert_close(
+        extract(LABELS[0], return_tensors=True), model(**batch).text_embeds[:1], atol=1e-6, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("image", ["resnet", "vit"])

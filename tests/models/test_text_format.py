@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from xmodal_hf import ImageTextProcessor, SentenceEncoder
 from xmodal_hf.evaluation import as_embedder
-from xmodal_hf.models.text_format import TextFormat, adopt_tokenizer
+from xmodal_hf.models.text_format import TextFormat, prepare_tokenizer
 
 TEXTS = ["rain", "the dog barks at night", "two small birds sing in the tall old tree"]
 PAD, UNK, CLS, SEP = range(4)
@@ -40,7 +40,7 @@ class TestAFixedLength:
         tokenizer = make_tokenizer(model_max_length=10**30)
         model = make_sentence_encoder("siglip_text", pooling="pooler")
         model.text_model.config.pad_token_id = UNK
-        adopt_tokenizer(model.text_model, tokenizer)
+        model.adopt_tokenizer(tokenizer)
         assert (tokenizer.model_max_length, model.text_model.config.pad_token_id) == (24, PAD)
         tokenizer.save_pretrained(tmp_path)
         loaded = AutoTokenizer.from_pretrained(tmp_path)
@@ -60,8 +60,8 @@ class TestAFixedLength:
     def test_the_model_pads_what_a_pipeline_does_not(self, make_sentence_encoder, make_tokenizer, tmp_path):
         tokenizer = make_tokenizer()
         model = make_sentence_encoder("siglip_text", pooling="pooler")
-        adopt_tokenizer(model.text_model, tokenizer)
-        model.config.text_length = 24
+        model.adopt_tokenizer(tokenizer)
+        assert model.config.text_length == 24
         model.save_pretrained(tmp_path)
         loaded = SentenceEncoder.from_pretrained(tmp_path)
         expected = loaded.encode(TEXTS, tokenizer=tokenizer)
@@ -84,7 +84,7 @@ class TestPadding:
         assert tokenizer.pad_token is None  # the caller's
         model.text_model.config.pad_token_id = None
         with caplog.at_level(logging.WARNING):
-            adopt_tokenizer(model.text_model, tokenizer)
+            model.adopt_tokenizer(tokenizer)
         assert len(caplog.messages) == 1 and "padded with '[SEP]', masked" in caplog.text
         assert model.config.text_config.pad_token_id == tokenizer.pad_token_id == SEP
         tokenizer.save_pretrained(tmp_path)
@@ -166,5 +166,5 @@ def test_texts_are_cut_where_tokenizer_and_tower_end(make_sentence_encoder, make
     assert TextFormat.of(model, tokenizer).max_length == 24
     assert TextFormat.of(model, make_tokenizer(model_max_length=9)).max_length == 9
     assert TextFormat.of(model, tokenizer, max_length=5).max_length == 5
-    adopt_tokenizer(model.text_model, tokenizer)
+    prepare_tokenizer(tokenizer, model.text_model)
     assert tokenizer.model_max_length == 24

@@ -59,7 +59,7 @@ def embed_and_differentiate(model: SentenceEncoder, **inputs: Tensor | int) -> t
     return embeds.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos", "pooler"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "eos", "last", "pooler"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_packed_is_padded(name: str, pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = SentenceEncoder.from_text_pretrained(make_tower(name), pooling=pooling).double().eval()

@@ -324,10 +324,7 @@ def load_processor(model: PreTrainedModel, source: str, **kwargs: Any) -> Any:
     """The tokenizer of a text model, the processor of a model that takes something else too."""
     if model.input_modalities not in ("text", ("text",)):
         return AutoProcessor.from_pretrained(source, **kwargs)
-    tokenizer = AutoTokenizer.from_pretrained(source, **kwargs)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # decoders have none; the mask hides whatever pads
-    return tokenizer
+    return AutoTokenizer.from_pretrained(source, **kwargs)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ The rules:
 - A tokenizer without a padding token gets one that it has already; the mask hides it.
 - The side of the padding makes no difference: models of this package turn left padding right (`text_tower.py`).
 
-`adopt_tokenizer` writes these decisions into the tokenizer and the tower's config, so that they are saved with both,
-and processors, pipelines and sentence-transformers follow them.
+`prepare_tokenizer` and `adopt_special_tokens` write these decisions into the tokenizer and the tower's config, so that
+they are saved with both, and processors, pipelines and sentence-transformers follow them.
 
 Shapes: B batch, T tokens.
 """
@@ -153,36 +153,51 @@ def pad_to_fixed_length(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.model_input_names = ["input_ids"]
 
 
-def adopt_tokenizer(tower: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a text tower and its tokenizer agree on padding, length and end of text, in what is saved of both.
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, tower: PreTrainedModel) -> None:
+    """Write into a tokenizer how the texts of a tower are cut and padded; what was chosen is logged.
 
-    Changes the tokenizer (a padding token where it has none, `model_max_length` where the tower's is smaller, padding
-    to a fixed length without a mask for SigLIP) and the tower's config (`pad_token_id`, `eos_token_id` where it names
-    none). What was chosen is logged.
+    It gets a padding token where it has none, the tower's length where its own `model_max_length` is larger, and for
+    SigLIP's towers padding to that length without a mask.
+    """
+    choose_pad_token(tokenizer)
+    pad_as_trained(tokenizer, tower.config)
+    positions = num_positions(tower)
+    if tokenizer.model_max_length > positions and has_position_table(tower):
+        logger.info("the tokenizer cuts texts at the %d positions of the text tower", positions)
+        tokenizer.model_max_length = positions
+
+
+def pad_as_trained(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
+    """Let a tokenizer of a tower of fixed length pad to that length without a mask; others stay as they are.
 
     Args:
-        tower: the text tower.
-        tokenizer: of that tower.
+        tokenizer: of the tower.
+        config: of the text tower.
     """
-    config = tower.config
-    choose_pad_token(tokenizer)
-    is_fixed = has_fixed_length(tower)
-    # What a tower of fixed length attends to in its padding changes its vectors: the tokenizer's is the right one.
-    pad_token_id = getattr(config, "pad_token_id", None)
-    if pad_token_id is None or (is_fixed and pad_token_id != tokenizer.pad_token_id):
-        logger.info("the text tower's config gets the tokenizer's pad_token_id, %d", tokenizer.pad_token_id)
-        config.pad_token_id = tokenizer.pad_token_id
+    if config.model_type not in FIXED_LENGTH_TOWERS:
+        return
+    # SigLIP 2's tokenizer knows no limit.
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    if not (pads_to_max_length(tokenizer) and tokenizer.model_input_names == ["input_ids"]):
+        logger.info("texts are padded to %d tokens, unmasked, as their tower was trained", tokenizer.model_max_length)
+        pad_to_fixed_length(tokenizer)
+
+
+def adopt_special_tokens(tower: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write into a tower's config the padding id and the end-of-text id of its tokenizer, where it names none.
+
+    What a tower of fixed length attends to in its padding changes its vectors: there the tokenizer's id is the right
+    one whatever the config says.
+    """
+    config, pad_token_id = tower.config, _padding(tokenizer)[1]
+    named = getattr(config, "pad_token_id", None)
+    if named is None or (has_fixed_length(tower) and named != pad_token_id):
+        logger.info("the text tower's config gets the tokenizer's pad_token_id, %d", pad_token_id)
+        config.pad_token_id = pad_token_id
     train_padding_that_ends_texts(tower)
     if not eos_ids(getattr(config, "eos_token_id", None)):
         config.eos_token_id = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         logger.info("the text tower's config gets the tokenizer's eos_token_id, %s", config.eos_token_id)
-    positions = num_positions(tower)
-    if tokenizer.model_max_length > positions and (is_fixed or has_position_table(tower)):
-        logger.info("the tokenizer cuts texts at the %d positions of the text tower", positions)
-        tokenizer.model_max_length = positions
-    if is_fixed and not (pads_to_max_length(tokenizer) and tokenizer.model_input_names == ["input_ids"]):
-        logger.info("texts are padded to %d tokens without a mask, as the tower was trained", positions)
-        pad_to_fixed_length(tokenizer)
 
 
 def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:

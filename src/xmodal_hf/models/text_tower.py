@@ -23,7 +23,15 @@ from transformers.utils import has_file
 
 from .configuration_dual_encoder import tower_hidden_size
 from .pooling import pool
-from .text_format import TextFormat, check_reads_texts, has_fixed_length, longest_text, train_padding_that_ends_texts
+from .text_format import (
+    TextFormat,
+    adopt_special_tokens,
+    check_reads_texts,
+    has_fixed_length,
+    longest_text,
+    prepare_tokenizer,
+    train_padding_that_ends_texts,
+)
 from .text_packing import Packing, can_pack, packed_attention, pooled_token, position_ids
 
 # Layers that only a tower's own pooled output passes through, by model type. Found by a backward pass through the
@@ -390,6 +398,31 @@ class TextTowerMixin:
     def max_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Return the longest input that both the tokenizer and the tower take."""
         return longest_text(self.text_model, tokenizer)
+
+    def adopt_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Let the model and a tokenizer agree on padding, length and end of text; changes both.
+
+        `text_format.prepare_tokenizer` says what changes of the tokenizer, `follow_tokenizer` what of the model.
+
+        Raises:
+            ValueError: when the model's pooling reads the same of every text.
+        """
+        prepare_tokenizer(tokenizer, self.text_model)
+        self.follow_tokenizer(tokenizer)
+
+    def follow_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Let the model's config follow a tokenizer, and check that its pooling reads the tokenizer's texts.
+
+        The model of a tower that was trained on texts of one length then pads shorter ones itself (`text_length`):
+        transformers' pipelines pad to the longest text of a call only.
+
+        Raises:
+            ValueError: when the model's pooling reads the same of every text.
+        """
+        adopt_special_tokens(self.text_model, tokenizer)
+        if has_fixed_length(self.text_model) and tokenizer.padding_side == "right":
+            self.config.text_length = TextFormat.of(self.text_model, tokenizer).padded_length
+        self.check_tokenizer(tokenizer)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Raise a ValueError when the model's pooling would read the same of every text of a tokenizer.

@@ -31,15 +31,14 @@ from ..models.modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, Im
 from ..models.modeling_sentence_encoder import SentenceEncoder
 from ..models.processing_dual_encoder import AudioTextProcessor, ImageTextProcessor
 from ..models.text_format import (
-    TextFormat,
-    adopt_tokenizer,
+    adopt_special_tokens,
     choose_pad_token,
-    has_fixed_length,
     has_position_table,
     num_positions,
+    pad_as_trained,
     pads_to_max_length,
 )
-from ..models.text_tower import TextTowerMixin, build_tower, find_tower, load_model
+from ..models.text_tower import build_tower, find_tower, load_model
 from ..objectives import CrossModalObjective, SentenceObjective
 from .adapters import add_lora
 from .arguments import (
@@ -96,17 +95,24 @@ def config_from_json(kind: Literal["text", "image", "audio"], config: str | None
 
 
 def build_tokenizer(text: TextModelArguments, corpus: Callable[[], Iterable[str]]) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that is named, or the text model's; train one on `corpus()` for a tower from scratch."""
+    """Load the tokenizer that is named, or the text model's; train one on `corpus()` for a tower from scratch.
+
+    It pads as the text model was trained, and gets a padding token where it has none.
+    """
     source = text.tokenizer or text.text_model
-    if source is not None:
-        return AutoTokenizer.from_pretrained(processor_source(source))
-    return train_tokenizer(corpus(), vocab_size=text.vocab_size, max_length=text.max_length or NEW_TOWER_LENGTH)
+    if source is None:
+        return train_tokenizer(corpus(), vocab_size=text.vocab_size, max_length=text.max_length or NEW_TOWER_LENGTH)
+    tokenizer = AutoTokenizer.from_pretrained(processor_source(source))
+    choose_pad_token(tokenizer)
+    if text.text_model is not None:
+        pad_as_trained(tokenizer, AutoConfig.from_pretrained(processor_source(text.text_model)).get_text_config())
+    return tokenizer
 
 
 def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Load or initialise the text tower (or a whole model that has one), and let it and the tokenizer agree.
 
-    `text_format.adopt_tokenizer` says what changes of both.
+    `text_format.adopt_special_tokens` says what changes of the tower's config.
 
     Raises:
         ValueError: when the tokenizer has ids beyond the tower's embeddings.
@@ -132,20 +138,8 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
             f"the tokenizer has {len(tokenizer)} tokens, the text tower embeds {rows}: pass the --tokenizer that "
             "belongs to the --text_model"
         )
-    adopt_tokenizer(tower, tokenizer)
+    adopt_special_tokens(tower, tokenizer)
     return model
-
-
-def agree_on_texts(model: TextTowerMixin, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a model pad what its tower needs padded, and check that its pooling reads the tokenizer's texts.
-
-    Raises:
-        ValueError: when the pooling reads the same of every text.
-    """
-    text_format = TextFormat.of(model.text_model, tokenizer)
-    if has_fixed_length(model.text_model) and tokenizer.padding_side == "right":
-        model.config.text_length = text_format.padded_length
-    model.check_tokenizer(tokenizer)
 
 
 def build_sentence_encoder(
@@ -171,7 +165,7 @@ def build_sentence_encoder(
         model.mlm_head.load_state_dict(trained.mlm_head.state_dict())
         if not sentence.mlm_weight:  # it gets no gradient, which stops distributed training
             model.mlm_head.requires_grad_(False)
-    agree_on_texts(model, tokenizer)
+    model.follow_tokenizer(tokenizer)
     return model
 
 
@@ -216,7 +210,7 @@ def build_dual_encoder(
         model = ImageTextDualEncoder.from_text_image_pretrained(text_model, source, **options)
     else:
         model = AudioTextDualEncoder.from_text_audio_pretrained(text_model, source, **options)
-    agree_on_texts(model, processor.tokenizer)
+    model.follow_tokenizer(processor.tokenizer)
     return model
 
 
@@ -285,8 +279,7 @@ def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMi
         )
     if contrastive.objective == "siglip" and getattr(model, "logit_bias", None) is None:
         raise ValueError("--objective siglip needs a logit_bias, which --model does not have: pass clip or cyclip")
-    adopt_tokenizer(model.text_model, processor.tokenizer)
-    agree_on_texts(model, processor.tokenizer)
+    model.adopt_tokenizer(processor.tokenizer)
     return model
 
 

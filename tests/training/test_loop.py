@@ -293,3 +293,21 @@ def test_a_gradient_norm_may_be_a_number(dual_encoder, pair_batch, tmp_path, mon
 def test_an_unknown_tracker():
     with pytest.raises(ValueError, match="--report_to tensorbord is unknown: pass one of"):
         build_accelerator(TrainingArguments(report_to="tensorbord"))
+
+
+def test_processes_that_do_not_see_each_other(monkeypatch):
+    """They would all write into one folder."""
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "2")
+            with pytest.raises(
+                ValueError, match=r"started 2 processes.* Accelerate sees 1: .* set ACCELERATE_USE_CPU=true"
+            ):
+                build_accelerator(TrainingArguments(report_to="none"))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    build_accelerator(TrainingArguments(report_to="none"))
+    monkeypatch.delenv("WORLD_SIZE")
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT"):  # `accelerate launch --num_processes 2`
+        monkeypatch.setenv(name, "no")
+    with pytest.raises(ValueError, match=r"asked for several processes and has started one: .* torchrun"):
+        build_accelerator(TrainingArguments(report_to="none"))

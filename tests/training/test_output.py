@@ -1,11 +1,83 @@
-"""What a run says of itself."""
+"""The output folder: one run at a time, and nothing of an earlier run is overwritten unseen."""
 
+import multiprocessing
+import os
+import shutil
+import signal
 from importlib.metadata import PackageNotFoundError
 
+import pytest
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 import xmodal_hf
 from xmodal_hf.training import output
+from xmodal_hf.training.arguments import TrainingArguments
+from xmodal_hf.training.checkpoint import CheckpointError, StateKeeper
+from xmodal_hf.training.loop import build_accelerator
+from xmodal_hf.training.output import LOCK_NAME, _unlock, start_output
+
+context = multiprocessing.get_context("fork")
+
+
+def start(folder, **options):
+    arguments = TrainingArguments(output_dir=str(folder), report_to="none", **options)
+    return start_output(build_accelerator(arguments), arguments)
+
+
+def hold(folder, started):
+    """Run in a folder, with a child that outlives this process, until killed."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    start(folder)
+    child = os.fork()  # like a loader worker, which inherits every open file
+    if child:
+        started.send(child)
+    signal.pause()
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that runs in the folder, and its child."""
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=hold, args=(tmp_path, sender))
+    process.start()
+    child = receiver.recv()
+    yield process
+    process.kill()
+    process.join()
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_second_run_is_refused_until_the_first_one_is_gone(other, tmp_path):
+    assert (tmp_path / LOCK_NAME).read_text(encoding="utf-8") == f"{other.pid}\n"
+    with pytest.raises(ValueError, match=rf"process {other.pid} is running in .*: wait for it, stop it, or choose"):
+        start(tmp_path)
+    start(tmp_path / "another")
+    other.kill()
+    other.join()
+    start(tmp_path)  # though the child has the file open
+    assert (tmp_path / LOCK_NAME).read_text(encoding="utf-8") == f"{os.getpid()}\n"
+    start(tmp_path)  # this process has it
+    _unlock(tmp_path)
+    assert not (tmp_path / LOCK_NAME).exists()
+
+
+def test_a_damaged_state_is_passed_over_before_anything_is_written(tmp_path):
+    folder = tmp_path / "run"
+    start(folder)
+    accelerator = build_accelerator(TrainingArguments(report_to="none"))
+    options = {**vars(TrainingArguments(output_dir=str(folder), report_to="none")), "resume": "auto"}
+    for step in (1, 2):
+        StateKeeper(accelerator, folder, 2).save(step, {"num_processes": 1, "options": options})
+    (folder / "checkpoints" / "step_00000002" / "random_states_0.pkl").unlink()
+    with pytest.warns(UserWarning, match=r"random_states_0\.pkl is missing\. The run goes on from step_00000001"):
+        assert start(folder, resume="auto").name == "step_00000001"
+    recipe = (folder / "recipe.yaml").read_bytes()
+    shutil.rmtree(folder / "checkpoints" / "step_00000001")
+    with pytest.raises(CheckpointError, match="no training state is whole"):
+        start(folder, resume="auto", seed=1)
+    assert (folder / "recipe.yaml").read_bytes() == recipe
+    _unlock(folder)
 
 
 def test_sources_on_the_path_have_a_version(monkeypatch):

@@ -228,6 +228,72 @@ class TestValidation:
             weights.append(model.state_dict())
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
+    def test_the_best_weights_are_those_of_the_state_that_a_run_goes_on_from(self, dual_encoder, pair_batch, tmp_path):
+        """Later ones were written, by a course that was killed; another --eval_steps does not measure there again."""
+        values = {2: 1.0, 4: 3.0, 5: 9.0, 6: 2.0}
+        weights = {}
+
+        def run(eval_steps, max_steps, resume_from=None):
+            options = {"batch_size": 8, "num_epochs": 3, "checkpoint_steps": 4, "keep_last": 9}
+            arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", warmup_steps=0, **options)
+            arguments.lr_schedule = "constant_with_warmup"  # of any length
+            arguments.max_steps = max_steps
+            accelerator = build_accelerator(arguments)
+            steps = iter([6] if resume_from else [2, 4, 5])
+
+            def measure(model):
+                step = next(steps)
+                weights[step] = {name: value.clone() for name, value in model.state_dict().items()}
+                return {"task.number": values[step]}
+
+            often = ValidationArguments(eval_steps=eval_steps, eval_sts="x", best_metric="task.number")
+            validation = Validation(accelerator, measure, often, str(tmp_path))
+            stream = build_stream(accelerator, Pairs(pair_batch(16)), collate, arguments)
+            model = dual_encoder(0.1)
+            objective = CrossModalObjective("clip")
+            result = run_phase(
+                *(accelerator, model, objective, stream, arguments, "test"),
+                resume_from=resume_from,
+                validation=validation,
+            )
+            return result, model
+
+        assert run(2, 5)[0].best == {"step": 5, "value": 9.0}
+        result, model = run(100, 6, tmp_path / "checkpoints" / "step_00000004")
+        assert result.best == {"step": 4, "value": 3.0}
+        assert all(torch.equal(value, weights[4][name]) for name, value in model.state_dict().items())
+        assert not torch.equal(weights[4]["text_projection.weight"], weights[6]["text_projection.weight"])
+
+    def test_a_measurement_that_failed_is_made_when_the_run_goes_on(self, dual_encoder, pair_batch, tmp_path):
+        logs, weights = [], []
+        for name in ("whole", "failed"):
+            folder, fails = tmp_path / name, [name == "failed"]
+            for resumes in (False, True) if fails[0] else (False,):
+                arguments = TrainingArguments(
+                    output_dir=str(folder), report_to="none", batch_size=8, num_epochs=3, checkpoint_steps=0
+                )
+                accelerator = build_accelerator(arguments)
+
+                def measure(model, fails=fails):
+                    if fails[0]:
+                        fails[0] = False
+                        raise OSError("the disk is away")
+                    return {"task.number": 1.0}
+
+                often = ValidationArguments(eval_steps=2, eval_sts="x")
+                model = dual_encoder(0.1)
+                stream = build_stream(accelerator, Pairs(pair_batch(16)), collate, arguments)
+                with pytest.raises(OSError) if name == "failed" and not resumes else nullcontext():
+                    run_phase(
+                        *(accelerator, model, CrossModalObjective("clip"), stream, arguments, "test"),
+                        resume_from=folder / "checkpoints" / "step_00000002" if resumes else None,
+                        validation=Validation(accelerator, measure, often, str(folder)),
+                    )
+            logs.append([(folder / log).read_bytes() for log in (LOG_NAME, VALIDATION_LOG_NAME)])
+            weights.append(model.state_dict())
+        assert logs[0] == logs[1] and len(logs[0][1].splitlines()) == 3
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
     def test_an_unknown_metric(self, dual_encoder, pair_batch, tmp_path):
         found = self.validation([{"task.number": 1.0}], best_metric="task.numbr")
         with pytest.raises(ValueError, match=r"--best_metric task\.numbr was not measured; there are task\.number"):

@@ -172,8 +172,11 @@ def test_pairs_that_cannot_be_measured_are_found_before_the_first_step(
 ):
     for name in ("0.png", "1.png", "2.png"):
         Path(pair_file).with_name(name).write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="not an image"):
+    with pytest.raises(ValueError, match=r"no pairs to embed.*not an image"):
         build({"eval_split": "validation"}, image_text_processor, pair_file).rehearse(image_text_model)
+    strict = build({"eval_split": "validation"}, image_text_processor, pair_file, on_bad_item="error")
+    with pytest.raises(BadItemError, match=r"0\.png"):
+        strict.rehearse(image_text_model)
 
 
 class TestTheBestWeights:

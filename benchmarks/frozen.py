@@ -170,7 +170,7 @@ def measure_case(case: Case, peer: nn.Module, options: argparse.Namespace, folde
     }
     if OPEN_CLIP in GOALS[case.name]:
         steps[OPEN_CLIP] = open_clip_step(case, copy.deepcopy(peer), options)
-    losses = {name: [step() for _ in range(COMPARED_STEPS)] for name, step in steps.items()}
+    losses = {name: first_losses(step) for name, step in steps.items()}
     check_losses(losses, LOSS_TOLERANCE[options.precision])
     counts = dict.fromkeys(steps, 1) | STEPS_A_TURN | ({STORE: STEPS_OF_PROJECTIONS} if len(case.frozen) > 1 else {})
     turns = {name: repeated(step, counts[name]) for name, step in steps.items()}
@@ -188,6 +188,12 @@ def measure_case(case: Case, peer: nn.Module, options: argparse.Namespace, folde
     for ratio in row["ratios"]:
         print(f"{case.name}: {ratio['ratio']:.2f} times {ratio['over']} (goal {ratio['goal']})")
     return row
+
+
+def first_losses(step: Step) -> list[float]:
+    """The losses of the steps that are compared, under the same dropout for all methods."""
+    torch.manual_seed(0)
+    return [step() for _ in range(COMPARED_STEPS)]
 
 
 def method_summary(name: str, seconds: Seconds, losses: dict[str, list[float]], batch_size: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 from xmodal_hf import AudioTextConfig, AudioTextDualEncoder, ImageTextConfig, ImageTextDualEncoder
 from xmodal_hf.data import sampling as sampling_module
+from xmodal_hf.evaluation.search import Search
 from xmodal_hf.features import FeatureError, FeatureStore
 from xmodal_hf.features.frozen import FrozenSide
 
@@ -155,7 +156,7 @@ def test_later_runs_neither_decode_nor_run_the_tower(train, tmp_path, monkeypatc
     assert "24 vectors of the frozen image tower, kept in" in capsys.readouterr().out
     (store,) = (tmp_path / "runs" / "features").iterdir()
     before = {path.name: path.read_bytes() for path in store.iterdir()}
-    monkeypatch.setattr(sampling_module, "decode_image", lambda *_, **__: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr(sampling_module, "load_image", lambda *_, **__: pytest.fail("a picture was decoded"))
     monkeypatch.setattr(ViTEmbeddings, "forward", lambda *_, **__: pytest.fail("the tower ran"))
     monkeypatch.setattr(FrozenSide, "pooled", lambda *_: pytest.fail("an item was embedded again"))
     train("seed", *options, "--seed", 3)
@@ -163,6 +164,10 @@ def test_later_runs_neither_decode_nor_run_the_tower(train, tmp_path, monkeypatc
     train("adapter", "--lora_rank", 2)
     assert capsys.readouterr().out.count(f"24 vectors of the frozen image tower, read from {store}") == 3
     assert before == {path.name: path.read_bytes() for path in store.iterdir()}
+    # And all of them search it: models and adapters.
+    for name in ("seed", "adapter"):
+        hits = Search.load(tmp_path / "runs" / name, store, device="cpu")("rain", k=3)
+        assert len(hits) == 3 and hits[0].score >= hits[1].score
 
 
 def test_unusable_items_are_replaced_and_listed_as_without_the_store(train, tmp_path):

@@ -127,6 +127,8 @@ class StepBench:
         return TrainingArguments(
             batch_size=batch_size,
             micro_batch_size=self.sizes.micro_batch,
+            learning_rate=5e-4,
+            warmup_steps=0.0,
             max_grad_norm=0,  # the peer does not clip
             lr_schedule="constant_with_warmup",
             mixed_precision="bf16",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,18 @@ SPACE_FOLDER = "space"
 _SETTINGS_NAME = "space.json"
 _HERE = Path(__file__).parent
 _FILES = {"space_app.py": "app.py", "space_search.py": "search.py"}
+# What leads from a file to pixels or samples here leads to them in a Space: the same modules, which need no others.
+_DECODERS = {
+    "image": ("errors", "formats", "local_files", "pictures"),
+    "audio": ("errors", "local_files", "stream_lengths", "waveforms", "clips"),
+}
+# "from ..data.pictures import x" and "from .errors import y", which lie beside each other in a Space.
+_RELATIVE_IMPORT = re.compile(r"^( *)from \.+(?:data\.)?(\w+) import", re.MULTILINE)
 _MODALITIES = {"xmodal_image_text": "image", "xmodal_audio_text": "audio"}
 # Version of Gradio for a Space where none is installed here; the page was tested with it.
 _GRADIO = "6.31.0"
 # What the app imports beside Gradio, which Spaces install by themselves, in the ranges of setup.py.
-_REQUIREMENTS = ["transformers>=5.20,<6", "torch>=2.8,<2.12", "safetensors", "pillow"]
+_REQUIREMENTS = ["transformers>=5.20,<6", "torch>=2.8,<2.12", "safetensors", "pillow", "numpy"]
 _MODALITY_REQUIREMENTS = {"image": ["torchvision>=0.23,<0.27"], "audio": ["torchaudio>=2.8,<2.12", "soundfile"]}
 # Built-in gallery -> what its licence asks for, and words to begin with.
 _ATTRIBUTIONS = {
@@ -81,8 +88,10 @@ def stage_space(
         _write_gallery(checkpoint, folder, modality, rows, captions)
         settings = _settings(modality, model, revision, captions, arguments)
         _write_json(folder / _SETTINGS_NAME, settings)
-        for source, target in _FILES.items():
-            shutil.copyfile(_HERE / source, folder / target)
+        decoders = {f"../data/{name}.py": f"{name}.py" for name in _DECODERS[modality]}
+        for source, target in (_FILES | decoders).items():
+            code = (_HERE / source).read_text(encoding="utf-8")
+            (folder / target).write_text(_RELATIVE_IMPORT.sub(r"\1from \2 import", code), encoding="utf-8")
         requirements = [*_REQUIREMENTS, *_MODALITY_REQUIREMENTS[modality]]
         (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(settings, arguments), encoding="utf-8")
@@ -118,15 +127,17 @@ def _write_gallery(checkpoint: Path, folder: Path, modality: str, rows: Dataset,
     from safetensors.torch import save_file
     from transformers import AutoModel, AutoProcessor
 
+    from ..data.mixing import undecoded
     from ..evaluation import as_embedder
 
     processor = AutoProcessor.from_pretrained(checkpoint)
     embedder = as_embedder(AutoModel.from_pretrained(checkpoint), processor)
-    embeds: np.ndarray = embedder.encode_items(modality, rows[modality])  # (n, D), unit norm
+    cells = undecoded(rows)[modality]
+    embeds: np.ndarray = embedder.encode_items(modality, cells)  # (n, D), unit norm
     save_file({"embeds": torch.from_numpy(embeds)}, folder / "gallery.safetensors")
     (folder / "gallery").mkdir()
     entries = []
-    for number, (cell, caption) in enumerate(zip(rows[modality], captions, strict=True)):
+    for number, (cell, caption) in enumerate(zip(cells, captions, strict=True)):
         if modality == "image":
             file = _write_image(cell, folder / "gallery" / f"{number:04}.webp")
         else:
@@ -136,9 +147,9 @@ def _write_gallery(checkpoint: Path, folder: Path, modality: str, rows: Dataset,
 
 
 def _write_image(cell: Any, path: Path) -> Path:
-    from ..data.images import decode_image
+    from ..data.images import load_image
 
-    image = decode_image(cell)
+    image = load_image(cell)
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     image.save(path, quality=_QUALITY)
     return path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+
 from search import Demo, Hit, titles
 
 NUM_IMAGES, NUM_SOUNDS, NUM_EXAMPLES = 12, 6, 6
@@ -54,7 +55,7 @@ def build_page(demo: Demo) -> gr.Blocks:
                 gr.Examples(examples, item, label="From the gallery", example_labels=names)
             with gr.Column(scale=2):
                 alike = answer_components(demo.modality, columns=4)
-            item.change(search_item, item, alike, show_progress="hidden")
+            item.change(shows_errors(search_item), item, alike, show_progress="hidden")
         with gr.Tab("Zero-shot"), gr.Row():
             with gr.Column():
                 subject = item_component(demo.modality, f"Your {noun}")
@@ -72,7 +73,8 @@ def build_page(demo: Demo) -> gr.Blocks:
 def item_component(modality: str, label: str) -> gr.components.Component:
     """Return where a visitor puts an image or a sound."""
     if modality == "image":
-        return gr.Image(label=label, type="pil", height=280)
+        # The path: the app decodes images as training does, with orientation and transparency.
+        return gr.Image(label=label, type="filepath", image_mode=None, height=280)
     return gr.Audio(label=label, type="filepath", sources=["upload", "microphone"])
 
 

@@ -4,6 +4,7 @@ Shapes: n gallery items, D embedding.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,14 +15,19 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, ClapFeatureExtractor
 
 # Where this package is installed, its classes run checkpoints that carry no code too.
 with suppress(ImportError):
     import xmodal_hf  # noqa: F401
 
-# An image, or the path of a sound, as the page's components give them.
+if not __package__:  # in a Space, where the modules that decode lie beside this one
+    sys.path.append(str(Path(__file__).parent))
+
+# The path of an image or a sound, as the page's components give them, or an image.
 Item = Image.Image | str
+# Of the crops that a fused CLAP takes of a long sound, as in the package's evaluation.
+_FUSION_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -92,24 +98,28 @@ class Demo:
         inputs = self._inputs(item)
         texts = [template.replace("{}", name) for name in names]
         with torch.inference_mode():
-            outputs = self.model(**self.processor(text=texts, **inputs, return_tensors="pt"))
+            outputs = self.model(**self.processor(text=texts, return_tensors="pt"), **inputs)
         probabilities = outputs[f"logits_per_{self.modality}"][0].softmax(dim=0)  # (labels,)
         return dict(zip(names, probabilities.tolist(), strict=True))
 
     def _inputs(self, item: Item | None) -> dict[str, Any]:
-        """Return the processor's arguments for an image or a sound."""
+        """Return the model's inputs for an image or a sound, decoded as in training and evaluation."""
         if item is None:
             raise ValueError(f"Choose {'an image' if self.modality == 'image' else 'a sound'} first.")
-        if isinstance(item, Image.Image):
-            return {"images": [item.convert("RGB")]}
-        wanted = self.processor.feature_extractor.sampling_rate
-        return {"audio": [read_clip(item, wanted)], "sampling_rate": wanted}
+        if self.modality == "image":
+            from ..data.pictures import decode_image
 
-    def _embed(self, **inputs: Any) -> torch.Tensor:
+            return dict(self.processor(images=[decode_image(item)], return_tensors="pt"))
+        extractor = self.processor.feature_extractor
+        return sound_features(extractor, str(item))
+
+    def _embed(self, text: list[str] | None = None, **inputs: Any) -> torch.Tensor:
         """Return the unit-norm embedding (D,) of one text, image or sound."""
+        if text is not None:
+            inputs = dict(self.processor(text=text, return_tensors="pt"))
         with torch.inference_mode():
-            outputs = self.model(**self.processor(**inputs, return_tensors="pt"))
-        return outputs["text_embeds" if "text" in inputs else f"{self.modality}_embeds"][0]
+            outputs = self.model(**inputs)
+        return outputs["text_embeds" if text is not None else f"{self.modality}_embeds"][0]
 
     def _best(self, query: torch.Tensor, top_k: int) -> list[Hit]:
         cosines = self.embeds @ query  # (n,)
@@ -120,14 +130,26 @@ class Demo:
         ]
 
 
-def read_clip(path: str, sampling_rate: int) -> np.ndarray:
-    """Return a sound as mono samples between -1 and 1 at a rate in Hz: (samples,)."""
-    # Not installed in Spaces of image models.
-    import soundfile
-    from torchaudio.functional import resample
+def read_clip(path: str, sampling_rate: int, max_seconds: float | None = None) -> np.ndarray:
+    """Return a sound as mono samples at a rate in Hz, (samples,): the window that evaluation takes of it.
 
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (samples, channels)
-    return resample(torch.from_numpy(samples.mean(axis=1)), rate, sampling_rate).numpy()
+    Raises:
+        ValueError: for what is no sound.
+    """
+    # Not installed in Spaces of image models.
+    from ..data.waveforms import decode_audio
+
+    return decode_audio(path, sampling_rate, max_seconds=max_seconds)
+
+
+def sound_features(extractor: Any, path: str) -> dict[str, Any]:
+    """Return what a feature extractor makes of a sound, the same at every call."""
+    from ..data.clips import clap_features, clip_seconds, to_clip_length
+
+    clips = to_clip_length(extractor, [read_clip(path, extractor.sampling_rate, clip_seconds(extractor))])
+    if isinstance(extractor, ClapFeatureExtractor):
+        return dict(clap_features(extractor, clips, seeds=[_FUSION_SEED]))
+    return dict(extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt"))
 
 
 def titles(hits: Sequence[Hit]) -> list[str]:

@@ -294,3 +294,16 @@ def test_embeddings_that_cannot_take_the_place_of_ids(make_sentence_encoder, mak
         make_sentence_encoder(pooling="eos")(inputs_embeds=embeds)
     with pytest.raises(ValueError, match="CLIPTextModel takes no inputs_embeds"):
         make_sentence_encoder("clip_text")(inputs_embeds=embeds)
+
+
+def test_a_tower_that_stays_random_is_named(caplog, tmp_path):
+    add_lora(build(), LoraArguments(lora_rank=2, train_modality=True))
+    assert not caplog.records
+    model = build()
+    add_lora(copy.deepcopy(model), LoraArguments(lora_rank=2))
+    (record,) = caplog.records
+    assert "image tower was not loaded" in record.message and "--train_modality" in record.message
+    caplog.clear()
+    model.save_pretrained(tmp_path)
+    add_lora(ImageTextDualEncoder.from_pretrained(tmp_path), LoraArguments(lora_rank=2))
+    assert not caplog.records

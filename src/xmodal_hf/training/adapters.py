@@ -7,6 +7,7 @@ audio tower is trained too, and saved whole.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -21,6 +22,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..models.modeling_dual_encoder import DualEncoder
 from .arguments import LoraArguments
+
+logger = logging.getLogger(__name__)
 
 _WEIGHTS = "adapter_model.safetensors"
 _CARD = "README.md"
@@ -37,10 +40,10 @@ def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:
     """Wrap a dual encoder or `SentenceEncoder` so that only a LoRA adapter of its text tower is trained.
 
     Projections (or the sentence head) and the scalars are trained too, and with `train_modality` the image or audio
-    tower; everything else is frozen, also an image or audio tower with random weights. peft finds the layers of its
-    `modules_to_save` by the ends of their names: one whose name ends another layer's, as `head` ends SigLIP's
-    `text_model.head`, is trained in place instead, as the tower is, and saved under its own name (`save_adapter`),
-    which every reader of adapters loads.
+    tower; everything else is frozen. A warning names an image or audio tower that was never loaded from a checkpoint,
+    because its random weights would stay. peft finds the layers of its `modules_to_save` by the ends of their names: a
+    layer whose name ends another layer's, as `head` ends SigLIP's `text_model.head`, is trained in place instead, as
+    the tower is, and saved under its own name (`save_adapter`), which every reader of adapters loads.
 
     Raises:
         ValueError: without `lora_rank`, when no layer of the text tower matches or a layer outside it does, or for
@@ -64,7 +67,20 @@ def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:
         # What the tower does not use stays frozen: it would get no gradient.
         if name in _SCALARS or (name.partition(".")[0] in in_place and name not in frozen):
             parameter.requires_grad_()
+    if not arguments.train_modality:
+        _warn_of_random_tower(model)
     return adapted
+
+
+def _warn_of_random_tower(model: PreTrainedModel) -> None:
+    """Warn where an image or audio tower stays frozen that was neither loaded by itself nor with its model."""
+    if not isinstance(model, DualEncoder) or model.name_or_path or getattr(model, f"{model.config.modality}_model").name_or_path:
+        return
+    logger.warning(
+        "The %s tower was not loaded from a checkpoint and stays as it is: if its weights are random, pass "
+        "--train_modality (LoraArguments.train_modality), which trains it beside the adapter.",
+        model.config.modality,
+    )
 
 
 def _checked_targets(model: PreTrainedModel, arguments: LoraArguments) -> str:

@@ -74,7 +74,7 @@ def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:
 
 def _warn_of_random_tower(model: PreTrainedModel) -> None:
     """Warn where an image or audio tower stays frozen that was neither loaded by itself nor with its model."""
-    if not isinstance(model, DualEncoder) or model.name_or_path or getattr(model, f"{model.config.modality}_model").name_or_path:
+    if not isinstance(model, DualEncoder) or model.name_or_path or model.modality_model.name_or_path:
         return
     logger.warning(
         "The %s tower was not loaded from a checkpoint and stays as it is: if its weights are random, pass "

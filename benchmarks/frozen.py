@@ -78,6 +78,7 @@ LOSS_TOLERANCE = {"no": 1e-2, "bf16": 3e-2}
 STEPS_A_TURN = {STORE: 4}
 STEPS_OF_PROJECTIONS = 20
 EXTRACTION_BATCH = 64
+LEARNING_RATE = 1e-4
 OPENED_WIDTH, OPENED_SHARDS = 8, 256
 
 Step = Callable[[], float]
@@ -238,6 +239,8 @@ def settings(
         batch_size=options.batch_size,
         max_grad_norm=0,  # the peer does not clip
         lr_schedule="constant_with_warmup",
+        warmup_steps=0,  # nor warm up
+        learning_rate=LEARNING_RATE,
         mixed_precision=options.precision,
         num_workers=options.num_workers,
     )

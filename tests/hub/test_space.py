@@ -20,10 +20,15 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from xmodal_hf import AudioTextDualEncoder, ImageTextDualEncoder
+from xmodal_hf.evaluation.embed import DualEncoderEmbedder
+from xmodal_hf.features import FeatureError
 from xmodal_hf.hub.arguments import CardArguments, SpaceArguments
 from xmodal_hf.hub.remote_code import write_remote_code
 from xmodal_hf.hub.space import stage_space
 from xmodal_hf.hub.staging import stage_checkpoint
+from xmodal_hf.training.arguments import PairArguments
+from xmodal_hf.training.feature_arguments import FeatureArguments
+from xmodal_hf.training.feature_extraction import run_extraction
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "screenshot_space.py"
 NUM_ITEMS = 15
@@ -122,6 +127,23 @@ def test_what_is_written(image_space: Path, image_text_model: ImageTextDualEncod
     embeds = load_file(image_space / "gallery.safetensors")["embeds"]
     torch.testing.assert_close(embeds.norm(dim=1), torch.ones(NUM_ITEMS))
     assert embeds.shape == (NUM_ITEMS, image_text_model.config.projection_dim)
+
+
+def test_a_gallery_comes_from_its_feature_store(
+    image_text_folder: Path, image_space: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = FeatureArguments(model=str(image_text_folder), output_dir=str(tmp_path / "store"))
+    run_extraction(features, PairArguments(dataset=[str(pictures)]))
+    monkeypatch.setattr(DualEncoderEmbedder, "encode_image", lambda *_: pytest.fail("a picture was embedded again"))
+    arguments = SpaceArguments(gallery=str(pictures), gallery_size=NUM_ITEMS, gallery_features=str(tmp_path / "store"))
+    space = stage_space(image_text_folder, tmp_path / "space", "user/model", arguments)
+    embeds, expected = (load_file(folder / "gallery.safetensors")["embeds"] for folder in (space, image_space))
+    # But for half precision, and the picture that training decodes at a reduced scale.
+    assert torch.nn.functional.cosine_similarity(embeds, expected).min() > 0.99 and not torch.equal(embeds, expected)
+    other = SpaceArguments(gallery="openmoji", gallery_size=2, gallery_features=str(tmp_path / "store"))
+    with pytest.raises(FeatureError, match="has no item"):
+        stage_space(image_text_folder, tmp_path / "other", "user/model", other)
+    assert not list((tmp_path / "other").glob("*"))
 
 
 def test_the_card_of_the_space(image_text_folder: Path, pictures: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -147,6 +147,18 @@ class Search:
         wanted = min(len(self.store), k * self._vectors_per_item())
         scores, numbers = self._from_faiss(embeds, wanted) if self._faiss else self._by_tiles(embeds, wanted)
         return [self._hits(row, found, k) for row, found in zip(scores.tolist(), numbers.tolist(), strict=True)]
+
+    def embeds(self, ids: Iterable[str]) -> np.ndarray:
+        """(n, D) unit-norm float32 embeddings of items by their ids.
+
+        Raises:
+            FeatureError: the store has no such item; the message names it.
+        """
+        names = list(ids)
+        missing = [name for name in names if name not in self.store]
+        if missing:
+            raise FeatureError(f"the feature store {self.store.folder} has no item {missing[0]!r}")
+        return self._project(self.store[names]).numpy()
 
     def _vectors_per_item(self) -> int:
         if self.store.side != "text":

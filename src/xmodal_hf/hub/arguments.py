@@ -98,6 +98,9 @@ class SpaceArguments:
         None, "Split of --gallery. Default: test, or all rows of a source that has no splits."
     )
     gallery_size: int = option(300, "Only the first items of --gallery, this many.")
+    gallery_features: str | None = option(
+        None, "Feature store of --gallery, whose items are then not embedded again. Default: embed them."
+    )
     space_title: str | None = option(None, "Title of the page. Default: made of the model's name.")
     space_license: str | None = option(None, "Licence of the Space, by its id on the Hub.")
     queries: list[str] = field(

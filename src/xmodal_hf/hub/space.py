@@ -85,7 +85,7 @@ def stage_space(
     with new_folder(folder):
         rows = _load_gallery(modality, arguments)
         captions = [text if isinstance(text, str) else text[0] for text in rows["text"]]
-        _write_gallery(checkpoint, folder, modality, rows, captions)
+        _write_gallery(checkpoint, folder, modality, rows, captions, arguments.gallery_features)
         settings = _settings(modality, model, revision, captions, arguments)
         _write_json(folder / _SETTINGS_NAME, settings)
         decoders = {f"../data/{name}.py": f"{name}.py" for name in _DECODERS[modality]}
@@ -121,19 +121,19 @@ def _load_gallery(modality: str, arguments: SpaceArguments) -> Dataset:
     return with_default_split(load, arguments.gallery_split, _GALLERY_SPLIT, source)[0]
 
 
-def _write_gallery(checkpoint: Path, folder: Path, modality: str, rows: Dataset, captions: list[str]) -> None:
+def _write_gallery(
+    checkpoint: Path, folder: Path, modality: str, rows: Dataset, captions: list[str], features: str | None
+) -> None:
     """Write the files that people see or hear, their embeddings, and what is what."""
     import torch
     from safetensors.torch import save_file
-    from transformers import AutoModel, AutoProcessor
+    from transformers import AutoProcessor
 
     from ..data.mixing import undecoded
-    from ..evaluation import as_embedder
 
     processor = AutoProcessor.from_pretrained(checkpoint)
-    embedder = as_embedder(AutoModel.from_pretrained(checkpoint), processor)
     cells = undecoded(rows)[modality]
-    embeds: np.ndarray = embedder.encode_items(modality, cells)  # (n, D), unit norm
+    embeds = _gallery_embeds(checkpoint, processor, modality, cells, rows["id"], features)
     save_file({"embeds": torch.from_numpy(embeds)}, folder / "gallery.safetensors")
     (folder / "gallery").mkdir()
     entries = []
@@ -144,6 +144,22 @@ def _write_gallery(checkpoint: Path, folder: Path, modality: str, rows: Dataset,
             file = _write_sound(cell, folder / "gallery" / f"{number:04}.flac", processor)
         entries.append({"file": file.relative_to(folder).as_posix(), "caption": caption})
     _write_json(folder / "gallery.json", entries)
+
+
+def _gallery_embeds(
+    checkpoint: Path, processor: Any, modality: str, cells: Any, ids: Any, features: str | None
+) -> np.ndarray:
+    """Return (n, D) unit-norm embeddings of a gallery, from its feature store where there is one."""
+    from transformers import AutoModel
+
+    from ..evaluation import as_embedder
+    from ..evaluation.search import Search
+    from ..features import FeatureStore
+
+    model = AutoModel.from_pretrained(checkpoint)
+    if features is None:
+        return as_embedder(model, processor).encode_items(modality, cells)
+    return Search(model, processor, FeatureStore.open(features)).embeds(ids)
 
 
 def _write_image(cell: Any, path: Path) -> Path:

@@ -30,6 +30,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Evaluate, write results and plots, print the tables."""
     arguments, data = parse_arguments((EvaluationArguments, EvaluationDataArguments), "Evaluate a model.", args)
     check_tasks(arguments, data)
+    check_inputs(arguments, data)
 
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.evaluation import suite
@@ -37,7 +38,6 @@ def main(args: Sequence[str] | None = None) -> None:
     from xmodal_hf.features.processes import launched_processes
 
     compared = suite.read_compared(arguments.compare) if arguments.compare else ({}, {})
-    check_inputs(arguments, data)
     state = launched_processes(cpu=arguments.device == "cpu")
     with shared(build_embedder(arguments, state), state, arguments.batch_size) as embedder:
         if embedder is not None:  # of the main process; the others have embedded for it

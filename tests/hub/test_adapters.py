@@ -135,6 +135,24 @@ def test_a_base_that_nobody_else_has_is_refused(
     assert not (tmp_path / "staged").exists()
 
 
+def test_a_base_that_was_a_folder_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """Though its name could be an id, and it is not here."""
+    config = json.loads((checkpoint / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "models/clip"
+    (checkpoint / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (checkpoint / "run.json").write_text(json.dumps({"local_sources": ["models/clip"]}), encoding="utf-8")
+    with pytest.raises(ValueError, match="the adapter's base is 'models/clip', which others cannot load: publish the"):
+        stage_adapter(checkpoint, tmp_path / "staged", "someone/adapter", CardArguments())
+
+
+def test_how_the_weights_were_chosen(checkpoint: Path, tmp_path: Path) -> None:
+    assert "did best" not in (stage_adapter(checkpoint, tmp_path / "last", "a/b", CARD) / "README.md").read_text()
+    recipe = RECIPE | {"best_metric": "retrieval.r@10", "eval_split": "dev"}
+    (checkpoint / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    card = (stage_adapter(checkpoint, tmp_path / "best", "a/b", CARD) / "README.md").read_text()
+    assert "The released weights are those that did best by `retrieval.r@10` on the dev split of `openmoji`" in card
+
+
 def test_unsafe_and_incomplete_adapters_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "recipe.yaml").write_text("token: hf_" + "a" * 34, encoding="utf-8")
     with pytest.raises(UnsafeFolderError, match=r"recipe\.yaml contains an access token"):

@@ -204,6 +204,18 @@ def test_rank_and_alpha_of_an_adapter(alpha: float | None, shown: str, checkpoin
     assert "| LoRA rank |  | 16 |" in text and f"| LoRA alpha |  | {shown} |" in text
 
 
+def test_sources_that_were_folders_are_no_ids(checkpoint: Path) -> None:
+    """Though they are not there when the card is rendered."""
+    recipe = PHASE2 | {"dataset": ["data/cc3m", "someone/pairs"], "image_model": "towers/vit", "sentences": "openmoji"}
+    write_run(checkpoint, recipe)
+    assert "https://huggingface.co/datasets/data/cc3m" in render(checkpoint)
+    write_run(checkpoint, recipe, local_sources=["data/cc3m", "towers/vit", "openmoji"])
+    text = render(checkpoint)
+    data = ModelCard(text).data
+    assert data.datasets == ["someone/pairs"] and data.base_model == ["bert-base/uncased"]
+    assert "on `cc3m`, [someone/pairs]" in text and "from `vit`." in text and "`openmoji`: [OpenMoji]" in text
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

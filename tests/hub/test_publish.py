@@ -1,5 +1,6 @@
 """Publishing to a Hub on this machine, with the real client, and everything that can go wrong."""
 
+import importlib.util
 import json
 import re
 import subprocess
@@ -131,6 +132,47 @@ def test_what_is_asked_to_be_removed(client: Any, folder: Path, loopback: Any) -
     push_folder(folder, REPO, delete=["*"])
     assert_published(client, folder)  # what is sent stays, and so does .gitattributes
     assert ".gitattributes" in client.repos["model", REPO].files
+
+
+@pytest.fixture(scope="module")
+def main() -> Callable:
+    """The main function of the script."""
+    specification = importlib.util.spec_from_file_location("publish_model", SCRIPT)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.main
+
+
+def test_the_script_removes_what_it_is_asked_to(
+    client: Any, image_text_folder: Path, loopback: Any, main: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["--checkpoint", str(image_text_folder), "--repo_id", REPO]
+    main(options)
+    repo = client.repos["model", REPO]
+    sent = repo.files
+    add_others(client, loopback)
+    repo.add("main", "stale", repo.files | {"model-00001-of-00001.safetensors": loopback.File(b"x", True)})
+    capsys.readouterr()
+    main([*options, "--delete", "onnx/*", "data.safetensors"])
+    said = capsys.readouterr().out
+    removed = ["data.safetensors", "model-00001-of-00001.safetensors", "onnx/model.safetensors"]
+    assert re.findall("^removed (.*)$", said, re.MULTILINE) == removed
+    kept = sorted(path for path in {*OTHERS} - {*removed} if path.endswith(".safetensors"))
+    assert f"weights that stay as they are (remove them with --delete): {', '.join(kept)}\n" in said
+    assert repo.files.keys() == sent.keys() | {*OTHERS} - {*removed}
+
+
+def test_the_script_waits_no_longer_than_it_is_asked_to(
+    client: Any, image_text_folder: Path, main: Callable, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["--checkpoint", str(image_text_folder), "--repo_id", REPO, "--timeout", "0.3"]
+    client.fail("POST", "/commit/", "stall", times=float("inf"))
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main, options)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and "the Hub did not answer within 0.3 s (--timeout)" in error
+    assert client.commit_count(REPO) == 0
 
 
 @pytest.mark.parametrize("kind", ["dataset", "space"])

@@ -1,10 +1,12 @@
 """The output folder: one run at a time, and nothing of an earlier run is overwritten unseen."""
 
+import json
 import multiprocessing
 import os
 import shutil
 import signal
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
@@ -12,7 +14,7 @@ from accelerate.state import AcceleratorState
 
 import xmodal_hf
 from xmodal_hf.training import output
-from xmodal_hf.training.arguments import TrainingArguments
+from xmodal_hf.training.arguments import ContrastiveArguments, PairArguments, SentenceArguments, TrainingArguments
 from xmodal_hf.training.checkpoint import CheckpointError, StateKeeper
 from xmodal_hf.training.loop import build_accelerator
 from xmodal_hf.training.output import LOCK_NAME, _unlock, start_output
@@ -78,6 +80,35 @@ def test_a_damaged_state_is_passed_over_before_anything_is_written(tmp_path):
         start(folder, resume="auto", seed=1)
     assert (folder / "recipe.yaml").read_bytes() == recipe
     _unlock(folder)
+
+
+def test_a_run_says_which_sources_were_local(tmp_path, monkeypatch):
+    (tmp_path / "data" / "cc3m").mkdir(parents=True)
+    (tmp_path / "sentences.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    names = ["data/cc3m", "someone/pairs", "openmoji", str(tmp_path / "data")]
+    arguments = TrainingArguments(output_dir="out", report_to="none")
+    others = (PairArguments(dataset=names), SentenceArguments(sentences="sentences.txt"), ContrastiveArguments())
+    start_output(build_accelerator(arguments), arguments, *others)
+    run = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert run["local_sources"] == ["data/cc3m", str(tmp_path / "data"), "sentences.txt"]
+    _unlock(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("tracker", "project"), [("wandb", "a_study"), ("mlflow", "a_study"), ("tensorboard", "tracker")]
+)
+def test_the_project_and_the_run_of_a_tracker(tracker, project, tmp_path, monkeypatch):
+    arguments = TrainingArguments(output_dir=str(tmp_path / "runs" / "clip"), tracker_project="a_study", seed=7)
+    accelerator = build_accelerator(arguments)
+    arguments.report_to = tracker  # after the checks of its package
+    started = []
+    monkeypatch.setattr(accelerator, "init_trackers", lambda *values: started.extend(values))
+    start_output(accelerator, arguments)
+    name, options, of_trackers = started
+    assert name == project and options["seed"] == "7"
+    assert (of_trackers["wandb"]["name"], of_trackers["mlflow"]["run_name"]) == ("clip", "clip")
+    _unlock(Path(arguments.output_dir))
 
 
 def test_sources_on_the_path_have_a_version(monkeypatch):

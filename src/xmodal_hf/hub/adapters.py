@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..commands import looks_like_path
 from ..evaluation.adapters import ADAPTER_CONFIG_NAME, is_adapter, load_adapted
 from .arguments import CardArguments
 from .card_results import RESULTS_NAME, model_index, result_tables
-from .card_training import Phase
+from .card_training import Phase, describe_choice
 from .citations import citations
 from .markdown import render_markdown
 from .model_card import CARD_NAME
@@ -65,7 +67,9 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
     config = read_json(checkpoint / ADAPTER_CONFIG_NAME)
     if not (checkpoint / ADAPTER_WEIGHTS_NAME).is_file():
         raise ValueError(f"{checkpoint} has no {ADAPTER_WEIGHTS_NAME}: save the adapter again, as safetensors")
-    config[_BASE] = _hub_base(card.base_models[0] if card.base_models else config.get(_BASE))
+    phase = Phase.read(checkpoint)
+    local = phase.run.get("local_sources", []) if phase is not None else []
+    config[_BASE] = _hub_base(card.base_models[0], []) if card.base_models else _hub_base(config.get(_BASE), local)
     results_path = Path(card.results or checkpoint) / RESULTS_NAME
     with new_folder(folder):
         # The rest of a training folder, its processor too, is the base's or stays at home.
@@ -79,14 +83,18 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
     return folder
 
 
-def _hub_base(base: str | None) -> str:
+def _hub_base(base: str | None, local: Collection[str]) -> str:
     """Return the base's Hub id.
+
+    Args:
+        base: id or folder.
+        local: names that were folders where the adapter was trained.
 
     Raises:
         ValueError: for a folder, which nobody else has.
     """
     fix = "publish the base first, and pass its id with --base_models"
-    if not base or Path(base).exists():
+    if not base or base in local or looks_like_path(base) or Path(base).exists():
         raise ValueError(f"the adapter's base is {base!r}, which others cannot load: {fix}")
     try:
         validate_repo_id(base)
@@ -133,6 +141,7 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
         tasks=result_tables(results),
         recipe=[(option, recipe[option]) for option in _OPTIONS if recipe.get(option) is not None],
         run=phase is not None and phase.run,
+        choice="" if phase is None else describe_choice(phase),
         citations=citations(
             objective=recipe.get("objective"),
             modality=modality,

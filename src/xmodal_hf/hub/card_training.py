@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,8 @@ class Phase:
     """One training run, from the files in its output folder.
 
     Attributes:
-        recipe: its options.
-        run: steps, items, seconds, versions, device, processes.
+        recipe: its options. Models and data sets that were folders where it ran begin with `./` or are absolute.
+        run: steps, items, seconds, versions, device, processes, sources that were files or folders.
     """
 
     recipe: dict[str, Any]
@@ -77,7 +77,9 @@ class Phase:
         if not path.is_file():
             return None
         run = read_json(folder / _RUN_NAME) if (folder / _RUN_NAME).is_file() else {}
-        return cls(yaml.safe_load(path.read_text(encoding="utf-8")), run)
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        local = set(run.get("local_sources", []))
+        return cls({option: _with_local_paths(value, local) for option, value in recipe.items()}, run)
 
     @property
     def trains_sentences(self) -> bool:
@@ -88,6 +90,13 @@ class Phase:
     def trains_pairs(self) -> bool:
         """Whether there was a loss on pairs."""
         return bool(self.recipe.get("dataset"))
+
+
+def _with_local_paths(value: Any, local: Collection[str]) -> Any:
+    """Return the value of an option with `./` before names that were folders, and would pass for ids on the Hub."""
+    if isinstance(value, list):
+        return [_with_local_paths(item, local) for item in value]
+    return f"./{value}" if isinstance(value, str) and value in local and _HUB_ID.fullmatch(value) else value
 
 
 def describe_phase(phase: Phase, follows: bool) -> str:
@@ -110,11 +119,12 @@ def describe_phase(phase: Phase, follows: bool) -> str:
         text += f" {_lora_alpha(recipe):g}{', merged into the weights' if recipe.get('lora_merge') else ''}."
     if "steps" in run:
         text += f" {run['steps']:,} steps over {run['items']:,} items in {_duration(run['seconds'])}."
-    return text + _describe_choice(recipe, run)
+    return f"{text} {describe_choice(phase)}".rstrip()
 
 
-def _describe_choice(recipe: Mapping[str, Any], run: Mapping[str, Any]) -> str:
+def describe_choice(phase: Phase) -> str:
     """Say by which number, on which data, the released weights were chosen; nothing where they are the last ones."""
+    recipe, run = phase.recipe, phase.run
     metric = recipe.get("best_metric")
     if not metric:
         return ""
@@ -125,7 +135,7 @@ def _describe_choice(recipe: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         data = f"the {recipe.get('eval_split') or 'validation'} split of {_sources(source)}"
     best = run.get("best")
     found = f" (step {best['step']:,}: {best['value']:.4g})" if best else ""
-    return f" The released weights are those that did best by `{metric}` on {data}{found}."
+    return f"The released weights are those that did best by `{metric}` on {data}{found}."
 
 
 def _lora_alpha(recipe: Mapping[str, Any]) -> float:

@@ -513,6 +513,15 @@ def check_inputs(*arguments: Any) -> None:
     check_sources((f"--{name}", kind, values[name]) for name, kind in _SOURCES.items() if name in values)
 
 
+def local_sources(*arguments: Any) -> list[str]:
+    """Return those names of models and data sets that are files or folders here; no others can tell from the name."""
+    values = [
+        getattr(part, item.name) for part in arguments for item in dataclasses.fields(part) if item.name in _SOURCES
+    ]
+    names = [name for value in values for name in ([value] if isinstance(value, str) else value or [])]
+    return [name for name in dict.fromkeys(names) if Path(name).expanduser().exists()]
+
+
 # Options that say nothing of a model that is there.
 _OF_A_NEW_MODEL = frozenset(
     (

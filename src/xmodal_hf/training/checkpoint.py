@@ -39,6 +39,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..commands import format_size
 from .averaging import WeightAverage
 from .sharding import is_sharded
 
@@ -268,8 +269,8 @@ class StateKeeper:
             free = shutil.disk_usage(self.folder).free
             if needed > free:
                 raise OSError(
-                    f"a training state takes {needed / 1e9:.1f} GB, {self.folder} has {free / 1e9:.1f} GB free: make "
-                    "room, or choose another --output_dir"
+                    f"a training state takes {format_size(needed / 1e9)}, {self.folder} has "
+                    f"{format_size(free / 1e9)} free: make room, or choose another --output_dir"
                 )
 
     def save(self, step: int, counters: Mapping[str, Any], best: Path | None = None) -> Path | None:

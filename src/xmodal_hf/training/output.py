@@ -24,7 +24,7 @@ from .. import __version__
 from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items, sort_bad_items
 from ..evaluation.plots import loss_curves
 from .adapters import save_adapter
-from .arguments import LoraArguments, TrainingArguments, save_recipe
+from .arguments import LoraArguments, TrainingArguments, local_sources, save_recipe
 from .checkpoint import check_same_run, find_resumed, find_states, read_state
 from .faults import on_main_process
 from .loop import LOG_NAME, TrainingResult
@@ -86,7 +86,9 @@ def _start_folder(accelerator: Accelerator, training: TrainingArguments, *argume
                 f"{states[-1].parent} or choose another --output_dir to start anew"
             )
         save_recipe(folder / RECIPE_NAME, training, *arguments)
-        _write_json(folder / RUN_NAME, _circumstances(accelerator))
+        # Later, or on another machine, data/pairs is either a folder or a data set of the Hub.
+        local = {"local_sources": local_sources(training, *arguments)}
+        _write_json(folder / RUN_NAME, _circumstances(accelerator) | local)
     except OSError as error:
         raise ValueError(f"cannot write to --output_dir {folder}: {error}") from error
     return resume_from

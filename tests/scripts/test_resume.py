@@ -50,7 +50,7 @@ def training(script_command, options, folder):
 def kill_when(command, condition):
     """Start a run and kill it as soon as a condition holds."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # against hanging for ever; machines may be slow
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
         time.sleep(0.001)

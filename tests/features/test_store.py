@@ -6,12 +6,14 @@ import pickle
 import resource
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from filelock import FileLock
 
 from xmodal_hf.data.bad_items import TooManyBadItemsError
 from xmodal_hf.data.errors import BadItemError
@@ -150,6 +152,22 @@ def test_processes_share_the_shards(image_side, tmp_path, monkeypatch):
         extraction_module._write_shards(writer, side, options(), shards, Process)
     writer.finish()
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_a_run_waits_for_another_that_fills_the_same_store(image_side, tmp_path, monkeypatch):
+    """Studies run several trainings on one frozen tower at the same time."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    lock = FileLock(folder / "lock")
+    lock.acquire()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(extract, folder, image_side(), options())
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        assert not (folder / "unfinished.json").exists()
+        lock.release()
+        assert len(waiting.result(timeout=60)) == 13
+    assert not (folder / "lock").exists()
 
 
 def test_a_complete_store_is_not_written_again(image_side, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
@@ -28,6 +30,7 @@ from .writer import StoreWriter
 
 # Of a data set, so that the mapped files of a store stay few; of a killed run, at most one of them is done again.
 _MAX_SHARDS = 256
+_LOCK_NAME = "lock"
 _MIN_ITEMS_PER_SHARD = 512
 
 
@@ -80,22 +83,32 @@ def extract(folder: str | os.PathLike, side: FrozenSide, options: ExtractionOpti
     items = len(side.rows.dataset)
     per_shard = options.items_per_shard or max(_MIN_ITEMS_PER_SHARD, -(-items // _MAX_SHARDS))
     writer = StoreWriter(folder, Manifest(side.identity, options.dtype, items, per_shard))
-    shared: list[Any] = [None]
-    if state.is_main_process:
-        writer.start()
-        shared = [writer.missing_shards()]
-    broadcast_object_list(shared)  # one list for all: shards appear while others still look
-    missing = shared[0]
-    if missing:
-        _write_shards(writer, side, options, missing[state.process_index :: state.num_processes], state)
+    with _alone(Path(folder)) if state.is_main_process else nullcontext():
+        shared: list[Any] = [None]
+        if state.is_main_process:
+            writer.start()
+            shared = [writer.missing_shards()]
+        broadcast_object_list(shared)  # one list for all: shards appear while others still look
+        if shared[0]:
+            _write_shards(writer, side, options, shared[0][state.process_index :: state.num_processes], state)
         state.wait_for_everyone()
         if state.is_main_process:
-            writer.finish()
+            writer.finish()  # also of a run that was killed between the last shard and the manifest
         state.wait_for_everyone()
-    elif state.is_main_process and not (Path(folder) / MANIFEST_NAME).is_file():
-        writer.finish()  # killed between the last shard and the manifest
-    state.wait_for_everyone()
     return FeatureStore.open(folder)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait for another run that fills the same store; a complete one is only read."""
+    if (folder / MANIFEST_NAME).is_file():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _LOCK_NAME
+    with FileLock(path):
+        yield
+        path.unlink(missing_ok=True)  # the store is complete: whoever waits for it finds the manifest
 
 
 def _write_shards(

@@ -146,16 +146,16 @@ def one_line(message: str) -> str:
 
 
 def format_size(gigabytes: float) -> str:
-    """Return a size for people: in GB, or in MB below 0.1 GB.
+    """Return a size for people: in MB, small or large, so that the numbers of two reports can be compared.
 
     Args:
         gigabytes: in 10^9 bytes.
 
     Example:
         >>> format_size(1.234), format_size(0.0123)
-        ('1.23 GB', '12.3 MB')
+        ('1,234.0 MB', '12.3 MB')
     """
-    return f"{gigabytes:,.2f} GB" if gigabytes >= 0.1 else f"{1000 * gigabytes:,.1f} MB"
+    return f"{1000 * gigabytes:,.1f} MB"
 
 
 def read_yaml(path: Path, kind: str = "recipe") -> Any:

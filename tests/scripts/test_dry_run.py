@@ -1,5 +1,6 @@
 """Every full-size recipe can be rehearsed on any machine, without its data and its weights."""
 
+import importlib
 import json
 import os
 import re
@@ -8,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from xmodal_hf.data.bad_items import TooManyBadItemsError
+from xmodal_hf.data.errors import BadItemError
 
 WORKER = Path(__file__).with_name("processes_worker.py")
 RECIPES = Path(__file__).parents[2] / "training_scripts" / "recipes"
@@ -67,3 +71,48 @@ def test_data_at_hand_is_used(tiny_options, sentence_file, tmp_path):
     total, trained = numbers(report, "parameters")
     assert 0 < trained < total
     assert "activations of 8 items" in report
+
+
+def rehearse_here(*options):
+    """Run the script's `main` in this process with --dry_run."""
+    sys.path.insert(0, str(RECIPES.parent))
+    try:
+        train_contrastive = importlib.import_module("train_contrastive")
+    finally:
+        sys.path.pop(0)
+    train_contrastive.main([*map(str, options), "--dry_run"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--text_column", "capton"), "There is no column 'capton'"),
+        (("--split", "validation"), "has no split 'validation'"),
+        (("--id_column", "ids"), "There is no column 'ids'"),
+    ],
+)
+def test_options_that_do_not_fit_the_data_are_errors(tiny_options, options, message):
+    with pytest.raises(ValueError, match=message):
+        rehearse_here(*tiny_options, "--batch_size", 16, *options)
+
+
+def with_missing_files(image_rows, folder, num_missing):
+    """A table of the pictures, of which the first rows name files that are not there."""
+    rows = [json.loads(line) for line in image_rows.read_text("utf-8").splitlines()]
+    names = [f"nowhere{n}.png" if n < num_missing else str(image_rows.with_name(r["image"])) for n, r in enumerate(rows)]
+    lines = [json.dumps(row | {"image": name}) for row, name in zip(rows, names, strict=True)]
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_bad_items_are_treated_as_the_run_would(tiny_options, image_rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    case = [*tiny_options, "--dataset", with_missing_files(image_rows, tmp_path, 40), "--batch_size", 16]
+    with pytest.raises(TooManyBadItemsError, match="missing file"):
+        rehearse_here(*case)
+    with pytest.raises(BadItemError, match="missing file"):
+        rehearse_here(*case, "--on_bad_item", "error")
+    rehearse_here(*case, "--max_bad_fraction", 1)
+    assert "the run will skip" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl"]  # nothing is written

@@ -44,8 +44,8 @@ def _cifar10_templates() -> tuple[str, ...]:
 
 PROMPT_SETS: dict[str, tuple[str, ...]] = {
     "imagenet": _imagenet_templates(),
-    "cifar10": _cifar10_templates(),
     "photo": ("a photo of a {}.",),
+    "cifar10": _cifar10_templates(),
     "laion_clap": ("This is a sound of {}.",),
     "wavcaps": ("{} can be heard",),
     "msclap": ("this is the sound of {}",),

@@ -11,6 +11,8 @@ import io
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -18,12 +20,14 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, Image
 from datasets.exceptions import DatasetNotFoundError
+from huggingface_hub.errors import HFValidationError
 from PIL import Image as PillowImage
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from ..commands import format_size
+from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items
 from ..data.files import AUDIO_CELL
 from ..objectives import Batch
 from .arguments import (
@@ -47,8 +51,9 @@ _SOUND_SECONDS, _SOUND_HZ = 10.0, 48_000  # AudioSet's clips, LAION-CLAP's rate
 _IMAGE_PIXELS = 256
 # fp32 weights, gradients and AdamW's two moments, in bytes a parameter.
 _BYTES_TRAINED, _BYTES_FROZEN = 16, 4
-# What `datasets` and huggingface_hub raise where there is no such place or no network.
-_UNREACHABLE = (OSError, ConnectionError, DatasetNotFoundError, ValueError)
+# What `datasets` and huggingface_hub raise where there is no such place or no network. Any other error of the data, such
+# as a misspelt column, is one that the run would have.
+_UNREACHABLE = (OSError, DatasetNotFoundError, HFValidationError)
 _MADE_UP_DATA = "the data cannot be reached"
 # Architectures that the recipes name, for machines that do not reach the Hub: facts of their published configs. What is
 # not said here is transformers' default.
@@ -120,7 +125,13 @@ def rehearse_pairs(
     sentence: SentenceArguments,
     lora: LoraArguments,
 ) -> DryRun:
-    """Measure a step of phase 2, alone or joint."""
+    """Measure a step of phase 2, alone or joint; items that cannot be used are treated as the run treats them.
+
+    Raises:
+        ValueError: the data are there and the options do not fit them.
+        TooManyBadItemsError: more of the step's items than `--max_bad_fraction` of the data cannot be used.
+        BadItemError: one of them, with `--on_bad_item error`.
+    """
     notes: list[str] = []
     text, stand_in = stand_ins(text, contrastive, notes)
     assert stand_in is not None
@@ -132,11 +143,14 @@ def rehearse_pairs(
         stand_in = dataclasses.replace(stand_in, sentence_batch_size=max(1, round(items)))
     least = max(_MADE_UP_ROWS, stand_in.sentence_batch_size or 0)
     sentences = _sentences(sentence, training, notes, least) if sentence.is_given else None
-    pairs = dataclasses.replace(pairs, on_bad_item="error")  # nothing is written
-    phase = build_pair_phase(
-        accelerator, small_options(training), text, pairs, stand_in, sentence, lora, table=table, sentences=sentences
-    )
-    return measure_step(accelerator, phase, training, num_items, notes)
+    small = small_options(training)
+    with TemporaryDirectory() as folder:  # for the list of items that cannot be used: a rehearsal leaves nothing
+        small = dataclasses.replace(small, output_dir=folder, resume=None)
+        phase = build_pair_phase(
+            accelerator, small, text, pairs, stand_in, sentence, lora, table=table, sentences=sentences
+        )
+        run = measure_step(accelerator, phase, training, num_items, notes)
+        return dataclasses.replace(run, notes=(*run.notes, *_note_of_bad_items(folder)))
 
 
 def small_options(training: TrainingArguments) -> TrainingArguments:
@@ -222,7 +236,11 @@ def load_or_make(
     notes: list[str],
     num_rows: int = _MADE_UP_ROWS,
 ) -> Any:
-    """Return what `load` returns; where that cannot be reached, made-up rows of the same shape."""
+    """Return what `load` returns; where there is no such file or repository, made-up rows of the same shape.
+
+    Raises:
+        ValueError: what `load` says of data that are there: a column that is not, no such split.
+    """
     try:
         return load()
     except _UNREACHABLE as error:
@@ -253,6 +271,15 @@ def _sentences(
     return load_or_make(load, kind, notes, num_rows)
 
 
+def _note_of_bad_items(folder: str) -> list[str]:
+    """Return what is said of the items of the measured step that cannot be used; nothing where all can."""
+    reasons = count_bad_items(Path(folder) / BAD_ITEMS_NAME)
+    if not reasons:
+        return []
+    listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    return [f"items of the measured step that cannot be used, and that the run will skip: {listed}"]
+
+
 def _num_items(table: Any, training: TrainingArguments, notes: list[str]) -> int:
     """Return the rows of the whole run: those of the data, or what is expected where they are made up."""
     if not notes or not notes[-1].startswith(_MADE_UP_DATA):
@@ -275,7 +302,7 @@ def _known_config(source: str, kind: str, notes: list[str]) -> str:
 def _is_reachable(source: str) -> bool:
     try:
         AutoConfig.from_pretrained(source)
-    except _UNREACHABLE:
+    except (*_UNREACHABLE, ValueError):  # a model type that transformers does not know, too
         return False
     return True
 

@@ -213,6 +213,51 @@ def test_a_folder_with_a_table_beside_archives(tmp_path):
     assert pairs["text"][:] == ["zero", "one"] and pairs[1]["image"].size == (8, 8)
 
 
+@pytest.fixture
+def archives(tmp_path):
+    """A folder of nothing but test.zip, two classes, and train.zip, one more."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, names in (("test", ["cat/0.png", "dog/1.png"]), ("train10k", ["cat/2.png", "dog/3.png", "bird/4.png"])):
+        zipped(fill(tmp_path / split, *names), folder / f"{split}.zip")
+    return folder
+
+
+def test_a_folder_of_archives_alone_is_read_from_that_of_the_split(archives, caplog):
+    with caplog.at_level("INFO"):
+        assert load_pairs(archives, split="test")["text"][:] == ["cat", "dog"]
+    assert "test.zip" in caplog.text
+    assert load_pairs(archives)["text"][:] == ["bird", "cat", "dog"]
+    with pytest.raises(ValueError, match="no row of the split 'validation', only of test, train"):
+        load_pairs(archives, split="validation")
+    with pytest.raises(
+        ValueError, match=r"several archives hold files .* pass one of them: .*test\.zip, .*train10k\.zip"
+    ):
+        load_pairs(archives, split="all")
+    (archives / "train10k.zip").unlink()
+    assert load_pairs(archives, split="all")["text"][:] == ["cat", "dog"]
+    with pytest.raises(ValueError, match="no row of the split 'train', only of test"):
+        load_pairs(archives)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_caption(tmp_path):
+    fill(tmp_path, "0.png", "1.png")
+    (tmp_path / "0.txt").write_text("zero", encoding="utf-8-sig")
+    (tmp_path / "1.txt").write_text("one", encoding="utf-8")
+    assert load_pairs(tmp_path)["text"][:] == [["zero"], ["one"]]
+
+
+def test_one_column_of_texts_is_taken_for_the_whole_table(tmp_path, caplog):
+    (tmp_path / "a.csv").write_text("image,caption,text\n0.png,zero,\n1.png,one,another\n")
+    with caplog.at_level("INFO"):
+        assert load_pairs(tmp_path / "a.csv")["text"][:] == ["", "another"]
+    assert "captions are in the column 'text', not in caption" in caplog.text
+    pairs = load_pairs(tmp_path / "a.csv", text_column=["text", "caption"])
+    assert pairs["text"][:] == [["zero"], ["another", "one"]]
+    (tmp_path / "b.csv").write_text("image,caption,text\n0.png,zero,\n1.png,one,\n")  # nothing in the whole column
+    assert load_pairs(tmp_path / "b.csv")["text"][:] == ["zero", "one"]
+
+
 def test_a_folder_of_something_else_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("no json\n")
     with pytest.raises(ValueError, match="cannot be read"):

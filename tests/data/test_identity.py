@@ -63,10 +63,18 @@ EMPTY = [None, "", "   ", float("nan")]
 def test_cells_without_an_id_never_make_rows_equal(values):
     ids = [id_of(value, number) for number, value in enumerate(values)]
     for number, value in enumerate(values):
-        if is_empty(value):
+        if is_empty(value) or str(value).strip().lower() in ("nan", "none", "null", "<na>"):
             assert ids[number] == f"row {number}"
         else:
             assert ids[number] == str(value)
+
+
+@pytest.mark.parametrize("word", ["NaN", "None", "null", "<NA>"])
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_words_that_programs_write_for_null_are_no_ids(tmp_path, word, ending):
+    table = Dataset.from_dict({"id": [word, word, "x"], "image": ["0.png", "1.png", "2.png"], "text": ["a", "b", "c"]})
+    {".csv": table.to_csv, ".jsonl": table.to_json}[ending](tmp_path / f"a{ending}")
+    assert load_pairs(tmp_path / f"a{ending}")["id"][:] == ["row 0", "row 1", "x"]
 
 
 @pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])

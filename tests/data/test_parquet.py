@@ -171,7 +171,9 @@ def write_table(path, columns, features=None):
     return path
 
 
-@pytest.mark.parametrize("kind", ["class label", "several texts", "numbered texts", "null column", "status", "split"])
+@pytest.mark.parametrize(
+    "kind", ["class label", "several texts", "numbered texts", "null column", "empty column", "status", "split"]
+)
 def test_streams_obey_the_rules_of_the_loaded_table(tmp_path, image_table, kind):
     pictures = [(tmp_path / row["image"]).read_bytes() for row in image_table[:5]]
     columns, options = {"jpg": pictures}, {}
@@ -184,6 +186,7 @@ def test_streams_obey_the_rules_of_the_loaded_table(tmp_path, image_table, kind)
             "several texts": {"a": ["x", "y", None, "", "z"], "b": [["p", "q"]] * 5},
             "numbered texts": {"caption_1": ["x", None, "y", "z", ""], "caption_2": ["p"] * 5},
             "null column": {"text": [None] * 5, "caption": ["x"] * 5},
+            "empty column": {"text": ["", None, "", "", ""], "caption": ["x"] * 5},
             "status": {"txt": ["x"] * 5, "status": ["success", "failed_to_download", "success", "success", "failed"]},
             "split": {"txt": list("abcde"), "split": ["Train", "val", None, "train", "test"]},
         }[kind]
@@ -195,6 +198,7 @@ def test_streams_obey_the_rules_of_the_loaded_table(tmp_path, image_table, kind)
         "several texts": [["x", "p", "q"], ["y", "p", "q"], ["p", "q"], ["p", "q"], ["z", "p", "q"]],
         "numbered texts": [["x", "p"], ["p"], ["y", "p"], ["z", "p"], ["p"]],
         "null column": ["x"] * 5,
+        "empty column": ["x"] * 5,
         "status": ["x"] * 3,
         "split": ["a", "d"],
     }[kind]

@@ -127,6 +127,17 @@ def test_a_column_split_may_have_nulls_and_any_case(tmp_path, name, split, rows)
         load_pairs(path, split="nowhere")
 
 
+@pytest.mark.parametrize("column", ["Split", "SPLIT"])
+def test_the_column_of_splits_may_have_its_name_in_any_case(tmp_path, column):
+    table = Dataset.from_dict({"image": ["0.png", "1.png"], "text": ["x", "y"], column: ["train", "val"]})
+    table.to_csv(tmp_path / "a.csv")
+    table.to_parquet(tmp_path / "a.parquet")
+    readers = ((load_pairs, "a.csv"), (load_pairs, "a.parquet"), (stream_pairs, "a.parquet"))
+    for load, name in readers:
+        assert list(load(tmp_path / name)["id"]) == ["0.png"]
+        assert list(load(tmp_path / name, split="validation")["id"]) == ["1.png"]
+
+
 def test_a_split_column_of_class_labels(tmp_path):
     features = Features(
         {"image": Value("string"), "text": Value("string"), "split": ClassLabel(names=["test", "train"])}

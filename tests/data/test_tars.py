@@ -10,6 +10,7 @@ import fsspec
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from xmodal_hf.data.collators import PairCollator
@@ -317,3 +318,10 @@ def test_sounds_of_every_ending_that_can_be_decoded(tmp_path, samples):
     pairs = load_pairs(write_tar(tmp_path / "a.tar", members), modality="audio")
     items = PairDataset(pairs, seed=0, sampling_rate=8000)
     assert [items[index]["text"] for index in range(3)] == ["opus", "aiff", "oga"]
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_caption(tmp_path):
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    members = [("0.png", picture.getvalue()), ("0.txt", "zero".encode("utf-8-sig"))]
+    assert load_pairs(write_tar(tmp_path / "a.tar", members))["text"][0] == ["zero"]

@@ -99,7 +99,9 @@ def test_options_that_do_not_fit_the_data_are_errors(tiny_options, options, mess
 def with_missing_files(image_rows, folder, num_missing):
     """A table of the pictures, of which the first rows name files that are not there."""
     rows = [json.loads(line) for line in image_rows.read_text("utf-8").splitlines()]
-    names = [f"nowhere{n}.png" if n < num_missing else str(image_rows.with_name(r["image"])) for n, r in enumerate(rows)]
+    names = [
+        f"nowhere{n}.png" if n < num_missing else str(image_rows.with_name(r["image"])) for n, r in enumerate(rows)
+    ]
     lines = [json.dumps(row | {"image": name}) for row, name in zip(rows, names, strict=True)]
     path = folder / "pairs.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")

@@ -1,7 +1,9 @@
 """Which columns of a table are the pictures or sounds, the texts and the ids.
 
-Rules. A named column is taken. Else the first one with a usual name is, among the texts the first that is not null in
-every row. Several columns of texts, named or numbered (`caption_1`, ..., `caption_5` of Clotho), make the list of
+Rules. A named column is taken. Else the first one with a usual name is, among the texts the first that is not null or
+empty in every row; where several have usual names, the log says which is taken. It is taken for the whole table: a row
+whose cell there is empty has no caption, whatever other columns hold; name both columns, and the other one counts.
+Several columns of texts, named or numbered (`caption_1`, ..., `caption_5` of Clotho), make the list of
 captions of a row, without its nulls and blanks. Numbers of a `ClassLabel` become the names of their classes. A table
 whose only text is one `ClassLabel` column is captioned by its classes, which is logged.
 """
@@ -64,7 +66,7 @@ def find_texts(
     Args:
         features: of the table, by column.
         given: one or several names; None: found.
-        empty: columns that are null in every row.
+        empty: columns that are null or empty in every row.
         option: what the message says to pass.
 
     Raises:
@@ -76,7 +78,11 @@ def find_texts(
         return tuple(find_column(columns, (), kind="text", option=option, given=name) for name in names)
     filled = [column for column in columns if column not in empty]
     if {column.lower() for column in filled} & set(TEXT_COLUMNS):
-        return (find_column(filled, TEXT_COLUMNS, kind="text", option=option, given=None),)
+        taken = find_column(filled, TEXT_COLUMNS, kind="text", option=option, given=None)
+        others = [column for column in filled if column.lower() in TEXT_COLUMNS and column != taken]
+        if others:
+            logger.info("captions are in the column %r, not in %s; %s names others", taken, ", ".join(others), option)
+        return (taken,)
     if numbered := [column for column in columns if _NUMBERED.match(column)]:
         logger.info("captions are in the columns %s", ", ".join(numbered))
         return tuple(numbered)

@@ -2,9 +2,10 @@
 
 Rules. Rows with equal ids are captions of one item, and positives of each other in training. The id is that of the
 column of ids, where there is one; else the path of the file, or the path beside the bytes where no two rows share it;
-else the number of the row ("row 7"). A cell without an id (null, NaN, blank) makes rows equal to no other: they get the
-numbers of their rows. Where an id is only a name that was given here, bytes decide (`item_key`): equal bytes are one
-item, whatever rows they lie in, in evaluation and in training, which read them anyway.
+else the number of the row ("row 7"). A cell without an id (null, NaN, blank, or one of the words "nan", "none", "null"
+and "<na>", which programs write for null) makes rows equal to no other: they get the numbers of their rows. Where an id
+is only a name that was given here, bytes decide (`item_key`): equal bytes are one item, whatever rows they lie in, in
+evaluation and in training, which read them anyway.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _ROW = "row "
+_NULLS = {"nan", "none", "null", "<na>"}
 _IS_ROW = re.compile(r"(^|/)row \d+$")
 
 
@@ -28,7 +30,8 @@ def is_empty(value: Any) -> bool:
 
 def id_of(value: Any, number: int) -> str:
     """The id of a row: what its cell holds, or the number of the row."""
-    return f"{_ROW}{number}" if is_empty(value) else str(value)
+    is_none = is_empty(value) or (isinstance(value, str) and value.strip().lower() in _NULLS)
+    return f"{_ROW}{number}" if is_none else str(value)
 
 
 def unique_or_rows(values: Sequence[Any]) -> list[str]:

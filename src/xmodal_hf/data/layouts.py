@@ -3,8 +3,9 @@
 Rules, the first one that applies. A table `metadata.*` names the files (imagefolder, audiofolder). Texts beside the
 files are their captions: `a.txt`, `a.caption` or a field of `a.json` beside `a.jpg`, or with its ending, `a.jpg.txt`. A
 table in the folder or above it that names its files is read. Only where nothing else could be the caption, the name of
-the folder that a file lies in is, and the log says so. Anything else is an error that says what would work. Files that
-are left out are counted by ending in a warning, and a class of which no file can be decoded is an error.
+the folder that a file lies in is, and the log says so. A folder with zip archives alone is read from the one of the
+split, by these rules. Anything else is an error that says what would work. Files that are left out are counted by
+ending in a warning, and a class of which no file can be decoded is an error.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from .formats import Modality, conversion, ending, is_readable, is_unreadable, l
 from .located import TABLE_FOLDERS, archive_members, find_places, locate
 from .splits import (
     ALL,
-    SPLIT_COLUMN,
     files_of_split,
     is_whole,
     matching,
     no_splits,
     no_such_split,
+    split_column,
     split_folders,
     split_of_name,
 )
@@ -102,7 +103,7 @@ def load_folder(path: Path, modality: Modality, split: str, text_column: TextCol
     unreadable = [name for name in tree.names if is_unreadable(name, modality)]
     if not tree.media and not unreadable:
         beside_archives = _table_of_files(tree, split) if any(path.glob("*.zip")) else None
-        return beside_archives or (load_table(path, split=split), path)
+        return beside_archives or _in_archives(tree, split, text_column) or (load_table(path, split=split), path)
     return _rows_of_tree(tree, split, text_column)
 
 
@@ -118,10 +119,34 @@ def load_archive(path: Path, modality: Modality, split: str, text_column: TextCo
     return _rows_of_tree(tree, split, text_column)
 
 
+def _in_archives(tree: FileTree, split: str, text_column: TextColumns) -> tuple[Dataset, Path] | None:
+    """The rows of the archive of a split in a folder that holds nothing but archives; None where they hold no files."""
+    if any(table_suffix(Path(name)) in _TABLE_ENDINGS for name in tree.names):
+        return None
+    archives = [path for path in sorted(tree.path.glob("*.zip")) if FileTree(path, tree.modality).media]
+    has_names = any(split_of_name(path.name) is not None for path in archives)
+    found = files_of_split(archives, split, tree.path) if has_names else archives
+    if len(found) > 1:
+        names = ", ".join(str(path) for path in found)
+        raise ValueError(f"{tree.path}: several archives hold files and no table names them, pass one of them: {names}")
+    if not found:
+        return None
+    logger.info("files of %s are in %s", tree.path, found[0])
+    return load_archive(found[0], tree.modality, ALL if has_names else split, text_column)
+
+
 def modality_of(path: Path) -> Modality:
     """What a folder or archive holds more of, pictures or sounds: for those who read its texts alone."""
     images, sounds = (len(FileTree(path, modality).media) for modality in ("image", "audio"))
     return "audio" if sounds > images else "image"
+
+
+def decoded_text(content: bytes) -> str:
+    """The caption in a text file: all of its lines, without the mark of byte order that some editors write first.
+
+    What is not UTF-8 becomes replacement characters, by which `data.sampling.checked_caption` refuses it.
+    """
+    return content.decode("utf-8-sig", errors="replace")
 
 
 def captions_of_json(content: bytes, names: Sequence[str]) -> list[str]:
@@ -173,7 +198,7 @@ def _metadata(path: Path, modality: Modality, split: str) -> tuple[Dataset, Path
     if own is None:
         return None
     table = load_file(own)
-    if SPLIT_COLUMN in table.column_names or (is_whole(split) and not folders):
+    if split_column(table.column_names) is not None or (is_whole(split) and not folders):
         return select_split(table, split, own), path
     return _rows_in_folders(table, path, modality, split, folders), path
 
@@ -271,7 +296,7 @@ def _rows_with_texts(tree: FileTree, media: Sequence[str], text_column: TextColu
 def _captions_beside(tree: FileTree, texts: dict[str, str]) -> list[str]:
     """The captions of a file, as of a sample in a tar: the text file, else the usual fields of the .json."""
     for name in (texts[found] for found in TEXT_ENDINGS if found in texts):
-        text = tree.read(name).decode(errors="replace")
+        text = decoded_text(tree.read(name))
         if text.strip() or ".json" not in texts:
             return [text]
     return captions_of_json(tree.read(texts[".json"]), TEXT_COLUMNS) if ".json" in texts else []
@@ -336,7 +361,7 @@ def _table_of_files(tree: FileTree, split: str) -> tuple[Dataset, Path] | None:
 def _table_of_split(found: dict[Path, Dataset], tree: FileTree, split: str) -> tuple[Path, Dataset]:
     """The table of a split, told by the names of the tables or by the column `split` of the only one."""
     has_names = any(split_of_name(path.name) is not None for path in found)
-    has_column = len(found) == 1 and SPLIT_COLUMN in next(iter(found.values())).column_names
+    has_column = len(found) == 1 and split_column(next(iter(found.values())).column_names) is not None
     if has_names and not has_column:
         found = {path: found[path] for path in files_of_split(list(found), split, tree.path)}
     if len(found) > 1:

@@ -23,7 +23,7 @@ from .identity import id_of, unique_or_rows
 from .layouts import spellings
 from .located import locate
 from .parts import PartedPairs
-from .splits import ALL, DEFAULT, SPLIT_COLUMN, no_splits, rows_of_split, split_of_name
+from .splits import ALL, DEFAULT, no_splits, rows_of_split, split_column, split_of_name
 
 _OPEN_FILES = 64
 _SUFFIX = ".parquet"
@@ -57,7 +57,7 @@ def find_parquet(source: str, split: str) -> tuple[list[str], str | None]:
         raise ValueError(f"only parquet files and tars can be streamed, {source} has {others[0]}: drop --streaming.")
     if split == ALL or not files:
         return files, None
-    if set(by_split) == {DEFAULT} and SPLIT_COLUMN in parquet_columns(files[0]):
+    if set(by_split) == {DEFAULT} and split_column(parquet_columns(files[0])) is not None:
         return files, split
     if split not in by_split:
         if set(by_split) == {DEFAULT} and not any(split_of_name(os.path.basename(file)) for file in files):
@@ -77,7 +77,7 @@ def parquet_features(file: str) -> Features:
 
 
 def parquet_nulls(files: Sequence[str]) -> list[str]:
-    """The columns that are null in every row, by the statistics in the files."""
+    """The columns that are null in every row, by the statistics in the files; of texts, null or empty."""
     nulls: list[set[str]] = []
     for file in files:
         metadata = _open(file, os.getpid()).metadata
@@ -85,11 +85,19 @@ def parquet_nulls(files: Sequence[str]) -> list[str]:
         for group in range(metadata.num_row_groups):
             for number in range(metadata.num_columns):
                 column = metadata.row_group(group).column(number)
-                if column.statistics is not None and column.statistics.has_null_count:
-                    counts[column.path_in_schema] += column.statistics.null_count
+                counts[column.path_in_schema] += _num_empty(column)
         untyped = {field.name for field in _open(file, os.getpid()).schema_arrow if pa.types.is_null(field.type)}
         nulls.append(untyped | {name for name, count in counts.items() if count == metadata.num_rows})
     return sorted(set.intersection(*nulls)) if nulls else []
+
+
+def _num_empty(column: pq.ColumnChunkMetaData) -> int:
+    """How many values of a column of a row group are known to be null or empty texts."""
+    statistics = column.statistics
+    if statistics is None or not statistics.has_null_count:
+        return 0
+    is_blank = statistics.has_min_max and statistics.min == "" and statistics.max == ""
+    return column.num_values if is_blank else statistics.null_count
 
 
 class ParquetPairs(PartedPairs):
@@ -139,7 +147,10 @@ class ParquetPairs(PartedPairs):
         self._file_of_group, self._group_in_file, lengths = np.array(groups, dtype=np.int64).T
         features = parquet_features(self.files[0])
         if isinstance(features[media_column], List | LargeList):
-            raise ValueError(f"the rows of {self.files[0]} list several files: drop --streaming, which reads one a row")
+            raise ValueError(
+                f"the rows of {self.files[0]} list several files: drop --streaming, which takes one file a row; without "
+                f"it, each file in the lists of {media_column!r} becomes a row with the text of its list"
+            )
         self._reads_media, self._has_bytes = True, not _is_text(features[media_column])
         self._class_names = class_names_of(features, self._texts)
         # Of every row group, the rows that are used; None: all.
@@ -224,7 +235,9 @@ class ParquetPairs(PartedPairs):
         """The rows of every group that are of the split and were downloaded; None where those are all."""
         used = np.ones(lengths.sum(), dtype=bool)
         if split is not None:
-            names = self._column(SPLIT_COLUMN, parquet_features(self.files[0]))
+            column = split_column(parquet_columns(self.files[0]))
+            assert column is not None  # `find_parquet` gives a split of such files alone
+            names = self._column(column, parquet_features(self.files[0]))
             used[:] = False
             used[rows_of_split(names, split, self.files[0])] = True
         if STATUS_COLUMN in parquet_columns(self.files[0]):

@@ -39,7 +39,7 @@ from .located import find_places, locate
 from .openmoji import load_openmoji
 from .parquet import ParquetPairs, find_parquet, parquet_features, parquet_nulls
 from .soundfont import load_soundfont
-from .tables import load_table, select_split
+from .tables import empty_columns, load_table, select_split
 from .tars import find_tars, load_tars
 
 logger = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ def _canonical(
     keep_class_labels: bool,
 ) -> Dataset:
     media, names = _media_and_names(table, folder, modality, media_column)
-    empty = () if text_column else [name for name in table.column_names if table.data[name].null_count == len(table)]
+    empty = () if text_column else empty_columns(table)
     texts = find_texts(table.features, text_column, empty=empty)
     row_id = find_ids(table.column_names, id_column)
     located = None if names is None else locate(names, folder, modality)

@@ -48,6 +48,12 @@ def no_such_split(source: str | os.PathLike, split: str, present: Iterable[str])
     return ValueError(f"{source} has no row of the split {split!r}, only of {names}.")
 
 
+def split_column(columns: Iterable[str]) -> str | None:
+    """The column that says which split a row is of: `split`, or that name in another case; None where there is none."""
+    named = [column for column in columns if column.lower() == SPLIT_COLUMN]
+    return SPLIT_COLUMN if SPLIT_COLUMN in named else next(iter(named), None)
+
+
 def is_whole(split: str) -> bool:
     """Whether a split of a source without splits is all of it."""
     return split in (ALL, DEFAULT)

@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from .annotations import is_document, load_document
 from .delimited import inspect_delimited, unquoted
-from .splits import ALL, SPLIT_COLUMN, files_of_split, is_whole, no_splits, no_such_split, rows_of_split, split_folders
+from .splits import ALL, files_of_split, is_whole, no_splits, no_such_split, rows_of_split, split_column, split_folders
 from .splits import matching as matching_splits
 
 # File ending -> `datasets` builder.
@@ -171,6 +171,18 @@ def _number_type(values: pa.ChunkedArray) -> str | None:
     return None if pc.any(padded).as_py() else "float64"
 
 
+def empty_columns(table: Dataset) -> list[str]:
+    """The columns that hold nothing, null or an empty text in every row."""
+    return [name for name in table.column_names if _holds_nothing(table.data[name])]
+
+
+def _holds_nothing(values: pa.ChunkedArray) -> bool:
+    if values.null_count == len(values):
+        return True
+    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    return is_text and pc.all(pc.equal(values, "")).as_py()
+
+
 def _check_rows(path: Path, num_read: int, num_there: int) -> None:
     """Raise a ValueError when a reader gave another number of rows than the file has."""
     if num_read != num_there:
@@ -224,7 +236,7 @@ def _check_split_of_folder(path: Path, split: str) -> None:
 
 def _saved_dataset(path: Path, split: str) -> Dataset:
     table = load_from_disk(str(path))
-    if not is_whole(split) and SPLIT_COLUMN not in table.column_names and str(table.split) == split:
+    if not is_whole(split) and split_column(table.column_names) is None and str(table.split) == split:
         return table
     return select_split(table, split, path)
 
@@ -252,7 +264,7 @@ def select_split(table: Dataset, split: str, source: str | os.PathLike) -> Datas
     """
     if split == ALL:
         return table
-    if SPLIT_COLUMN not in table.column_names:
+    if split_column(table.column_names) is None:
         if not is_whole(split):
             raise no_splits(source, split)
         return table
@@ -261,6 +273,8 @@ def select_split(table: Dataset, split: str, source: str | os.PathLike) -> Datas
 
 def split_names(table: Dataset) -> list[Any]:
     """The column `split` of a table, numbers of a `ClassLabel` by their names."""
-    names = getattr(table.features[SPLIT_COLUMN], "names", None)
-    values = table[SPLIT_COLUMN][:]
+    column = split_column(table.column_names)
+    assert column is not None
+    names = getattr(table.features[column], "names", None)
+    values = table[column][:]
     return values if names is None else [None if value is None or value < 0 else names[value] for value in values]

@@ -26,13 +26,13 @@ from datasets.exceptions import DatasetGenerationError
 from .columns import AUDIO_COLUMNS, IMAGE_COLUMNS, TextColumns
 from .files import AUDIO_CELL, read_range, tar_member
 from .formats import Modality, is_readable, is_unreadable, left_out_note
-from .layouts import TEXT_ENDINGS, captions_of_json
+from .layouts import TEXT_ENDINGS, captions_of_json, decoded_text
 from .splits import ALL, files_of_split, is_whole, matching, no_splits, no_such_split, split_folders
 
 logger = logging.getLogger(__name__)
 
 # Changes when the rules by which samples are read do, so that what was cached by other rules is not used.
-_RULES = 2
+_RULES = 3
 _A = {"image": "a picture", "audio": "a sound"}
 # Which tar a row lies in, for orders that read one after the other (`ShardOrder`).
 SHARD_COLUMN = "shard"
@@ -269,7 +269,7 @@ def _texts(
 
 
 def _decoded(tar: str, member: _Member) -> str:
-    return read_range(tar, member.offset, member.size).decode(errors="replace")
+    return decoded_text(read_range(tar, member.offset, member.size))
 
 
 def _members(tar: str) -> Iterator[_Member]:

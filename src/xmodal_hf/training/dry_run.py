@@ -51,8 +51,8 @@ _SOUND_SECONDS, _SOUND_HZ = 10.0, 48_000  # AudioSet's clips, LAION-CLAP's rate
 _IMAGE_PIXELS = 256
 # fp32 weights, gradients and AdamW's two moments, in bytes a parameter.
 _BYTES_TRAINED, _BYTES_FROZEN = 16, 4
-# What `datasets` and huggingface_hub raise where there is no such place or no network. Any other error of the data, such
-# as a misspelt column, is one that the run would have.
+# What `datasets` and huggingface_hub raise where there is no such place or no network. Any other error of the data, as
+# that of a misspelt column, is one that the run would have.
 _UNREACHABLE = (OSError, DatasetNotFoundError, HFValidationError)
 _MADE_UP_DATA = "the data cannot be reached"
 # Architectures that the recipes name, for machines that do not reach the Hub: facts of their published configs. What is

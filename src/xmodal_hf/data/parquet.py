@@ -148,7 +148,7 @@ class ParquetPairs(PartedPairs):
         features = parquet_features(self.files[0])
         if isinstance(features[media_column], List | LargeList):
             raise ValueError(
-                f"the rows of {self.files[0]} list several files: drop --streaming, which takes one file a row; without "
+                f"the rows of {self.files[0]} list several files: drop --streaming, which takes one a row; without "
                 f"it, each file in the lists of {media_column!r} becomes a row with the text of its list"
             )
         self._reads_media, self._has_bytes = True, not _is_text(features[media_column])

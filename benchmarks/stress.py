@@ -395,8 +395,9 @@ def main() -> None:
         path.write_text(json.dumps(progress, indent=2), encoding="utf-8")
 
     runner = Runner(folder)
+    note_sources(folder, progress)
     # The first kills, then the damage, then the others: a call that is cut short has seen something of everything.
-    for share in (0.1, 1.0):
+    for share in (0.1, 0.4, 0.7, 1.0):
         for processes in (1, 2):
             kill_at_random(
                 runner, processes, round(arguments.kills * share / 2), progress.setdefault("kills", {}), save
@@ -418,6 +419,17 @@ def main() -> None:
     print(arguments.output.read_text(encoding="utf-8"))
 
 
+def note_sources(folder: Path, progress: dict[str, Any]) -> None:
+    """Note the commit of this call; where it is another one, the runs to compare with are made anew."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match", ""]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or None
+    if commit not in progress.setdefault("commits", []):
+        progress["commits"].append(commit)
+        for processes, entry in progress.get("kills", {}).items():
+            entry.pop("seconds_alone", None)
+            shutil.rmtree(folder / f"killed-{processes}", ignore_errors=True)
+
+
 def write_results(path: Path, progress: dict[str, Any]) -> None:
     """Write what was done and what went wrong."""
     kills = progress["kills"]
@@ -430,6 +442,7 @@ def write_results(path: Path, progress: dict[str, Any]) -> None:
         "damage_that_went_wrong": {name: text for name, text in progress["damage"].items() if text != "right"},
         "hub_faults": progress["hub"]["faults"],
         "hub_faults_that_went_wrong": progress["hub"]["wrong"],
+        "commits": progress["commits"],
         "machine": describe_machine("cpu"),
     }
     path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from torch._utils import ExceptionWrapper
 
 from xmodal_hf.commands import check_sources, is_user_error, read_yaml, run_command
 from xmodal_hf.data.bad_items import TooManyBadItemsError
@@ -71,6 +72,23 @@ def raising(error: BaseException) -> Callable:
 )
 def test_an_error_of_the_user_is_one_line(error: Exception, failed: Callable) -> None:
     assert failed(raising(error)).endswith(": error: two lines (--debug shows the traceback)\n")
+
+
+@pytest.mark.parametrize("cause", [None, KeyError("another")])
+def test_an_error_of_a_worker_has_its_own_words(cause: Exception | None, failed: Callable) -> None:
+    """Torch puts the worker's traceback into the message."""
+
+    def worker() -> None:
+        raise TooManyBadItemsError("2 items:\n 1 not a file: /x\n 1 empty") from cause
+
+    def main(args: Any) -> None:
+        try:
+            worker()
+        except TooManyBadItemsError:
+            wrapped = ExceptionWrapper(where="in DataLoader worker process 1")
+        wrapped.reraise()
+
+    assert "error: 2 items: 1 not a file: /x 1 empty (--debug shows the traceback)\n" in failed(main)
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture) -> None:

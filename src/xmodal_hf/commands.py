@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
+import itertools
 import pickle
 import re
 import sys
@@ -58,6 +59,9 @@ _FILE_ENDING = re.compile(
 # What names several files or an address; the reader of the data has the last word there.
 _PATTERN = re.compile(r"[*?\[\]{}]|://")
 _BUILT_IN_DATA = ("openmoji", "soundfont")
+# How an error of a loader's worker begins in the main process (torch._utils.ExceptionWrapper).
+_OF_WORKER = re.compile(r"Caught \w+ in .*\.\nOriginal ")
+_TRACEBACK = "Traceback (most recent call last):\n"
 # Longest wait for an answer of the Hub, in seconds.
 _HUB_TIMEOUT = 10.0
 
@@ -128,10 +132,19 @@ def run_command(main: Callable[[Sequence[str] | None], Any], args: Sequence[str]
         if DEBUG in args:
             traceback.print_exc()
         hint = "" if DEBUG in args else f" ({DEBUG} shows the traceback)"
-        message = (one_line(str(error)) or type(error).__name__) + hint
+        message = (one_line(_own_words(str(error))) or type(error).__name__) + hint
     # Outside the handler, where nothing keeps the exception and what its frames hold alive.
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(USER_ERROR_STATUS)
+
+
+def _own_words(message: str) -> str:
+    """Return the message of an error without the traceback that a loader's worker sends in it."""
+    if not _OF_WORKER.match(message):
+        return message
+    lines = message.rpartition(_TRACEBACK)[2].splitlines()
+    own = itertools.dropwhile(lambda line: line.startswith(" "), lines)  # after the frames
+    return re.sub(r"^[\w.]+: ", "", "\n".join(own))
 
 
 def is_user_error(error: BaseException) -> bool:

@@ -95,6 +95,7 @@ def measure(options: argparse.Namespace, batch_size: int) -> dict[str, Any]:
         micro_batch_size=options.micro_batch_size or None,
         max_grad_norm=0,  # the peers do not clip
         lr_schedule="constant_with_warmup",
+        warmup_steps=0,
         mixed_precision=options.precision,
     )
     pairs = load_batches(options.data_dir, batch_size, options.batches, options.device)

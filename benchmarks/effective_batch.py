@@ -170,6 +170,7 @@ def measure(
         micro_batch_size=None if alone else micro,
         max_grad_norm=0,  # the peers do not clip
         lr_schedule="constant_with_warmup",
+        warmup_steps=0,
         learning_rate=1e-6,  # the step before must not change what is compared
         mixed_precision=precision,  # type: ignore[arg-type]
     )

@@ -174,7 +174,7 @@ def measure_step(batch_size: int, device: str, tokens: int) -> dict[str, float]:
     torch.manual_seed(0)
     text = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=512, **SHAPE)
     model = SentenceEncoder(SentenceEncoderConfig(text_config=text))
-    training = TrainingArguments(batch_size=batch_size, lr_schedule="constant_with_warmup")
+    training = TrainingArguments(batch_size=batch_size, lr_schedule="constant_with_warmup", warmup_steps=0)
     accelerator = Accelerator(cpu=device == "cpu")
     take_step = TrainingStep(accelerator, model, SentenceObjective(), training, total_steps=100)
 

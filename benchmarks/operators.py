@@ -66,6 +66,7 @@ def contrastive_steps(device: str) -> dict[str, Callable[[], object]]:
         batch_size=batch_size,
         max_grad_norm=0,
         lr_schedule="constant_with_warmup",
+        warmup_steps=0,
         mixed_precision="bf16" if device == "cuda" else "no",
     )
     steps = build_steps(load_batches(DATA, batch_size, 1, device), training, device)

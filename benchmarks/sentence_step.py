@@ -141,6 +141,7 @@ def build_ours(
         learning_rate=3e-5,
         weight_decay=0.0,
         lr_schedule="linear",
+        warmup_steps=0,
         mixed_precision=task.precision,  # type: ignore[arg-type]
         report_to="none",
     )

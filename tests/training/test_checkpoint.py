@@ -289,6 +289,19 @@ def test_only_the_same_run_goes_on():
         check_same_run(saved, {"num_processes": 2, "options": {"seed": 1, "learning_rate": 0.2, "new": 5}})
 
 
+def test_states_of_releases_with_fewer_options_go_on():
+    """They name no feature store, and rates that were left open were those of all layers."""
+    rates = {"text_learning_rate": None, "modality_learning_rate": None}
+    saved = {"num_processes": 1, "options": {"learning_rate": 0.1, **rates}}
+    new = {"features": "off", "feature_views": 1, "feature_dtype": None, "train_modality": False}
+    resolved = {"learning_rate": 0.1, "text_learning_rate": 0.1, "modality_learning_rate": 0.1}
+    check_same_run(saved, {"num_processes": 1, "options": {**resolved, **new, "tracker_project": "mine"}})
+    message = r"--features was 'off', is 'auto'; --text_learning_rate was 0\.1, is 0\.2"
+    with pytest.raises(CheckpointError, match=message):
+        changed = {"features": "auto", "text_learning_rate": 0.2}
+        check_same_run(saved, {"num_processes": 1, "options": {**resolved, **new, **changed}})
+
+
 @pytest.mark.parametrize(("saw", "number"), [(1, 0), (2, 1), (8, 0), (1, 1), (0, 0)])
 def test_a_resumed_process_gets_the_random_state_of_its_gpu(saw, number, tmp_path, monkeypatch):
     """Of the GPUs that the saving process saw; other GPUs than those may be there now."""

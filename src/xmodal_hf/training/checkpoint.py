@@ -25,7 +25,7 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,13 @@ _READ_ERRORS = (
 _FREE_OPTIONS = frozenset(
     (
         *("output_dir", "num_workers", "report_to", "checkpoint_steps", "keep_last", "resume", "max_bad_steps"),
-        *("dry_run", "eval_steps"),
+        *("dry_run", "eval_steps", "tracker_project"),
     )
 )
+# Options that states of earlier releases do not name, with what a run did then.
+_BEFORE: dict[str, Any] = {"features": "off", "feature_views": 1, "feature_dtype": None, "train_modality": False}
+# Rates that were left open in earlier states: those of `learning_rate`.
+_RATES = ("text_learning_rate", "modality_learning_rate")
 
 
 class CheckpointError(RuntimeError):
@@ -207,13 +211,17 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    """Raise a CheckpointError when a run (`num_processes`, `options`) would not go on as the one that saved a state."""
+    """Raise a CheckpointError when a run (`num_processes`, `options`) would not go on as the one that saved a state.
+
+    Options that an earlier release did not have count with the value that describes what it did.
+    """
     if state["num_processes"] != identity["num_processes"]:
         raise CheckpointError(
             f"the state was saved by {state['num_processes']} processes, this run has {identity['num_processes']}: "
             "batches and random states would differ; launch as many"
         )
-    saved, options = state["options"], identity["options"]
+    options = _completed(identity["options"], identity["options"])
+    saved = _completed(state["options"], options)
     changed = [
         f"--{name} was {saved.get(name)!r}, is {options.get(name)!r}"
         for name in sorted({*saved, *options} - _FREE_OPTIONS)
@@ -224,6 +232,13 @@ def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Non
             "this is not the run that saved the state: " + "; ".join(changed) + ". Resume with the same options, or "
             "start anew in another --output_dir"
         )
+
+
+def _completed(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return options with those of `names` that they lack as earlier releases had them, and without open rates."""
+    before = {name: value for name, value in _BEFORE.items() if name in names and name not in options}
+    rates = {name: options.get("learning_rate") for name in _RATES if name in options and options[name] is None}
+    return {**options, **before, **rates}
 
 
 class StateKeeper:

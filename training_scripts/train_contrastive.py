@@ -59,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     accelerator = build_accelerator(training)
     if training.dry_run:
-        accelerator.print(rehearse_pairs(accelerator, training, text, pairs, contrastive, sentence, lora))
+        accelerator.print(rehearse_pairs(accelerator, training, text, pairs, contrastive, sentence, lora, validation))
         return
     training, text = resolve_pair_defaults(training, text, contrastive, lora, pairs.modality)
     arguments = (training, validation, text, pairs, contrastive, sentence, lora)

@@ -46,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     accelerator = build_accelerator(training)
     if training.dry_run:
-        accelerator.print(rehearse_sentences(accelerator, training, text, sentence))
+        accelerator.print(rehearse_sentences(accelerator, training, text, sentence, validation))
         return
     training, text = resolve_sentence_defaults(training, text)
     arguments = (training, validation, text, sentence)

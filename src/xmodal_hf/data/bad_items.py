@@ -73,12 +73,16 @@ class BadItemLog:
         path: of the list, `bad_items.jsonl` beside the output of the run. Its folder must exist.
         total: number of items of the dataset.
         max_fraction: of `total`; one item more stops the run.
+        is_kept: whether the file outlives the run, so that messages may name it.
     """
 
-    def __init__(self, path: str | os.PathLike, *, total: int, max_fraction: float = 0.01) -> None:
+    def __init__(
+        self, path: str | os.PathLike, *, total: int, max_fraction: float = 0.01, is_kept: bool = True
+    ) -> None:
         self.path = Path(path)
         self.total = total
         self.max_fraction = max_fraction
+        self.is_kept = is_kept
         self._entries: dict[int, dict] = {}
         self._bytes_read = 0
 
@@ -133,7 +137,7 @@ class BadItemLog:
                 + ", ".join(f"{count} {reason}" for reason, count in reasons),
                 *shown[:_SHOWN],
                 *more,
-                f"All of them are in {self.path}.",
+                *([f"All of them are in {self.path}."] if self.is_kept else []),
             ]
         )
 

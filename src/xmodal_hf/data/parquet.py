@@ -47,6 +47,8 @@ def find_parquet(source: str, split: str) -> tuple[list[str], str | None]:
     """
     if source.endswith(_SUFFIX):
         builder = load_dataset_builder("parquet", data_files={DEFAULT: source})
+    elif os.path.isfile(source):
+        raise ValueError(f"only parquet files and tars can be streamed, not {source}: drop --streaming.")
     else:
         name, _, configuration = source.partition(":")
         builder = load_dataset_builder(name, configuration or None)

@@ -140,6 +140,8 @@ def _build(path: Path, suffix: str, **options: Any) -> Dataset:
     except DatasetGenerationError as error:
         lines = _malformed_lines(path) if suffix == ".jsonl" else ""
         raise ValueError(f"{path} cannot be read: {lines or error.__cause__}") from error
+    except pa.ArrowInvalid as error:  # of a parquet file whose footer is damaged
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _from_rows(rows: list[dict[str, Any]], path: Path) -> Dataset:

@@ -343,7 +343,8 @@ def _bad_item_log(
     with accelerator.main_process_first():
         if accelerator.is_main_process and not goes_on(path.parent, training.resume):
             path.unlink(missing_ok=True)
-    return BadItemLog(path, total=len(table), max_fraction=pairs.max_bad_fraction)
+    # A dry run has a folder of its own, which is removed.
+    return BadItemLog(path, total=len(table), max_fraction=pairs.max_bad_fraction, is_kept=not training.dry_run)
 
 
 def sentence_stream(

@@ -2,6 +2,11 @@
 
 Operations and memory for activations grow with the number of items and are scaled from a few of them to the batch; the
 loss itself, a product of two (N, D) matrices, is left out (0.1 % of the towers' operations at N = 4096, ViT-B/32).
+
+Rule: only what cannot be reached is made up, which is a file or folder that is not there, a name that the Hub does not
+have, and a Hub that does not answer. Data that are there are read as the run reads them: a column or split that they do
+not have, a file that cannot be read and an item that cannot be used (by `--on_bad_item` and `--max_bad_fraction`) end a
+dry run with the error that would end the run. Nothing is written into the output folder.
 """
 
 from __future__ import annotations
@@ -9,26 +14,31 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, Image
-from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub.errors import HFValidationError
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from PIL import Image as PillowImage
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
-from ..commands import format_size
+from ..commands import check_sources, format_size, one_line
 from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items
+from ..data.exclusion import evaluation_keys
 from ..data.files import AUDIO_CELL
+from ..data.sources import BUILT_IN
 from ..objectives import Batch
 from .arguments import (
     ContrastiveArguments,
@@ -37,11 +47,13 @@ from .arguments import (
     SentenceArguments,
     TextModelArguments,
     TrainingArguments,
+    ValidationArguments,
 )
 from .batches import load_pair_table, load_sentence_table
 from .defaults import resolve_pair_defaults, resolve_sentence_defaults
 from .loop import TrainingStep
 from .phases import Phase, build_pair_phase, build_sentence_phase
+from .validation import build_validation
 
 # Items of the measured step: enough that weights and launches do not decide, few enough for two cores.
 DRY_RUN_ITEMS = 4
@@ -51,9 +63,9 @@ _SOUND_SECONDS, _SOUND_HZ = 10.0, 48_000  # AudioSet's clips, LAION-CLAP's rate
 _IMAGE_PIXELS = 256
 # fp32 weights, gradients and AdamW's two moments, in bytes a parameter.
 _BYTES_TRAINED, _BYTES_FROZEN = 16, 4
-# What `datasets` and huggingface_hub raise where there is no such place or no network. Any other error of the data, as
-# that of a misspelt column, is one that the run would have.
-_UNREACHABLE = (OSError, DatasetNotFoundError, HFValidationError)
+# What readers raise for an address or a repository that does not answer; local sources are looked for before that.
+_NOT_ANSWERED = (OSError, HTTPError, HfHubHTTPError)
+_NO_DATA = (DataFilesNotFoundError, EmptyDatasetError)  # of a repository that is there
 _MADE_UP_DATA = "the data cannot be reached"
 # Architectures that the recipes name, for machines that do not reach the Hub: facts of their published configs. What is
 # not said here is transformers' default.
@@ -105,15 +117,31 @@ class DryRun:
 
 
 def rehearse_sentences(
-    accelerator: Accelerator, training: TrainingArguments, text: TextModelArguments, sentence: SentenceArguments
+    accelerator: Accelerator,
+    training: TrainingArguments,
+    text: TextModelArguments,
+    sentence: SentenceArguments,
+    validation: ValidationArguments | None = None,
 ) -> DryRun:
-    """Measure a step of phase 1."""
+    """Measure a step of phase 1.
+
+    Args:
+        accelerator, training, text, sentence: of the run.
+        validation: measurements during the run, whose data are loaded and checked where they can be reached.
+
+    Raises:
+        ValueError: what the data hold is not what the options say, as in the run.
+    """
     notes: list[str] = []
     text, _ = stand_ins(text, None, notes)
+    training = _without_unreachable_exclusions(training, notes)
     training, text = resolve_sentence_defaults(training, text)
     table = _sentences(sentence, training, notes)
-    phase = build_sentence_phase(accelerator, small_options(training), text, sentence, table)
-    return measure_step(accelerator, phase, training, _num_items(table, training, notes), notes)
+    num_items = _num_items(table, training, notes)
+    with _own_folder(small_options(training)) as small:
+        phase = build_sentence_phase(accelerator, small, text, sentence, table)
+        _check_validation(accelerator, small, validation, phase, None, notes)
+        return measure_step(accelerator, phase, training, num_items, notes)
 
 
 def rehearse_pairs(
@@ -124,33 +152,79 @@ def rehearse_pairs(
     contrastive: ContrastiveArguments,
     sentence: SentenceArguments,
     lora: LoraArguments,
+    validation: ValidationArguments | None = None,
 ) -> DryRun:
-    """Measure a step of phase 2, alone or joint; items that cannot be used are treated as the run treats them.
+    """Measure a step of phase 2, alone or joint.
+
+    Args:
+        accelerator, training, text, pairs, contrastive, sentence, lora: of the run.
+        validation: as in `rehearse_sentences`.
 
     Raises:
-        ValueError: the data are there and the options do not fit them.
-        TooManyBadItemsError: more of the step's items than `--max_bad_fraction` of the data cannot be used.
-        BadItemError: one of them, with `--on_bad_item error`.
+        ValueError: what the data hold is not what the options say, as in the run.
+        BadItemError: an item of the step cannot be used, with `--on_bad_item error`.
+        TooManyBadItemsError: more of them than `--max_bad_fraction` of the data.
     """
     notes: list[str] = []
     text, stand_in = stand_ins(text, contrastive, notes)
     assert stand_in is not None
+    training = _without_unreachable_exclusions(training, notes)
     training, text = resolve_pair_defaults(training, text, stand_in, lora, pairs.modality)
-    table = load_or_make(lambda: load_pair_table(pairs, training.exclude_texts), pairs.modality, notes)
+    table = _pairs(pairs, training, notes)
     num_items = _num_items(table, training, notes)
+    if isinstance(table, Dataset) and len(pairs.dataset) > 1:  # made up: a single table
+        pairs = dataclasses.replace(pairs, dataset=pairs.dataset[:1], dataset_weights=None)
     if stand_in.sentence_batch_size is not None:  # in proportion
         items = small_options(training).batch_size * stand_in.sentence_batch_size / training.batch_size
         stand_in = dataclasses.replace(stand_in, sentence_batch_size=max(1, round(items)))
     least = max(_MADE_UP_ROWS, stand_in.sentence_batch_size or 0)
     sentences = _sentences(sentence, training, notes, least) if sentence.is_given else None
-    small = small_options(training)
-    with TemporaryDirectory() as folder:  # for the list of items that cannot be used: a rehearsal leaves nothing
-        small = dataclasses.replace(small, output_dir=folder, resume=None)
+    with _own_folder(small_options(training)) as small:
         phase = build_pair_phase(
             accelerator, small, text, pairs, stand_in, sentence, lora, table=table, sentences=sentences
         )
-        run = measure_step(accelerator, phase, training, num_items, notes)
-        return dataclasses.replace(run, notes=(*run.notes, *_note_of_bad_items(folder)))
+        _check_validation(accelerator, small, validation, phase, pairs, notes)
+        report = measure_step(accelerator, phase, training, num_items, notes)
+        return dataclasses.replace(report, notes=(*report.notes, *_skipped_items(Path(small.output_dir))))
+
+
+@contextmanager
+def _own_folder(training: TrainingArguments) -> Iterator[TrainingArguments]:
+    """Give the options with an output folder that is removed afterwards: for the list of unusable items."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield dataclasses.replace(training, output_dir=folder, resume=None)
+
+
+def _skipped_items(folder: Path) -> list[str]:
+    reasons = count_bad_items(folder / BAD_ITEMS_NAME)
+    if not reasons:
+        return []
+    shown = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    return [f"items of the measured step that cannot be used, and that the run will skip: {shown}"]
+
+
+def _check_validation(
+    accelerator: Accelerator,
+    training: TrainingArguments,
+    validation: ValidationArguments | None,
+    phase: Phase,
+    pairs: PairArguments | None,
+    notes: list[str],
+) -> None:
+    """Check the data of the measurements, as the run does before its first step; what is out of reach is noted."""
+    if validation is None or validation.eval_steps is None:
+        return
+    sources = {"--eval_sts": validation.eval_sts, "--eval_dataset": validation.eval_dataset}
+    if pairs is not None and validation.eval_split is not None and validation.eval_dataset is None:
+        sources["--dataset"] = pairs.dataset[0]
+    measurements, note = _reached(
+        lambda: build_validation(accelerator, training, validation, phase.processor, pairs),
+        [(option, source) for option, source in sources.items() if source is not None],
+    )
+    if measurements is None:
+        notes.append(f"the data of the measurements cannot be reached ({note}): they are not checked")
+    else:
+        measurements.rehearse(phase.model)
 
 
 def small_options(training: TrainingArguments) -> TrainingArguments:
@@ -211,14 +285,16 @@ def stand_ins(
 
     Raises:
         ValueError: for one that is neither reachable nor known here.
+        OSError: `--model` cannot be reached: nothing can stand in for its towers, projections and processor.
     """
     if text.text_model is not None and not _is_reachable(text.text_model):
         text = dataclasses.replace(text, text_model=None, text_config=_known_config(text.text_model, "text", notes))
-    if text.tokenizer is not None and not _is_reachable(text.tokenizer):
+    if text.tokenizer is not None and not _is_reachable(text.tokenizer, AutoTokenizer):
         notes.append(f"tokenizer {text.tokenizer} cannot be reached: one trained on the texts at hand stands in")
         text = dataclasses.replace(text, tokenizer=None)
     if contrastive is None:
         return text, None
+    check_sources([("--model", "model", contrastive.model)])
     for kind in ("image", "audio"):
         source = getattr(contrastive, f"{kind}_model")
         if source is not None and not _is_reachable(source):
@@ -232,19 +308,47 @@ def stand_ins(
 
 def load_or_make(
     load: Callable[[], Any],
+    sources: Sequence[tuple[str, str]],
     kind: Literal["image", "audio", "sentences", "triplets"],
     notes: list[str],
     num_rows: int = _MADE_UP_ROWS,
 ) -> Any:
-    """Return what `load` returns; where there is no such file or repository, made-up rows of the same shape.
+    """Return what `load` returns; where a source cannot be reached, made-up rows of the same shape.
 
-    Raises:
-        ValueError: what `load` says of data that are there: a column that is not, no such split.
+    Args:
+        load: reads the data as the run does. Any error of data that are there is raised.
+        sources: options and the names that they give: files, folders, addresses or Hub ids.
+        kind: of the rows.
+        notes: get a line where rows are made up.
+        num_rows: to make up.
     """
+    table, note = _reached(load, sources)
+    if note is None:
+        return table
+    notes.append(f"{_MADE_UP_DATA} ({note}): made-up {kind} stand in")
+    return _made_up_table(kind, num_rows)
+
+
+def _reached(load: Callable[[], Any], sources: Sequence[tuple[str, str]]) -> tuple[Any, str | None]:
+    """Return what `load` returns and None; or None, and why one of the sources cannot be reached."""
     try:
-        return load()
-    except _UNREACHABLE as error:
-        notes.append(f"{_MADE_UP_DATA} ({str(error).splitlines()[0]}): made-up {kind} stand in")
+        check_sources((option, "dataset", source) for option, source in sources)
+    except OSError as error:
+        return None, one_line(str(error))
+    try:
+        return load(), None
+    except _NOT_ANSWERED as error:
+        is_here = all(_is_on_this_machine(source) for _, source in sources)
+        if is_here or isinstance(error, _NO_DATA):
+            raise
+        return None, one_line(str(error))
+
+
+def _is_on_this_machine(source: str) -> bool:
+    return source in BUILT_IN or Path(source).expanduser().exists()
+
+
+def _made_up_table(kind: Literal["image", "audio", "sentences", "triplets"], num_rows: int) -> Dataset:
     generator = np.random.default_rng(0)
     texts = [_made_up_text(generator) for _ in range(3 * num_rows)]
     if kind == "sentences":
@@ -260,24 +364,37 @@ def load_or_make(
     return table.cast_column(kind, Image(decode=False) if kind == "image" else AUDIO_CELL)
 
 
+def _pairs(pairs: PairArguments, training: TrainingArguments, notes: list[str]) -> Any:
+    """The pairs; where one of several sources cannot be reached, made-up ones, after the others have been read."""
+    sources = [("--dataset", source) for source in pairs.dataset]
+    reachable = [source for source in sources if _reached(lambda: None, [source])[1] is None]
+    if 0 < len(reachable) < len(sources):
+        for _, source in reachable:
+            one = dataclasses.replace(pairs, dataset=[source], dataset_weights=None)
+            _reached(partial(load_pair_table, one, training.exclude_texts), [("--dataset", source)])
+    return load_or_make(lambda: load_pair_table(pairs, training.exclude_texts), sources, pairs.modality, notes)
+
+
 def _sentences(
     sentence: SentenceArguments, training: TrainingArguments, notes: list[str], num_rows: int = _MADE_UP_ROWS
 ) -> Dataset:
-    kind: Literal["sentences", "triplets"] = "sentences" if sentence.triplets is None else "triplets"
+    option: Literal["sentences", "triplets"] = "sentences" if sentence.triplets is None else "triplets"
 
     def load() -> Dataset:
         return load_sentence_table(sentence, training.seed, training.exclude_texts)
 
-    return load_or_make(load, kind, notes, num_rows)
+    return load_or_make(load, [(f"--{option}", getattr(sentence, option))], option, notes, num_rows)
 
 
-def _note_of_bad_items(folder: str) -> list[str]:
-    """Return what is said of the items of the measured step that cannot be used; nothing where all can."""
-    reasons = count_bad_items(Path(folder) / BAD_ITEMS_NAME)
-    if not reasons:
-        return []
-    listed = ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
-    return [f"items of the measured step that cannot be used, and that the run will skip: {listed}"]
+def _without_unreachable_exclusions(training: TrainingArguments, notes: list[str]) -> TrainingArguments:
+    kept = []
+    for source in training.exclude_texts:
+        _, note = _reached(partial(evaluation_keys, [source]), [("--exclude_texts", source)])
+        if note is None:
+            kept.append(source)
+        else:
+            notes.append(f"the texts to leave out cannot be reached ({note}): those of {source} are not left out")
+    return dataclasses.replace(training, exclude_texts=kept)
 
 
 def _num_items(table: Any, training: TrainingArguments, notes: list[str]) -> int:
@@ -299,11 +416,16 @@ def _known_config(source: str, kind: str, notes: list[str]) -> str:
     return json.dumps(_KNOWN_CONFIGS[source])
 
 
-def _is_reachable(source: str) -> bool:
+def _is_reachable(source: str, kind: Any = AutoConfig) -> bool:
+    """Whether a model or tokenizer is there; what is wrong with one that is shows when it is loaded."""
     try:
-        AutoConfig.from_pretrained(source)
-    except (*_UNREACHABLE, ValueError):  # a model type that transformers does not know, too
+        check_sources([("", "model", source)])
+        if not _is_on_this_machine(source):
+            kind.from_pretrained(source)
+    except _NOT_ANSWERED:
         return False
+    except ValueError:  # an answer, of which its loader makes more
+        return True
     return True
 
 

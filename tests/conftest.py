@@ -5,9 +5,12 @@ unless they are folders or tokenizers, which nobody changes.
 """
 
 import copy
+import importlib.util
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +128,18 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def interpreters() -> Iterator[Any]:
+    """The server of `interpreter_server.py`: new Python processes that have imported the large packages already."""
+    name = "interpreter_server"
+    specification = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
+    specification.loader.exec_module(module)
+    with module.running_server() as server:
+        yield server
 
 
 def _build_config(

@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import pickle
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,16 +143,16 @@ def test_workers_and_processes_see_the_same_items_and_share_the_list(damaged, tm
 
 
 @pytest.mark.slow
-def test_two_processes_under_torchrun_with_two_workers_each(damaged, processor, tmp_path):
+def test_two_processes_under_torchrun_with_two_workers_each(interpreters, damaged, processor, tmp_path):
     """The training stream itself, over gloo: pictures keep their captions, and each bad item is listed once."""
     dataset, bad = damaged
     (tmp_path / "rows.pkl").write_bytes(pickle.dumps(dataset))  # `save_to_disk` would open the missing files
     processor.save_pretrained(tmp_path / "processor")
     (tmp_path / "bad_items.jsonl").write_text('{"index": 0, "reason": "of an earlier run"}\n')
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(Path(__file__).with_name("bad_items_worker.py")), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    worker = Path(__file__).with_name("bad_items_worker.py")
+    done = interpreters.run([*launcher, worker, tmp_path], environment=environment, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     shards = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     assert [len(shard) for shard in shards] == [60, 60]

@@ -2,17 +2,17 @@
 
 import importlib.util
 import os
-import subprocess
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 WORKER = Path(__file__).with_name("loss_worker.py")
-SOURCE = Path(__file__).parents[2] / "src"
 TIMEOUT_SECONDS = 300
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -31,34 +31,28 @@ SEVERAL = [(world_size, split) for world_size, split in SPLITS if world_size > 1
 
 
 @pytest.fixture(scope="session")
-def results_of(tmp_path_factory):
+def results_of(interpreters, tmp_path_factory):
     """What the processes of a world size saved, by rank; each world size is started once."""
     known: dict[int, list[dict]] = {}
 
     def results(world_size: int) -> list[dict]:
         if world_size not in known:
-            known[world_size] = run_processes(tmp_path_factory.mktemp(f"world{world_size}"), world_size)
+            known[world_size] = run_processes(interpreters, tmp_path_factory.mktemp(f"world{world_size}"), world_size)
         return known[world_size]
 
     return results
 
 
-def run_processes(folder: Path, world_size: int) -> list[dict]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SOURCE)}
+def run_processes(interpreters: Any, folder: Path, world_size: int) -> list[dict]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder), str(rank), str(world_size)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
+        interpreters.start([WORKER, folder, rank, world_size], environment=environment) for rank in range(world_size)
     ]
     try:
-        errors = [process.communicate(timeout=TIMEOUT_SECONDS)[1] for process in processes]
+        errors = [process.communicate(TIMEOUT_SECONDS)[1] for process in processes]
     finally:
         for process in processes:
-            process.kill()
+            process.send_signal(signal.SIGKILL)
     assert all(process.returncode == 0 for process in processes), "\n".join(errors)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world_size)]
 

@@ -4,8 +4,6 @@ import json
 import os
 import pickle
 import resource
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -352,10 +350,11 @@ def test_opening_reads_the_manifest_only(image_side, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_writes(image_text_folder, pictures, tmp_path):
-    worker = [str(Path(__file__).with_name("extraction_worker.py")), str(image_text_folder), str(pictures)]
+def test_two_processes_write_what_one_writes(interpreters, image_text_folder, pictures, tmp_path):
+    worker = [Path(__file__).with_name("extraction_worker.py"), image_text_folder, pictures]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for name, launcher in (("one", []), ("two", torchrun)):
-        command = [sys.executable, *launcher, *worker, str(tmp_path / name)]
-        subprocess.run(command, check=True, env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+        done = interpreters.run([*launcher, *worker, tmp_path / name], environment=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
     assert contents(tmp_path / "two") == contents(tmp_path / "one") and len(contents(tmp_path / "one")) == 7 + 3

@@ -1,8 +1,6 @@
 """Running the real scripts on small made data."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,21 +27,16 @@ def tower_configs():
 
 @pytest.fixture(scope="session")
 def script_command():
-    """Build a command: (script, *options, launcher) -> list of str."""
-
-    def build(script, *options, launcher=(sys.executable,)):
-        return [*launcher, str(SCRIPTS / script), *map(str, options)]
-
-    return build
+    """Build a command for `interpreters`: (script, *options) -> list of str."""
+    return lambda script, *options: [str(SCRIPTS / script), *map(str, options)]
 
 
 @pytest.fixture(scope="session")
-def run_script(script_command):
+def run_script(interpreters, script_command):
     """Run a script to its end: -> CompletedProcess, whose standard error is shown when it fails unexpectedly."""
 
-    def run(script, *options, launcher=(sys.executable,), returncode=0, env=None):
-        command = script_command(script, *options, launcher=launcher)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=env)
+    def run(script, *options, returncode=0):
+        done = interpreters.run(script_command(script, *options), timeout=300)
         assert done.returncode == returncode, done.stderr[-4000:]
         return done
 

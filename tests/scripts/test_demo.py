@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,22 +11,22 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
-def run_demo(folder: Path, *options: str) -> Path:
+def run_demo(interpreters, folder: Path, *options: str) -> Path:
     """A working folder in which the demo ran; its results are where `make` leaves them."""
-    command = [sys.executable, str(ROOT / "training_scripts" / "run_demo.py"), "--max_steps", "2", *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    command = [ROOT / "training_scripts" / "run_demo.py", "--max_steps", "2", *options]
+    done = interpreters.run(command, folder=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
 @pytest.fixture(scope="module")
-def demo_folder(tmp_path_factory):
-    return run_demo(tmp_path_factory.mktemp("demo"))
+def demo_folder(interpreters, tmp_path_factory):
+    return run_demo(interpreters, tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
-def audio_results(tmp_path_factory):
-    return run_demo(tmp_path_factory.mktemp("demo_audio"), "--modality", "audio") / "outputs/demo_audio"
+def audio_results(interpreters, tmp_path_factory):
+    return run_demo(interpreters, tmp_path_factory.mktemp("demo_audio"), "--modality", "audio") / "outputs/demo_audio"
 
 
 def check_results(folder: Path, modality: str, num_items: int, top_k: int) -> dict:
@@ -70,14 +68,14 @@ def readme_code(containing: str) -> str:
     return block
 
 
-def test_the_code_of_the_readme_runs_as_shown(demo_folder):
+def test_the_code_of_the_readme_runs_as_shown(interpreters, demo_folder):
     code = readme_code("AutoProcessor.from_pretrained")
     assert len(code.splitlines()) <= 12
-    done = subprocess.run([sys.executable, "-c", code], cwd=demo_folder, capture_output=True, text=True, timeout=300)
+    done = interpreters.run(["-c", code], folder=demo_folder)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(eval(done.stdout)) == 2
 
 
-def test_the_loss_example_of_the_readme_runs_as_shown():
-    done = subprocess.run([sys.executable, "-c", readme_code("clip_loss")], capture_output=True, text=True, timeout=300)
+def test_the_loss_example_of_the_readme_runs_as_shown(interpreters):
+    done = interpreters.run(["-c", readme_code("clip_loss")])
     assert done.returncode == 0, done.stderr[-3000:]

@@ -3,8 +3,6 @@
 import copy
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -309,14 +307,13 @@ def test_the_cache_folder_is_used_again(main, image_text_folder, pictures, tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_embed_and_one_measures(image_text_folder, pictures, sts_data, tmp_path):
+def test_two_processes_embed_and_one_measures(interpreters, image_text_folder, pictures, sts_data, tmp_path):
     tasks = ["--tasks", "sts,sts_text_tower,retrieval,zero_shot,representation", "--sts_data", sts_data]
     tasks += ["--pairs", pictures, "--zero_shot_data", pictures, "--label_column", "kind", "--prompts", "photo"]
     options = ["--model", image_text_folder, *tasks, "--num_resamples", 5, "--batch_size", 2, "--device", "cpu"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for name, launcher in (("one", []), ("two", torchrun)):
-        command = [sys.executable, *launcher, SCRIPT, *options, "--output_dir", tmp_path / name]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
+        done = interpreters.run([*launcher, SCRIPT, *options, "--output_dir", tmp_path / name])
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("results.json") == 1  # one measures
     one, two = results_of(tmp_path / "one"), results_of(tmp_path / "two")
@@ -324,8 +321,7 @@ def test_two_processes_embed_and_one_measures(image_text_folder, pictures, sts_d
     for task in one.keys() - {"meta"}:
         assert two[task] == pytest.approx(one[task], rel=1e-4, abs=1e-4), task
     # An error of the main process ends the others too.
-    command = [sys.executable, *torchrun, SCRIPT, "--model", sts_data.parent / "nothing", *options[2:]]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
+    done = interpreters.run([*torchrun, SCRIPT, "--model", sts_data.parent / "nothing", *options[2:]])
     assert done.returncode != 0
 
 

@@ -18,20 +18,19 @@ GLOBAL_BATCH, STEPS = 8, 5
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def launch(worker, *options, processes, **environment):
+def launch(interpreters, worker, *options, processes, **environment):
     """Run a worker; in two processes under torchrun with gloo."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    launcher = torchrun if processes == 2 else [sys.executable]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = torchrun if processes == 2 else []
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **environment}
-    command = [*launcher, str(worker), *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    done = interpreters.run([*launcher, worker, *options], environment=environment)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def launch_all(cases, path, processes):
+def launch_all(interpreters, cases, path, processes):
     """Run all cases one after the other."""
     path.write_text(json.dumps([[str(option) for option in case] for case in cases]), encoding="utf-8")
-    launch(WORKER, path, processes=processes)
+    launch(interpreters, WORKER, path, processes=processes)
 
 
 def check_same_weights(folder, expected_folder):
@@ -70,14 +69,14 @@ def cases(image_rows, sentence_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(cases, tmp_path):
+def test_two_processes_train_as_one(interpreters, cases, tmp_path):
     for processes in (1, 2):
         cases["cyclip"] += ["--features", tmp_path / f"features{processes}"]  # of the frozen tower; the last one counts
         runs = [
             [*case, "--batch_size", GLOBAL_BATCH // processes, "--output_dir", tmp_path / f"{name}{processes}"]
             for name, case in cases.items()
         ]
-        launch_all(runs, tmp_path / "cases.json", processes)
+        launch_all(interpreters, runs, tmp_path / "cases.json", processes)
     for name in cases:
         logs = [(tmp_path / f"{name}{processes}" / "train_log.jsonl").read_text("utf-8") for processes in (1, 2)]
         assert all(len(log.splitlines()) == STEPS for log in logs)
@@ -90,7 +89,7 @@ def test_two_processes_train_as_one(cases, tmp_path):
 
 
 @pytest.mark.slow
-def test_sharded_training_with_the_fsdp_config(cases, tmp_path):
+def test_sharded_training_with_the_fsdp_config(interpreters, cases, tmp_path):
     """Under FSDP 2, resumed once from its sharded state, as in one process."""
     config = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text(encoding="utf-8"))["fsdp_config"]
     environment = {
@@ -98,6 +97,7 @@ def test_sharded_training_with_the_fsdp_config(cases, tmp_path):
     }
     _, *options = cases["clip"]
     launch_all(
+        interpreters,
         [["train_contrastive.py", *options, "--batch_size", GLOBAL_BATCH, "--output_dir", tmp_path / "one"]],
         tmp_path / "c.json",
         1,
@@ -105,18 +105,19 @@ def test_sharded_training_with_the_fsdp_config(cases, tmp_path):
     options += ["--batch_size", GLOBAL_BATCH // 2, "--output_dir", tmp_path / "two", "--checkpoint_steps", 3]
     for resume in ([], ["--resume", "auto"]):
         (tmp_path / "two" / "model.safetensors").unlink(missing_ok=True)
-        launch(SHARDED_WORKER, *options, *resume, processes=2, ACCELERATE_USE_FSDP="true", **environment)
+        launch(interpreters, SHARDED_WORKER, *options, *resume, processes=2, ACCELERATE_USE_FSDP="true", **environment)
         check_same_weights(tmp_path / "two", tmp_path / "one")
     assert (tmp_path / "two" / "checkpoints" / "step_00000003" / "pytorch_model_fsdp_0").is_dir()  # sharded
 
 
-def test_sharded_training_with_the_deepspeed_config(cases, tmp_path):
+def test_sharded_training_with_the_deepspeed_config(interpreters, cases, tmp_path):
     """Under ZeRO stage 2, resumed once, as in one process, gradients clipped."""
     # No dependency: it is built where it is installed (pip install wheel deepspeed), and few train with it.
     pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
     _, *options = cases["clip"]
     options += ["--max_grad_norm", 0.1]
     launch_all(
+        interpreters,
         [["train_contrastive.py", *options, "--batch_size", GLOBAL_BATCH, "--output_dir", tmp_path / "one"]],
         tmp_path / "c.json",
         1,

@@ -2,8 +2,8 @@
 
 import json
 import signal
-import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -47,9 +47,8 @@ def training(script_command, options, folder):
     return script_command("train_contrastive.py", *options, *length, "--output_dir", folder, "--resume", "auto")
 
 
-def kill_when(command, condition):
-    """Start a run and kill it as soon as a condition holds."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def kill_when(process, condition):
+    """Kill a run as soon as a condition holds."""
     deadline = time.monotonic() + 600  # against hanging for ever; machines may be slow
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1][-3000:]
@@ -90,28 +89,29 @@ def check_same_end(folder: Path, expected: Path, weights: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["joint", "lora", "streaming"])
-def test_killed_and_resumed(kind, request, script_command, tmp_path):
+def test_killed_and_resumed(kind, request, script_command, interpreters, tmp_path):
     options = request.getfixturevalue("options" if kind == "joint" else f"{kind}_options")
     weights = "adapter_model.safetensors" if kind == "lora" else "model.safetensors"
     left_alone, killed = tmp_path / "left_alone", tmp_path / "killed"
-    subprocess.run(training(script_command, options, left_alone), check=True, capture_output=True)
+    interpreters.run(training(script_command, options, left_alone)).check_returncode()
     assert number_of_lines(left_alone / "train_log.jsonl") == STEPS
 
     command = training(script_command, options, killed)
+    start = partial(interpreters.start, command)
     states = killed / "checkpoints"
-    kill_when(command, lambda: number_of_lines(killed / "train_log.jsonl") == EVERY + 3)  # between two states
+    kill_when(start(), lambda: number_of_lines(killed / "train_log.jsonl") == EVERY + 3)  # between two states
     assert [path.name for path in states.iterdir()] == [f"step_{EVERY:08d}"]
-    kill_when(command, lambda: (states / f"step_{3 * EVERY:08d}.tmp").is_dir())  # while a state is being written
-    kill_when(command, lambda: (states / f"step_{4 * EVERY:08d}").is_dir())  # just after one
-    subprocess.run(command, check=True, capture_output=True)
+    kill_when(start(), lambda: (states / f"step_{3 * EVERY:08d}.tmp").is_dir())  # while a state is being written
+    kill_when(start(), lambda: (states / f"step_{4 * EVERY:08d}").is_dir())  # just after one
+    interpreters.run(command).check_returncode()
     check_same_end(killed, left_alone, weights)
     assert sorted(path.name for path in states.glob("step_*")) == [f"step_{n * EVERY:08d}" for n in (5, 6)]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop(number, status, script_command, options, tmp_path):
+def test_asked_to_stop(number, status, script_command, options, interpreters, tmp_path):
     command = training(script_command, options, tmp_path)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = interpreters.start(command)
     while number_of_lines(tmp_path / "train_log.jsonl") < 2:
         assert process.poll() is None, process.communicate()[1][-3000:]
         time.sleep(0.01)
@@ -123,7 +123,7 @@ def test_asked_to_stop(number, status, script_command, options, tmp_path):
     assert (tmp_path / "checkpoints" / f"step_{steps:08d}" / "state.json").is_file()
 
 
-def test_another_run_is_not_resumed(run_script, script_command, options, tmp_path):
+def test_another_run_is_not_resumed(run_script, options, tmp_path):
     run_script("train_contrastive.py", *options, "--max_steps", 2, "--checkpoint_steps", 2, "--output_dir", tmp_path)
     changed = ["--max_steps", 3, "--seed", 5, "--output_dir", tmp_path, "--resume", "auto"]
     done = run_script("train_contrastive.py", *options, *changed, returncode=2)

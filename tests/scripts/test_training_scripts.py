@@ -34,17 +34,6 @@ AUDIO = '{"model_type": "audio-spectrogram-transformer", "hidden_size": 24, "num
 SHORT = ["--max_steps", "2", "--batch_size", "4", "--vocab_size", "300", "--max_length", "8"]
 
 
-def run(script, *args, launcher=(sys.executable,)):
-    command = [*launcher, str(SCRIPTS / script), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
-def run_well(script, *args, **kwargs):
-    done = run(script, *args, **kwargs)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
 def check_outputs(folder):
     """What every run leaves behind."""
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -63,12 +52,14 @@ def sentences(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def phase1(tmp_path_factory, sentences):
+def phase1(tmp_path_factory, sentences, script_command):
     """Phase 1 through `accelerate launch`, as the README has it."""
     folder = tmp_path_factory.mktemp("phase1")
-    launcher = (str(Path(sys.executable).parent / "accelerate"), "launch")
+    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch"]
     args = ["--sentences", sentences, "--text_config", TEXT, "--head", "mlp", "--pooling", "cls", *SHORT]
-    run_well("train_sentence_embedding.py", *args, "--output_dir", folder, launcher=launcher)
+    command = [*launcher, *script_command("train_sentence_embedding.py", *args, "--output_dir", folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -80,14 +71,14 @@ def test_phase_1_unsupervised(phase1):
     assert embeds.shape == (2, 16) and torch.allclose(embeds.norm(dim=1), torch.ones(2))
 
 
-def test_phase_1_supervised(tmp_path):
+def test_phase_1_supervised(run_script, tmp_path):
     triplets = tmp_path / "triplets.csv"
     with triplets.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["sent0", "sent1", "hard_neg"])
         writer.writerows([[f"a man number {i}", f"a person {i}", f"no man {i}"] for i in range(8)])
     folder = tmp_path / "out"
-    run_well(
+    run_script(
         "train_sentence_embedding.py",
         "--triplets",
         triplets,
@@ -118,7 +109,7 @@ def image_pairs(tmp_path_factory):
 @pytest.mark.parametrize(
     "objective", ["cyclip", *(pytest.param(name, marks=pytest.mark.slow) for name in ("clip", "siglip"))]
 )
-def test_phase_2_on_images(objective, phase1, image_pairs, tmp_path):
+def test_phase_2_on_images(objective, phase1, run_script, image_pairs, tmp_path):
     args = ["--dataset", image_pairs, "--text_model", phase1, "--image_config", IMAGE, "--image_size", "16"]
     args += ["--projection_dim", "8", "--objective", objective, "--augment", *SHORT]
     if objective == "cyclip":
@@ -131,7 +122,7 @@ def test_phase_2_on_images(objective, phase1, image_pairs, tmp_path):
             "--mixed_precision",
             "bf16",
         ]
-    done = run_well("train_contrastive.py", *args, "--output_dir", tmp_path)
+    done = run_script("train_contrastive.py", *args, "--output_dir", tmp_path)
     check_outputs(tmp_path)
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8"))
     rates = [recipe[name] for name in ("learning_rate", "text_learning_rate", "modality_learning_rate")]
@@ -144,7 +135,7 @@ def test_phase_2_on_images(objective, phase1, image_pairs, tmp_path):
 
 
 @pytest.mark.slow
-def test_somebodys_clip_gets_a_better_language_encoder(bpe_tokenizer, image_pairs, sentences, tmp_path):
+def test_somebodys_clip_gets_a_better_language_encoder(bpe_tokenizer, run_script, image_pairs, sentences, tmp_path):
     """A CLIPModel comes in, is trained jointly with sentences, and a small adapter comes out; or the merged model."""
     tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     text = CLIPTextConfig(vocab_size=64, max_position_embeddings=24, bos_token_id=2, eos_token_id=3, **tower)
@@ -154,11 +145,11 @@ def test_somebodys_clip_gets_a_better_language_encoder(bpe_tokenizer, image_pair
     CLIPProcessor(images, bpe_tokenizer).save_pretrained(tmp_path / "clip")
 
     args = ["--model", tmp_path / "clip", "--dataset", image_pairs, "--sentences", sentences, "--lora_rank", 2, *SHORT]
-    run_well("train_contrastive.py", *args, "--output_dir", tmp_path / "adapter")
+    run_script("train_contrastive.py", *args, "--output_dir", tmp_path / "adapter")
     files = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "processor_config.json"} <= files
     assert "model.safetensors" not in files
-    run_well("train_contrastive.py", *args, "--lora_merge", "--output_dir", tmp_path / "merged")
+    run_script("train_contrastive.py", *args, "--lora_merge", "--output_dir", tmp_path / "merged")
 
     processor = AutoProcessor.from_pretrained(tmp_path / "merged")
     inputs = processor(text=["a red picture"], images=[Image.new("RGB", (9, 9))], return_tensors="pt")
@@ -171,7 +162,7 @@ def test_somebodys_clip_gets_a_better_language_encoder(bpe_tokenizer, image_pair
 
 
 @pytest.mark.slow
-def test_phase_2_on_audio_from_scratch(tmp_path):
+def test_phase_2_on_audio_from_scratch(run_script, tmp_path):
     rows = []
     for index in range(8):
         wave = np.sin(np.arange(8000) * (0.05 + 0.01 * index)).astype("float32")
@@ -181,33 +172,54 @@ def test_phase_2_on_audio_from_scratch(tmp_path):
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     args = ["--dataset", path, "--modality", "audio", "--text_config", TEXT, "--audio_config", AUDIO]
     args += ["--max_seconds", "1", "--projection_dim", "8", "--report_to", "none", *SHORT]
-    run_well("train_contrastive.py", *args, "--output_dir", tmp_path / "out")
+    run_script("train_contrastive.py", *args, "--output_dir", tmp_path / "out")
     check_outputs(tmp_path / "out")
     assert isinstance(AutoModel.from_pretrained(tmp_path / "out"), AudioTextDualEncoder)
     AutoProcessor.from_pretrained(tmp_path / "out")
 
 
-def test_an_output_folder_that_cannot_be_made(sentences, tmp_path):
+def test_an_output_folder_that_cannot_be_made(run_script, sentences, tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("", encoding="utf-8")
-    done = run("train_sentence_embedding.py", "--sentences", sentences, "--output_dir", blocker / "out", *SHORT)
-    assert done.returncode != 0 and "cannot write to --output_dir" in done.stderr
+    options = ["--sentences", sentences, "--output_dir", blocker / "out", *SHORT]
+    done = run_script("train_sentence_embedding.py", *options, returncode=2)
+    assert "cannot write to --output_dir" in done.stderr
 
 
 # What takes seconds to import, and none of it is needed to print a manual.
 HEAVY = {"torch", "torchaudio", "datasets", "accelerate", "evaluate", "scipy", "sklearn", "matplotlib", "pandas"}
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.py")))
-def test_help_is_the_manual_and_imports_nothing_heavy(script):
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = ['{script}', '--help']\n"
-        f"try: runpy.run_path({str(SCRIPTS / script)!r}, run_name='__main__')\n"
-        "except SystemExit as stop: assert stop.code == 0\n"
-        f"heavy = {HEAVY | {'transformers.modeling_utils'}} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+HELP = f"""
+import contextlib, io, json, runpy, sys
+import xmodal_hf.commands  # what all scripts share
+printed = {{}}
+for path in sys.argv[1:]:
+    script = path.rpartition("/")[2]
+    sys.argv, output = [script, "--help"], io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output):
+            runpy.run_path(path, run_name="__main__")
+    except SystemExit as stop:
+        assert stop.code == 0
+    heavy = {HEAVY | {"transformers.modeling_utils"}} & set(sys.modules)
+    printed[script] = output.getvalue(), sorted(heavy)
+print(json.dumps(printed))
+"""
+ALL_SCRIPTS = sorted(path.name for path in SCRIPTS.glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def manuals():
+    """Script -> what it prints with --help, and what has been imported by then, by it and those before it."""
+    command = [sys.executable, "-c", HELP, *(str(SCRIPTS / name) for name in ALL_SCRIPTS)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"usage: {script}" in done.stdout
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("script", ALL_SCRIPTS)
+def test_help_is_the_manual_and_imports_nothing_heavy(script, manuals):
+    printed, heavy = manuals[script]
+    assert f"usage: {script}" in printed
+    assert heavy == []

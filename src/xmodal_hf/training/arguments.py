@@ -50,6 +50,10 @@ NEW_LAYERS_RATE, PRETRAINED_RATE, LORA_RATE = 5e-4, 5e-5, 5e-4
 # Tokens: of a text tower from scratch, CLIP's (Radford et al. 2021, section 2.4: 76 and the end of text); of phase 1,
 # SimCSE's (Gao et al. 2021, its published command).
 NEW_TOWER_LENGTH, SENTENCE_LENGTH = 77, 32
+# Of the clips of audio towers from scratch.
+NEW_TOWER_SECONDS = 10.0
+# As `MIN_SECONDS` and `MAX_VALUES` of `data`, at 48 kHz, which are not imported: --help answers without torch.
+_MIN_SECONDS, _MAX_SECONDS = 0.025, 2**28 // 48_000
 
 
 @dataclass
@@ -377,7 +381,11 @@ class ContrastiveArguments:
     audio_preset: Literal["clap", "wavcaps", "ast"] = option(
         "ast", "Log-mel settings of an audio tower from scratch: those of LAION-CLAP, WavCaps or AST."
     )
-    max_seconds: float = option(10.0, "Length of the clips that an audio tower from scratch sees.")
+    max_seconds: float | None = option(
+        None,
+        "Length of the clips that an audio tower from scratch sees. Default: 10. For a pretrained one its feature "
+        "extractor says it.",
+    )
     projection_dim: int = option(512, "Width of the shared space.")
     projection_type: Literal["linear", "mlp", "none"] = option("linear", "Projection of each tower.")
     modality_pooling: Literal["cls", "mean", "max", "pooler"] | None = option(
@@ -388,6 +396,9 @@ class ContrastiveArguments:
     cross_modal_weight: float = option(0.25, "CyCLIP: weight of the cross-modal consistency.")
 
     def __post_init__(self) -> None:
+        if self.max_seconds is not None and not _MIN_SECONDS <= self.max_seconds <= _MAX_SECONDS:
+            limits = f"{_MIN_SECONDS:g} and {_MAX_SECONDS:g} seconds"
+            raise ValueError(f"--max_seconds must lie between {limits}, got {self.max_seconds:g}")
         unknown = sorted(set(self.freeze) - {"text", "image", "audio"})
         if unknown:
             raise ValueError(f"--freeze takes text, image and audio, not {', '.join(unknown)}")

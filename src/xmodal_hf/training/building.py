@@ -43,12 +43,14 @@ from ..objectives import CrossModalObjective, SentenceObjective
 from .adapters import add_lora
 from .arguments import (
     NEW_TOWER_LENGTH,
+    NEW_TOWER_SECONDS,
     ContrastiveArguments,
     LoraArguments,
     SentenceArguments,
     TextModelArguments,
     check_trains_new_tower,
 )
+from .clip_lengths import check_new_audio_tower
 from .tokenizer import train_tokenizer
 from .towers import freeze_towers
 
@@ -196,7 +198,10 @@ def build_dual_encoder(
     if source is None:
         config_text = getattr(contrastive, f"{modality}_config")
         known = _input_sizes(contrastive, processor)
-        source = build_tower(config_from_json(modality, config_text, **known))
+        config = config_from_json(modality, config_text, **known)
+        if modality == "audio":
+            check_new_audio_tower(config, processor.feature_extractor, contrastive.max_seconds or NEW_TOWER_SECONDS)
+        source = build_tower(config)
     options: dict[str, Any] = {
         "projection_dim": contrastive.projection_dim,
         "projection_type": contrastive.projection_type,
@@ -295,8 +300,8 @@ def _input_sizes(contrastive: ContrastiveArguments, processor: ProcessorMixin) -
 def _build_feature_extractor(contrastive: ContrastiveArguments) -> SequenceFeatureExtractor:
     if contrastive.audio_model is not None:
         return AutoFeatureExtractor.from_pretrained(contrastive.audio_model)
-    preset = contrastive.audio_preset
+    preset, seconds = contrastive.audio_preset, contrastive.max_seconds or NEW_TOWER_SECONDS
     if preset == "ast":
-        num_frames = round(contrastive.max_seconds * _AST_FRAMES_PER_SECOND)
+        num_frames = round(seconds * _AST_FRAMES_PER_SECOND)
         return LogMelFeatureExtractor.from_preset(preset, num_frames=num_frames)
-    return LogMelFeatureExtractor.from_preset(preset, max_length_s=contrastive.max_seconds)
+    return LogMelFeatureExtractor.from_preset(preset, max_length_s=seconds)

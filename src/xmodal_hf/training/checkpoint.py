@@ -76,6 +76,8 @@ _FREE_OPTIONS = frozenset(
 _BEFORE: dict[str, Any] = {"features": "off", "feature_views": 1, "feature_dtype": None, "train_modality": False}
 # Rates that were left open in earlier states: those of `learning_rate`.
 _RATES = ("text_learning_rate", "modality_learning_rate")
+# What options were by default that have none now: the same run.
+_FORMER_DEFAULTS = {"max_seconds": 10.0}
 
 
 class CheckpointError(RuntimeError):
@@ -225,7 +227,7 @@ def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Non
     changed = [
         f"--{name} was {saved.get(name)!r}, is {options.get(name)!r}"
         for name in sorted({*saved, *options} - _FREE_OPTIONS)
-        if saved.get(name) != options.get(name)
+        if _option(saved, name) != _option(options, name)
     ]
     if changed:
         raise CheckpointError(
@@ -239,6 +241,11 @@ def _completed(options: Mapping[str, Any], names: Iterable[str]) -> dict[str, An
     before = {name: value for name, value in _BEFORE.items() if name in names and name not in options}
     rates = {name: options.get("learning_rate") for name in _RATES if name in options and options[name] is None}
     return {**options, **before, **rates}
+
+
+def _option(options: Mapping[str, Any], name: str) -> Any:
+    value = options.get(name)
+    return _FORMER_DEFAULTS.get(name) if value is None else value
 
 
 class StateKeeper:

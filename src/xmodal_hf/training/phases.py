@@ -28,6 +28,7 @@ from .building import (
     build_trained_dual_encoder,
     check_max_length,
 )
+from .clip_lengths import check_clip_length
 from .features import frozen_sides, open_features
 from .loop import text_sub_batches
 from .sharding import is_sharded
@@ -79,6 +80,8 @@ def build_pair_phase(
         raise ValueError("--lora_rank is for models that every process holds whole: drop FSDP or DeepSpeed")
     model = build_trained_dual_encoder(text, contrastive, lora, processor)
     check_max_length(model, processor.tokenizer, text)
+    if pairs.modality == "audio" and not is_sharded(accelerator):
+        check_clip_length(model, processor, contrastive, pairs)
     sub_batches = text_sub_batches(training, accelerator)
     cross_modal = build_cross_modal_objective(contrastive, sub_batches)
     freeze_unused_bias(model, cross_modal)

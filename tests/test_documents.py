@@ -119,6 +119,21 @@ def test_audio_study_sentence():
     )
 
 
+def test_retrieval_protocols_sentence():
+    distinct, plain = (read("benchmarks/results/retrieval_protocols.json")[name] for name in ("distinct", "plain"))
+    (there, here), (back, same) = (
+        (f"{distinct[name]:.2f}", f"{plain[name]:.2f}")
+        for name in ("text_to_image_recall@10", "image_to_text_recall@10")
+    )
+    words = re.sub(r"\s+", " ", (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8"))
+    assert (
+        f"{distinct['num_items']:,} pictures with {distinct['num_texts']:,} captions of which "
+        f"{distinct['num_distinct_texts']:,} are distinct, text-to-image recall@10 is {there} % under the distinct "
+        f"protocol and {here} % under the plain one, and image-to-text recall@10 is {back} % under both"
+    ) in words
+    assert back == same and float(here) > 3 * 100 * 10 / distinct["num_items"]  # well above chance
+
+
 def test_linked_files_exist():
     links = re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", README)
     assert links and all((ROOT / link).is_file() for link in links)

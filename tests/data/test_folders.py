@@ -262,3 +262,20 @@ def test_a_folder_of_something_else_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text("no json\n")
     with pytest.raises(ValueError, match="cannot be read"):
         load_pairs(tmp_path)
+
+
+@pytest.mark.parametrize("in_zip", [False, True])
+@pytest.mark.parametrize("ending", ["txt", "json"])
+def test_texts_beyond_the_size_limit_of_files_are_not_read(tmp_path, ending, in_zip, monkeypatch, caplog):
+    folder = tmp_path / "pictures"
+    fill(folder, "0.png", "1.png")
+    long = "a dog " * 200
+    (folder / f"0.{ending}").write_text(long if ending == "txt" else json.dumps({"caption": long}))
+    (folder / f"1.{ending}").write_text("a cat" if ending == "txt" else json.dumps({"caption": "a cat"}))
+    source = zipped(folder, tmp_path / "pictures.zip") if in_zip else folder
+    monkeypatch.setattr("xmodal_hf.data.local_files.MAX_FILE_BYTES", 1000)
+    pairs = load_pairs(source)
+    captions = dict(zip(pairs["id"], pairs["text"], strict=True))
+    (empty,), (found,) = ([text for key, text in captions.items() if f"{n}.png" in key] for n in (0, 1))
+    assert "dog" not in str(empty) and "a cat" in str(found)
+    assert f"0.{ending}" in caplog.text and "file too large" in caplog.text

@@ -325,3 +325,14 @@ def test_a_mark_of_byte_order_is_no_part_of_a_caption(tmp_path):
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     members = [("0.png", picture.getvalue()), ("0.txt", "zero".encode("utf-8-sig"))]
     assert load_pairs(write_tar(tmp_path / "a.tar", members))["text"][0] == ["zero"]
+
+
+@pytest.mark.parametrize("ending", ["txt", "json"])
+def test_captions_beyond_the_size_limit_of_files_are_not_read(tmp_path, samples, ending, monkeypatch, caplog):
+    picture = (tmp_path / "files" / "0.png").read_bytes() if (tmp_path / "files").exists() else b"picture"
+    long = b"a dog " * 20 if ending == "txt" else json.dumps({"caption": "a dog " * 20}).encode()
+    members = [("0.png", picture), (f"0.{ending}", long), ("1.png", picture), ("1.txt", b"a cat")]
+    monkeypatch.setattr("xmodal_hf.data.local_files.MAX_FILE_BYTES", 100)
+    pairs = load_pairs(write_tar(tmp_path / "large.tar", members))
+    assert pairs["text"][:] == [[], ["a cat"]]
+    assert f"0.{ending}" in caplog.text and "file too large" in caplog.text

@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 from datasets import Dataset, LargeList, List, Value, concatenate_datasets
 
 from .columns import TEXT_COLUMNS, TextColumns, media_names, shown
+from .errors import BadItemError
 from .formats import Modality, conversion, ending, is_readable, is_unreadable, left_out_note
+from .local_files import read_at_most, read_regular
 from .located import TABLE_FOLDERS, archive_members, find_places, locate
 from .splits import (
     ALL,
@@ -67,8 +69,15 @@ class FileTree:
         self.media = [name for name in self.names if is_readable(name, modality)]
 
     def read(self, name: str) -> bytes:
-        """The content of a file."""
-        return self._archive.read(name) if self.path.is_file() else (self.path / name).read_bytes()
+        """The content of a text beside the files; none, which is logged, where it is too large or no regular file."""
+        try:
+            if not self.path.is_file():
+                return read_regular(self.path / name)
+            with self._archive.open(name) as stream:
+                return read_at_most(stream, f"{self.path}: {name}")  # type: ignore[arg-type]
+        except BadItemError as error:
+            logger.warning("no caption is read from it: %s", error)
+            return b""
 
     def of_prefixes(self, prefixes: Iterable[str]) -> list[str]:
         """The pictures or sounds whose names begin with one of these."""

@@ -24,9 +24,11 @@ from datasets import Dataset, Features, Image, List, Value
 from datasets.exceptions import DatasetGenerationError
 
 from .columns import AUDIO_COLUMNS, IMAGE_COLUMNS, TextColumns
+from .errors import BadItemError
 from .files import AUDIO_CELL, read_range, tar_member
 from .formats import Modality, is_readable, is_unreadable, left_out_note
 from .layouts import TEXT_ENDINGS, captions_of_json, decoded_text
+from .local_files import check_size
 from .splits import ALL, files_of_split, is_whole, matching, no_splits, no_such_split, split_folders
 
 logger = logging.getLogger(__name__)
@@ -252,9 +254,12 @@ def _media_member(tar: str, key: str, members: Sequence[_Member]) -> _Member | N
 def _texts(
     tar: str, members: Sequence[_Member], text_names: tuple[str, ...], text_columns: tuple[str, ...]
 ) -> list[str]:
-    """The captions of a sample: the named member or field, else a text file, else the usual fields of its JSON."""
-    files = [member for member in members if member.suffix in TEXT_ENDINGS]
-    documents = [member for member in members if member.suffix == ".json"]
+    """The captions of a sample: the named member or field, else a text file, else the usual fields of its JSON.
+
+    Members beyond the size limit of files (`local_files.MAX_FILE_BYTES`) are not read, which is logged.
+    """
+    files = [member for member in members if member.suffix in TEXT_ENDINGS and _is_of_a_size(tar, member)]
+    documents = [member for member in members if member.suffix == ".json" and _is_of_a_size(tar, member)]
     contents = [read_range(tar, member.offset, member.size) for member in documents]
     if text_columns:
         named = [member for name in text_columns for member in files if member.field.lower() == name.lower()]
@@ -266,6 +271,15 @@ def _texts(
         if any(text.strip() for text in texts) or not contents:
             return texts
     return [text for content in contents for text in captions_of_json(content, text_names)]
+
+
+def _is_of_a_size(tar: str, member: _Member) -> bool:
+    try:
+        check_size(member.size, f"{tar}: {member.name}")
+    except BadItemError as error:
+        logger.warning("no caption is read from what is too large: %s", error)
+        return False
+    return True
 
 
 def _decoded(tar: str, member: _Member) -> str:

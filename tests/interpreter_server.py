@@ -5,8 +5,9 @@ connects, sends the command, working folder and environment as JSON along with t
 receives the process id, then the status as `os.waitstatus_to_exitcode` gives it. A command is what follows `python`: a
 script, `-m` and a module, or `-c` and code, each with arguments. It is run as a new interpreter would run it (in a
 process of its own, with signals and an exit status), except that `torch`, `transformers` and the like are imported
-already and have read their environment variables. For it, `sys.executable` is FOLDER/bin/python, a client of the same
-server, so that launchers such as torchrun and scripts that start others are fast too.
+already and have read their environment variables; the Hub's client is offline. For it, `sys.executable` is
+FOLDER/bin/python, a client of the same server, so that launchers such as torchrun and scripts that start others are
+fast too.
 
 A test of the start of an interpreter (what is imported, environment variables of packages) starts a new one instead.
 """
@@ -118,7 +119,8 @@ def running_server() -> Iterator[InterpreterServer]:
     with tempfile.TemporaryDirectory() as folder:
         write_clients(Path(folder, "bin"))
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        with subprocess.Popen([sys.executable, __file__, folder], text=True, **pipes) as server:
+        offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        with subprocess.Popen([sys.executable, __file__, folder], text=True, env=offline, **pipes) as server:
             assert server.stdout.readline() == "ready\n"
             yield InterpreterServer(folder)
             server.stdin.close()

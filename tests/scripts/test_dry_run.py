@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,12 +20,10 @@ def script_of(recipe):
     return "train_contrastive.py" if "\ndataset:" in recipe.read_text("utf-8") else "train_sentence_embedding.py"
 
 
-def rehearse(cases, path):
+def rehearse(interpreters, cases, path):
     """Run scripts offline in one process; return what each prints."""
     path.write_text(json.dumps([[str(option) for option in (*case, "--dry_run")] for case in cases]), encoding="utf-8")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(WORKER), str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment, cwd=path.parent)
+    done = interpreters.run([WORKER, path], folder=path.parent, timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return re.split(r"^(?=parameters)", done.stdout, flags=re.MULTILINE)[1:]
 
@@ -39,10 +35,12 @@ def numbers(report, line):
 
 
 @pytest.mark.slow
-def test_every_full_size_recipe(tmp_path):
+def test_every_full_size_recipe(interpreters, tmp_path):
     assert len(FULL_SIZE) >= 12
     cases = [(script_of(recipe), "--recipe", recipe) for recipe in FULL_SIZE]
-    reports = dict(zip((path.stem for path in FULL_SIZE), rehearse(cases, tmp_path / "cases.json"), strict=True))
+    reports = dict(
+        zip((path.stem for path in FULL_SIZE), rehearse(interpreters, cases, tmp_path / "cases.json"), strict=True)
+    )
     assert not any((tmp_path / "outputs").glob("*"))  # a rehearsal writes nothing
     for report in reports.values():
         for line in ("parameters", "steps", "operations", "rate", "time"):
@@ -55,18 +53,20 @@ def test_every_full_size_recipe(tmp_path):
     assert numbers(reports["simcse_unsup_bert_base"], "parameters")[0] == 108_891_648 + 768 * 769
 
 
-def test_sentences_of_a_joint_run_are_rehearsed_in_proportion(tiny_options, sentence_file, tmp_path):
+def test_sentences_of_a_joint_run_are_rehearsed_in_proportion(interpreters, tiny_options, sentence_file, tmp_path):
     case = ["train_contrastive.py", *tiny_options, "--sentences", "nowhere.txt", "--batch_size", 64]
     same, given, more = rehearse(
-        [case, [*case, "--sentence_batch_size", 64], [*case, "--sentence_batch_size", 6400]], tmp_path / "cases.json"
+        interpreters,
+        [case, [*case, "--sentence_batch_size", 64], [*case, "--sentence_batch_size", 6400]],
+        tmp_path / "cases.json",
     )
     assert numbers(same, "memory") == numbers(given, "memory")
     assert numbers(more, "memory")[2] > 10 * numbers(same, "memory")[2]  # of activations
 
 
-def test_data_at_hand_is_used(tiny_options, sentence_file, tmp_path):
+def test_data_at_hand_is_used(interpreters, tiny_options, sentence_file, tmp_path):
     case = ["train_contrastive.py", *tiny_options, "--sentences", sentence_file, "--batch_size", 16, "--num_epochs", 3]
-    (report,) = rehearse([[*case, "--micro_batch_size", 8, "--freeze", "image"]], tmp_path / "cases.json")
+    (report,) = rehearse(interpreters, [[*case, "--micro_batch_size", 8, "--freeze", "image"]], tmp_path / "cases.json")
     assert "stand" not in report and numbers(report, "steps") == [9, 16]  # 48 pictures
     total, trained = numbers(report, "parameters")
     assert 0 < trained < total

@@ -272,7 +272,10 @@ def write(folder: Path, result: PreTrainedModel, processor: ProcessorMixin | Non
     from xmodal_hf.models.modeling_dual_encoder import DualEncoder
 
     if isinstance(result, DualEncoder) and processor is not None:
-        result.adopt_tokenizer(processor.tokenizer)
+        try:
+            result.adopt_tokenizer(processor.tokenizer)
+        except ValueError as error:  # the weights are right, whatever the tokenizer is
+            print(f"WARNING: the tokenizer does not fit the model: {error}", file=sys.stderr)
     result.save_pretrained(folder)
     if processor is None:
         return

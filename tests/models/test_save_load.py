@@ -45,8 +45,10 @@ def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 
 def test_every_field_is_covered() -> None:
-    assert own_fields(ImageTextConfig) == IMAGE_TEXT_FIELDS.keys() | {"text_config", "image_config"}
-    assert own_fields(SentenceEncoderConfig) == SENTENCE_FIELDS.keys() | {"text_config", "mlm_head"}
+    # `text_length` matters to SigLIP's towers alone: tests/models/test_text_format.py.
+    others = {"text_config", "text_length"}
+    assert own_fields(ImageTextConfig) == IMAGE_TEXT_FIELDS.keys() | others | {"image_config"}
+    assert own_fields(SentenceEncoderConfig) == SENTENCE_FIELDS.keys() | others | {"mlm_head"}
     renamed = {field.replace("image", "audio") for field in own_fields(ImageTextConfig)}
     assert own_fields(AudioTextConfig) == renamed
 

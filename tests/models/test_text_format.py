@@ -11,7 +11,7 @@ import transformers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from xmodal_hf import ImageTextProcessor, SentenceEncoder
+from xmodal_hf import ImageTextDualEncoder, ImageTextProcessor, SentenceEncoder
 from xmodal_hf.evaluation import as_embedder
 from xmodal_hf.models.text_format import TextFormat, prepare_tokenizer
 
@@ -53,7 +53,7 @@ class TestAFixedLength:
 
     def test_a_cut_text_is_padded_all_the_same(self, make_sentence_encoder, make_tokenizer):
         model, tokenizer = make_sentence_encoder("siglip_text", pooling="pooler"), make_tokenizer()
-        text_format = TextFormat.of(model, tokenizer, max_length=4)
+        text_format = TextFormat.of(model.text_model, tokenizer, max_length=4)
         batch = text_format.collate(text_format.tokenize(TEXTS))
         assert batch["input_ids"].shape == (3, 24) and batch["attention_mask"].sum(dim=1).tolist() == [3, 4, 4]
 
@@ -69,8 +69,21 @@ class TestAFixedLength:
         assert narrow["input_ids"].shape[1] < 24
         torch.testing.assert_close(loaded(**narrow).text_embeds, expected, atol=1e-6, rtol=0)
         masked = tokenizer(TEXTS, padding=True, return_attention_mask=True, return_tensors="pt")
+        torch.testing.assert_close(loaded(**masked).text_embeds, expected, atol=1e-6, rtol=0)
         one = loaded(masked["input_ids"][:1, :3], masked["attention_mask"][:1, :3]).text_embeds
         torch.testing.assert_close(loaded(**masked, text_sub_batches=3).text_embeds[:1], one, atol=1e-6, rtol=0)
+
+    @pytest.mark.parametrize("pooling", ["pooler", "mean"])
+    def test_a_tokenizer_that_was_not_prepared_gives_no_mask_either(
+        self, pooling, make_sentence_encoder, make_tokenizer
+    ):
+        model, tokenizer = make_sentence_encoder("siglip_text", pooling=pooling), make_tokenizer()
+        ids = tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt")["input_ids"]
+        assert "attention_mask" in tokenizer.model_input_names
+        expected = model(ids).text_embeds
+        torch.testing.assert_close(model.encode(TEXTS, tokenizer=tokenizer), expected, atol=1e-6, rtol=0)
+        found = torch.from_numpy(as_embedder(model, tokenizer).encode_text(TEXTS))
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 class TestPadding:
@@ -123,8 +136,55 @@ class TestPadding:
         right = model(**tokenizer(TEXTS, padding=True, return_tensors="pt"), output_attentions=True)
         torch.testing.assert_close(left.attentions[0][0, :, -3:, -3:], right.attentions[0][0, :, :3, :3])
 
+    @pytest.mark.parametrize("pooling", ["cls", "mean", "last", "pooler"])
+    @pytest.mark.parametrize("text", ["bert", "roberta", "gpt2"])
+    def test_embeddings_in_the_place_of_ids_are_padded_on_either_side(
+        self, text, pooling, make_sentence_encoder, tokenizer
+    ):
+        if pooling == "pooler" and text == "gpt2":
+            pytest.skip("has no pooling of its own")
+        model = make_sentence_encoder(text, pooling=pooling)
+        expected = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).text_embeds
+        found = []
+        for side in ("right", "left"):
+            batch = tokenizer(TEXTS, padding=True, padding_side=side, return_tensors="pt")
+            embeds = model.get_input_embeddings()(batch["input_ids"])
+            found.append(model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).text_embeds)
+        torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(found[0], expected, atol=1e-6, rtol=0)
+
 
 class TestAPoolingThatReadsNothing:
+    @pytest.mark.parametrize("text", ["gpt2", "clip_text", "llama"])
+    def test_is_refused_where_a_model_is_built_and_named_where_one_is_loaded(
+        self, text, make_sentence_encoder, text_config, tmp_path, caplog
+    ):
+        sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = transformers.LlamaConfig(**sizes, vocab_size=40) if text == "llama" else text_config(text)
+        old = SentenceEncoder(SentenceEncoder.config_class(text_config=config, pooling="cls")).eval()
+        with pytest.raises(ValueError, match=r"'cls' reads the first token.*use 'last' or 'mean'"):
+            SentenceEncoder.from_text_pretrained(old.text_model, pooling="cls")
+        with pytest.raises(ValueError, match=r"'cls' reads the first token.*use 'last' or 'mean'"):
+            image = transformers.ResNetModel(transformers.ResNetConfig(hidden_sizes=[8], depths=[1], embedding_size=8))
+            ImageTextDualEncoder.from_text_image_pretrained(old.text_model, image, pooling="cls")
+        old.save_pretrained(tmp_path)
+        loaded = SentenceEncoder.from_pretrained(tmp_path)
+        assert "every text has the same vector" in caplog.text
+        ids = torch.tensor([[5, 6, 7]])
+        torch.testing.assert_close(loaded(ids).text_embeds, old(ids).text_embeds)
+
+    def test_others_are_built(self, make_sentence_encoder, caplog):
+        for text, pooling in (("bert", "cls"), ("t5", "cls"), ("siglip_text", "cls"), ("gpt2", "last")):
+            tower = make_sentence_encoder(text).text_model
+            assert SentenceEncoder.from_text_pretrained(tower, pooling=pooling).config.pooling == pooling
+
+    def test_unknown_words_are_not_taken_for_the_end(self, make_sentence_encoder, make_tokenizer):
+        """GPT-2's tokenizer has one special token for both, and appends none."""
+        model, tokenizer = make_sentence_encoder("gpt2", pooling="eos"), make_tokenizer("$A")
+        model.text_model.config.eos_token_id = tokenizer.unk_token_id
+        with pytest.raises(ValueError, match="'eos' reads the end-of-text token"):
+            model.encode(TEXTS, tokenizer=tokenizer)
+
     @pytest.mark.parametrize(
         ("text", "pooling", "template", "match"),
         [

@@ -53,7 +53,8 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
         text_config: config, or dict with `model_type`, of the text tower (any `AutoModel` encoder).
         text_pooling: `cls`, `mean`, `max`, `eos`, `last` or `pooler` (the tower's own pooled output).
         text_length: of towers that were trained on texts of one length (SigLIP): the model itself pads shorter ones to
-            that many tokens, with the text tower's `pad_token_id`. None: texts are taken as they come.
+            that many tokens, with the text tower's `pad_token_id`, and leaves out a mask. None: texts are taken as they
+            come.
         projection_dim: width of the shared space.
         projection_type: `linear` (no bias, as CLIP), `mlp` (Linear, activation, Linear, as CLAP) or `none`
             (both towers already have width `projection_dim`, as SigLIP).

@@ -18,7 +18,8 @@ class SentenceEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
         text_config: config, or dict with `model_type`, of the text tower (any `AutoModel` encoder).
         pooling: `cls`, `mean`, `max`, `eos`, `last` or `pooler` (the tower's own pooled output).
         text_length: of towers that were trained on texts of one length (SigLIP): the model itself pads shorter ones to
-            that many tokens, with the text tower's `pad_token_id`. None: texts are taken as they come.
+            that many tokens, with the text tower's `pad_token_id`, and leaves out a mask. None: texts are taken as they
+            come.
         head: `none`, `linear`, or `mlp` (Linear and tanh, SimCSE's; Gao et al. 2021, section 6.3).
         head_dim: width of the head's output; None: the tower's width.
         mlm_head: build a head for the auxiliary masked-language-modelling loss (SimCSE, Gao et al. 2021, section 3.2);

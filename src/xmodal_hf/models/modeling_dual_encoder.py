@@ -348,7 +348,9 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             },
             **config_kwargs,
         )
-        return cls(config, text_model=text_tower, modality_model=modality_tower)
+        model = cls(config, text_model=text_tower, modality_model=modality_tower)
+        model.check_sees_texts()
+        return model
 
 
 def trained_pooling(source: PreTrainedModel, tower: PreTrainedModel, field: str) -> str:
@@ -400,7 +402,8 @@ class ImageTextDualEncoder(DualEncoder):
 
         Raises:
             ValueError: for a source that is no tower of this kind, or an image tower that gives one image different
-                vectors in evaluation (ViT-MAE, unless its `mask_ratio` is 0).
+                vectors in evaluation (ViT-MAE, unless its `mask_ratio` is 0), or the pooling `cls` of a causal text
+                tower, which gives every text the same vector.
             TypeError: for a name that is no field of the config.
             huggingface_hub.errors.StrictDataclassError: for an unknown pooling, a tower without a usable hidden size
                 or towers of unequal width without a projection.
@@ -508,7 +511,8 @@ class AudioTextDualEncoder(DualEncoder):
         A tower loses its own pooling layer where it has one that the pooling does not read.
 
         Raises:
-            ValueError: for a source that is no tower of this kind.
+            ValueError: for a source that is no tower of this kind, or the pooling `cls` of a causal text tower, which
+                gives every text the same vector.
             TypeError: for a name that is no field of the config.
             huggingface_hub.errors.StrictDataclassError: for an unknown pooling, a tower without a usable hidden size
                 or towers of unequal width without a projection.

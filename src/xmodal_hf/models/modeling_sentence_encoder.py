@@ -137,7 +137,8 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         The tower loses its own pooling layer where it has one that the pooling does not read.
 
         Raises:
-            ValueError: for a source that is no text tower.
+            ValueError: for a source that is no text tower, or `cls` of a causal one, which gives every text the same
+                vector.
             TypeError: for a name that is no field of the config.
             huggingface_hub.errors.StrictDataclassError: for an unknown pooling or head.
         """
@@ -145,7 +146,9 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         tower = find_tower(load_model(text_model, "text_model"), ("text_model",))
         # A copy: making a composite config resets the attention implementation of the parts it is given.
         config = cls.config_class(text_config=tower.config.to_dict(), pooling=pooling, **config_kwargs)
-        return cls(config, text_model=tower)
+        model = cls(config, text_model=tower)
+        model.check_sees_texts()
+        return model
 
     def _write_hub_files(self, folder: Path) -> None:
         """Write what `SentenceTransformer(folder)` needs.
@@ -270,7 +273,7 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         if tokenizer is not self._checked_tokenizer:
             self.check_tokenizer(tokenizer)
             self._checked_tokenizer = tokenizer
-        text_format = TextFormat.of(self.text_model, tokenizer, max_length)
+        text_format = TextFormat.of(self, tokenizer, max_length)
         texts = text_format.tokenize(sentences)
         batches = token_batches(text_format.lengths(texts), max_tokens_per_batch, batch_size)
         pooled = []

@@ -4,8 +4,8 @@ The rules:
 
 - Texts are padded to the longest of their batch, with a mask, unless the tower reads a fixed position: SigLIP's was
   trained on texts of one length, and reads the last of these positions, which may be padding. Its texts are padded to
-  that length, without a mask where its tokenizer gives none. The file of any tokenizer can ask for the same with
-  `"padding": "max_length"`.
+  that length, without a mask. The file of any tokenizer can ask for a fixed length with `"padding": "max_length"`.
+  There, and where transformers' own SiglipModel is embedded, the tokenizer says whether there is a mask.
 - Texts are cut at the tokenizer's `model_max_length` or at the positions that the tower has, whichever is smaller.
 - A tokenizer without a padding token gets one that it has already; the mask hides it.
 - The side of the padding makes no difference: models of this package turn left padding right (`text_tower.py`).
@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .pooling import end_of_text_index, eos_ids
-from .text_tower_config import FIXED_LENGTH_TOWERS
+from .text_tower_config import FIXED_LENGTH_TOWERS, TextTowerConfigMixin
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +67,13 @@ class TextFormat:
         """Return the format of a model with a text tower, or of the tower; `max_length` cuts texts earlier."""
         limit = longest_text(model, tokenizer)
         is_fixed = has_fixed_length(model) or pads_to_max_length(tokenizer)
+        is_trained_unmasked = has_fixed_length(model) and isinstance(model.config, TextTowerConfigMixin)
+        gives_mask = "attention_mask" in tokenizer.model_input_names and not is_trained_unmasked
         return cls(
             tokenizer,
             max_length=min(max_length or limit, limit),
             padded_length=limit if is_fixed else None,
-            with_mask=not is_fixed or "attention_mask" in tokenizer.model_input_names,
+            with_mask=not is_fixed or gives_mask,
             pad_token_id=_padding(tokenizer)[1],
         )
 
@@ -243,18 +245,17 @@ def check_reads_texts(
     """
     if pooling in ("mean", "max"):  # see every token
         return
-    example = text_format.collate(text_format.tokenize([_EXAMPLE]))
+    first, second = (text_format.collate([row]) for row in _rows_that_differ(text_format, config))
     if pooling == "eos":
-        _check_ends_texts(config, text_format, example)
+        _check_ends_texts(config, text_format, first)
         return
-    first, second = (text_format.collate([row]) for row in _rows_that_differ(text_format))
     if torch.equal(run(first), run(second)):
         ids = eos_ids(getattr(config, "eos_token_id", None))
         raise ValueError(
             f"pooling {pooling!r} gives texts that differ the same vector: it reads a token that the rest of a text "
             f"has no effect on. A causal text tower ({config.model_type}) sees only what comes before a token: use "
             f"'last' or 'mean'; for its own pooling, text_config.eos_token_id ({ids}) must be the id that the "
-            f"tokenizer ends texts with ({example['input_ids'][0, -1].item()} here)"
+            f"tokenizer ends texts with ({text_format.tokenize([_EXAMPLE])[0]['input_ids'][-1]} here)"
         )
 
 
@@ -272,14 +273,14 @@ def _check_ends_texts(config: PreTrainedConfig, text_format: TextFormat, example
         )
 
 
-def _rows_that_differ(text_format: TextFormat) -> tuple[Row, Row]:
+def _rows_that_differ(text_format: TextFormat, config: PreTrainedConfig) -> tuple[Row, Row]:
     """Return two texts of one length that differ in their last word alone, whatever words the tokenizer knows."""
     (row,), (empty,) = text_format.tokenize([_EXAMPLE]), text_format.tokenize([""])
     ids, added = row["input_ids"], empty["input_ids"]
     start = 0
     while start < len(added) and ids[start] == added[start]:
         start += 1
-    special = {*text_format.tokenizer.all_special_ids}
+    special = {*text_format.tokenizer.all_special_ids, *eos_ids(getattr(config, "eos_token_id", None))}
     first, second = [token_id for token_id in range(len(text_format.tokenizer)) if token_id not in special][-2:]
     texts = ([*added[:start], first, first, word, *added[start:]] for word in (first, second))
     return tuple(  # type: ignore[return-value]

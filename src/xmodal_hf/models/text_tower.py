@@ -5,6 +5,8 @@ Shapes: B batch, T tokens, H hidden.
 
 import copy
 import inspect
+import itertools
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import has_file
 
 from .configuration_dual_encoder import tower_hidden_size
-from .pooling import pool
+from .pooling import eos_ids, pool
 from .text_format import (
     TextFormat,
     adopt_special_tokens,
@@ -33,6 +35,8 @@ from .text_format import (
     train_padding_that_ends_texts,
 )
 from .text_packing import Packing, can_pack, packed_attention, pooled_token, position_ids
+
+logger = logging.getLogger(__name__)
 
 # Layers that only a tower's own pooled output passes through, by model type. Found by a backward pass through the
 # towers of transformers 5.23.
@@ -50,6 +54,12 @@ _POOLER_LAYERS = {
 _TIMM_HEAD = ("head", "fc_norm", "attn_pool", "head_norm", "conv_head", "norm_head")
 # The input of masked pre-training (DINOv2 and others).
 _MASK_TOKEN = "mask_token"
+# Attention that runs on every device and in every precision.
+_ATTENTION_OF_ALL_DEVICES = ("eager", "sdpa")
+_FIRST_TOKEN_ALONE = (
+    "the pooling 'cls' reads the first token, which sees nothing of the rest of a text in a causal text tower ({}): "
+    "every text has the same vector; use 'last' or 'mean'"
+)
 
 
 def tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -393,7 +403,33 @@ class TextTowerMixin:
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tower, pooling in model.poolings():
             freeze_unused(tower, pooling)
+        if model.reads_first_token_alone():
+            logger.warning(_FIRST_TOKEN_ALONE.format(model.text_model.config.model_type))
         return loaded
+
+    def reads_first_token_alone(self) -> bool:
+        """Tell whether the pooling is `cls` of a causal text tower, so that every text has the same vector.
+
+        It is tried on two short texts. Not on the meta device, nor with attention that not every device has: there the
+        answer is no, and the tokenizer's check comes later (`check_tokenizer`).
+        """
+        tower, config = self.text_model, self.text_model.config
+        is_runnable = tower.device.type != "meta" and config._attn_implementation in _ATTENTION_OF_ALL_DEVICES
+        if self._text_pooling() != "cls" or not is_runnable:
+            return False
+        named = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos")}
+        special = named | {*eos_ids(getattr(config, "eos_token_id", None))}
+        vocabulary = reversed(range(len(tower.get_input_embeddings().weight)))  # type: ignore[arg-type]
+        first, second = itertools.islice((token_id for token_id in vocabulary if token_id not in special), 2)
+        input_ids = torch.tensor([[first, first], [first, second]], device=tower.device)
+        with evaluation_mode(tower):
+            one, other = self.encode_text("cls", {"input_ids": input_ids}).pooler_output
+        return torch.equal(one, other)
+
+    def check_sees_texts(self) -> None:
+        """Raise a ValueError where the pooling gives every text the same vector (`reads_first_token_alone`)."""
+        if self.reads_first_token_alone():
+            raise ValueError(_FIRST_TOKEN_ALONE.format(self.text_model.config.model_type))
 
     def max_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Return the longest input that both the tokenizer and the tower take."""
@@ -429,7 +465,7 @@ class TextTowerMixin:
 
         `text_format.check_reads_texts` has the rules.
         """
-        (pooling,) = (pooling for tower, pooling in self.poolings() if tower is self.text_model)
+        pooling = self._text_pooling()
 
         def run(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
             with evaluation_mode(self.text_model):
@@ -437,8 +473,11 @@ class TextTowerMixin:
                     pooling, {name: value.to(self.text_model.device) for name, value in inputs.items()}
                 ).pooler_output
 
-        text_format = TextFormat.of(self.text_model, tokenizer)
+        text_format = TextFormat.of(self, tokenizer)
         check_reads_texts(pooling, self.text_model.config, text_format, run)
+
+    def _text_pooling(self) -> str:
+        return next(pooling for tower, pooling in self.poolings() if tower is self.text_model)
 
     def encode_text(
         self, pooling: str, inputs: dict[str, torch.Tensor | None], text_sub_batches: int = 1, **kwargs: bool
@@ -457,7 +496,7 @@ class TextTowerMixin:
         Padding on the left is moved to the right before the tower runs, and back in what it returns: towers count their
         positions from the first column, and some pool there, so that a text gives the same vector on either side.
         Towers that read a fixed position (SigLIP's) get their texts as they are, and never in parts; where the config
-        has a `text_length`, shorter ones are padded to it first.
+        has a `text_length`, shorter ones are padded to it first, and a mask is left out: they were trained without.
 
         Raises:
             ValueError: for ids that are not (B, T), or other inputs that have not their shape.
@@ -468,7 +507,9 @@ class TextTowerMixin:
         if not accepts(self.text_model, "token_type_ids"):
             present.pop("token_type_ids", None)
         if has_fixed_length(self.text_model):
-            present = _padded(present, self.config.text_length or 0, self.text_model.config.pad_token_id)
+            if self.config.text_length is not None:
+                present.pop("attention_mask", None)
+                present = _padded(present, self.config.text_length, self.text_model.config.pad_token_id)
             return self._run_text_tower(pooling, present, **kwargs)
         input_ids = present["input_ids"]
         # Parts of one row cost more in launches than they save in padding.
@@ -494,17 +535,7 @@ class TextTowerMixin:
         present = {
             name: value for name, value in inputs.items() if value is not None and accepts(self.text_model, name)
         }
-        outputs = self.text_model(**present, return_dict=True, **kwargs)
-        if pooling == "pooler":
-            pooled = own_pooled_output(outputs, self.text_model, "pooling")
-        else:
-            pooled = pool(outputs.last_hidden_state, pooling, inputs["attention_mask"])  # (B, H)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=check_width(pooled, self.text_model, "text_config"),
-            hidden_states=outputs.get("hidden_states"),
-            attentions=outputs.get("attentions"),
-        )
+        return self._run_text_tower(pooling, present, **kwargs)
 
     def _run_text_tower(
         self, pooling: str, inputs: dict[str, torch.Tensor], **kwargs: bool
@@ -536,7 +567,7 @@ class TextTowerMixin:
 
     def _pool(self, pooling: str, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         eos_token_id = self.text_model.config.eos_token_id if pooling == "eos" else None
-        return pool(hidden, pooling, inputs.get("attention_mask"), inputs["input_ids"], eos_token_id)  # (B, H)
+        return pool(hidden, pooling, inputs.get("attention_mask"), inputs.get("input_ids"), eos_token_id)  # (B, H)
 
     def _run_packed(self, pooling: str, inputs: dict[str, torch.Tensor], groups: int) -> BaseModelOutputWithPooling:
         """Run the tower on the real tokens alone, attention in `groups` of similar length."""

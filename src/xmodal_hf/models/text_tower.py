@@ -419,7 +419,7 @@ class TextTowerMixin:
             return False
         named = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos")}
         special = named | {*eos_ids(getattr(config, "eos_token_id", None))}
-        vocabulary = reversed(range(len(tower.get_input_embeddings().weight)))  # type: ignore[arg-type]
+        vocabulary = reversed(range(len(tower.get_input_embeddings().weight)))
         first, second = itertools.islice((token_id for token_id in vocabulary if token_id not in special), 2)
         input_ids = torch.tensor([[first, first], [first, second]], device=tower.device)
         with evaluation_mode(tower):

@@ -338,3 +338,36 @@ def test_no_header_makes_us_take_memory(monkeypatch):
     monkeypatch.setattr(waveforms, "MAX_VALUES", 10_000)
     with pytest.raises(BadItemError, match="audio too long"):
         decode_audio(encoded(sound()), RATE)
+
+
+@pytest.mark.parametrize("seconds", [2, 40])  # of 40 seconds, the header is read before the file
+@pytest.mark.parametrize("declared", [1, 5, 2**20])
+def test_an_mp3_that_declares_another_number_of_frames_is_read_whole(declared, seconds, tmp_path):
+    content = bytearray(encoded(sound(seconds * 16_000), "MP3", 16_000))
+    whole = decode_audio(bytes(content), 16_000)
+    assert len(whole) >= seconds * 16_000
+    struct.pack_into(">I", content, content.index(b"Xing") + 8, declared)
+    (tmp_path / "a.mp3").write_bytes(content)
+    for source in (bytes(content), tmp_path / "a.mp3"):
+        assert len(decode_audio(source, 16_000)) >= seconds * 16_000
+        window = decode_audio(source, 16_000, max_seconds=0.5, offset=0.9)
+        assert len(window) == 8_000 and np.abs(window).max() > 0.1
+
+
+@pytest.mark.parametrize("ending", ["m4a", "aac", "wma", "webm"])
+def test_a_file_of_a_foreign_format_is_named_by_its_ending_where_its_content_says_nothing(ending, tmp_path):
+    (tmp_path / f"a.{ending}").write_bytes(bytes(500))
+    with pytest.raises(BadItemError, match=rf"unsupported format: .*ffmpeg -i .*a\.{ending} .*a\.flac"):
+        load_waveform({"bytes": None, "path": str(tmp_path / f"a.{ending}")}, RATE)
+
+
+def test_equal_faults_have_equal_details_however_many_files_are_open(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"no sound at all")
+    details = []
+    with open(tmp_path / "a.wav", "rb"):  # takes a number
+        with pytest.raises(BadItemError) as caught:
+            decode_audio(tmp_path / "a.wav", RATE)
+        details.append(caught.value.detail)
+    with pytest.raises(BadItemError) as caught:
+        decode_audio(tmp_path / "a.wav", RATE)
+    assert caught.value.detail == details[0] and "name=" not in details[0]

@@ -6,8 +6,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# "<_io.BytesIO object at 0x7f0d4c0a7ec0>": the name of an object in memory, another one in every run.
-_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|(?<=\bat )0x[0-9a-fA-F]+")
+# "<_io.BytesIO object at 0x7f0d4c0a7ec0>", "<_io.BufferedReader name=3>": the name of an object in memory or the number
+# of an open file, another one in every run.
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|<_io\.[^<>]*>|(?<=\bat )0x[0-9a-fA-F]+")
 
 
 class BadItemError(ValueError):
@@ -15,7 +16,8 @@ class BadItemError(ValueError):
 
     Attributes:
         reason: a short fixed phrase by which items are counted ("corrupt image").
-        detail: what the decoder said about this one, without addresses in memory: equal faults have equal details.
+        detail: what the decoder said about this one, without addresses in memory and numbers of open files: equal
+            faults have equal details.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

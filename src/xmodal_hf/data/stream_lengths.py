@@ -128,14 +128,27 @@ def _xing_offset(content: bytes, frame: int) -> int:
 
 
 def _declares_its_length(content: bytes, start: int, num_bytes: int) -> bool:
-    """Whether an mp3 has a Xing header that counts its frames, and as many bytes as the file has."""
+    """Whether an mp3 has a Xing header with as many bytes as the file has, and no fewer frames."""
     place = start + _xing_offset(content, start)
     if content[place : place + 4] not in (b"Xing", b"Info"):
         return False
-    flags, _, declared = struct.unpack_from(">III", content.ljust(place + 16, b"\0"), place + 4)
+    flags, counted, declared = struct.unpack_from(">III", content.ljust(place + 16, b"\0"), place + 4)
     if flags & (_XING_FRAMES | _XING_BYTES) != _XING_FRAMES | _XING_BYTES:
         return False
-    return 0 <= num_bytes - start - declared <= _ID3V1_BYTES + declared // 100
+    if not 0 <= num_bytes - start - declared <= _ID3V1_BYTES + declared // 100:
+        return False
+    num_frames, end = _walk_frames(content, start)
+    if len(content) < num_bytes:  # the beginning: frames are about twice as long later on at most, or all are read
+        num_frames = num_frames * declared // (2 * (end - start))
+    return counted >= num_frames - 2  # some writers count the frame of the header, some do not
+
+
+def _walk_frames(content: bytes, start: int) -> tuple[int, int]:
+    """How many whole frames follow each other from a position on, and where they end."""
+    position, num_frames = start, 0
+    while (length := _frame_length(content, position)) is not None:
+        position, num_frames = position + length, num_frames + 1
+    return num_frames, position
 
 
 def _with_xing_header(content: bytes, start: int) -> bytes:
@@ -143,9 +156,7 @@ def _with_xing_header(content: bytes, start: int) -> bytes:
     place = start + _xing_offset(content, start)
     if content[place : place + 4] in (b"Xing", b"Info"):
         start += _frame_length(content, start) or 0
-    position, num_frames = start, 0
-    while (length := _frame_length(content, position)) is not None:
-        position, num_frames = position + length, num_frames + 1
+    num_frames, position = _walk_frames(content, start)
     if not num_frames:
         return content
     # The same version, rate and channels; 64 kbit/s of MPEG-2 and 128 of MPEG-1 hold the header at any rate.

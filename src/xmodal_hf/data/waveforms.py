@@ -1,6 +1,6 @@
 """An encoded or decoded sound -> a mono waveform at the wanted rate.
 
-Needs nothing of this package but `errors`, `local_files` and `stream_lengths`, so that a demo Space carries it.
+Needs nothing of this package but `errors`, `formats`, `local_files` and `stream_lengths`: a demo Space carries it.
 
 Shapes: n samples, C channels.
 """
@@ -19,6 +19,7 @@ import torch
 from torchaudio.functional import resample
 
 from .errors import BadItemError, naming
+from .formats import conversion, ending, is_unreadable
 from .local_files import check_size, open_regular, read_regular
 from .stream_lengths import HEAD_BYTES, mended, needs_mending
 
@@ -89,7 +90,7 @@ def decode_audio(
 
 
 def _unreadable(source: bytes | str | os.PathLike, error: Exception) -> BadItemError:
-    """What libsndfile does not read: a format that it lacks, by the first bytes, or a damaged file."""
+    """What libsndfile does not read: a format that it lacks, by its first bytes or else its ending, or damage."""
     if isinstance(source, bytes):
         head = source[:_HEAD_BYTES]
     else:
@@ -98,6 +99,8 @@ def _unreadable(source: bytes | str | os.PathLike, error: Exception) -> BadItemE
     for name, is_of in _FOREIGN_FORMATS.items():
         if is_of(head):
             return BadItemError("unsupported format", f"{name}: convert it with `ffmpeg -i INPUT OUTPUT.flac`")
+    if not isinstance(source, bytes) and is_unreadable(name := os.fspath(source), "audio"):
+        return BadItemError("unsupported format", f"{ending(name)}: convert it with `{conversion(name, 'audio')}`")
     return BadItemError("corrupt audio", f"{type(error).__name__}: {error}")
 
 

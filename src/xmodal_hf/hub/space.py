@@ -26,7 +26,7 @@ _FILES = {"space_app.py": "app.py", "space_search.py": "search.py"}
 # What leads from a file to pixels or samples here leads to them in a Space: the same modules, which need no others.
 _DECODERS = {
     "image": ("errors", "formats", "local_files", "pictures"),
-    "audio": ("errors", "local_files", "stream_lengths", "waveforms", "clips"),
+    "audio": ("errors", "formats", "local_files", "stream_lengths", "waveforms", "clips"),
 }
 # "from ..data.pictures import x" and "from .errors import y", which lie beside each other in a Space.
 _RELATIVE_IMPORT = re.compile(r"^( *)from \.+(?:data\.)?(\w+) import", re.MULTILINE)

@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
+from datasets import Dataset
 from PIL import Image
 
 from xmodal_hf.data.sentences import load_sentences
@@ -211,6 +212,39 @@ def test_a_folder_with_a_table_beside_archives(tmp_path):
     (tmp_path / "data" / "captions.csv").write_text("file_name,caption\n0.png,zero\n1.png,one\n")
     pairs = load_pairs(tmp_path / "data")
     assert pairs["text"][:] == ["zero", "one"] and pairs[1]["image"].size == (8, 8)
+
+
+def test_a_table_that_names_files_by_their_ids_goes_before_the_names_of_folders(tmp_path, caplog):
+    fill(tmp_path, "Zip_files/BBC/12.flac", "Zip_files/BBC/13.flac")
+    rows = [{"id": "12", "caption": "rain"}, {"id": 13, "caption": "wind"}]
+    (tmp_path / "json_files").mkdir()
+    path = tmp_path / "json_files" / "bbc.json"
+    path.write_text(json.dumps({"data": rows, "padding": " " * (1 << 24)}))  # as large as the published ones
+    for source in (tmp_path, path):
+        assert load_pairs(source, modality="audio")["text"][:] == ["rain", "wind"]
+    path.write_text(json.dumps([{"id": 12, "name": "x"}, {"id": 13, "name": "y"}]))  # ids of something else
+    assert load_pairs(tmp_path, modality="audio")["text"][:] == ["BBC", "BBC"]
+
+
+def test_annotations_without_captions_beside_those_with_captions_do_no_harm(tmp_path, caplog):
+    fill(tmp_path, "val2017/0.jpg")
+    (tmp_path / "annotations").mkdir()
+    images = [{"id": 0, "file_name": "0.jpg"}]
+    for name, annotation in (("captions", {"image_id": 0, "caption": "a"}), ("instances", {"image_id": 0, "bbox": []})):
+        document = json.dumps({"images": images, "annotations": [annotation]})
+        (tmp_path / "annotations" / f"{name}_val2017.json").write_text(document)
+    assert load_pairs(tmp_path, split="validation")["text"][:] == [["a"]]
+    assert "annotations without captions" in caplog.text
+    (tmp_path / "annotations" / "captions_val2017.json").unlink()
+    with pytest.raises(ValueError, match="annotations without captions"):
+        load_pairs(tmp_path, split="validation")
+
+
+def test_rows_that_were_not_downloaded_are_left_out_of_tables_of_keys_too(tmp_path):
+    fill(tmp_path / "00000", "0.jpg", "1.jpg")
+    rows = {"key": ["0", "1", "2"], "caption": ["a", "b", "c"], "status": ["success", "success", "failed_to_download"]}
+    Dataset.from_dict(rows).to_parquet(tmp_path / "00000.parquet")
+    assert load_pairs(tmp_path / "00000.parquet")["text"][:] == ["a", "b"]
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ ID_COLUMNS = ("id", "image_id", "audio_id", "img_id", "youtube_id", "key", "__ke
 NAME_COLUMNS = ("id", "youtube_id", "audiocap_id", "key", "image_id", "audio_id")
 # What img2dataset writes beside each row; rows that it could not download hold nothing.
 STATUS_COLUMN, _SUCCESS = "status", "success"
-_NUMBERED = re.compile(r"^(captions?|texts?|sentences?|descriptions?)_?\d+$", re.IGNORECASE)
+NUMBERED = re.compile(r"^(captions?|texts?|sentences?|descriptions?)_?\d+$", re.IGNORECASE)
 
 TextColumns = str | Sequence[str] | None
 
@@ -83,7 +83,7 @@ def find_texts(
         if others:
             logger.info("captions are in the column %r, not in %s; %s names others", taken, ", ".join(others), option)
         return (taken,)
-    if numbered := [column for column in columns if _NUMBERED.match(column)]:
+    if numbered := [column for column in columns if NUMBERED.match(column)]:
         logger.info("captions are in the columns %s", ", ".join(numbered))
         return tuple(numbered)
     classes = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Dataset, LargeList, List, Value, concatenate_datasets
 
-from .columns import TEXT_COLUMNS, TextColumns, media_names, shown
+from .columns import NAME_COLUMNS, NUMBERED, TEXT_COLUMNS, TextColumns, media_names, shown
 from .errors import BadItemError
 from .formats import Modality, conversion, ending, is_readable, is_unreadable, left_out_note
 from .local_files import read_at_most, read_regular
@@ -47,9 +47,10 @@ TEXT_ENDINGS = (".txt", ".caption")
 # Folder of zip archives made on a Mac, with a file of metadata for each file.
 _MAC_METADATA = "__MACOSX"
 _TABLE_ENDINGS = {".csv", ".tsv", ".jsonl", ".parquet"}
-# Annotations of other tasks are large (COCO's instances), and settings are small: a document is read if its name says
-# that it has captions, or if it is of a size that costs nothing.
+# Annotations of other tasks are large (COCO's instances), and settings are small: a document is read if its name or its
+# beginning says that it has captions, or if it is of a size that costs nothing.
 _MAX_DOCUMENT_BYTES = 1 << 24
+_BEGINNING = 1 << 16
 # Columns that tell how the file of a row may be called.
 _FOLD, _START, _VIDEO = "fold", "start_time", "youtube_id"
 
@@ -359,12 +360,31 @@ def _report_left_out(tree: FileTree, used: set[str]) -> None:
 def _table_of_files(tree: FileTree, split: str) -> tuple[Dataset, Path] | None:
     """The table in the folder, or else above it, that names its files; None where there is none."""
     for folder in (tree.path, tree.path.absolute().parent):
-        found = {path: table for path in _tables_of(folder, tree) if (table := _if_it_names(tree, path)) is not None}
+        found, errors = _naming_tables(folder, tree)
+        if not found and errors:
+            raise errors[0]
         if found:
             path, table = _table_of_split(found, tree, split)
             logger.info("captions of %s are in %s", tree.path, path)
             return (table if folder == tree.path else _rows_within(table, path, tree)), path.parent
     return None
+
+
+def _naming_tables(folder: Path, tree: FileTree) -> tuple[dict[Path, Dataset], list[ValueError]]:
+    """The tables in a folder that name files of a tree, and the errors of those within the tree."""
+    found: dict[Path, Dataset] = {}
+    errors = []
+    for path in _tables_of(folder, tree):
+        try:
+            table = _if_it_names(tree, path)
+        except ValueError as error:
+            logger.warning("%s", error)
+            if path.is_relative_to(tree.path):
+                errors.append(error)
+            continue
+        if table is not None:
+            found[path] = table
+    return found, errors
 
 
 def _table_of_split(found: dict[Path, Dataset], tree: FileTree, split: str) -> tuple[Path, Dataset]:
@@ -406,8 +426,14 @@ def _may_name_files(path: Path) -> bool:
     if suffix == ".txt":
         return is_text_table(path)
     if suffix == ".json":
-        return is_table(path) and ("caption" in path.name.lower() or path.stat().st_size <= _MAX_DOCUMENT_BYTES)
+        is_small = path.stat().st_size <= _MAX_DOCUMENT_BYTES
+        return is_table(path) and ("caption" in path.name.lower() or is_small or _begins_with_captions(path))
     return suffix in _TABLE_ENDINGS
+
+
+def _begins_with_captions(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b'"caption' in file.read(_BEGINNING)
 
 
 def is_text_table(path: Path) -> bool:
@@ -427,22 +453,16 @@ def _if_it_names(tree: FileTree, path: Path) -> Dataset | None:
     """The table, if it names files of the tree."""
     if table_suffix(path) == ".parquet":
         columns = pq.read_schema(path).names
-        if not {column.lower() for column in columns} & set(media_names(tree.modality)):
+        if not {column.lower() for column in columns} & {*media_names(tree.modality), *NAME_COLUMNS}:
             return None
-    try:
-        table = load_named_table(path)
-    except ValueError as error:
-        if path.is_relative_to(tree.path):
-            raise
-        logger.warning("%s", error)
-        return None
+    table = load_named_table(path)
     return None if _naming_column(table, path.parent, tree) is None else table
 
 
 def _naming_column(table: Dataset, folder: Path, tree: FileTree) -> str | None:
     """The column of a table that names files of the tree."""
     root = tree.path.absolute()
-    for column in path_columns(table, tree.modality):
+    for column in (*path_columns(table, tree.modality), *_id_columns(table)):
         values = [row for row in spellings(table, column) if row]
         sample = values[:: max(1, len(values) // 64)]
         for place in find_places(values, folder, tree.modality):
@@ -482,6 +502,13 @@ def path_columns(table: Dataset, modality: Modality) -> list[str]:
     by_lower_name = {column.lower(): column for column in reversed(table.column_names)}
     usual = [by_lower_name[name] for name in media_names(modality) if name in by_lower_name]
     return [column for column in usual if _is_text(table.features[column])]
+
+
+def _id_columns(table: Dataset) -> list[str]:
+    """Columns of ids, by which files may be called, of a table with captions: other tables count their rows by ids."""
+    by_lower_name = {column.lower(): column for column in reversed(table.column_names)}
+    has_captions = any(name in TEXT_COLUMNS or NUMBERED.match(name) for name in by_lower_name)
+    return [by_lower_name[name] for name in NAME_COLUMNS if name in by_lower_name] if has_captions else []
 
 
 def _is_text(feature: Any) -> bool:

@@ -204,7 +204,7 @@ def _load(
         table, folder = select_split(load_named_table(path), split, source), path.parent
     else:
         table, folder = load_table(source, split=split), path.parent
-    return _without_failures(_one_a_row(table, modality, media_column), modality, media_column, source), folder
+    return _without_failures(_one_a_row(table, modality, media_column), source), folder
 
 
 def _one_a_row(table: Dataset, modality: Modality, media_column: str | None) -> Dataset:
@@ -239,12 +239,9 @@ def _media_column(table: Dataset, modality: Modality, given: str | None) -> str 
     return next((by_lower_name[name] for name in usual if name in by_lower_name), None)
 
 
-def _without_failures(
-    table: Dataset, modality: Modality, media_column: str | None, source: str | os.PathLike
-) -> Dataset:
+def _without_failures(table: Dataset, source: str | os.PathLike) -> Dataset:
     """Without the rows that img2dataset could not download: their status says so, and they hold nothing."""
-    media = _media_column(table, modality, media_column)
-    if media is None or STATUS_COLUMN not in table.column_names or _is_paths(table, media):
+    if STATUS_COLUMN not in table.column_names:
         return table
     used = downloaded(table[STATUS_COLUMN][:], source)
     return table if used.all() else table.select(used.nonzero()[0])

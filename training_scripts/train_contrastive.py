@@ -52,6 +52,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from xmodal_hf.training.batches import check_length, load_pair_table, load_sentence_table
     from xmodal_hf.training.defaults import describe_defaults, resolve_pair_defaults
     from xmodal_hf.training.dry_run import rehearse_pairs
+    from xmodal_hf.training.faults import main_process_first
     from xmodal_hf.training.loop import build_accelerator, run_phase
     from xmodal_hf.training.output import finish_output, options_of, start_output
     from xmodal_hf.training.phases import build_pair_phase
@@ -65,9 +66,12 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = (training, validation, text, pairs, contrastive, sentence, lora)
     accelerator.print(describe_defaults(training, text, pairs.modality))
     resume_from = start_output(accelerator, *arguments)
-    with accelerator.main_process_first():
-        table = load_pair_table(pairs, training.exclude_texts)
-        sentences = load_sentence_table(sentence, training.seed, training.exclude_texts) if sentence.is_given else None
+    table = main_process_first(accelerator, lambda: load_pair_table(pairs, training.exclude_texts))
+    sentences = None
+    if sentence.is_given:
+        sentences = main_process_first(
+            accelerator, lambda: load_sentence_table(sentence, training.seed, training.exclude_texts)
+        )
     check_length(table, training.expected_items)
     set_seed(training.seed)  # of new weights: here, so that they are the same in every process
     phase = build_pair_phase(

@@ -39,6 +39,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from xmodal_hf.training.batches import check_length, load_sentence_table
     from xmodal_hf.training.defaults import describe_defaults, resolve_sentence_defaults
     from xmodal_hf.training.dry_run import rehearse_sentences
+    from xmodal_hf.training.faults import main_process_first
     from xmodal_hf.training.loop import build_accelerator, run_phase
     from xmodal_hf.training.output import finish_output, options_of, start_output
     from xmodal_hf.training.phases import build_sentence_phase
@@ -52,8 +53,9 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = (training, validation, text, sentence)
     accelerator.print(describe_defaults(training, text))
     resume_from = start_output(accelerator, *arguments)
-    with accelerator.main_process_first():
-        table = load_sentence_table(sentence, training.seed, training.exclude_texts)
+    table = main_process_first(
+        accelerator, lambda: load_sentence_table(sentence, training.seed, training.exclude_texts)
+    )
     check_length(table, training.expected_items)
     set_seed(training.seed)  # of new weights: here, so that they are the same in every process
     phase = build_sentence_phase(accelerator, training, text, sentence, table)

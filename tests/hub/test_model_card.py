@@ -224,7 +224,14 @@ def test_sources_that_were_folders_are_no_ids(checkpoint: Path) -> None:
             {"best_metric": "retrieval.r@10", "eval_dataset": "someone/pairs", "eval_split": "dev"},
             "on the dev split of [someone/pairs](https://huggingface.co/datasets/someone/pairs)",
         ),
-        ({"best_metric": "sts_dev.spearman", "eval_sts": "/home/me/stsb-dev.csv"}, "on `stsb-dev.csv`"),
+        (
+            {"best_metric": "retrieval.r@10", "eval_dataset": "/home/me/val.jsonl"},
+            "on `val.jsonl` (its validation split, or all of it where it has no splits) (step",
+        ),
+        (
+            {"best_metric": "sts_dev.spearman", "eval_sts": "/home/me/stsb-dev.csv", "eval_split": "dev"},
+            "on `stsb-dev.csv` (its validation split, or all of it where it has no splits) (step",
+        ),
     ],
 )
 def test_how_the_weights_were_chosen(options: dict, said: str, checkpoint: Path) -> None:

@@ -103,10 +103,11 @@ def test_no_paths_of_this_machine_are_published(checkpoint: Path, tmp_path: Path
     (checkpoint / "run.json").write_text(json.dumps(run | {"steps": 1, "items": 2, "seconds": 3.0}))
     (checkpoint / "recipe.yaml").write_text(
         f"text_model: {phase1}\ndataset: [openmoji, {tmp_path}/pairs]\nmodality: image\nobjective: clip\n"
+        "output_dir: /scratch\n"
     )
     staged = stage_checkpoint(checkpoint, tmp_path / "staged", REPO, CardArguments())
     text = b"".join(content for name, content in contents(staged).items() if name != "model.safetensors")
-    assert str(tmp_path).encode() not in text
+    assert str(tmp_path).encode() not in text and b"/scratch" not in text
     found = json.loads((staged / "run.json").read_text())
     assert found["command"] == "train.py --recipe=a.yaml --text_model 'phase1' --x a/b"
     assert found["url"] == run["url"]
@@ -276,7 +277,9 @@ def test_the_script(hub: Any, client_environment: dict[str, str], checkpoint: Pa
     dry = run_script(client_environment, *options, "--dry_run", "--output_dir", str(tmp_path / "dry"))
     assert dry.returncode == 0, dry.stderr
     assert hub.requests == []
-    lines = dict(reversed(line.split(maxsplit=1)) for line in dry.stdout.splitlines()[:-2])
+    left_out, *table, _, _ = dry.stdout.splitlines()
+    assert left_out == "not sent (name what should be with --include): events.out.tfevents.1, train_log.jsonl"
+    lines = dict(reversed(line.split(maxsplit=1)) for line in table)
     expected = contents(tmp_path / "dry" / "repository")
     assert {line.split()[1]: int(size.replace(",", "")) for line, size in lines.items()} == {
         path: len(content) for path, content in expected.items()

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch.utils.data import Dataset
 
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.objectives import CrossModalObjective
+from xmodal_hf.training import faults
 from xmodal_hf.training.arguments import TrainingArguments, ValidationArguments
 from xmodal_hf.training.batches import JointStream, build_stream
 from xmodal_hf.training.checkpoint import find_states, read_state
@@ -279,3 +281,19 @@ def test_one_part_of_a_joint_batch_fails(pair_batch, tmp_path):
         for _ in batches:
             assert len(multiprocessing.active_children()) == 2
     assert error.traceback and multiprocessing.active_children() == []
+
+
+def test_what_the_main_process_cannot_load_ends_the_others(monkeypatch):
+    accelerator = SimpleNamespace(is_main_process=False, num_processes=2)
+    calls = []
+    monkeypatch.setattr(faults, "broadcast_object_list", lambda outcome: calls.append("told"))
+    assert faults.main_process_first(accelerator, lambda: calls.append("loads") or 5) == 5
+    assert calls == ["told", "loads"]  # the caches are there by then
+    monkeypatch.setattr(
+        faults, "broadcast_object_list", lambda outcome: outcome.__setitem__(1, "ValueError: no column")
+    )
+    with pytest.raises(faults.OtherProcessError, match="the main process failed: ValueError: no column"):
+        faults.main_process_first(accelerator, lambda: pytest.fail("there is nothing to load"))
+    accelerator.is_main_process = True
+    with pytest.raises(ValueError, match="not there"):
+        faults.main_process_first(accelerator, lambda: int("not there"))

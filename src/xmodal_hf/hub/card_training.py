@@ -128,11 +128,14 @@ def describe_choice(phase: Phase) -> str:
     metric = recipe.get("best_metric")
     if not metric:
         return ""
-    if str(metric).startswith("sts_dev"):
-        data = _sources(recipe.get("eval_sts") or "the STS data")
-    else:
-        source = recipe.get("eval_dataset") or _listed(recipe.get("dataset"))[0]
-        data = f"the {recipe.get('eval_split') or 'validation'} split of {_sources(source)}"
+    of_sentences = str(metric).startswith("sts_dev")
+    trained = _listed(recipe.get("dataset"))
+    source = (recipe.get("eval_sts") or "the STS data") if of_sentences else (recipe.get("eval_dataset") or trained[0])
+    split = None if of_sentences else recipe.get("eval_split")
+    if split or (source in trained and not of_sentences):
+        data = f"the {split or 'validation'} split of {_sources(source)}"
+    else:  # as the loop reads it; the recipe does not say which of both it was
+        data = f"{_sources(source)} (its validation split, or all of it where it has no splits)"
     best = run.get("best")
     found = f" (step {best['step']:,}: {best['value']:.4g})" if best else ""
     return f"The released weights are those that did best by `{metric}` on {data}{found}."

@@ -39,6 +39,8 @@ _PATH_SUFFIXES = frozenset({".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", "
 LOCAL_PATH = re.compile(
     r"""(?:(?<![^\s"'=\[(,:`])(?:file://)?/(?:[^/\s"'`)\],]+/)+[^/\s"'`)\],]*|(?<![^\s"'=\[(,:`])[A-Za-z]:\\[^\s"'`)\],]+)"""
 )
+# A folder at the root, such as /scratch: a path in a recipe, and in prose perhaps something else.
+_ROOT_FOLDER = re.compile(r"""(?<![^\s"'=\[(,:`])/\w[^/\s"'`)\],]*(?![^\s"'`)\],])""")
 # safetensors' own limit of its header, in bytes.
 _MAX_HEADER = 100_000_000
 # JSON files that name other files of their folder, and where.
@@ -160,7 +162,8 @@ def without_local_paths(text: str) -> str:
         >>> without_local_paths("--recipe=/home/me/a.yaml https://x.y/z")
         '--recipe=a.yaml https://x.y/z'
     """
-    return LOCAL_PATH.sub(lambda found: re.split(r"[/\\]", found.group().rstrip("/\\"))[-1], text)
+    text = LOCAL_PATH.sub(lambda found: re.split(r"[/\\]", found.group().rstrip("/\\"))[-1], text)
+    return _ROOT_FOLDER.sub(lambda found: found.group()[1:], text)
 
 
 def _find_path(text: str, allowed: str) -> re.Match[str] | None:

@@ -103,6 +103,18 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], T]) -> T:
     return outcome[0]
 
 
+def main_process_first(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """Call a function in the main process, then in the others, which find the caches that it has filled.
+
+    Raises:
+        BaseException: what the function raised, in this process.
+        OtherProcessError: in the others, when it raised in the main process.
+    """
+    results: list[T] = []
+    on_main_process(accelerator, lambda: results.append(function()))
+    return results[0] if results else function()
+
+
 class StopSignals:
     """While entered, SIGTERM and SIGINT ask the run to stop after the present step; a second one acts as usual.
 

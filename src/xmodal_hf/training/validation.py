@@ -37,7 +37,7 @@ from .checkpoint import (
     load_weights,
     save_weights,
 )
-from .faults import on_main_process
+from .faults import main_process_first, on_main_process
 from .loop import VALIDATION_LOG_NAME
 from .sharding import is_sharded
 
@@ -326,8 +326,7 @@ def build_validation(
     """
     if arguments.eval_steps is None:
         return None
-    with accelerator.main_process_first():  # it fills the caches
-        sts, held_out = _load_data(arguments, pairs)
+    sts, held_out = main_process_first(accelerator, lambda: _load_data(arguments, pairs))
     modality = "image" if pairs is None else pairs.modality
     policy: OnBadItem = "skip" if pairs is None else pairs.on_bad_item
     validator = TaskValidator(processor, sts=sts, pairs=held_out, modality=modality, on_bad_item=policy)

@@ -1,7 +1,7 @@
 """Tiny towers, tokenizers, processors and models, all built offline: shared by every test folder.
 
 Fixtures whose names begin with `make_` or end in `_config` are functions; the others are objects, new for each test
-unless they are folders or tokenizers, which nobody changes.
+unless they are folders, which nobody changes, or tokenizers, which are put back after each test.
 """
 
 import copy
@@ -198,6 +198,16 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=64, special_tokens=SPECIAL_TOKENS))
     return _finished_tokenizer(tokenizer)
+
+
+@pytest.fixture(autouse=True)
+def unchanged_tokenizers(tokenizer: PreTrainedTokenizerBase, bpe_tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Undo what a test does to the tokenizers that all tests share: building a model writes into the given one."""
+    shared = [(one, vars(one) | {"init_kwargs": dict(one.init_kwargs)}) for one in (tokenizer, bpe_tokenizer)]
+    yield
+    for one, attributes in shared:
+        vars(one).clear()
+        vars(one).update(attributes)
 
 
 @pytest.fixture

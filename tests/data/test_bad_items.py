@@ -226,6 +226,21 @@ def test_too_many_bad_items_stop_the_run_with_the_list(damaged, tmp_path, num_wo
     assert 13 <= len(listed(tmp_path / "bad_items.jsonl")) <= 13 + 10 * num_workers
 
 
+def test_a_list_that_another_worker_has_sorted_is_read_anew(tmp_path):
+    """Lines of different lengths change places: what one worker has read ends within a line afterwards."""
+    path = tmp_path / "bad_items.jsonl"
+    first, second = (BadItemLog(path, total=100, max_fraction=1.0) for _ in range(2))
+    error = BadItemError("corrupt image")
+    first.record(7, "a", "", error)
+    second.record(3, "a much longer id", "", error)
+    second.record(5, "b", "", error)
+    sort_bad_items(path)
+    for index, item_id in ((3, "a much longer id"), (9, "c"), (7, "a")):
+        first.record(index, item_id, "", error)
+        second.record(index, item_id, "", error)
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [3, 5, 7, 9]
+
+
 def test_the_complaint_shows_ids_sources_and_reasons(tmp_path):
     log = BadItemLog(tmp_path / "bad_items.jsonl", total=10, max_fraction=0.1)
     log.record(4, "id four", "four.png", BadItemError("corrupt image", "cut off"))

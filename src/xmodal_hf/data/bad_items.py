@@ -85,6 +85,7 @@ class BadItemLog:
         self.is_kept = is_kept
         self._entries: dict[int, dict] = {}
         self._bytes_read = 0
+        self._last_line = b""
 
     @property
     def tolerated(self) -> int:
@@ -117,15 +118,18 @@ class BadItemLog:
                 raise TooManyBadItemsError(self._complaint())
 
     def _read_new_lines(self) -> None:
-        """Take in what other workers have appended since the last time."""
+        """Take in what other workers have appended since the last time; all of it where one has sorted the list."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
-            file.seek(self._bytes_read)
+            file.seek(self._bytes_read - len(self._last_line))
+            if file.read(len(self._last_line)) != self._last_line:
+                file.seek(0)
             content = file.read()
-        self._bytes_read += len(content)
+            self._bytes_read = file.tell()
         for entry in _parsed(content):
             self._entries.setdefault(entry["index"], entry)
+        self._last_line = content.splitlines(keepends=True)[-1] if content else self._last_line
 
     def _complaint(self) -> str:
         reasons = Counter(entry["reason"] for entry in self._entries.values()).most_common()

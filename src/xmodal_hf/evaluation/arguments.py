@@ -136,8 +136,11 @@ def task_names(arguments: EvaluationArguments) -> list[str]:
 
 
 def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -> None:
-    """Raise ValueError for an unknown task, or one without its data; says what to pass."""
+    """Raise ValueError for an unknown task, one without its data, or results without a name; says what to pass."""
     names = task_names(arguments)
+    unnamed = next((entry for entry in (arguments.compare or "=").split(",") if "=" not in entry), None)
+    if unnamed is not None:
+        raise ValueError(f"--compare takes name=results.json entries, got {unnamed!r}")
     for name in names:
         if name in _NEEDED and getattr(data, _NEEDED[name]) is None:
             raise ValueError(f"the task {name} needs --{_NEEDED[name]}")

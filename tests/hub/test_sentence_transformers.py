@@ -76,7 +76,7 @@ def test_export_of_every_tower(
 def test_texts_of_a_fixed_length(
     pooling: str, masked: bool, tmp_path: Path, make_sentence_encoder: Callable, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """SigLIP's tower reads the last of its positions: texts are padded to all, exported or not."""
+    """SigLIP's tower reads the last of its positions without a mask: texts are padded to all, exported or not."""
     model = make_sentence_encoder("siglip_text", pooling=pooling, head="linear", head_dim=8)
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer._processor_class = None  # of a processor that another test saved
@@ -84,12 +84,10 @@ def test_texts_of_a_fixed_length(
         tokenizer.model_input_names = ["input_ids"]
         tokenizer.init_kwargs["model_input_names"] = ["input_ids"]
     expected = torch.cat([model.encode([text], tokenizer=tokenizer) for text in SENTENCES])
-    if pooling == "pooler" and masked:
-        with pytest.raises(ValueError, match=r"pools no position that the attention mask hides.*pad_to_fixed_length"):
-            export_sentence_transformers(model, tokenizer, tmp_path / "export")
-    else:
-        export_sentence_transformers(model, tokenizer, tmp_path / "export")
-        assert_same(vectors(tmp_path / "export", SENTENCES), expected)
+    export_sentence_transformers(model, tokenizer, tmp_path / "export")
+    assert_same(vectors(tmp_path / "export", SENTENCES), expected)
+    assert AutoTokenizer.from_pretrained(tmp_path / "export").model_input_names == ["input_ids"]
+    assert ("attention_mask" in tokenizer.model_input_names) == masked  # the caller's tokenizer is as it was
     model.save_pretrained(tmp_path / "own")
     tokenizer.save_pretrained(tmp_path / "own")
     assert_same(vectors(tmp_path / "own", SENTENCES), expected)
@@ -157,6 +155,8 @@ def test_what_cannot_be_exported(
     trailing.backend_tokenizer.post_processor = TemplateProcessing("$A [SEP] [CLS]", special_tokens=ends)
     with pytest.raises(ValueError, match="reads the last token, and this tokenizer puts others behind the end of text"):
         export_sentence_transformers(make_sentence_encoder(pooling="eos"), trailing, tmp_path)
+    with pytest.raises(ValueError, match="puts others behind the end of text"):  # padding that no mask hides
+        export_sentence_transformers(make_sentence_encoder("siglip_text", pooling="eos"), tokenizer, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -215,6 +215,20 @@ def test_a_published_dual_encoder_gives_unit_vectors_of_both_sides(
         outputs = image_text_model(**image_text_processor(text=SENTENCES, images=images, return_tensors="pt"))
     assert_same(vectors(staged, SENTENCES), outputs.text_embeds)
     assert_same(vectors(staged, images), outputs.image_embeds)
+
+
+def test_a_published_dual_encoder_with_a_text_tower_of_a_fixed_length(
+    tmp_path: Path, make_image_text: Callable, image_text_processor: ImageTextProcessor
+) -> None:
+    """Its processor's tokenizer gives a mask, which SigLIP's tower never sees."""
+    model, tokenizer = make_image_text("siglip_text", text_pooling="pooler"), image_text_processor.tokenizer
+    assert "attention_mask" in tokenizer.model_input_names and model.config.text_length is None
+    model.save_pretrained(tmp_path / "model")
+    image_text_processor.save_pretrained(tmp_path / "model")
+    staged = stage_checkpoint(tmp_path / "model", tmp_path / "staged", "someone/model", CardArguments())
+    ids = tokenizer(SENTENCES, padding="max_length", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert_same(vectors(staged, SENTENCES), model(ids).text_embeds)
 
 
 def test_a_published_audio_model_gives_unit_vectors_of_both_sides(

@@ -28,9 +28,15 @@ from transformers import (
 from ..models.configuration_dual_encoder import tower_hidden_size
 from ..models.modeling_dual_encoder import DualEncoder, ProjectionMLP
 from ..models.modeling_sentence_encoder import SentenceEncoder
-from ..models.pooling import end_of_text_index
+from ..models.pooling import end_of_text_index, last_attended
 from ..models.sentence_transformers_files import padding_settings, vector_settings, write_json, write_modules
-from ..models.text_format import TextFormat, choose_pad_token, has_fixed_length, pads_to_max_length
+from ..models.text_format import (
+    TextFormat,
+    choose_pad_token,
+    has_fixed_length,
+    pad_to_fixed_length,
+    pads_to_max_length,
+)
 from ..models.weight_mapping import Rule, rename_weights
 
 # Ours -> theirs. For `eos` the tokenizer has to end every text with the end-of-text token.
@@ -66,14 +72,16 @@ def export_sentence_transformers(
         folder: made when missing.
 
     SigLIP's text tower, which `AutoModel` does not know alone, is written as the MegatronBERT that it is, with its
-    head as a Dense module. Texts are padded as the model pads them.
+    head as a Dense module. Texts are padded as the model pads them: those of SigLIP's tower to its length, without a
+    mask, whatever the tokenizer gives, so that the pooling reads all positions.
 
     Returns:
         The folder. `SentenceTransformer(folder).encode` gives the model's unit-norm text embeddings (D,).
 
     Raises:
         ValueError: when `AutoModel` does not know the text tower, no Dense module can be the projection, the pooling
-            reads the same of every text, or it is `eos` and the tokenizer puts other tokens behind the end of text.
+            reads the same of every text, or it is `eos` and other tokens, or padding without a mask, are behind the end
+            of text.
     """
     folder = Path(folder)
     tokenizer = _own_copy(tokenizer, model)
@@ -84,17 +92,12 @@ def export_sentence_transformers(
     if pooling == "eos":
         _check_ends_texts(model, tokenizer)
     if pooling == "pooler" and has_fixed_length(model.text_model):  # of the last position
-        if "attention_mask" in tokenizer.model_input_names:
-            raise ValueError(
-                "sentence-transformers pools no position that the attention mask hides: let the tokenizer give none, "
-                "as SigLIP's own, with xmodal_hf.models.text_format.pad_to_fixed_length(tokenizer)"
-            )
         pooling, layers = "last", [(model.text_model.head, _IDENTITY), *layers]
     tower.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
     settings = {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False}
-    settings |= padding_settings(has_fixed_length(model.text_model) or pads_to_max_length(tokenizer))
+    settings |= padding_settings(pads_to_max_length(tokenizer))
     modules = {"": "Transformer"}
     if pooling == "pooler":
         settings |= vector_settings({"text": "forward"})
@@ -186,7 +189,8 @@ def _megatron_of(tower: PreTrainedModel) -> PreTrainedModel:
 def _own_copy(tokenizer: PreTrainedTokenizerBase, model: SentenceEncoder | DualEncoder) -> PreTrainedTokenizerBase:
     """Return a copy that cuts where the tower ends, can pad, and names no processor: there is none here.
 
-    It pads on the right, where towers count positions as they were trained to, unless texts have a fixed length.
+    It pads on the right, where towers count positions as they were trained to, unless texts have a fixed length. For
+    a tower that was trained on one length it pads to that length and gives no mask.
     """
     tokenizer = copy.deepcopy(tokenizer)
     text_format = TextFormat.of(model.text_model, tokenizer)
@@ -194,6 +198,8 @@ def _own_copy(tokenizer: PreTrainedTokenizerBase, model: SentenceEncoder | DualE
     tokenizer.model_max_length = text_format.max_length
     if text_format.padded_length is None:
         tokenizer.padding_side = "right"
+    if has_fixed_length(model.text_model):
+        pad_to_fixed_length(tokenizer)
     tokenizer._processor_class = None
     for name in ("processor_class", "auto_map"):
         tokenizer.init_kwargs.pop(name, None)
@@ -201,11 +207,15 @@ def _own_copy(tokenizer: PreTrainedTokenizerBase, model: SentenceEncoder | DualE
 
 
 def _check_ends_texts(model: SentenceEncoder | DualEncoder, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise a ValueError unless the end-of-text token is the last of a text, the only one that can be exported."""
-    text_format = TextFormat.of(model.text_model, tokenizer)
-    ids = torch.tensor([text_format.tokenize(["a photo"])[0]["input_ids"]])
-    end = end_of_text_index(torch.ones_like(ids), ids, model.text_model.config.eos_token_id)
-    if end.item() != ids.shape[1] - 1:
+    """Raise a ValueError unless the end-of-text token is the last of a text, the only one that can be exported.
+
+    Padding that no mask hides is part of the text.
+    """
+    text_format = TextFormat.of(model, tokenizer)
+    inputs = text_format.collate(text_format.tokenize(["a photo"]))
+    ids = inputs["input_ids"]
+    mask = inputs.get("attention_mask", torch.ones_like(ids))
+    if end_of_text_index(mask, ids, model.text_model.config.eos_token_id).item() != last_attended(mask).item():
         raise ValueError(
             "sentence-transformers reads the last token, and this tokenizer puts others behind the end of text: "
             "publish the model itself, which sentence-transformers loads too"

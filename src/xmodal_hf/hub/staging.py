@@ -220,10 +220,10 @@ def _prepare_for_readers(folder: Path, model_type: str) -> None:
     tokenizer_config = folder / _TOKENIZER_CONFIG_NAME
     has_tokenizer = tokenizer_config.is_file()
     tower_type = read_json(folder / CONFIG_NAME)["text_config"].get("model_type")
-    pads = tower_type in FIXED_LENGTH_TOWERS or (
-        has_tokenizer and read_json(tokenizer_config).get("padding") == "max_length"
-    )
-    write_sentence_transformers_files(folder, _VECTOR_METHODS[model_type], pads_to_max_length=pads)
+    fixed = tower_type in FIXED_LENGTH_TOWERS
+    pads = fixed or (has_tokenizer and read_json(tokenizer_config).get("padding") == "max_length")
+    methods = _VECTOR_METHODS[model_type]
+    write_sentence_transformers_files(folder, methods, pads_to_max_length=pads, with_mask=not fixed)
     if model_type == "xmodal_sentence_encoder" and has_tokenizer:
         # A tokenizer that was a processor's names it, and AutoProcessor would look for it here.
         names = ("processor_class", "auto_map")

@@ -156,7 +156,7 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         Without those files sentence-transformers would take the mean of the tokens, whatever the pooling and the head.
         """
         fixed = has_fixed_length(self.text_model)
-        write_sentence_transformers_files(folder, {"text": "forward"}, pads_to_max_length=fixed)
+        write_sentence_transformers_files(folder, {"text": "forward"}, pads_to_max_length=fixed, with_mask=not fixed)
 
     def poolings(self) -> Iterable[tuple[PreTrainedModel, str]]:
         """Yield the tower with the pooling that reads it."""

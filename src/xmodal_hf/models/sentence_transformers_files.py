@@ -42,13 +42,21 @@ def vector_settings(method_of: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def padding_settings(pads_to_max_length: bool) -> dict[str, Any]:
-    """Have the Transformer module pad every text to the tokenizer's `model_max_length`; by default it pads a batch."""
-    return {"processing_kwargs": {"text": {"padding": "max_length"}}} if pads_to_max_length else {}
+def padding_settings(pads_to_max_length: bool, with_mask: bool = True) -> dict[str, Any]:
+    """Have the Transformer module pad every text to the tokenizer's `model_max_length`; by default it pads a batch.
+
+    Args:
+        pads_to_max_length: whether it does.
+        with_mask: whether the tower gets the tokenizer's mask, if there is one; SigLIP's towers never do.
+    """
+    text: dict[str, Any] = {"padding": "max_length"} if pads_to_max_length else {}
+    if not with_mask:
+        text["return_attention_mask"] = False
+    return {"processing_kwargs": {"text": text}} if text else {}
 
 
 def write_sentence_transformers_files(
-    folder: Path, method_of: Mapping[str, str], pads_to_max_length: bool = False
+    folder: Path, method_of: Mapping[str, str], pads_to_max_length: bool = False, with_mask: bool = True
 ) -> None:
     """Make `SentenceTransformer(folder)` return the unit-norm vectors of a checkpoint of ours.
 
@@ -56,8 +64,9 @@ def write_sentence_transformers_files(
         folder: of the checkpoint.
         method_of: modality (`text`, `image`, `audio`) -> the model's method whose `pooler_output` is the vector.
         pads_to_max_length: whether texts are padded to a fixed length, as SigLIP's are.
+        with_mask: whether the tower gets the tokenizer's mask, if there is one; SigLIP's towers never do.
     """
-    settings = vector_settings(method_of) | padding_settings(pads_to_max_length)
+    settings = vector_settings(method_of) | padding_settings(pads_to_max_length, with_mask)
     write_json(folder / "sentence_bert_config.json", settings)
     write_json(folder / "1_Normalize" / "config.json", {})
     write_modules(folder, {"": "Transformer", "1_Normalize": "Normalize"})

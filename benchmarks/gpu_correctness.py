@@ -519,8 +519,9 @@ def compare_resumed(sizes: Sizes, device: str) -> dict[str, Any]:
         folders = {name: Path(temporary) / name for name in ("alone", "again", "killed")}
         for name in ("alone", "again"):
             train(folders[name], sizes, device)
-        # A process that uses a GPU cannot be forked.
-        context = multiprocessing.get_context("spawn" if device == "cuda" else "fork")
+        # A process that uses a GPU or several threads cannot be forked: OpenMP's threads are missing in the copy.
+        can_fork = device == "cpu" and torch.get_num_threads() == 1
+        context = multiprocessing.get_context("fork" if can_fork else "spawn")
         kill_at = sizes.steps // 2 + 1  # one step after a state was saved
         process = context.Process(  # type: ignore[attr-defined]
             target=train, args=(folders["killed"], sizes, device, kill_at)

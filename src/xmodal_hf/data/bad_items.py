@@ -70,9 +70,9 @@ class BadItemLog:
     into the order of the rows when a run ends, so that two equal runs leave the same file.
 
     Args:
-        path: of the list, `bad_items.jsonl` beside the output of the run. Its folder must exist.
+        path: File of the list, `bad_items.jsonl` beside the output of the run. Its folder must exist.
         total: number of items of the dataset.
-        max_fraction: of `total`; one item more stops the run.
+        max_fraction: Largest share of `total` that may be listed; one item more stops the run.
         is_kept: whether the file outlives the run, so that messages may name it.
     """
 

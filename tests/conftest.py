@@ -200,14 +200,31 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
     return _finished_tokenizer(tokenizer)
 
 
+@pytest.fixture(scope="session")
+def put_tokenizers_back(
+    tokenizer: PreTrainedTokenizerBase, bpe_tokenizer: PreTrainedTokenizerBase
+) -> Callable[[], None]:
+    """Give a function that undoes whatever was done to the tokenizers that all tests share."""
+    shared = [(one, copy.deepcopy(vars(one))) for one in (tokenizer, bpe_tokenizer)]
+
+    def put_back() -> None:
+        for one, attributes in shared:
+            vars(one).clear()
+            vars(one).update(copy.deepcopy(attributes))
+
+    return put_back
+
+
 @pytest.fixture(autouse=True)
-def unchanged_tokenizers(tokenizer: PreTrainedTokenizerBase, bpe_tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Undo what a test does to the tokenizers that all tests share: building a model writes into the given one."""
-    shared = [(one, vars(one) | {"init_kwargs": dict(one.init_kwargs)}) for one in (tokenizer, bpe_tokenizer)]
+def unchanged_tokenizers(put_tokenizers_back: Callable[[], None]) -> Iterator[None]:
+    """Start and leave every test with the shared tokenizers as they were made.
+
+    Saving a processor or building a model writes into the given tokenizer. Fixtures of modules and of the session do
+    so before the test's own fixtures are set up, hence the first of the two calls.
+    """
+    put_tokenizers_back()
     yield
-    for one, attributes in shared:
-        vars(one).clear()
-        vars(one).update(attributes)
+    put_tokenizers_back()
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ setup(
     license="Apache-2.0",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"xmodal_hf": ["py.typed", "metrics/*/*", "hub/*.md", "study/*.md"]},
+    package_data={"xmodal_hf": ["py.typed", "metrics/*/*", "hub/templates/*", "study/*.md"]},
     python_requires=">=3.10",
     install_requires=[
         *TORCH_FAMILY,

@@ -92,6 +92,6 @@ def test_the_script(hub: Any, client_environment: dict[str, str]) -> None:
 
 def test_the_app_is_one_file_for_all() -> None:
     """It finds the metric by the one other file beside it."""
-    tree = ast.parse((Path(__file__).parents[2] / "src/xmodal_hf/hub/metric_app.py").read_text())
+    tree = ast.parse((Path(__file__).parents[2] / "src/xmodal_hf/hub/templates/metric_app.py").read_text())
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     assert names.isdisjoint(NAMES)

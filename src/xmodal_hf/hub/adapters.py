@@ -29,7 +29,7 @@ __all__ = ["is_adapter", "load_adapted", "render_adapter_card", "stage_adapter"]
 
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 _BASE = "base_model_name_or_path"
-_TEMPLATE = Path(__file__).with_name("adapter_card_template.md")
+_TEMPLATE = Path(__file__).with_name("templates") / "adapter_card.md"
 # Class of the base -> modality, and pipeline tag as the Hub has it.
 _CLASSES = {
     "ImageTextDualEncoder": ("image", "zero-shot-image-classification"),

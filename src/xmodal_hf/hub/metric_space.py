@@ -9,7 +9,7 @@ from ..metrics import metric_path
 from .safety import check_folder
 from .staging import new_folder
 
-_APP = Path(__file__).with_name("metric_app.py")
+_APP = Path(__file__).with_name("templates") / "metric_app.py"
 
 
 def stage_metric(name: str, folder: Path) -> Path:

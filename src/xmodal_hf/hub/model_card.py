@@ -23,7 +23,7 @@ from .safety import without_local_paths
 
 CARD_NAME = "README.md"
 PHASE1_FOLDER = "phase1"
-_TEMPLATE = Path(__file__).with_name("model_card_template.md")
+_TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
 _SENTENCE_ENCODER = "xmodal_sentence_encoder"
 _MODALITIES = {"xmodal_image_text": "image", "xmodal_audio_text": "audio", _SENTENCE_ENCODER: None}
 # Pipeline tags that the Hub has; it has none for zero-shot audio classification.

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 
 SPACE_FOLDER = "space"
 _SETTINGS_NAME = "space.json"
-_HERE = Path(__file__).parent
+_TEMPLATES_FOLDER = Path(__file__).with_name("templates")
+_DATA_FOLDER = Path(__file__).parents[1] / "data"
 _FILES = {"space_app.py": "app.py", "space_search.py": "search.py"}
 # What leads from a file to pixels or samples here leads to them in a Space: the same modules, which need no others.
 _DECODERS = {
     "image": ("errors", "formats", "local_files", "pictures"),
     "audio": ("errors", "formats", "local_files", "stream_lengths", "waveforms", "clips"),
 }
-# "from ..data.pictures import x" and "from .errors import y", which lie beside each other in a Space.
+# "from ...data.pictures import x" and "from .errors import y", which lie beside each other in a Space.
 _RELATIVE_IMPORT = re.compile(r"^( *)from \.+(?:data\.)?(\w+) import", re.MULTILINE)
 _MODALITIES = {"xmodal_image_text": "image", "xmodal_audio_text": "audio"}
 # Version of Gradio for a Space where none is installed here; the page was tested with it.
@@ -88,9 +89,10 @@ def stage_space(
         _write_gallery(checkpoint, folder, modality, rows, captions, arguments.gallery_features)
         settings = _settings(modality, model, revision, captions, arguments)
         _write_json(folder / _SETTINGS_NAME, settings)
-        decoders = {f"../data/{name}.py": f"{name}.py" for name in _DECODERS[modality]}
-        for source, target in (_FILES | decoders).items():
-            code = (_HERE / source).read_text(encoding="utf-8")
+        sources = {_TEMPLATES_FOLDER / source: target for source, target in _FILES.items()}
+        sources |= {_DATA_FOLDER / f"{name}.py": f"{name}.py" for name in _DECODERS[modality]}
+        for source, target in sources.items():
+            code = source.read_text(encoding="utf-8")
             (folder / target).write_text(_RELATIVE_IMPORT.sub(r"\1from \2 import", code), encoding="utf-8")
         requirements = [*_REQUIREMENTS, *_MODALITY_REQUIREMENTS[modality]]
         (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")

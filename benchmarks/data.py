@@ -40,10 +40,10 @@ from transformers import ClapFeatureExtractor, CLIPImageProcessor, CLIPTokenizer
 from common import DATA, describe_machine
 from xmodal_hf import AudioTextProcessor, ImageTextProcessor, LogMelFeatureExtractor
 from xmodal_hf.data.audio import decode_audio
+from xmodal_hf.data.builtin.soundfont import render_address
 from xmodal_hf.data.collators import PairCollator
 from xmodal_hf.data.orders import FileOrder
 from xmodal_hf.data.sampling import EpochBatchSampler, PairDataset
-from xmodal_hf.data.soundfont import render_address
 from xmodal_hf.data.sources import load_pairs
 
 RESULTS = Path(__file__).parent / "results"

@@ -62,7 +62,7 @@ def main() -> None:
 
 def load_corpus(source: str | None, count: int) -> list[str]:
     """`count` seeded sentences."""
-    from xmodal_hf.data.openmoji import openmoji_captions
+    from xmodal_hf.data.builtin.openmoji import openmoji_captions
     from xmodal_hf.data.sentences import load_sentences
 
     if source is not None:

@@ -229,7 +229,7 @@ def measure(embedder: Any, pairs: Any, rows: Any, seed: int) -> dict[str, dict[s
 
 def classify_families(embedder: Any, audio_embeds: Any, families: Sequence[str | None], seed: int) -> dict[str, float]:
     """Return the zero-shot accuracy over the instrument families of clips with one instrument."""
-    from xmodal_hf.data.soundfont import family_prompts
+    from xmodal_hf.data.builtin.soundfont import family_prompts
     from xmodal_hf.evaluation.zero_shot import prompt_embeddings, zero_shot_metrics
 
     prompts = family_prompts()

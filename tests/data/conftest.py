@@ -10,7 +10,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
 
-from xmodal_hf.data.openmoji import load_openmoji
+from xmodal_hf.data.builtin.openmoji import load_openmoji
 from xmodal_hf.models.processing_dual_encoder import ImageTextProcessor
 
 REAL_DATA = Path(os.environ.get("XMODAL_HF_DATA", Path(__file__).parents[3] / "shared" / "data"))

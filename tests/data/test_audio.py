@@ -13,14 +13,8 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from xmodal_hf.data.audio import (
-    SpecAugment,
-    clip_seconds,
-    decode_audio,
-    load_waveform,
-    set_clip_seconds,
-    split_windows,
-)
+from xmodal_hf.data.audio import SpecAugment, decode_audio, load_waveform
+from xmodal_hf.data.clips import clip_seconds, set_clip_seconds, split_windows
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.seeding import EpochIndex
 from xmodal_hf.evaluation import as_embedder

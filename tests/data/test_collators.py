@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from xmodal_hf import AudioTextConfig, AudioTextDualEncoder
-from xmodal_hf.data.audio import SpecAugment, set_clip_seconds
+from xmodal_hf.data.audio import SpecAugment
+from xmodal_hf.data.clips import set_clip_seconds
 from xmodal_hf.data.collators import PairCollator, SentenceCollator
 from xmodal_hf.data.images import ImageAugment
 from xmodal_hf.data.orders import ShuffledOrder

@@ -7,7 +7,7 @@ import tarfile
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
-from xmodal_hf.data.openmoji import openmoji_captions
+from xmodal_hf.data.builtin.openmoji import openmoji_captions
 from xmodal_hf.data.sentences import build_triplets, load_sentences, load_triplets, nli_to_triplets
 
 # premise, hypothesis, label: what is kept and dropped is counted by hand in the tests.

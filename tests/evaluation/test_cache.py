@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from xmodal_hf.data.builtin.soundfont import ADDRESS_SCHEME
 from xmodal_hf.data.errors import BadItemError
-from xmodal_hf.data.soundfont import ADDRESS_SCHEME
 from xmodal_hf.evaluation import Embedder
 from xmodal_hf.evaluation.cache import CachedEmbedder, content_digest
 

@@ -15,8 +15,8 @@ from transformers import AutoModel, CLIPImageProcessor, SiglipProcessor
 
 from xmodal_hf import ImageTextDualEncoder, ImageTextProcessor, SentenceEncoder
 from xmodal_hf.data.audio import load_waveform
+from xmodal_hf.data.builtin.soundfont import load_soundfont
 from xmodal_hf.data.errors import BadItemError
-from xmodal_hf.data.soundfont import load_soundfont
 from xmodal_hf.evaluation import Embedder, as_embedder, embed_pairs, evaluate_retrieval
 from xmodal_hf.evaluation.embed import EmbedOptions, evaluation_mode
 from xmodal_hf.models.text_tower import token_batches

@@ -10,37 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from .clips import (
-    MIN_SECONDS,
-    check_equal_lengths,
-    clap_features,
-    clip_seconds,
-    group_by_length,
-    set_clip_seconds,
-    set_padding,
-    split_windows,
-    to_clip_length,
-)
+from .builtin.soundfont import ADDRESS_SCHEME, render_address
 from .errors import BadItemError, naming
 from .files import local_path, read_media
 from .seeding import EpochIndex, row_generator
-from .soundfont import ADDRESS_SCHEME, render_address
 from .waveforms import as_channels, check_sounding, decode_audio, window_of_samples
 
-__all__ = [
-    "MIN_SECONDS",
-    "SpecAugment",
-    "check_equal_lengths",
-    "clap_features",
-    "clip_seconds",
-    "decode_audio",
-    "group_by_length",
-    "load_waveform",
-    "set_clip_seconds",
-    "set_padding",
-    "split_windows",
-    "to_clip_length",
-]
+__all__ = ["SpecAugment", "decode_audio", "load_waveform"]
 
 _AUGMENTATION_STREAM = 1
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import ClapFeatureExtractor, PreTrainedTokenizerBase, ProcessorMixin
 
-from .audio import check_equal_lengths, clap_features, to_clip_length
+from .clips import check_equal_lengths, clap_features, to_clip_length
 from .sampling import SENTENCE_VIEWS
 from .seeding import EpochIndex, row_generator
 

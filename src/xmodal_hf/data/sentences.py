@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset
 
+from .builtin.openmoji import openmoji_captions
+from .builtin.soundfont import soundfont_captions
 from .columns import TEXT_COLUMNS, TextColumns, class_names_of, find_texts, row_text
 from .layouts import load_archive, load_folder, load_named_table, modality_of
-from .openmoji import openmoji_captions
-from .soundfont import soundfont_captions
 from .tables import load_table, select_split
 from .tars import find_tars, load_tars
 

@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Audio, Dataset, Image, Json, LargeList, List, Value
 
+from .builtin.openmoji import load_openmoji
+from .builtin.soundfont import load_soundfont
 from .columns import (
     AUDIO_COLUMNS,
     IMAGE_COLUMNS,
@@ -36,9 +38,7 @@ from .formats import Modality
 from .identity import id_of, unique_or_rows
 from .layouts import load_archive, load_folder, load_named_table, path_columns, spellings
 from .located import find_places, locate
-from .openmoji import load_openmoji
 from .parquet import ParquetPairs, find_parquet, parquet_features, parquet_nulls
-from .soundfont import load_soundfont
 from .tables import empty_columns, load_table, select_split
 from .tars import find_tars, load_tars
 

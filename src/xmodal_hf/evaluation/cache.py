@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from xmodal_hf.data.builtin.soundfont import ADDRESS_SCHEME
 from xmodal_hf.data.files import read_media
 from xmodal_hf.data.images import load_image
-from xmodal_hf.data.soundfont import ADDRESS_SCHEME
 
 from ..features.manifest import MANIFEST_NAME
 from ..features.store import FeatureStore

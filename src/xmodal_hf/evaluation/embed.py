@@ -30,15 +30,9 @@ from transformers import (
     ProcessorMixin,
 )
 
-from xmodal_hf.data.audio import (
-    clap_features,
-    clip_seconds,
-    group_by_length,
-    load_waveform,
-    split_windows,
-    to_clip_length,
-)
+from xmodal_hf.data.audio import load_waveform
 from xmodal_hf.data.bad_items import BadItem, path_of
+from xmodal_hf.data.clips import clap_features, clip_seconds, group_by_length, split_windows, to_clip_length
 from xmodal_hf.data.errors import BadItemError, naming
 from xmodal_hf.data.identity import item_key
 from xmodal_hf.data.images import load_image

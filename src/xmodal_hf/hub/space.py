@@ -108,7 +108,7 @@ def pin_revision(folder: Path, revision: str) -> None:
 
 
 def _load_gallery(modality: str, arguments: SpaceArguments) -> Dataset:
-    from ..data.openmoji import load_openmoji
+    from ..data.builtin.openmoji import load_openmoji
     from ..data.sources import load_pairs
     from ..data.splits import with_default_split
 
@@ -177,7 +177,8 @@ def _write_sound(cell: dict[str, Any], path: Path, processor: Any) -> Path:
     """Write what the model hears of a clip, as FLAC, which browsers play."""
     import soundfile
 
-    from ..data.audio import clip_seconds, load_waveform
+    from ..data.audio import load_waveform
+    from ..data.clips import clip_seconds
 
     extractor = processor.feature_extractor
     clip = load_waveform(cell, extractor.sampling_rate, max_seconds=clip_seconds(extractor))

@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..data.audio import SpecAugment, clip_seconds, set_clip_seconds, set_padding
+from ..data.audio import SpecAugment
 from ..data.bad_items import BAD_ITEMS_NAME, BadItemLog
+from ..data.clips import clip_seconds, set_clip_seconds, set_padding
 from ..data.collators import PairCollator, SentenceCollator
 from ..data.exclusion import evaluation_keys, without_texts
 from ..data.images import ImageAugment

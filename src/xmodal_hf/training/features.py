@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import ProcessorMixin
 
-from ..data.audio import clip_seconds
+from ..data.clips import clip_seconds
 from ..data.collators import PairCollator
 from ..data.mixing import PairTable
 from ..data.sampling import PairDataset

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from xmodal_hf.data import openmoji as module
-from xmodal_hf.data.openmoji import base_emoji, code_points, is_test_base, load_openmoji, openmoji_captions
+from xmodal_hf.data.builtin import openmoji as module
+from xmodal_hf.data.builtin.openmoji import base_emoji, code_points, is_test_base, load_openmoji, openmoji_captions
 
 
 def pixels(dataset):

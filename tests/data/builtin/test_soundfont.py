@@ -4,8 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from xmodal_hf.data import soundfont
-from xmodal_hf.data.soundfont import (
+from xmodal_hf.data.builtin import soundfont
+from xmodal_hf.data.builtin.soundfont import (
     family_prompts,
     load_soundfont,
     make_clip,

@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torchaudio.functional import resample
 
-from .files import AUDIO_CELL
+from ..files import AUDIO_CELL
 
 SPLIT_SIZES = {"train": 6000, "test": 400}
 CLIP_SECONDS = 3.0

@@ -145,7 +145,6 @@ def test_a_misspelt_option_is_named_with_the_nearest(name: str, main_of: Callabl
         "publish_model.py": "--repo_id",
         "run_demo.py": "--modality",
         "run_study.py": "--recipe",
-        "screenshot_space.py": "--query",
         "search.py": "--features",
         "train_contrastive.py": "--dataset",
         "train_sentence_embedding.py": "--sentences",

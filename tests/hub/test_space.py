@@ -30,11 +30,11 @@ from xmodal_hf.training.arguments import PairArguments
 from xmodal_hf.training.feature_arguments import FeatureArguments
 from xmodal_hf.training.feature_extraction import run_extraction
 
-SCRIPT = Path(__file__).parents[2] / "training_scripts" / "screenshot_space.py"
+SCRIPT = Path(__file__).parents[2] / "docs" / "screenshot_space.py"
 NUM_ITEMS = 15
 
 
-PUBLISH = SCRIPT.with_name("publish_model.py")
+PUBLISH = Path(__file__).parents[2] / "training_scripts" / "publish_model.py"
 
 
 def publish(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess:

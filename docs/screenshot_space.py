@@ -1,7 +1,7 @@
 """Open a demo Space in headless Chromium, use its page as a visitor does, and take a picture of it.
 
     pip install gradio playwright && apt-get install chromium
-    python training_scripts/screenshot_space.py --space outputs/demo/space --query "an angry face" --output space.png
+    python docs/screenshot_space.py --space outputs/demo/space --query "an angry face" --output space.png
 
 The Space is a folder that `publish_model.py --space` or `hub.space.stage_space` wrote.
 """

@@ -16,7 +16,8 @@ from torch._utils import ExceptionWrapper
 from xmodal_hf.commands import check_sources, is_user_error, read_yaml, run_command
 from xmodal_hf.data.bad_items import TooManyBadItemsError
 from xmodal_hf.hub.publish import HubError
-from xmodal_hf.training.arguments import TrainingArguments, check_inputs, parse_arguments
+from xmodal_hf.options import check_inputs, parse_arguments
+from xmodal_hf.training.arguments import TrainingArguments
 from xmodal_hf.training.checkpoint import CheckpointError
 from xmodal_hf.training.faults import BadStepsError
 

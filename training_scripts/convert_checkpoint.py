@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from xmodal_hf.commands import check_sources, is_user_error, run_command
-from xmodal_hf.training.arguments import option, parse_arguments
+from xmodal_hf.options import option, parse_arguments
 
 if TYPE_CHECKING:
     import torch

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from xmodal_hf.commands import run_command
 from xmodal_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments, check_tasks
-from xmodal_hf.training.arguments import check_inputs, parse_arguments
+from xmodal_hf.options import check_inputs, parse_arguments
 
 if TYPE_CHECKING:
     from accelerate import PartialState

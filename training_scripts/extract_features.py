@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xmodal_hf.commands import run_command
-from xmodal_hf.training.arguments import PairArguments, check_inputs, parse_arguments
+from xmodal_hf.options import check_inputs, parse_arguments
+from xmodal_hf.training.arguments import PairArguments
 from xmodal_hf.training.feature_arguments import FeatureArguments, check_extraction
 
 DESCRIPTION = "Embed every item of a data set once."

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from xmodal_hf.commands import run_command
 from xmodal_hf.hub.arguments import CardArguments, PublishArguments, SpaceArguments
-from xmodal_hf.training.arguments import parse_arguments
+from xmodal_hf.options import parse_arguments
 
 if TYPE_CHECKING:
     from xmodal_hf.hub.publish import Published

@@ -195,7 +195,8 @@ def untrained_copy(folder: Path, processor: Any, seed: int) -> Any:
     """Return the model as phase 2 started from: phase 1's text tower, a random other tower and projections."""
     from accelerate.utils import set_seed
 
-    from xmodal_hf.training.arguments import ContrastiveArguments, TextModelArguments, read_recipe
+    from xmodal_hf.options import read_recipe
+    from xmodal_hf.training.arguments import ContrastiveArguments, TextModelArguments
     from xmodal_hf.training.building import build_dual_encoder
     from xmodal_hf.training.output import RECIPE_NAME
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xmodal_hf.commands import run_command
+from xmodal_hf.options import check_inputs, parse_arguments
 from xmodal_hf.training.arguments import (
     ContrastiveArguments,
     LoraArguments,
@@ -26,9 +27,7 @@ from xmodal_hf.training.arguments import (
     TextModelArguments,
     TrainingArguments,
     ValidationArguments,
-    check_inputs,
     check_phase_2,
-    parse_arguments,
 )
 
 DESCRIPTION = "Train a dual encoder on pairs, alone or jointly with sentences."

@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xmodal_hf.commands import run_command
+from xmodal_hf.options import check_inputs, parse_arguments
 from xmodal_hf.training.arguments import (
     SentenceArguments,
     TextModelArguments,
     TrainingArguments,
     ValidationArguments,
-    check_inputs,
     check_phase_1,
-    parse_arguments,
 )
 
 DESCRIPTION = "Train a sentence encoder (SimCSE)."

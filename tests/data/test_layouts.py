@@ -19,7 +19,8 @@ from tests.data.layout_catalogue import (
 from xmodal_hf.data.audio import load_waveform
 from xmodal_hf.data.mixing import undecoded
 from xmodal_hf.data.sampling import PairDataset
-from xmodal_hf.training.arguments import PairArguments, parse_arguments
+from xmodal_hf.options import parse_arguments
+from xmodal_hf.training.arguments import PairArguments
 from xmodal_hf.training.batches import load_pair_table
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from xmodal_hf.options import parse_arguments, read_recipe, save_recipe
 from xmodal_hf.training.arguments import (
     ContrastiveArguments,
     LoraArguments,
@@ -14,9 +15,6 @@ from xmodal_hf.training.arguments import (
     ValidationArguments,
     check_phase_1,
     check_phase_2,
-    parse_arguments,
-    read_recipe,
-    save_recipe,
 )
 
 CLASSES = (TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments)

@@ -6,6 +6,7 @@ import json
 import pytest
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from xmodal_hf.options import parse_arguments, save_recipe
 from xmodal_hf.training.arguments import (
     LORA_RATE,
     NEW_LAYERS_RATE,
@@ -18,8 +19,6 @@ from xmodal_hf.training.arguments import (
     TrainingArguments,
     ValidationArguments,
     check_phase_2,
-    parse_arguments,
-    save_recipe,
 )
 from xmodal_hf.training.batches import text_lengths
 from xmodal_hf.training.defaults import describe_defaults, resolve_pair_defaults, resolve_sentence_defaults

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from xmodal_hf.training.arguments import one_or_several, option
+from xmodal_hf.options import one_or_several, option
 
 from .prompts import PROMPT_SETS
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..training.arguments import option
+from ..options import option
 
 
 @dataclass

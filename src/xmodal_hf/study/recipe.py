@@ -36,6 +36,7 @@ from typing import Any, Literal
 
 from ..commands import read_yaml
 from ..evaluation.arguments import EvaluationArguments, EvaluationDataArguments
+from ..options import check_keys
 from ..training.arguments import (
     ContrastiveArguments,
     LoraArguments,
@@ -44,7 +45,6 @@ from ..training.arguments import (
     TextModelArguments,
     TrainingArguments,
     ValidationArguments,
-    check_keys,
 )
 
 Better = Literal["higher", "lower"]

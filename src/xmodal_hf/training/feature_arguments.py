@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from .arguments import PairArguments, option
+from ..options import option
+from .arguments import PairArguments
 
 
 @dataclass

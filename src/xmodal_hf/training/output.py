@@ -23,8 +23,9 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from .. import __version__
 from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items, sort_bad_items
 from ..evaluation.plots import loss_curves
+from ..options import local_sources, save_recipe
 from .adapters import save_adapter
-from .arguments import LoraArguments, TrainingArguments, local_sources, save_recipe
+from .arguments import LoraArguments, TrainingArguments
 from .checkpoint import check_same_run, find_resumed, find_states, read_state
 from .faults import on_main_process
 from .loop import LOG_NAME, TrainingResult

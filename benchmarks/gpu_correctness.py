@@ -39,7 +39,8 @@ from xmodal_hf.objectives import Batch, CrossModalObjective, JointObjective, Obj
 from xmodal_hf.training.adapters import add_lora
 from xmodal_hf.training.arguments import LoraArguments, TrainingArguments
 from xmodal_hf.training.checkpoint import find_resumed
-from xmodal_hf.training.loop import LOG_NAME, TrainingStep, build_accelerator, run_phase
+from xmodal_hf.training.log import LOG_NAME
+from xmodal_hf.training.loop import TrainingStep, build_accelerator, run_phase
 from xmodal_hf.training.towers import compile_towers, freeze_towers
 
 SCALE = 1 / 0.07  # CLIP's first logit_scale

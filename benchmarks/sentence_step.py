@@ -43,7 +43,8 @@ from common import (
 )
 from xmodal_hf.data.sentences import load_sentences, load_triplets
 from xmodal_hf.training.arguments import SentenceArguments, TextModelArguments, TrainingArguments
-from xmodal_hf.training.loop import LOG_NAME, build_accelerator, run_phase
+from xmodal_hf.training.log import LOG_NAME
+from xmodal_hf.training.loop import build_accelerator, run_phase
 from xmodal_hf.training.phases import build_sentence_phase
 
 OURS, PEER = "xmodal_hf", "sentence-transformers"

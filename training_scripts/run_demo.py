@@ -159,7 +159,7 @@ def evaluate_before_and_after(demo: Demo, folder: Path, seed: int) -> dict[str, 
 
     from xmodal_hf.evaluation import as_embedder, embed_pairs
     from xmodal_hf.evaluation.plots import alignment_uniformity_scatter, cosine_histogram, joint_map, loss_curves
-    from xmodal_hf.training.loop import LOG_NAME
+    from xmodal_hf.training.log import LOG_NAME
 
     processor = AutoProcessor.from_pretrained(folder / "model")
     trained = AutoModel.from_pretrained(folder / "model")

@@ -18,7 +18,8 @@ from xmodal_hf.objectives import CrossModalObjective
 from xmodal_hf.training.arguments import TrainingArguments, ValidationArguments
 from xmodal_hf.training.batches import build_stream
 from xmodal_hf.training.faults import BadStepsError, StopSignals
-from xmodal_hf.training.loop import LOG_NAME, VALIDATION_LOG_NAME, build_accelerator, run_phase
+from xmodal_hf.training.log import LOG_NAME, VALIDATION_LOG_NAME
+from xmodal_hf.training.loop import build_accelerator, run_phase
 from xmodal_hf.training.towers import freeze_towers
 from xmodal_hf.training.validation import Validation
 

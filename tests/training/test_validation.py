@@ -17,7 +17,7 @@ from xmodal_hf.evaluation import as_embedder, embed_pairs, evaluate_retrieval, e
 from xmodal_hf.training.adapters import add_lora
 from xmodal_hf.training.arguments import LoraArguments, PairArguments, TrainingArguments, ValidationArguments
 from xmodal_hf.training.checkpoint import CheckpointError, save_weights
-from xmodal_hf.training.loop import TrainingResult
+from xmodal_hf.training.log import TrainingResult
 from xmodal_hf.training.validation import build_validation
 
 STS_ROWS = [

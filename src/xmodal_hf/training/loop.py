@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -15,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -29,6 +28,7 @@ from .averaging import WeightAverage
 from .checkpoint import StateKeeper, check_same_run, read_state
 from .faults import BadStepsError, BufferGuard, StopSignals, batch_ids, describe_ids, no_workers_left
 from .grad_cache import cached_backward
+from .log import StepLog, TrainingResult, progress_bar
 from .optimization import build_optimizer, build_scheduler, clamp_logit_scale
 from .sharding import average_gradients, is_sharded, prepare_sharding
 from .towers import compile_towers, set_training_mode
@@ -38,31 +38,12 @@ if TYPE_CHECKING:
     from .batches import Stream
     from .validation import Validation
 
-LOG_NAME = "train_log.jsonl"
-VALIDATION_LOG_NAME = "validation_log.jsonl"
 # Where launchers say how many processes they have started, in Accelerate's order.
 _WORLD_SIZE_NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # Of processes that wait for the one that validates; NCCL's own is ten minutes.
 _TIMEOUT = timedelta(hours=1)
 # Measured on two cores (benchmarks/results/padding_cpu.json); on an accelerator small parts cost launches.
 _CPU_TEXT_SUB_BATCHES = 4
-
-
-@dataclass
-class TrainingResult:
-    """What a phase did so far; its state on the disk holds this too.
-
-    `steps` of the optimizer, of which `bad_steps` changed nothing; `items` seen by all processes; `seconds`, those
-    before a resumption included; the log of the last good step; the best validation, {"step", "value"}, where one
-    chooses the weights.
-    """
-
-    steps: int = 0
-    items: int = 0
-    seconds: float = 0.0
-    last_log: dict[str, float] = field(default_factory=dict)
-    bad_steps: int = 0
-    best: dict[str, float] | None = None
 
 
 def build_accelerator(arguments: TrainingArguments) -> Accelerator:
@@ -363,12 +344,6 @@ class _Run:
         return 128 + number
 
 
-def progress_bar(accelerator: Accelerator, description: str, total: int, done: int) -> tqdm:
-    """Return the bar of the main process; those of the others are silent."""
-    silent = not accelerator.is_main_process
-    return tqdm(total=total, initial=done, desc=description, unit=" items", disable=silent)
-
-
 def _logged_step(
     take_step: TrainingStep, batch: Batch, epoch: int, result: TrainingResult, log: StepLog, keeper: StateKeeper
 ) -> None:
@@ -386,67 +361,3 @@ def _logged_step(
             f"--max_bad_steps {take_step.arguments.max_bad_steps}. Ids of the batch: {describe_ids(ids)}. Last good "
             f"training state: {keeper.newest() or 'none'}"
         )
-
-
-class StepLog:
-    """Writes each step's numbers to a JSONL file and the tracker, and validations to another.
-
-    Only the main process writes. The files hold no times, so that equal runs give equal files.
-
-    Args:
-        accelerator: of the run.
-        folder: of the files.
-        kept_bytes: of each file, what a resumed run keeps; files that are not named start empty.
-    """
-
-    def __init__(self, accelerator: Accelerator, folder: Path, kept_bytes: Mapping[str, int]) -> None:
-        self.accelerator = accelerator
-        self.folder = folder
-        self.kept_bytes = kept_bytes
-        self.files: dict[str, TextIO] = {}
-
-    def __enter__(self) -> StepLog:
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name in (LOG_NAME, VALIDATION_LOG_NAME):
-                file = (self.folder / name).open("a", encoding="utf-8")
-                file.truncate(self.kept_bytes.get(name, 0))
-                self.files[name] = file
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self.files.values():
-            file.close()
-
-    def write(
-        self, step: int, epoch: int, output: ObjectiveOutput, extra: Mapping[str, torch.Tensor | float]
-    ) -> dict[str, float]:
-        """Log one step; return its numbers."""
-        values = {**output.logs, **extra}
-        # One transfer for all numbers: each would wait for the accelerator.
-        stacked = torch.stack([torch.as_tensor(value, device=output.loss.device).float() for value in values.values()])
-        numbers = dict(zip(values, stacked.tolist(), strict=True))
-        log = {"step": step, "epoch": epoch, **numbers}
-        self._write(LOG_NAME, log)
-        self.accelerator.log(numbers, step=step)
-        return log
-
-    def write_bad(self, step: int, epoch: int, ids: list[str]) -> None:
-        """Log a step that was left out, with the ids of its batch."""
-        self._write(LOG_NAME, {"step": step, "epoch": epoch, "not_finite": True, "ids": ids})
-
-    def write_validation(self, step: int, values: Mapping[str, float]) -> None:
-        """Log a validation."""
-        self._write(VALIDATION_LOG_NAME, {"step": step, **values})
-        self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
-
-    def flush_to_disk(self) -> dict[str, int]:
-        """Return the length of each file in bytes, all of them on the disk."""
-        for file in self.files.values():
-            os.fsync(file.fileno())
-        return {name: file.tell() for name, file in self.files.items()}
-
-    def _write(self, name: str, entry: Mapping[str, Any]) -> None:
-        if name in self.files:
-            self.files[name].write(json.dumps(entry) + "\n")
-            self.files[name].flush()

@@ -28,7 +28,7 @@ from .adapters import save_adapter
 from .arguments import LoraArguments, TrainingArguments
 from .checkpoint import check_same_run, find_resumed, find_states, read_state
 from .faults import on_main_process
-from .loop import LOG_NAME, TrainingResult
+from .log import LOG_NAME, TrainingResult
 from .sharding import whole_weights
 
 RECIPE_NAME = "recipe.yaml"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,11 +38,8 @@ from .checkpoint import (
     save_weights,
 )
 from .faults import main_process_first, on_main_process
-from .loop import VALIDATION_LOG_NAME
+from .log import VALIDATION_LOG_NAME, StepLog, TrainingResult
 from .sharding import is_sharded
-
-if TYPE_CHECKING:
-    from .loop import StepLog, TrainingResult
 
 # Embedded before the first step, to see that it works.
 _REHEARSED_ITEMS = 8

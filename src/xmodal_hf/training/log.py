@@ -1,0 +1,106 @@
+"""What a phase reports of its course: the log of its steps and validations, its result, its progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from ..objectives import ObjectiveOutput
+
+LOG_NAME = "train_log.jsonl"
+VALIDATION_LOG_NAME = "validation_log.jsonl"
+
+
+@dataclass
+class TrainingResult:
+    """What a phase did so far; its state on the disk holds this too.
+
+    `steps` of the optimizer, of which `bad_steps` changed nothing; `items` seen by all processes; `seconds`, those
+    before a resumption included; the log of the last good step; the best validation, {"step", "value"}, where one
+    chooses the weights.
+    """
+
+    steps: int = 0
+    items: int = 0
+    seconds: float = 0.0
+    last_log: dict[str, float] = field(default_factory=dict)
+    bad_steps: int = 0
+    best: dict[str, float] | None = None
+
+
+def progress_bar(accelerator: Accelerator, description: str, total: int, done: int) -> tqdm:
+    """Return the bar of the main process; those of the others are silent."""
+    silent = not accelerator.is_main_process
+    return tqdm(total=total, initial=done, desc=description, unit=" items", disable=silent)
+
+
+class StepLog:
+    """Writes each step's numbers to a JSONL file and the tracker, and validations to another.
+
+    Only the main process writes. The files hold no times, so that equal runs give equal files.
+
+    Args:
+        accelerator: of the run.
+        folder: of the files.
+        kept_bytes: of each file, what a resumed run keeps; files that are not named start empty.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, kept_bytes: Mapping[str, int]) -> None:
+        self.accelerator = accelerator
+        self.folder = folder
+        self.kept_bytes = kept_bytes
+        self.files: dict[str, TextIO] = {}
+
+    def __enter__(self) -> StepLog:
+        if self.accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in (LOG_NAME, VALIDATION_LOG_NAME):
+                file = (self.folder / name).open("a", encoding="utf-8")
+                file.truncate(self.kept_bytes.get(name, 0))
+                self.files[name] = file
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def write(
+        self, step: int, epoch: int, output: ObjectiveOutput, extra: Mapping[str, torch.Tensor | float]
+    ) -> dict[str, float]:
+        """Log one step; return its numbers."""
+        values = {**output.logs, **extra}
+        # One transfer for all numbers: each would wait for the accelerator.
+        stacked = torch.stack([torch.as_tensor(value, device=output.loss.device).float() for value in values.values()])
+        numbers = dict(zip(values, stacked.tolist(), strict=True))
+        log = {"step": step, "epoch": epoch, **numbers}
+        self._write(LOG_NAME, log)
+        self.accelerator.log(numbers, step=step)
+        return log
+
+    def write_bad(self, step: int, epoch: int, ids: list[str]) -> None:
+        """Log a step that was left out, with the ids of its batch."""
+        self._write(LOG_NAME, {"step": step, "epoch": epoch, "not_finite": True, "ids": ids})
+
+    def write_validation(self, step: int, values: Mapping[str, float]) -> None:
+        """Log a validation."""
+        self._write(VALIDATION_LOG_NAME, {"step": step, **values})
+        self.accelerator.log({f"validation/{name}": value for name, value in values.items()}, step=step)
+
+    def flush_to_disk(self) -> dict[str, int]:
+        """Return the length of each file in bytes, all of them on the disk."""
+        for file in self.files.values():
+            os.fsync(file.fileno())
+        return {name: file.tell() for name, file in self.files.items()}
+
+    def _write(self, name: str, entry: Mapping[str, Any]) -> None:
+        if name in self.files:
+            self.files[name].write(json.dumps(entry) + "\n")
+            self.files[name].flush()

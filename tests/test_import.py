@@ -22,7 +22,7 @@ ENTRIES = [
     "import xmodal_hf; from transformers import pipeline",
     "import xmodal_hf; from transformers import AutoTokenizer",
     "from xmodal_hf.models.modeling_dual_encoder import ImageTextDualEncoder",
-    "from xmodal_hf.models.text_tower import find_tower",
+    "from xmodal_hf.models.towers import find_tower",
 ]
 MORE_ENTRIES = [
     "from transformers import pipeline; import xmodal_hf",

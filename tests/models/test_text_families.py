@@ -25,7 +25,7 @@ from xmodal_hf.data.seeding import EpochIndex
 from xmodal_hf.evaluation import as_embedder
 from xmodal_hf.evaluation.loading import load_embedder
 from xmodal_hf.models.text_packing import PACKED_TOWERS
-from xmodal_hf.models.text_tower import build_tower
+from xmodal_hf.models.towers import build_tower
 from xmodal_hf.objectives import CrossModalObjective, SentenceObjective
 from xmodal_hf.training.adapters import add_lora
 from xmodal_hf.training.arguments import ContrastiveArguments, LoraArguments, SentenceArguments, TextModelArguments

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from xmodal_hf import SentenceEncoder
 from xmodal_hf.models import text_packing
 from xmodal_hf.models.text_packing import Packing, can_pack
-from xmodal_hf.models.text_tower import build_tower
+from xmodal_hf.models.towers import build_tower
 
 PAD, END = 1, 99
 SIZES = {

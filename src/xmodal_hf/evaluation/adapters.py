@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 import xmodal_hf  # noqa: F401  (registers our models with the Auto classes)
 from xmodal_hf.models.conversion import load_dual_encoder, load_two_tower_model
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder
-from xmodal_hf.models.text_tower import freeze_unused
+from xmodal_hf.models.towers import freeze_unused
 
 if TYPE_CHECKING:
     from peft import PeftModel

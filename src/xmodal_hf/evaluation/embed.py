@@ -42,7 +42,8 @@ from xmodal_hf.models.modeling_dual_encoder import DualEncoder
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
 from xmodal_hf.models.pooling import pool
 from xmodal_hf.models.text_format import TextFormat, check_reads_texts
-from xmodal_hf.models.text_tower import TextTowerMixin, evaluation_mode, own_pooled_output, token_batches
+from xmodal_hf.models.text_tower import TextTowerMixin, token_batches
+from xmodal_hf.models.towers import evaluation_mode, own_pooled_output
 
 from .checks import as_embeds
 

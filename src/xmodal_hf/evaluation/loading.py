@@ -10,7 +10,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 import xmodal_hf  # noqa: F401  (registers our models with the Auto classes)
-from xmodal_hf.models.text_tower import tower_class
+from xmodal_hf.models.towers import tower_class
 
 from .adapters import ADAPTER_CONFIG_NAME, adapter_base, is_adapter, load_adapted, processor_source
 from .embed import Embedder, EmbedOptions, as_embedder, load_processor

@@ -22,7 +22,7 @@ from ..data.errors import BadItemError
 from ..data.mixing import without_media
 from ..data.sampling import PairDataset, group_id, usable_captions
 from ..data.seeding import EpochIndex
-from ..models.text_tower import evaluation_mode
+from ..models.towers import evaluation_mode
 from .frozen import FrozenSide
 from .manifest import DTYPES, MANIFEST_NAME, Manifest
 from .store import FeatureStore

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .pooling import pool
-from .text_tower import evaluation_mode, own_pooled_output
+from .towers import evaluation_mode, own_pooled_output
 
 logger = logging.getLogger(__name__)
 

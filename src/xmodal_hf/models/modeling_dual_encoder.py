@@ -28,17 +28,8 @@ from .configuration_sentence_encoder import SentenceEncoderConfig
 from .hub_files import HubModelMixin
 from .image_towers import examine_image_tower, pool_states
 from .pooled_inputs import from_pooled
-from .text_tower import (
-    TextTowerMixin,
-    accepts,
-    check_width,
-    describe,
-    find_tower,
-    load_model,
-    make_tower,
-    output_flags,
-    text_inputs_of,
-)
+from .text_tower import TextTowerMixin, text_inputs_of
+from .towers import accepts, check_width, describe, find_tower, load_model, make_tower, output_flags
 
 # Towers whose own pooled output was trained, by the beginning of their model type.
 _POOLER_TOWERS = ("clip", "metaclip_2", "chinese_clip_vision", "siglip", "clap", "convnext", "timm_wrapper")

@@ -22,16 +22,8 @@ from .hub_files import HubModelMixin
 from .pooled_inputs import from_pooled
 from .sentence_transformers_files import write_sentence_transformers_files
 from .text_format import TextFormat, has_fixed_length
-from .text_tower import (
-    TextTowerMixin,
-    evaluation_mode,
-    find_tower,
-    load_model,
-    make_tower,
-    output_flags,
-    text_inputs_of,
-    token_batches,
-)
+from .text_tower import TextTowerMixin, text_inputs_of, token_batches
+from .towers import evaluation_mode, find_tower, load_model, make_tower, output_flags
 
 # A layer's activations of a batch should stay in a CPU's cache: all-MiniLM-L6-v2 embeds 1.4 times as many sentences a
 # second at 800 to 1,500 tokens as at 8,192 (measured). A GPU wants more work a launch.

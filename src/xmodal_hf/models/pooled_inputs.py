@@ -6,7 +6,7 @@ Shapes: B batch, H hidden.
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .text_tower import describe
+from .towers import describe
 
 
 def from_pooled(

@@ -38,7 +38,7 @@ from ..models.text_format import (
     pad_as_trained,
     pads_to_max_length,
 )
-from ..models.text_tower import build_tower, find_tower, load_model
+from ..models.towers import build_tower, find_tower, load_model
 from ..objectives import CrossModalObjective, SentenceObjective
 from .adapters import add_lora
 from .arguments import (

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from ..evaluation.adapters import adapter_base, is_adapter, processor_source
 from ..models.text_format import NO_LIMIT, has_fixed_length, has_position_table, num_positions
-from ..models.text_tower import build_tower
+from ..models.towers import build_tower
 from .arguments import (
     LORA_RATE,
     NEW_LAYERS_RATE,

@@ -17,7 +17,7 @@ from ..features.processes import launched_processes
 from ..features.store import FeatureStore
 from ..models.modeling_dual_encoder import trained_pooling
 from ..models.modeling_sentence_encoder import SentenceEncoder
-from ..models.text_tower import find_tower
+from ..models.towers import find_tower
 from .arguments import ContrastiveArguments, PairArguments, TextModelArguments
 from .batches import load_pair_table
 from .building import build_dual_encoder, build_processor, build_text_model, build_tokenizer

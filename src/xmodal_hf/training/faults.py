@@ -49,7 +49,7 @@ class StopRequested(BaseException):
     """A signal asked the run to stop while it did nothing that has to be finished; no error, like KeyboardInterrupt."""
 
 
-class BufferGuard:
+class BufferSnapshot:
     """Copies of a model's floating-point buffers, so that a bad batch leaves no trace in running statistics."""
 
     def __init__(self, model: nn.Module) -> None:

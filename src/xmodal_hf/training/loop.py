@@ -26,7 +26,7 @@ from ..objectives import Batch, Objective, ObjectiveOutput
 from .arguments import TrainingArguments
 from .averaging import WeightAverage
 from .checkpoint import StateKeeper, check_same_run, read_state
-from .faults import BadStepsError, BufferGuard, StopSignals, batch_ids, describe_ids, no_workers_left
+from .faults import BadStepsError, BufferSnapshot, StopSignals, batch_ids, describe_ids, no_workers_left
 from .grad_cache import cached_backward
 from .log import StepLog, TrainingResult, progress_bar
 from .optimization import build_optimizer, build_scheduler, clamp_logit_scale
@@ -144,14 +144,14 @@ class TrainingStep:
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, arguments))
         self.scheduler = build_scheduler(self.optimizer, arguments, total_steps)
         set_training_mode(self.model)
-        self.guard = BufferGuard(self.model)
+        self.snapshot = BufferSnapshot(self.model)
         self.average: WeightAverage | None = None
         if arguments.ema_decay is not None:
             self.average = WeightAverage(self.model, arguments.ema_decay)
 
     def __call__(self, batch: Batch) -> tuple[ObjectiveOutput, dict[str, torch.Tensor | float], bool]:
         """Return the objective's output, what else to log, and whether the step was good."""
-        self.guard.remember()
+        self.snapshot.remember()
         output = self._backward(batch)
         average_gradients(self.accelerator, self.whole)
         learning_rate = self.scheduler.get_last_lr()[0]
@@ -164,7 +164,7 @@ class TrainingStep:
             if self.objective.bounds_logit_scale:
                 clamp_logit_scale(self.model)
         if not good:
-            self.guard.restore()
+            self.snapshot.restore()
         elif self.average is not None:
             self.average.update()
         self.optimizer.zero_grad()

@@ -19,7 +19,7 @@ from xmodal_hf.training.arguments import LoraArguments
 from xmodal_hf.training.averaging import WeightAverage
 from xmodal_hf.training.checkpoint import (
     CheckpointError,
-    StateKeeper,
+    CheckpointManager,
     changing_weights,
     check_same_run,
     check_whole,
@@ -32,47 +32,47 @@ from xmodal_hf.training.checkpoint import (
 
 
 @pytest.fixture
-def keeper(tmp_path):
+def manager(tmp_path):
     accelerator = Accelerator(cpu=True)
     model = nn.Linear(3, 2)
     accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
-    keeper = StateKeeper(accelerator, tmp_path, keep_last=2)
-    keeper.check_room(model)
-    keeper.model = model
-    return keeper
+    manager = CheckpointManager(accelerator, tmp_path, keep_last=2)
+    manager.check_room(model)
+    manager.model = model
+    return manager
 
 
-def test_states_are_rotated_and_found(keeper, tmp_path):
-    assert find_resumed(tmp_path, None) is None and find_resumed(tmp_path, "auto") is None and keeper.newest() is None
+def test_states_are_rotated_and_found(manager, tmp_path):
+    assert find_resumed(tmp_path, None) is None and find_resumed(tmp_path, "auto") is None and manager.newest() is None
     for step in (5, 10, 15):
-        assert keeper.save(step, {"note": step}).name == f"step_{step:08d}"
+        assert manager.save(step, {"note": step}).name == f"step_{step:08d}"
     assert [path.name for path in find_states(tmp_path)] == ["step_00000010", "step_00000015"]
-    assert find_resumed(tmp_path, "auto") == keeper.newest() == find_states(tmp_path)[-1]
-    assert read_state(keeper.newest()) == {"step": 15, "note": 15}
+    assert find_resumed(tmp_path, "auto") == manager.newest() == find_states(tmp_path)[-1]
+    assert read_state(manager.newest()) == {"step": 15, "note": 15}
     with pytest.raises(CheckpointError, match="is no training state"):
         find_resumed(tmp_path, str(tmp_path))
 
 
-def test_states_of_a_run_that_went_back_go_with_its_first_one(keeper, tmp_path):
+def test_states_of_a_run_that_went_back_go_with_its_first_one(manager, tmp_path):
     for step in (10, 15):
-        keeper.save(step, {})
-    keeper.save(5, {})  # it was resumed from a state before 5
+        manager.save(step, {})
+    manager.save(5, {})  # it was resumed from a state before 5
     assert [path.name for path in find_states(tmp_path)] == ["step_00000005"]
-    keeper.save(10, {})
+    manager.save(10, {})
     assert [path.name for path in find_states(tmp_path)] == ["step_00000005", "step_00000010"]
 
 
-def test_weights_and_random_state_come_back(keeper):
+def test_weights_and_random_state_come_back(manager):
     torch.manual_seed(1)
-    path = keeper.save(1, {})
-    weight, drawn = keeper.model.weight.detach().clone(), torch.rand(3)
-    nn.init.zeros_(keeper.model.weight)
-    assert keeper.load(path) == {"step": 1}
-    assert torch.equal(keeper.model.weight, weight) and torch.equal(torch.rand(3), drawn)
+    path = manager.save(1, {})
+    weight, drawn = manager.model.weight.detach().clone(), torch.rand(3)
+    nn.init.zeros_(manager.model.weight)
+    assert manager.load(path) == {"step": 1}
+    assert torch.equal(manager.model.weight, weight) and torch.equal(torch.rand(3), drawn)
 
 
-def test_a_state_that_cannot_be_written_leaves_the_last_one(keeper, tmp_path, monkeypatch):
-    keeper.save(1, {})
+def test_a_state_that_cannot_be_written_leaves_the_last_one(manager, tmp_path, monkeypatch):
+    manager.save(1, {})
 
     def full_disk(*_):
         raise OSError(28, "No space left on device")
@@ -80,34 +80,34 @@ def test_a_state_that_cannot_be_written_leaves_the_last_one(keeper, tmp_path, mo
     for where in ("accelerate", "ours"):
         with monkeypatch.context() as patch:
             if where == "accelerate":
-                patch.setattr(keeper.accelerator, "save_state", full_disk)
+                patch.setattr(manager.accelerator, "save_state", full_disk)
             else:
                 patch.setattr(checkpoint, "_publish", full_disk)
             with pytest.warns(UserWarning, match=r"step 2 could not be saved .*No space left.*step_00000001; training"):
-                assert keeper.save(2, {}) is None
+                assert manager.save(2, {}) is None
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000001"]
-    assert keeper.save(3, {}) is not None
+    assert manager.save(3, {}) is not None
 
 
-def test_room_is_checked_and_leftovers_are_removed(keeper, tmp_path, monkeypatch):
+def test_room_is_checked_and_leftovers_are_removed(manager, tmp_path, monkeypatch):
     leftover = tmp_path / "checkpoints" / "step_00000007.tmp"
     leftover.mkdir()
-    keeper.check_room(keeper.model)
+    manager.check_room(manager.model)
     assert not leftover.exists()
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(free=3 * 8 * 4 - 1))  # 8 parameters, 3 copies
     with pytest.raises(OSError, match=r"takes 0\.0 MB, .* has 0\.0 MB free: make room, or choose another --output_dir"):
-        keeper.check_room(keeper.model)
+        manager.check_room(manager.model)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(free=3 * 8 * 4))
-    keeper.check_room(keeper.model)
+    manager.check_room(manager.model)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_is_not_ours(keeper, tmp_path):
+def test_a_folder_that_is_not_ours(manager, tmp_path):
     (tmp_path / "checkpoints").rmdir()
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError):
-        keeper.check_room(keeper.model)
+        manager.check_room(manager.model)
     tmp_path.chmod(0o700)
 
 
@@ -122,11 +122,13 @@ class TestDamage:
     )
 
     @pytest.fixture
-    def states(self, keeper, tmp_path):
-        keeper.scheduler = torch.optim.lr_scheduler.LambdaLR(torch.optim.SGD(keeper.model.parameters()), lambda _: 0.5)
-        keeper.average = WeightAverage(keeper.model, 0.9)
-        save_weights(keeper.model, tmp_path / "best")
-        return [keeper.save(step, {"note": step}, best=tmp_path / "best") for step in (1, 2)]
+    def states(self, manager, tmp_path):
+        manager.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            torch.optim.SGD(manager.model.parameters()), lambda _: 0.5
+        )
+        manager.average = WeightAverage(manager.model, 0.9)
+        save_weights(manager.model, tmp_path / "best")
+        return [manager.save(step, {"note": step}, best=tmp_path / "best") for step in (1, 2)]
 
     def passed_over(self, states, reason):
         with pytest.warns(UserWarning, match=rf"state .*step_00000002 is damaged: {reason}.* from step_00000001"):
@@ -172,40 +174,42 @@ class TestDamage:
         with pytest.raises(CheckpointError, match=r"no training state is whole: .*2 is .*1 is .*remove .* start anew"):
             find_resumed(tmp_path, "auto")
 
-    def test_everything_comes_back(self, keeper, states):
-        expected = [average.clone() for average in keeper.average.averages]
-        keeper.average.averages[0].zero_()
-        keeper.average.updates, keeper.scheduler.last_epoch = 7, 9
-        keeper.load(states[0])
-        assert all(map(torch.equal, keeper.average.averages, expected))
-        assert (keeper.average.updates, keeper.scheduler.last_epoch) == (0, 0)
+    def test_everything_comes_back(self, manager, states):
+        expected = [average.clone() for average in manager.average.averages]
+        manager.average.averages[0].zero_()
+        manager.average.updates, manager.scheduler.last_epoch = 7, 9
+        manager.load(states[0])
+        assert all(map(torch.equal, manager.average.averages, expected))
+        assert (manager.average.updates, manager.scheduler.last_epoch) == (0, 0)
 
 
 class TestOldStates:
     """States of the layout before checksums."""
 
     @pytest.fixture
-    def state(self, keeper):
+    def state(self, manager):
         """A state as it was written then, by Accelerate alone."""
-        keeper.scheduler = torch.optim.lr_scheduler.LambdaLR(torch.optim.SGD(keeper.model.parameters()), lambda _: 0.5)
-        keeper.average = WeightAverage(keeper.model, 0.9)
-        keeper.scheduler.step()
-        keeper.average.update()
-        keeper.accelerator.register_for_checkpointing(keeper.scheduler, keeper.average)
-        path = keeper.folder / "step_00000003"
-        keeper.accelerator.save_state(str(path))
-        keeper.accelerator._custom_objects.clear()
+        manager.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            torch.optim.SGD(manager.model.parameters()), lambda _: 0.5
+        )
+        manager.average = WeightAverage(manager.model, 0.9)
+        manager.scheduler.step()
+        manager.average.update()
+        manager.accelerator.register_for_checkpointing(manager.scheduler, manager.average)
+        path = manager.folder / "step_00000003"
+        manager.accelerator.save_state(str(path))
+        manager.accelerator._custom_objects.clear()
         counters = {"step": 3, "num_processes": 1, "options": {"ema_decay": 0.9}}
         (path / "state.json").write_text(json.dumps(counters), encoding="utf-8")
         return path
 
-    def test_they_are_loaded(self, keeper, state, tmp_path):
+    def test_they_are_loaded(self, manager, state, tmp_path):
         assert (state / "custom_checkpoint_1.pkl").exists() and find_resumed(tmp_path, "auto") == state
-        keeper.average.updates, keeper.scheduler.last_epoch = 7, 9
-        assert keeper.load(state)["step"] == 3
-        assert (keeper.average.updates, keeper.scheduler.last_epoch) == (1, 1)
+        manager.average.updates, manager.scheduler.last_epoch = 7, 9
+        assert manager.load(state)["step"] == 3
+        assert (manager.average.updates, manager.scheduler.last_epoch) == (1, 1)
         drawn = torch.rand(3)
-        keeper.load(state)
+        manager.load(state)
         assert torch.equal(torch.rand(3), drawn)
 
     @pytest.mark.parametrize(
@@ -219,11 +223,11 @@ class TestOldStates:
                 check_whole(state)
 
     @pytest.mark.parametrize("name", ["random_states_0.pkl", "custom_checkpoint_0.pkl", "optimizer.bin"])
-    def test_code_in_them_does_not_run(self, name, keeper, state, tmp_path):
+    def test_code_in_them_does_not_run(self, name, manager, state, tmp_path):
         torch.save({"averages": Touches(tmp_path / "ran")}, state / name)
         with pytest.raises(CheckpointError):
             check_whole(state)
-            keeper.load(state)
+            manager.load(state)
         assert not (tmp_path / "ran").exists()
         torch.load(state / name, weights_only=False)
         assert (tmp_path / "ran").exists()  # so it would have
@@ -239,23 +243,23 @@ class Touches:
         return os.system, (f"touch {self.path}",)
 
 
-def test_random_states_that_cannot_be_set_are_an_error(keeper):
+def test_random_states_that_cannot_be_set_are_an_error(manager):
     """Accelerate goes on without a word."""
-    path = keeper.save(1, {})
+    path = manager.save(1, {})
     torch.save({"step": 0}, path / "random_states_0.pkl")
     with pytest.raises(CheckpointError, match="cannot be loaded"):
-        keeper.load(path)
+        manager.load(path)
 
 
 @pytest.mark.parametrize("leftover", ["file", "folder"])
-def test_leftovers_of_a_killed_run(leftover, keeper, tmp_path):
+def test_leftovers_of_a_killed_run(leftover, manager, tmp_path):
     for name in ("best.tmp", "step_00000002.tmp", "step_00000001.gone.tmp"):
         path = tmp_path / "checkpoints" / name
         path.touch() if leftover == "file" else (path / "inside").mkdir(parents=True)
-    save_weights(keeper.model, tmp_path / "checkpoints" / "best.safetensors")  # through best.tmp
-    keeper.check_room(keeper.model)
+    save_weights(manager.model, tmp_path / "checkpoints" / "best.safetensors")  # through best.tmp
+    manager.check_room(manager.model)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["best.safetensors"]
-    assert keeper.save(2, {}) is not None
+    assert manager.save(2, {}) is not None
 
 
 def test_only_what_training_changes_is_kept(dual_encoder, tmp_path):

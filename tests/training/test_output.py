@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 import xmodal_hf
 from xmodal_hf.training import output
 from xmodal_hf.training.arguments import ContrastiveArguments, PairArguments, SentenceArguments, TrainingArguments
-from xmodal_hf.training.checkpoint import CheckpointError, StateKeeper
+from xmodal_hf.training.checkpoint import CheckpointError, CheckpointManager
 from xmodal_hf.training.loop import build_accelerator
 from xmodal_hf.training.output import LOCK_NAME, _unlock, start_output
 
@@ -70,7 +70,7 @@ def test_a_damaged_state_is_passed_over_before_anything_is_written(tmp_path):
     accelerator = build_accelerator(TrainingArguments(report_to="none"))
     options = {**vars(TrainingArguments(output_dir=str(folder), report_to="none")), "resume": "auto"}
     for step in (1, 2):
-        StateKeeper(accelerator, folder, 2).save(step, {"num_processes": 1, "options": options})
+        CheckpointManager(accelerator, folder, 2).save(step, {"num_processes": 1, "options": options})
     (folder / "checkpoints" / "step_00000002" / "random_states_0.pkl").unlink()
     with pytest.warns(UserWarning, match=r"random_states_0\.pkl is missing\. The run goes on from step_00000001"):
         assert start(folder, resume="auto").name == "step_00000001"

@@ -248,7 +248,7 @@ def _option(options: Mapping[str, Any], name: str) -> Any:
     return _FORMER_DEFAULTS.get(name) if value is None else value
 
 
-class StateKeeper:
+class CheckpointManager:
     """Saves, rotates and loads the training states of one run.
 
     Args:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..objectives import Batch, Objective, ObjectiveOutput
 from .arguments import TrainingArguments
 from .averaging import WeightAverage
-from .checkpoint import StateKeeper, check_same_run, read_state
+from .checkpoint import CheckpointManager, check_same_run, read_state
 from .faults import BadStepsError, BufferSnapshot, StopSignals, batch_ids, describe_ids, no_workers_left
 from .grad_cache import cached_backward
 from .log import StepLog, TrainingResult, progress_bar
@@ -232,13 +232,15 @@ def run_phase(
     if arguments.max_steps is not None:
         total_steps = min(total_steps, arguments.max_steps)
     take_step = TrainingStep(accelerator, model, objective, arguments, total_steps)
-    keeper = StateKeeper(accelerator, arguments.output_dir, arguments.keep_last, take_step.scheduler, take_step.average)
-    keeper.check_room(model)
+    checkpoints = CheckpointManager(
+        accelerator, arguments.output_dir, arguments.keep_last, take_step.scheduler, take_step.average
+    )
+    checkpoints.check_room(model)
     if validation is not None:
         validation.rehearse(model)
     set_seed(arguments.seed, device_specific=True)  # dropout differs between processes, the weights are equal by now
     identity = {"num_processes": accelerator.num_processes, "options": dict(options or {})}
-    run = _Run(take_step, keeper, stream, identity, validation, total_steps, TrainingResult())
+    run = _Run(take_step, checkpoints, stream, identity, validation, total_steps, TrainingResult())
     log_bytes = {} if resume_from is None else run.restore(resume_from)
     with (
         no_workers_left(),
@@ -264,7 +266,7 @@ class _Run:
     """
 
     take_step: TrainingStep
-    keeper: StateKeeper
+    checkpoints: CheckpointManager
     stream: Stream
     identity: dict[str, Any]
     validation: Validation | None
@@ -281,7 +283,7 @@ class _Run:
     def restore(self, path: Path) -> dict[str, int]:
         """Take everything from a training state; return the lengths that the logs had then."""
         check_same_run(read_state(path), self.identity)
-        counters = self.keeper.load(path)
+        counters = self.checkpoints.load(path)
         self.stream.load_state_dict(counters["stream"])
         self.result = TrainingResult(**counters["result"])
         self.validates = counters.get("validates", False)
@@ -301,7 +303,7 @@ class _Run:
             if stop or batch is None:  # a batch that came is not used up
                 self._stop(stop, position, log)
             result.steps, result.items = result.steps + 1, result.items + self.items_per_step
-            _logged_step(self.take_step, batch, self.stream.epoch, result, log, self.keeper)
+            _logged_step(self.take_step, batch, self.stream.epoch, result, log, self.checkpoints)
             bar.set_postfix({"loss": f"{result.last_log.get('loss', math.nan):.3f}"}, refresh=False)
             bar.update(self.items_per_step)
             if self.validation is not None and self.validation.is_due(result.steps, self.total_steps):
@@ -327,7 +329,9 @@ class _Run:
         self.result.seconds = time.perf_counter() - self.started
         counters = {"result": dataclasses.asdict(self.result), "stream": position, "validates": self.validates}
         best = None if self.validation is None or self.result.best is None else self.validation.best_path
-        self.keeper.save(self.result.steps, {**self.identity, **counters, "log_bytes": log.flush_to_disk()}, best=best)
+        self.checkpoints.save(
+            self.result.steps, {**self.identity, **counters, "log_bytes": log.flush_to_disk()}, best=best
+        )
 
     def _stop(self, number: int, position: dict[str, Any], log: StepLog) -> NoReturn:
         self._save(position, log)
@@ -335,7 +339,7 @@ class _Run:
 
     def _stopped(self, number: int) -> int:
         """Say how to go on after a signal; return the exit status, 128 plus its number."""
-        name, newest = signal.Signals(number).name, self.keeper.newest()
+        name, newest = signal.Signals(number).name, self.checkpoints.newest()
         self.take_step.accelerator.print(
             f"\n{name}: stopped after step {self.result.steps}; the training state is {newest or 'not saved'}. "
             "Go on with the same command and --resume auto",
@@ -345,7 +349,12 @@ class _Run:
 
 
 def _logged_step(
-    take_step: TrainingStep, batch: Batch, epoch: int, result: TrainingResult, log: StepLog, keeper: StateKeeper
+    take_step: TrainingStep,
+    batch: Batch,
+    epoch: int,
+    result: TrainingResult,
+    log: StepLog,
+    checkpoints: CheckpointManager,
 ) -> None:
     """Take a step and log it; stop the run where too many have been bad."""
     output, extra, good = take_step(batch)
@@ -359,5 +368,5 @@ def _logged_step(
         raise BadStepsError(
             f"step {result.steps}: the loss or its gradient is not finite; {result.bad_steps} such steps are more than "
             f"--max_bad_steps {take_step.arguments.max_bad_steps}. Ids of the batch: {describe_ids(ids)}. Last good "
-            f"training state: {keeper.newest() or 'none'}"
+            f"training state: {checkpoints.newest() or 'none'}"
         )

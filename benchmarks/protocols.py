@@ -22,8 +22,8 @@ from typing import Any
 from common import DATA, RESULTS, minilm_folder
 from xmodal_hf.evaluation import Embedder, evaluate_sts, evaluate_transfer, load_sts, load_transfer
 from xmodal_hf.evaluation.cache import CachedEmbedder
-from xmodal_hf.evaluation.held_data import checksum
 from xmodal_hf.evaluation.loading import load_embedder, model_identity
+from xmodal_hf.evaluation.provenance import checksum
 from xmodal_hf.evaluation.suite import versions
 
 OUTPUT = RESULTS / "protocols.json"

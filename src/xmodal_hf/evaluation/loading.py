@@ -14,7 +14,7 @@ from xmodal_hf.models.towers import tower_class
 
 from .adapters import ADAPTER_CONFIG_NAME, adapter_base, is_adapter, load_adapted, processor_source
 from .embed import Embedder, EmbedOptions, as_embedder, load_processor
-from .held_data import files_checksum
+from .provenance import files_checksum
 
 # What the model types of ours begin with: sentence encoders and published models look like sentence-transformers' too.
 _OWN_MODELS = "xmodal_"

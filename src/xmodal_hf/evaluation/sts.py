@@ -19,7 +19,7 @@ from xmodal_hf.data.tables import load_table
 
 from .bootstrap import DEFAULT_RESAMPLES, statistic_resamples, with_interval
 from .embed import Embedder, as_embedder
-from .held_data import local_table
+from .provenance import local_table
 
 # Set -> table in a local folder, and mteb's copy on the Hub.
 STS_SETS = {

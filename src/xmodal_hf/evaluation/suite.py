@@ -29,9 +29,9 @@ from . import plots
 from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
 from .bootstrap import keep_resamples, percentile_interval
 from .embed import Counted, Embedder, Modality, PairEmbeddings, embed_pairs, usable_items
-from .held_data import describe_source, texts_checksum
 from .loading import model_identity
 from .prompts import DEFAULT_PROMPTS
+from .provenance import describe_source, texts_checksum
 from .representation import evaluate_representation
 from .retrieval import evaluate_retrieval
 from .sts import evaluate_sts, load_sts

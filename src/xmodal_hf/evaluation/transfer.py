@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from .bootstrap import DEFAULT_RESAMPLES, ratio_resamples, with_interval
 from .embed import Embedder, as_embedder
-from .held_data import local_table
 from .left_out import left_out_accuracies
+from .provenance import local_table
 
 SEED = 1111
 NUM_FOLDS = 10

@@ -2,7 +2,7 @@
 
 import pytest
 
-from xmodal_hf.evaluation.held_data import checksum, describe_source, local_table
+from xmodal_hf.evaluation.provenance import checksum, describe_source, local_table
 
 
 def test_local_table(tmp_path):

@@ -4,7 +4,7 @@ The protocol is that of SentEval's scikit-learn classifiers (Conneau & Kiela 201
 regularisation is chosen on held-out folds, rows are sorted by length and label before they are dealt into stratified
 folds shuffled with seed 1111, features are the model's embeddings as they come (not normalised). Two things differ: the
 fits converge fully, where SentEval stops at scikit-learn's defaults, and accuracies are not rounded on the way. Full
-convergence makes the number independent of the solver, so two-class tasks take Newton's method (`left_out`).
+convergence makes the number independent of the solver, so two-class tasks take Newton's method (`probe_cv`).
 
 Legend: n sentences, D embedding size, F features.
 """
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from .bootstrap import DEFAULT_RESAMPLES, ratio_resamples, with_interval
 from .embed import Embedder, as_embedder
-from .left_out import left_out_accuracies
+from .probe_cv import cross_validated_accuracies
 from .provenance import local_table
 
 SEED = 1111
@@ -276,19 +276,19 @@ def _chosen_by_folds(
     if _is_for_newton(rows, labels):
         fits = _fits(rows, labels, strengths)
         with threadpool_limits(_BLAS_THREADS):
-            accuracies = left_out_accuracies(rows, labels, fits, folds)  # (strengths, folds)
+            accuracies = cross_validated_accuracies(rows, labels, fits, folds)  # (strengths, folds)
         return fits[_best(accuracies.mean(axis=1))]
     per_fold = Parallel(n_jobs=num_jobs)(
-        delayed(_fold_accuracies)(rows, labels, strengths, train, left_out) for train, left_out in folds
+        delayed(_fold_accuracies)(rows, labels, strengths, train, held_out) for train, held_out in folds
     )
     return _fits(rows, labels, [strengths[_best(np.mean(per_fold, axis=0))]])[0]
 
 
 def _fold_accuracies(
-    rows: np.ndarray, labels: np.ndarray, strengths: Sequence[float], train: np.ndarray, left_out: np.ndarray
+    rows: np.ndarray, labels: np.ndarray, strengths: Sequence[float], train: np.ndarray, held_out: np.ndarray
 ) -> list[float]:
     """Accuracy on a fold of the probe of each strength that is fitted to the others."""
-    return [_accuracy(fit, rows[left_out], labels[left_out]) for fit in _fits(rows[train], labels[train], strengths)]
+    return [_accuracy(fit, rows[held_out], labels[held_out]) for fit in _fits(rows[train], labels[train], strengths)]
 
 
 def _fits(rows: np.ndarray, labels: np.ndarray, strengths: Sequence[float]) -> list[LogisticRegression]:

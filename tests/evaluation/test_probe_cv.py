@@ -5,8 +5,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-import xmodal_hf.evaluation.left_out as left_out
-from xmodal_hf.evaluation.left_out import left_out_accuracies, left_out_coefs
+import xmodal_hf.evaluation.probe_cv as probe_cv
+from xmodal_hf.evaluation.probe_cv import cross_validated_accuracies, cross_validated_coefs
 
 STRENGTHS = (0.25, 8.0)
 
@@ -36,7 +36,7 @@ def test_coefficients_equal_those_of_separate_fits(strength, spread):
     expected = coefs_of(rows, labels, folds, strength)
     whole = fitted(rows, labels, strength)
     design = np.column_stack([rows, np.ones(len(rows))])
-    coefs = left_out_coefs(design, labels == "yes", whole, folds)
+    coefs = cross_validated_coefs(design, labels == "yes", whole, folds)
     assert coefs == pytest.approx(expected, abs=1e-5 * np.abs(expected).max())
     start = np.append(whole.coef_[0], whole.intercept_)
     assert np.abs(start[:, None] - expected).max() > 1e-2 * np.abs(expected).max()  # there was something to solve
@@ -49,7 +49,7 @@ def test_accuracies_equal_those_of_separate_fits():
         [fitted(rows[train], labels[train], c).score(rows[held], labels[held]) for train, held in folds]
         for c in STRENGTHS
     ]
-    accuracies = left_out_accuracies(rows, labels, fits, folds)
+    accuracies = cross_validated_accuracies(rows, labels, fits, folds)
     assert accuracies.tolist() == expected and accuracies.shape == (2, 5)
 
 
@@ -57,16 +57,16 @@ def test_accuracies_equal_those_of_separate_fits():
 def test_a_fold_that_newtons_method_does_not_settle_is_fitted_by_scikit_learn(monkeypatch, failure):
     rows, labels, folds = problem()
     fits = [fitted(rows, labels, 8.0)]
-    expected = left_out_accuracies(rows, labels, fits, folds)
+    expected = cross_validated_accuracies(rows, labels, fits, folds)
     design, targets = np.column_stack([rows, np.ones(len(rows))]), labels == "yes"
-    settled = left_out_coefs(design, targets, fits[0], folds)
+    settled = cross_validated_coefs(design, targets, fits[0], folds)
 
     def no_factor(matrix):
-        raise left_out.LinAlgError
+        raise probe_cv.LinAlgError
 
     if failure == "no factor":
-        monkeypatch.setattr(left_out, "cho_factor", no_factor)
-    monkeypatch.setattr(left_out, "_MAX_STEPS", 1)
-    assert not left_out._chord_steps(design, targets, fits[0], folds)[1].any()
-    assert left_out_coefs(design, targets, fits[0], folds) == pytest.approx(settled, abs=1e-5)
-    assert left_out_accuracies(rows, labels, fits, folds).tolist() == expected.tolist()
+        monkeypatch.setattr(probe_cv, "cho_factor", no_factor)
+    monkeypatch.setattr(probe_cv, "_MAX_STEPS", 1)
+    assert not probe_cv._chord_steps(design, targets, fits[0], folds)[1].any()
+    assert cross_validated_coefs(design, targets, fits[0], folds) == pytest.approx(settled, abs=1e-5)
+    assert cross_validated_accuracies(rows, labels, fits, folds).tolist() == expected.tolist()

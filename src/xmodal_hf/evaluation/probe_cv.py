@@ -30,7 +30,7 @@ _MAX_STEPS = 30
 Fold = tuple[np.ndarray, np.ndarray]
 
 
-def left_out_accuracies(
+def cross_validated_accuracies(
     rows: np.ndarray, labels: np.ndarray, fits: Sequence[LogisticRegression], folds: Sequence[Fold]
 ) -> np.ndarray:
     """Accuracy on each fold of the probe that is fitted to the other folds, (len(fits), K).
@@ -45,14 +45,14 @@ def left_out_accuracies(
     targets = labels == fits[0].classes_[1]
     accuracies = np.empty((len(fits), len(folds)))
     for index, fit in enumerate(fits):
-        coefs = left_out_coefs(design, targets, fit, folds)
-        for fold, (_, left_out) in enumerate(folds):
-            predicted = design[left_out] @ coefs[:, fold] > 0
-            accuracies[index, fold] = (predicted == targets[left_out]).mean()
+        coefs = cross_validated_coefs(design, targets, fit, folds)
+        for fold, (_, held_out) in enumerate(folds):
+            predicted = design[held_out] @ coefs[:, fold] > 0
+            accuracies[index, fold] = (predicted == targets[held_out]).mean()
     return accuracies
 
 
-def left_out_coefs(
+def cross_validated_coefs(
     design: np.ndarray, targets: np.ndarray, fit: LogisticRegression, folds: Sequence[Fold]
 ) -> np.ndarray:
     """Coefficients of the fits that leave one fold out each, (F + 1, K), the intercept last.
@@ -61,7 +61,7 @@ def left_out_coefs(
         design: (n, F + 1) features with a last column of ones.
         targets: (n,) bool, the second class.
         fit: the probe of all rows.
-        folds: as `left_out_accuracies`.
+        folds: as `cross_validated_accuracies`.
     """
     coefs, settled = _chord_steps(design, targets, fit, folds)
     for fold in np.flatnonzero(~settled).tolist():
@@ -79,8 +79,8 @@ def _chord_steps(
     penalty = np.append(np.full(len(start) - 1, 1 / fit.C), 0.0)  # the intercept is free
     coefs = np.repeat(start[:, None], len(folds), axis=1)
     used = np.ones((len(design), len(folds)))  # whether a row trains the fold's probe
-    for fold, (_, left_out) in enumerate(folds):
-        used[left_out, fold] = 0.0
+    for fold, (_, held_out) in enumerate(folds):
+        used[held_out, fold] = 0.0
     settled = np.zeros(len(folds), dtype=bool)
     try:
         factors = _factors(design, start, penalty, folds)
@@ -104,4 +104,4 @@ def _factors(
     probabilities = expit(design @ start)
     scaled = design * np.sqrt(probabilities * (1 - probabilities))[:, None]  # (n, F + 1)
     whole = scaled.T @ scaled + np.diag(penalty)
-    return [cho_factor(whole - scaled[left_out].T @ scaled[left_out]) for _, left_out in folds]
+    return [cho_factor(whole - scaled[held_out].T @ scaled[held_out]) for _, held_out in folds]

@@ -25,7 +25,7 @@ from xmodal_hf.data.images import load_image
 from ..features.manifest import MANIFEST_NAME
 from ..features.store import FeatureStore
 from ..features.writer import append
-from .embed import Counted, Embedder, Modality
+from .embed import Embedder, Modality, SizedIterable
 
 _NOTHING = object()
 _DIGEST_BYTES = 16  # 128 bits: no accidental equality among any number of items that fits a disk
@@ -117,7 +117,7 @@ class CachedEmbedder(Embedder):
         if modality == "text":
             embeds = self._embedder.encode_text([first, *new_items], normalize=False)
         else:
-            embeds = self._embedder.encode_items(modality, Counted(chain([first], new_items), at_most))
+            embeds = self._embedder.encode_items(modality, SizedIterable(chain([first], new_items), at_most))
         memory.update(zip(unseen, embeds, strict=True))
         folder = self._store(modality)
         if folder is not None:

@@ -405,7 +405,7 @@ def embed_pairs(
     first = next(usable_items, None)
     if first is None:
         raise ValueError(f"there are no pairs to embed{_first_reasons(bad_items)}")
-    modality_embeds = embedder.encode_items(modality, Counted(chain([first], usable_items), length_hint(dataset)))
+    modality_embeds = embedder.encode_items(modality, SizedIterable(chain([first], usable_items), length_hint(dataset)))
     _warn_of_bad_items(bad_items)
     text_embeds = embedder.encode_text(captions)
     return PairEmbeddings(modality, modality_embeds, text_embeds, np.array(owners), tuple(captions), tuple(bad_items))
@@ -493,7 +493,7 @@ def _first_reasons(bad_items: Sequence[BadItem]) -> str:
     return f" ({reasons}; the first: item {first.id}: {first.reason}: {first.detail})"
 
 
-class Counted(Iterable[Any]):
+class SizedIterable(Iterable[Any]):
     """A stream that knows how many items it will give at most, so that a progress bar can say how long it takes."""
 
     def __init__(self, items: Iterable[Any], length: int):

@@ -28,7 +28,7 @@ from xmodal_hf.data.splits import with_default_split
 from . import plots
 from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
 from .bootstrap import keep_resamples, percentile_interval
-from .embed import Counted, Embedder, Modality, PairEmbeddings, embed_pairs, usable_items
+from .embed import Embedder, Modality, PairEmbeddings, SizedIterable, embed_pairs, usable_items
 from .loading import model_identity
 from .prompts import DEFAULT_PROMPTS
 from .provenance import describe_source, texts_checksum
@@ -366,7 +366,7 @@ class _Pairs:
 
     @cached_property
     def embeds(self) -> PairEmbeddings:
-        rows = Counted(undecoded(self.table), len(self.table))
+        rows = SizedIterable(undecoded(self.table), len(self.table))
         return embed_pairs(self._embedder, rows, self.modality, on_bad_item=self._data.on_bad_item)
 
 
@@ -450,7 +450,7 @@ def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: Ev
     def run() -> Outcome:
         bad_items: list[BadItem] = []
         options: dict[str, Any] = {"ids": table["id"][:], "on_bad_item": data.on_bad_item}
-        items = Counted(usable_items(embedder, table[modality], modality, bad_items, **options), len(table))
+        items = SizedIterable(usable_items(embedder, table[modality], modality, bad_items, **options), len(table))
         scores = zero_shot_scores(embedder, items, class_names, modality=modality, templates=prompts)
         used = np.setdiff1d(np.arange(len(table)), [bad.index for bad in bad_items])
         used_labels = np.asarray(labels)[used]

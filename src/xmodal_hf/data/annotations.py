@@ -30,15 +30,16 @@ def load_document(path: Path) -> Rows | None:
     """The rows of one JSON object of a known layout; None when its layout is another.
 
     Layouts: COCO captions ({"images", "annotations"}; one row an image with the list of its captions), Karpathy's
-    ({"images": [{"filename", "sentences", "split"}]}), WavCaps and others that hold their rows under "data".
+    ({"images": [{"filename", "sentences", "split"}]}), WavCaps and others that hold their rows under "data", and
+    SugarCrepe's and others' numbered rows ({"0": {...}, "1": {...}}).
 
     Raises:
         ValueError: COCO annotations without captions.
     """
     with fsspec.open(str(path), "rb", compression="infer") as file:
         document = json.load(file)
-    reader = next((read for keys, read in _LAYOUTS.items() if keys <= document.keys()), None)
-    return None if reader is None else reader(document, path)
+    reader = next((read for keys, read in _LAYOUTS.items() if keys <= document.keys()), _numbered)
+    return reader(document, path)
 
 
 def _coco(document: Mapping[str, Any], path: Path) -> Rows:
@@ -77,6 +78,13 @@ def _images(document: Mapping[str, Any], path: Path) -> Rows | None:
 def _data(document: Mapping[str, Any], path: Path) -> Rows | None:
     rows = document["data"]
     return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else None
+
+
+def _numbered(document: Mapping[str, Any], path: Path) -> Rows | None:
+    """Rows by their numbers."""
+    if not document or not all(key.isdigit() and isinstance(row, dict) for key, row in document.items()):
+        return None
+    return [document[key] for key in sorted(document, key=int)]
 
 
 # Keys of the object -> reader; the first layout whose keys are all there.

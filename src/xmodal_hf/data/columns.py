@@ -38,6 +38,11 @@ AUDIO_COLUMNS = (
     *PATH_COLUMNS,
 )
 TEXT_COLUMNS = ("text", "texts", "caption", "captions", "sentence", "sentences", "txt", "description", "title")
+# Of captions that are wrong: SugarCrepe's, ARO's, and what users write.
+NEGATIVE_TEXT_COLUMNS = (
+    *("negative_text", "negative_texts", "negative_caption", "negative_captions", "false_caption", "false_captions"),
+    *("wrong_caption", "wrong_captions", "hard_negative", "hard_negatives", "negative", "negatives"),
+)
 ID_COLUMNS = ("id", "image_id", "audio_id", "img_id", "youtube_id", "key", "__key__")
 # Columns whose values may be the names of files without their endings: WavCaps, AudioCaps, img2dataset.
 NAME_COLUMNS = ("id", "youtube_id", "audiocap_id", "key", "image_id", "audio_id")

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 BUILT_IN: dict[str, Callable[[str], Dataset]] = {"openmoji": load_openmoji, "soundfont": load_soundfont}
 DEFAULT_BUFFER_SIZE = 10_000
 _ROWS_AT_ONCE = 1000
+_TEXTS = List(Value("string"))
 
 
 def load_pairs(
@@ -60,6 +61,8 @@ def load_pairs(
     id_column: str | None = None,
     max_samples: int | None = None,
     keep_class_labels: bool = False,
+    negative_text_column: TextColumns = None,
+    media_folder: str | os.PathLike | None = None,
 ) -> Dataset:
     """A paired dataset in canonical columns. Rows with equal ids are captions of one item; a warning counts them.
 
@@ -78,10 +81,14 @@ def load_pairs(
         text_column: of the source; several make a list of captions. Found by the usual names if None.
         max_samples: keep the first rows only.
         keep_class_labels: leave a `ClassLabel` column of texts as it is, numbers with names, for zero-shot tasks.
+        negative_text_column: of captions that are wrong about the item, each a text or a list of texts; several columns
+            make one list. None: the dataset has no such column.
+        media_folder: where the files lie that a table names. None: by the rules of `located`, around the table.
 
     Returns:
         A `Dataset` with `id` (str), `text` (str or list of str) and `image` (`datasets.Image`) or `audio`
-        ({"bytes", "path"}, or {"array", "sampling_rate"} where the source holds samples).
+        ({"bytes", "path"}, or {"array", "sampling_rate"} where the source holds samples); with a
+        `negative_text_column` also `negative_text` (list of str, without nulls and blanks).
 
     Raises:
         ValueError: unknown modality or split, a column cannot be found (the message lists those that are there), two
@@ -92,15 +99,32 @@ def load_pairs(
         raise ValueError(f"modality is 'image' or 'audio', not {modality!r}.")
     given = image_column if modality == "image" else audio_column
     if str(source) in BUILT_IN:
+        _check_no_negatives(source, negative_text_column)
         pairs = _built_in(BUILT_IN[str(source)](split), modality)
     elif tars := find_tars(source, split):
         _check_columns_of_tars(source, modality, given, id_column)
+        _check_no_negatives(source, negative_text_column)
         pairs = load_tars(tars, modality=modality, text_names=TEXT_COLUMNS, text_column=text_column)
     else:
         table, folder = _load(source, modality, split, given, text_column)
+        folder = folder if media_folder is None else Path(media_folder)
         pairs = _canonical(table, folder, modality, given, text_column, id_column, keep_class_labels)
+        if negative_text_column is not None:
+            pairs = pairs.add_column("negative_text", negative_texts(table, negative_text_column), feature=_TEXTS)
     _report_equal_ids(pairs, source)
     return pairs if max_samples is None else pairs.select(range(min(max_samples, len(pairs))))
+
+
+def negative_texts(table: Dataset, column: TextColumns) -> list[list[str]]:
+    """The wrong captions of each row of a table, without nulls and blanks.
+
+    Raises:
+        ValueError: a named column is not there.
+    """
+    names = find_texts(table.features, column, option="--negative_text_column")
+    cells = zip(*(table[name][:] for name in names), strict=True)
+    listed = [[text for cell in row for text in (cell if isinstance(cell, list) else [cell])] for row in cells]
+    return [[text.strip() for text in row if isinstance(text, str) and text.strip()] for row in listed]
 
 
 def load_rows(source: str | os.PathLike, *, modality: Modality, split: str) -> Dataset:
@@ -171,6 +195,11 @@ def _check_columns_of_tars(
             f"{source}: the members of a tar are told apart by their endings and have their names for ids, with that "
             f"of the shard where they begin again in each; leave out --{modality}_column and --id_column"
         )
+
+
+def _check_no_negatives(source: str | os.PathLike, negative_text_column: TextColumns) -> None:
+    if negative_text_column is not None:
+        raise ValueError(f"{source} has no columns of its own: leave out --negative_text_column, or pass a table")
 
 
 def _report_equal_ids(pairs: Dataset, source: str | os.PathLike) -> None:

@@ -11,8 +11,14 @@ from xmodal_hf.options import one_or_several, option
 from .prompts import PROMPT_SETS
 
 # Task -> the option that it cannot do without.
-_NEEDED = {"transfer": "transfer_data", "retrieval": "pairs", "representation": "pairs", "zero_shot": "zero_shot_data"}
-TASKS = ("sts", "sts_text_tower", "transfer", "retrieval", "zero_shot", "representation")
+_NEEDED = {
+    "transfer": "transfer_data",
+    "retrieval": "pairs",
+    "representation": "pairs",
+    "zero_shot": "zero_shot_data",
+    "compositionality": "composition_data",
+}
+TASKS = ("sts", "sts_text_tower", "transfer", "retrieval", "zero_shot", "representation", "compositionality")
 
 
 @dataclass
@@ -111,8 +117,33 @@ class EvaluationDataArguments:
         None, f"Prompt set, of {', '.join(PROMPT_SETS)}. Default: imagenet for images, laion_clap for audio."
     )
 
+    composition_data: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Sets of the task compositionality: openmoji or soundfont (built in), files or folders in the "
+            "layouts of ARO, SugarCrepe and Winoground, Hub ids, or tables of items, captions and negative captions."
+        },
+    )
+    composition_split: str | None = option(
+        None, "Split of --composition_data. Default: test, or all rows of a source that has no splits."
+    )
+    composition_media: str | None = option(
+        None, "Folder of the pictures or sounds that --composition_data names. Default: around its tables."
+    )
+    negative_text_column: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the wrong captions of --composition_data, each a text or a list of texts; several "
+            "make a list. Default: found by its usual names. --text_column names that of the right ones."
+        },
+    )
+
     def __post_init__(self) -> None:
         self.text_column = one_or_several(self.text_column)
+        if isinstance(self.composition_data, str):  # from Python, one is enough
+            self.composition_data = [self.composition_data]
+        if self.composition_media is not None and not Path(self.composition_media).is_dir():
+            raise ValueError(f"--composition_media: there is no folder {self.composition_media}")
         if self.prompts is not None and self.prompts not in PROMPT_SETS:
             raise ValueError(f"--prompts takes {', '.join(PROMPT_SETS)}; got {self.prompts!r}")
         if self.class_names is not None and not Path(self.class_names).is_file():

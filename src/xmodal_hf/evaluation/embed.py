@@ -418,6 +418,7 @@ def usable_items(
     bad_items: list[BadItem],
     *,
     ids: Sequence[Any] | None = None,
+    boxes: Sequence[tuple[float, float, float, float]] = (),
     on_bad_item: OnBadItem = "skip",
 ) -> Iterator[Any]:
     """The pictures or clips that can be used, decoded; the others are added to `bad_items`.
@@ -428,6 +429,7 @@ def usable_items(
         modality: "image" or "audio".
         bad_items: gets what is left out, with the number of each item as `index`.
         ids: of the items; None takes their numbers.
+        boxes: (left, upper, width, height) in pixels of what is cropped out of each picture; empty: whole pictures.
         on_bad_item: as `embed_pairs`.
     """
     for index, item in enumerate(items):
@@ -437,8 +439,13 @@ def usable_items(
             row = {modality: item, "id": None if ids is None else ids[index]}
             _leave_out(bad_items, index, row, modality, error, on_bad_item)
         else:
-            yield usable
+            yield _cropped(usable, boxes[index]) if boxes else usable
     _warn_of_bad_items(bad_items)
+
+
+def _cropped(picture: Any, box: tuple[float, float, float, float]) -> Any:
+    left, upper, width, height = box
+    return picture.crop((left, upper, left + width, upper + height))
 
 
 def load_item(embedder: Embedder, modality: str, item: Any) -> Any:

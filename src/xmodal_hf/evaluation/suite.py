@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 import xmodal_hf
 from xmodal_hf.data.bad_items import BadItem, path_of, summary
+from xmodal_hf.data.composition import CompositionSet, load_composition
 from xmodal_hf.data.errors import BadItemError, naming
 from xmodal_hf.data.identity import count_items
 from xmodal_hf.data.mixing import undecoded
@@ -27,7 +28,8 @@ from xmodal_hf.data.splits import with_default_split
 
 from . import plots
 from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
-from .bootstrap import keep_resamples, percentile_interval
+from .bootstrap import keep_resamples, percentile_interval, with_interval
+from .compositionality import evaluate_compositionality, evaluate_winoground
 from .embed import Embedder, Modality, PairEmbeddings, SizedIterable, embed_pairs, usable_items
 from .loading import model_identity
 from .prompts import DEFAULT_PROMPTS
@@ -60,6 +62,7 @@ _HEADLINES = {
     "transfer": ("average",),
     "retrieval": tuple(f"{way}_recall@{k}" for way in ("text_to_{0}", "{0}_to_text") for k in (1, 5, 10)),
     "zero_shot": ("top1_accuracy", "top5_accuracy", "fold_mean_accuracy"),
+    "compositionality": ("average",),
     "representation": (
         "alignment",
         "text_alignment",
@@ -110,6 +113,7 @@ def run_suite(
         "retrieval": partial(_load_retrieval, pairs),
         "representation": partial(_load_representation, pairs),
         "zero_shot": _load_zero_shot,
+        "compositionality": _load_compositionality,
     }
     runs = {task: loaders[task](embedder, arguments, data) for task in task_names(arguments)}
     results: Results = {}
@@ -468,6 +472,96 @@ def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: Ev
         return Outcome(numbers, meta | left_out, lambda: {"confusion.png": plots.confusion_matrix(counts, shown_names)})
 
     return run
+
+
+def _load_compositionality(embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> Run:
+    modality = _modality(embedder, data)
+    options: dict[str, Any] = {
+        "modality": modality,
+        "split": data.composition_split,
+        "media_folder": data.composition_media,
+        "text_column": data.text_column,
+        "negative_text_column": data.negative_text_column,
+    }
+    sources = list(data.composition_data or ())
+    sets = {one.name: one for source in sources for one in load_composition(source, **options)}
+    described = [describe_source(source) for source in sources]
+    texts = ([one.right, one.wrong] for one in sets.values())
+    meta: dict[str, Any] = {
+        "dataset": ", ".join(source["dataset"] for source in described),
+        "sha256": ", ".join(source.get("sha256", source.get("revision", "built in")) for source in described),
+        "texts_sha256": texts_checksum(texts),
+        "num_items": sum(map(len, sets.values())),
+        "protocol": "the right caption above every wrong one, ties against it; average over the sets",
+    }
+
+    def run() -> Outcome:
+        bad_items: list[BadItem] = []
+        numbers: dict[str, float] = {}
+        headlines: list[tuple[float, np.ndarray | None]] = []
+        for one in sets.values():
+            with keep_resamples() as kept:
+                found = _measure_composition(embedder, one, arguments, data, bad_items)
+            numbers |= _named_after(one.name, found, kept)
+            headline = "group_score" if one.is_paired else "accuracy"
+            headlines.append((found[headline], kept.get(headline)))
+        return Outcome(_average(headlines) | numbers, meta | {"bad_items": summary(bad_items)})
+
+    return run
+
+
+def _named_after(name: str, found: Mapping[str, float], kept: Resamples) -> dict[str, float]:
+    """The numbers of one set with its name (`accuracy/<name>/<category>`), and their resamples among the task's."""
+    numbers: dict[str, float] = {}
+    for metric, value in found.items():
+        measure, *category = metric.split("/", 1)
+        key = "/".join([measure, name, *category])
+        if metric in kept:
+            numbers |= with_interval(key, value, kept[metric])
+        elif not metric.endswith(("_ci95_low", "_ci95_high")):
+            numbers[key] = value
+    return numbers
+
+
+def _average(headlines: Sequence[tuple[float, np.ndarray | None]]) -> dict[str, float]:
+    """The mean of the sets' accuracies (of Winoground, group scores), and its interval."""
+    value = float(np.mean([value for value, _ in headlines]))
+    resamples = [kept for _, kept in headlines if kept is not None]
+    if len(resamples) < len(headlines):
+        return {"average": value}
+    return with_interval("average", value, np.mean(resamples, axis=0))
+
+
+def _measure_composition(
+    embedder: Embedder,
+    tests: CompositionSet,
+    arguments: EvaluationArguments,
+    data: EvaluationDataArguments,
+    bad_items: list[BadItem],
+) -> dict[str, float]:
+    """Numbers of one set; what cannot be used is added to `bad_items`, and leaves its tests out."""
+    own_bad: list[BadItem] = []
+    options: dict[str, Any] = {"ids": tests.ids, "boxes": tests.boxes, "on_bad_item": data.on_bad_item}
+    items = SizedIterable(usable_items(embedder, tests.items, tests.modality, own_bad, **options), len(tests))
+    item_embeds = embedder.encode_items(tests.modality, items)
+    without = {bad.index for bad in own_bad}
+    bad_items += own_bad
+    used = [row for row in range(len(tests)) if row not in without]
+    place = {row: number for number, row in enumerate(used)}
+    if tests.is_paired:  # an example needs both of its items
+        used = [row for row in used if row ^ 1 in place]
+    item_embeds = item_embeds[[place[row] for row in used]]
+    categories = [tests.categories[row] for row in used] if tests.categories else []
+    bootstrap = {"num_resamples": arguments.num_resamples, "seed": arguments.seed}
+    if tests.is_paired:
+        texts = embedder.encode_text([tests.right[row][0] for row in used])
+        return evaluate_winoground(item_embeds, texts, categories=categories, **bootstrap)
+    sides: list[Any] = []
+    for captions in (tests.right, tests.wrong):
+        owners = [number for number, row in enumerate(used) for _ in captions[row]]
+        sides += [embedder.encode_text([text for row in used for text in captions[row]]), owners]
+    groups = [tests.ids[row] for row in used]
+    return evaluate_compositionality(item_embeds, *sides, categories=categories, groups=groups, **bootstrap)
 
 
 def unlabelled(table: Dataset, modality: Modality, on_bad_item: str) -> list[BadItem]:

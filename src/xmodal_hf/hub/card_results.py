@@ -21,6 +21,7 @@ _INDEX_TASKS = {
     "retrieval": ("retrieval", "Cross-modal retrieval"),
     "zero_shot": ("zero-shot-classification", "Zero-shot classification"),
     "representation": ("feature-extraction", "Geometry of the space"),
+    "compositionality": ("compositionality", "Composition: right captions against wrong ones"),
 }
 _BEFORE, _AFTER = "_before", "_after"
 _LOW, _HIGH = "_ci95_low", "_ci95_high"

@@ -1,0 +1,238 @@
+"""Sets that test composition: items with right captions and with wrong ones that have nearly the same words.
+
+Layouts are known by their columns. SugarCrepe (Hsieh et al. 2023) has `filename`, `caption` and `negative_caption`, ARO
+(Yuksekgonul et al. 2023) `image_path`, `true_caption`, `false_caption` and the box that is cropped out, or
+`caption_options`, whose first caption is the right one; Winoground (Thrush et al. 2022) has `image_0`, `image_1`,
+`caption_0` and `caption_1`. A file of one's own has an item, a caption and a column of negative captions.
+
+Built in, without a download: `openmoji`, whose captions have another attribute in the place of the right one, and
+`soundfont`, whose captions name two events in the other order.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from .builtin.openmoji import load_openmoji, openmoji_captions
+from .builtin.soundfont import Clip, captions, load_soundfont, make_clip
+from .columns import NEGATIVE_TEXT_COLUMNS, TEXT_COLUMNS
+from .formats import Modality
+from .mixing import undecoded
+from .sources import load_pairs, load_rows
+from .splits import with_default_split
+from .tables import find_column, is_table
+
+BUILT_IN_MODALITY: dict[str, Modality] = {"openmoji": "image", "soundfont": "audio"}
+# Words of a kind, of which one takes the place of another.
+_ATTRIBUTES = {
+    "colour": ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white", "grey", "pink"),
+    "size": ("large", "medium", "small"),
+    "direction": ("up", "down", "left", "right", "upwards", "downwards", "leftwards", "rightwards"),
+    "gender": ("man", "woman", "men", "women", "boy", "girl"),
+    "state": ("open", "closed"),
+}
+_ORDER_WORDINGS = ("then", "followed by", "semicolon")
+_BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
+_WINOGROUND = ("image_0", "image_1", "caption_0", "caption_1")
+# Of ARO's relations, SugarCrepe's users and Winoground.
+_CATEGORY_COLUMNS = ("category", "relation_name", "collapsed_tag", "tag")
+
+
+@dataclass(frozen=True)
+class CompositionSet:
+    """Items and what is right and wrong about them, one test a row.
+
+    Attributes:
+        name: in the results.
+        modality: "image" or "audio".
+        items: (R,) cells, not yet opened.
+        ids: (R,) of the items; rows of one item share theirs.
+        right: (R,) lists of right captions.
+        wrong: (R,) lists of wrong captions.
+        categories: (R,) names of the parts of the set; empty where it has none.
+        boxes: (R,) (left, upper, width, height) in pixels of what is cropped out; empty: whole pictures.
+        is_paired: rows 2 i and 2 i + 1 are one test, the caption of each the wrong one of the other (Winoground).
+    """
+
+    name: str
+    modality: Modality
+    items: Sequence[Any]
+    ids: Sequence[str]
+    right: Sequence[Sequence[str]]
+    wrong: Sequence[Sequence[str]]
+    categories: Sequence[str] = ()
+    boxes: Sequence[tuple[float, float, float, float]] = ()
+    is_paired: bool = False
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+def load_composition(
+    source: str | os.PathLike,
+    *,
+    modality: Modality = "image",
+    split: str | None = None,
+    media_folder: str | os.PathLike | None = None,
+    text_column: str | Sequence[str] | None = None,
+    negative_text_column: str | Sequence[str] | None = None,
+) -> list[CompositionSet]:
+    """The sets of a source: one of a file, several of a folder of JSON files such as SugarCrepe's.
+
+    Args:
+        source: `openmoji` or `soundfont`; a table in one of the layouts above; a folder of such .json files; a Hub id.
+        modality: of tables; built-in sets have their own.
+        split: of tables that have splits; None: test, or all rows.
+        media_folder: where the files lie that a table names. None: around the table.
+        text_column: of the right captions, of tables of one's own. None: found by the usual names.
+        negative_text_column: of the wrong captions, likewise.
+
+    Raises:
+        ValueError: a modality that the built-in set does not have, no column of wrong captions (the message lists those
+            that are there), or a row without a right or a wrong caption.
+        FileNotFoundError: no such file.
+
+    Example:
+        >>> (order,) = load_composition("soundfont", modality="audio")
+        >>> order.right[0], order.wrong[0]  # doctest: +SKIP
+        (['a snare drum is hit once loudly, then ...'], ['..., then a snare drum is hit once loudly'])
+    """
+    name = str(source)
+    if name in BUILT_IN_MODALITY:
+        if modality != BUILT_IN_MODALITY[name]:
+            raise ValueError(f"the built-in set {name} is of {BUILT_IN_MODALITY[name]}, not of {modality}")
+        return [_swapped_attributes() if name == "openmoji" else _swapped_events()]
+    given = {"text_column": text_column, "negative_text_column": negative_text_column}
+    sources = [str(file) for file in _tables_of(Path(source))] or [name]
+    return [_load_table(one, modality, split, media_folder, given) for one in sources]
+
+
+def _tables_of(source: Path) -> list[Path]:
+    """The .json tables of a folder; none where the source is something else, as what `save_to_disk` writes."""
+    if not source.is_dir() or any((source / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return []
+    return sorted(file for file in source.iterdir() if file.suffix == ".json" and is_table(file))
+
+
+def _load_table(
+    source: str, modality: Modality, split: str | None, media_folder: Any, given: dict[str, Any]
+) -> CompositionSet:
+    name = Path(source).name.partition(".")[0]
+
+    def rows_of(split: str) -> Dataset:
+        return load_rows(source, modality=modality, split=split)
+
+    table, used = with_default_split(rows_of, split, "test", source)
+    options: dict[str, Any] = {"modality": modality, "split": used, "media_folder": media_folder}
+    if set(_WINOGROUND) <= set(table.column_names):
+        return _winoground_pairs(source, name, table, options)
+    right, wrong = _caption_columns(table, **given)
+    pairs = load_pairs(source, text_column=right, negative_text_column=wrong, **options)
+    columns = [pairs["text"][:], pairs["negative_text"][:]]
+    if right == ["caption_options"]:
+        columns = [[options[:1] for options in columns[0]], [options[1:] for options in columns[0]]]
+    texts = [[_texts(cell) for cell in column] for column in columns]
+    lacking = next((row for row, (a, b) in enumerate(zip(*texts, strict=True)) if not a or not b), None)
+    if lacking is not None:
+        which = "right" if not texts[0][lacking] else "wrong"
+        raise ValueError(f"{source}: row {lacking} (item {pairs['id'][lacking]}) has no {which} caption: leave it out")
+    has_boxes = modality == "image" and set(_BOX) <= set(table.column_names)
+    boxes = list(zip(*(table[name][:] for name in _BOX), strict=True)) if has_boxes else []
+    items, ids = undecoded(pairs)[modality][:], pairs["id"][:]
+    return CompositionSet(name, modality, items, ids, texts[0], texts[1], _categories(table), boxes)
+
+
+def _winoground_pairs(source: str, name: str, table: Dataset, options: dict[str, Any]) -> CompositionSet:
+    """Two rows an example: each picture with its own caption, against the other one."""
+    media = f"{options['modality']}_column"
+    columns: list[dict[str, Any]] = [{"text_column": f"caption_{i}", media: f"image_{i}"} for i in (0, 1)]
+    sides = [load_pairs(source, **options, **of_side) for of_side in columns]
+    modality: Modality = options["modality"]
+    cells = [undecoded(side)[modality][:] for side in sides]
+    texts = [[_texts(cell) for cell in side["text"][:]] for side in sides]
+    items: list[Any] = []
+    right, wrong, ids = [], [], []
+    for row in range(len(table)):
+        for side in (0, 1):
+            items.append(cells[side][row])
+            right.append(texts[side][row])
+            wrong.append(texts[1 - side][row])
+            ids.append(str(row))  # both rows of an example are one test
+    categories = [category for category in _categories(table) for _ in (0, 1)]
+    return CompositionSet(name, modality, items, ids, right, wrong, categories, is_paired=True)
+
+
+def _caption_columns(table: Dataset, text_column: Any, negative_text_column: Any) -> tuple[list[str], list[str]]:
+    """The columns of right and of wrong captions."""
+    names = table.column_names
+    if text_column is None and "caption_options" in names:
+        return ["caption_options"], ["caption_options"]
+    usual = ("true_caption", *TEXT_COLUMNS)
+    right = text_column or [find_column(names, usual, kind="right caption", option="--text_column", given=None)]
+    wrong = negative_text_column or [
+        find_column(names, NEGATIVE_TEXT_COLUMNS, kind="wrong caption", option="--negative_text_column", given=None)
+    ]
+    return _listed(right), _listed(wrong)
+
+
+def _categories(table: Dataset) -> list[str]:
+    column = next((name for name in _CATEGORY_COLUMNS if name in table.column_names), None)
+    return [] if column is None else [str(value) for value in table[column][:]]
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _texts(cell: Any) -> list[str]:
+    texts = cell if isinstance(cell, list) else [cell]
+    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+
+
+def _swapped_attributes() -> CompositionSet:
+    """Held-out emoji whose captions are those of another emoji when one attribute is replaced."""
+    known = {caption.lower() for split in ("train", "test") for caption in openmoji_captions(split)}
+    table = undecoded(load_openmoji("test"))
+    rows: list[tuple[Any, str, str, list[str], str]] = []
+    for row in table:
+        own = {caption.lower() for caption in row["text"]}
+        for caption in row["text"]:
+            for kind, wrong in _with_other_attributes(caption, known - own):
+                rows.append((row["image"], row["id"], caption, wrong, kind))
+    items, ids, right, wrongs, kinds = (list(column) for column in zip(*rows, strict=True))
+    return CompositionSet("openmoji", "image", items, ids, [[caption] for caption in right], wrongs, kinds)
+
+
+def _with_other_attributes(caption: str, known: set[str]) -> Iterator[tuple[str, list[str]]]:
+    """The captions among `known` that differ from one in an attribute, by the kind of the attribute."""
+    parts = re.findall(r"[a-z]+|[^a-z]+", caption.lower())
+    for kind, words in _ATTRIBUTES.items():
+        for place, part in enumerate(parts):
+            if part not in words:
+                continue
+            others = ["".join([*parts[:place], word, *parts[place + 1 :]]) for word in words if word != part]
+            if found := [other for other in others if other in known]:
+                yield kind, found
+
+
+def _swapped_events() -> CompositionSet:
+    """Held-out clips of two events, each wording against the same one of the other order."""
+    table = load_soundfont("test")
+    items, ids, right, wrong, wordings = [], [], [], [], []
+    for index in range(1, len(table), 2):  # clips with odd numbers are two events
+        clip, row = make_clip("test", index), table[index]
+        swapped = Clip(clip.events[::-1], clip.pitches[::-1])
+        for name, caption, other in zip(_ORDER_WORDINGS, captions(clip), captions(swapped), strict=True):
+            items.append(row["audio"])
+            ids.append(row["id"])
+            right.append([caption])
+            wrong.append([other])
+            wordings.append(name)
+    return CompositionSet("soundfont", "audio", items, ids, right, wrong, wordings)

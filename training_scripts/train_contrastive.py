@@ -50,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     from xmodal_hf.training.batches import check_length, load_pair_table, load_sentence_table
     from xmodal_hf.training.defaults import describe_defaults, resolve_pair_defaults
-    from xmodal_hf.training.dry_run import rehearse_pairs
+    from xmodal_hf.training.dry_run import estimate_pairs
     from xmodal_hf.training.faults import main_process_first
     from xmodal_hf.training.loop import build_accelerator, run_phase
     from xmodal_hf.training.output import finish_output, options_of, start_output
@@ -59,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     accelerator = build_accelerator(training)
     if training.dry_run:
-        accelerator.print(rehearse_pairs(accelerator, training, text, pairs, contrastive, sentence, lora, validation))
+        accelerator.print(estimate_pairs(accelerator, training, text, pairs, contrastive, sentence, lora, validation))
         return
     training, text = resolve_pair_defaults(training, text, contrastive, lora, pairs.modality)
     arguments = (training, validation, text, pairs, contrastive, sentence, lora)

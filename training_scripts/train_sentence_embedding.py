@@ -37,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     from xmodal_hf.training.batches import check_length, load_sentence_table
     from xmodal_hf.training.defaults import describe_defaults, resolve_sentence_defaults
-    from xmodal_hf.training.dry_run import rehearse_sentences
+    from xmodal_hf.training.dry_run import estimate_sentences
     from xmodal_hf.training.faults import main_process_first
     from xmodal_hf.training.loop import build_accelerator, run_phase
     from xmodal_hf.training.output import finish_output, options_of, start_output
@@ -46,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     accelerator = build_accelerator(training)
     if training.dry_run:
-        accelerator.print(rehearse_sentences(accelerator, training, text, sentence, validation))
+        accelerator.print(estimate_sentences(accelerator, training, text, sentence, validation))
         return
     training, text = resolve_sentence_defaults(training, text)
     arguments = (training, validation, text, sentence)

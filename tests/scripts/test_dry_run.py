@@ -1,4 +1,4 @@
-"""Every full-size recipe can be rehearsed on any machine, without its data and its weights."""
+"""Every full-size recipe can be estimated on any machine, without its data and its weights."""
 
 import importlib
 import json
@@ -20,7 +20,7 @@ def script_of(recipe):
     return "train_contrastive.py" if "\ndataset:" in recipe.read_text("utf-8") else "train_sentence_embedding.py"
 
 
-def rehearse(interpreters, cases, path):
+def estimate(interpreters, cases, path):
     """Run scripts offline in one process; return what each prints."""
     path.write_text(json.dumps([[str(option) for option in (*case, "--dry_run")] for case in cases]), encoding="utf-8")
     done = interpreters.run([WORKER, path], folder=path.parent, timeout=900)
@@ -39,9 +39,9 @@ def test_every_full_size_recipe(interpreters, tmp_path):
     assert len(FULL_SIZE) >= 12
     cases = [(script_of(recipe), "--recipe", recipe) for recipe in FULL_SIZE]
     reports = dict(
-        zip((path.stem for path in FULL_SIZE), rehearse(interpreters, cases, tmp_path / "cases.json"), strict=True)
+        zip((path.stem for path in FULL_SIZE), estimate(interpreters, cases, tmp_path / "cases.json"), strict=True)
     )
-    assert not any((tmp_path / "outputs").glob("*"))  # a rehearsal writes nothing
+    assert not any((tmp_path / "outputs").glob("*"))  # a dry run writes nothing
     for report in reports.values():
         for line in ("parameters", "steps", "operations", "rate", "time"):
             assert all(value >= 0 for value in numbers(report, line)) and numbers(report, line)[0] > 0, report
@@ -53,9 +53,9 @@ def test_every_full_size_recipe(interpreters, tmp_path):
     assert numbers(reports["simcse_unsup_bert_base"], "parameters")[0] == 108_891_648 + 768 * 769
 
 
-def test_sentences_of_a_joint_run_are_rehearsed_in_proportion(interpreters, tiny_options, sentence_file, tmp_path):
+def test_sentences_of_a_joint_run_are_estimated_in_proportion(interpreters, tiny_options, sentence_file, tmp_path):
     case = ["train_contrastive.py", *tiny_options, "--sentences", "nowhere.txt", "--batch_size", 64]
-    same, given, more = rehearse(
+    same, given, more = estimate(
         interpreters,
         [case, [*case, "--sentence_batch_size", 64], [*case, "--sentence_batch_size", 6400]],
         tmp_path / "cases.json",
@@ -66,14 +66,14 @@ def test_sentences_of_a_joint_run_are_rehearsed_in_proportion(interpreters, tiny
 
 def test_data_at_hand_is_used(interpreters, tiny_options, sentence_file, tmp_path):
     case = ["train_contrastive.py", *tiny_options, "--sentences", sentence_file, "--batch_size", 16, "--num_epochs", 3]
-    (report,) = rehearse(interpreters, [[*case, "--micro_batch_size", 8, "--freeze", "image"]], tmp_path / "cases.json")
+    (report,) = estimate(interpreters, [[*case, "--micro_batch_size", 8, "--freeze", "image"]], tmp_path / "cases.json")
     assert "stand" not in report and numbers(report, "steps") == [9, 16]  # 48 pictures
     total, trained = numbers(report, "parameters")
     assert 0 < trained < total
     assert "activations of 8 items" in report
 
 
-def rehearse_here(*options):
+def estimate_here(*options):
     """Run the script's `main` in this process with --dry_run."""
     sys.path.insert(0, str(RECIPES.parent))
     try:
@@ -93,7 +93,7 @@ def rehearse_here(*options):
 )
 def test_options_that_do_not_fit_the_data_are_errors(tiny_options, options, message):
     with pytest.raises(ValueError, match=message):
-        rehearse_here(*tiny_options, "--batch_size", 16, *options)
+        estimate_here(*tiny_options, "--batch_size", 16, *options)
 
 
 def with_missing_files(image_rows, folder, num_missing):
@@ -112,9 +112,9 @@ def test_bad_items_are_treated_as_the_run_would(tiny_options, image_rows, tmp_pa
     monkeypatch.chdir(tmp_path)
     case = [*tiny_options, "--dataset", with_missing_files(image_rows, tmp_path, 40), "--batch_size", 16]
     with pytest.raises(TooManyBadItemsError, match="missing file"):
-        rehearse_here(*case)
+        estimate_here(*case)
     with pytest.raises(BadItemError, match="missing file"):
-        rehearse_here(*case, "--on_bad_item", "error")
-    rehearse_here(*case, "--max_bad_fraction", 1)
+        estimate_here(*case, "--on_bad_item", "error")
+    estimate_here(*case, "--max_bad_fraction", 1)
     assert "the run will skip" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl"]  # nothing is written

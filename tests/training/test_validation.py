@@ -135,11 +135,11 @@ def test_a_best_metric_that_cannot_be_is_found_before_the_first_step(
 ):
     options = {"eval_sts": sts_file, "eval_split": "validation", "best_metric": metric}
     with pytest.raises(ValueError, match=message):
-        build(options, image_text_processor, pair_file).rehearse(image_text_model)
+        build(options, image_text_processor, pair_file).check(image_text_model)
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_the_names_that_are_rehearsed_are_those_that_are_measured(
+def test_the_names_that_are_checked_are_those_that_are_measured(
     several, image_text_model, image_text_processor, sts_file, pair_file, tmp_path
 ):
     lines = [json.loads(line) for line in Path(pair_file).read_text(encoding="utf-8").splitlines()]
@@ -164,7 +164,7 @@ def test_similarities_that_cannot_be_measured_are_found_before_the_first_step(
     validator = build({"eval_sts": sts_file}, image_text_processor).validator
     validator.sts = [row | (change if index == 2 else {}) for index, row in enumerate(STS_ROWS)]
     with pytest.raises(ValueError, match=message):
-        validator.rehearse(image_text_model, None)
+        validator.check(image_text_model, None)
 
 
 def test_pairs_that_cannot_be_measured_are_found_before_the_first_step(
@@ -173,10 +173,10 @@ def test_pairs_that_cannot_be_measured_are_found_before_the_first_step(
     for name in ("0.png", "1.png", "2.png"):
         Path(pair_file).with_name(name).write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"no pairs to embed.*not an image"):
-        build({"eval_split": "validation"}, image_text_processor, pair_file).rehearse(image_text_model)
+        build({"eval_split": "validation"}, image_text_processor, pair_file).check(image_text_model)
     strict = build({"eval_split": "validation"}, image_text_processor, pair_file, on_bad_item="error")
     with pytest.raises(BadItemError, match=r"0\.png"):
-        strict.rehearse(image_text_model)
+        strict.check(image_text_model)
 
 
 class TestTheBestWeights:

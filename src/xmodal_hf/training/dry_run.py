@@ -116,7 +116,7 @@ class DryRun:
         )
 
 
-def rehearse_sentences(
+def estimate_sentences(
     accelerator: Accelerator,
     training: TrainingArguments,
     text: TextModelArguments,
@@ -144,7 +144,7 @@ def rehearse_sentences(
         return measure_step(accelerator, phase, training, num_items, notes)
 
 
-def rehearse_pairs(
+def estimate_pairs(
     accelerator: Accelerator,
     training: TrainingArguments,
     text: TextModelArguments,
@@ -158,7 +158,7 @@ def rehearse_pairs(
 
     Args:
         accelerator, training, text, pairs, contrastive, sentence, lora: of the run.
-        validation: as in `rehearse_sentences`.
+        validation: as in `estimate_sentences`.
 
     Raises:
         ValueError: what the data hold is not what the options say, as in the run.
@@ -224,7 +224,7 @@ def _check_validation(
     if measurements is None:
         notes.append(f"the data of the measurements cannot be reached ({note}): they are not checked")
     else:
-        measurements.rehearse(phase.model)
+        measurements.check(phase.model)
 
 
 def small_options(training: TrainingArguments) -> TrainingArguments:

@@ -54,7 +54,7 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     known = {"none", "all", *(tracker.value for tracker in LoggerType)}
     if arguments.report_to not in known:
         raise ValueError(f"--report_to {arguments.report_to} is unknown: pass one of {', '.join(sorted(known))}")
-    # A rehearsal counts in any precision, and a CPU has no fp16.
+    # A dry run counts in any precision, and a CPU has no fp16.
     precision = "no" if arguments.dry_run and not torch.accelerator.is_available() else arguments.mixed_precision
     accelerator = Accelerator(
         mixed_precision=precision,
@@ -237,7 +237,7 @@ def run_phase(
     )
     checkpoints.check_room(model)
     if validation is not None:
-        validation.rehearse(model)
+        validation.check(model)
     set_seed(arguments.seed, device_specific=True)  # dropout differs between processes, the weights are equal by now
     identity = {"num_processes": accelerator.num_processes, "options": dict(options or {})}
     run = _Run(take_step, checkpoints, stream, identity, validation, total_steps, TrainingResult())

@@ -42,7 +42,7 @@ from .log import VALIDATION_LOG_NAME, StepLog, TrainingResult
 from .sharding import is_sharded
 
 # Embedded before the first step, to see that it works.
-_REHEARSED_ITEMS = 8
+_CHECKED_ITEMS = 8
 _SHOWN = ("spearman", "recall@10", ".alignment", "uniformity")  # beside the progress bar; the log has them all
 # Metrics of which less is better, by the end of their names.
 _LOWER_IS_BETTER = ("alignment", "uniformity", "median_rank")
@@ -96,15 +96,15 @@ class Validation:
         every = self.arguments.eval_steps
         return every is not None and (step % every == 0 or step == total_steps)
 
-    def rehearse(self, model: nn.Module) -> None:
-        """Let the validator look at its data and the model before the first step, where it can (`rehearse`).
+    def check(self, model: nn.Module) -> None:
+        """Let the validator check its data and the model before the first step, where it has a method `check`.
 
         Raises:
             ValueError: the data cannot be measured on, or `--best_metric` names no number that will be measured.
         """
-        rehearse = getattr(self.validator, "rehearse", None)
-        if rehearse is not None:
-            on_main_process(self.accelerator, lambda: rehearse(model, self.arguments.best_metric))
+        check = getattr(self.validator, "check", None)
+        if check is not None:
+            on_main_process(self.accelerator, lambda: check(model, self.arguments.best_metric))
 
     def measure(
         self,
@@ -231,7 +231,7 @@ class TaskValidator:
         self.modality = modality
         self.on_bad_item = on_bad_item
 
-    def rehearse(self, model: nn.Module, best_metric: str | None) -> None:
+    def check(self, model: nn.Module, best_metric: str | None) -> None:
         """Check the data, embed some of them, and check the name of the number that chooses the weights.
 
         Raises:
@@ -241,11 +241,11 @@ class TaskValidator:
         if self.sts is not None:
             # All checks of the scores and sentences, with vectors that cost nothing.
             evaluate_sts(_made_up_embeds, {"spearman": self.sts}, num_resamples=0)
-            embedder.encode_text([row["sentence1"] for row in islice(self.sts, _REHEARSED_ITEMS)])
+            embedder.encode_text([row["sentence1"] for row in islice(self.sts, _CHECKED_ITEMS)])
         if self.pairs is not None:
             if len(set(self.pairs["id"])) < 2:
                 raise ValueError(f"a validation on pairs needs two items, the data have {len(self.pairs)} rows")
-            rows = np.unique(np.linspace(0, len(self.pairs) - 1, _REHEARSED_ITEMS).astype(int))
+            rows = np.unique(np.linspace(0, len(self.pairs) - 1, _CHECKED_ITEMS).astype(int))
             embed_pairs(embedder, self.pairs.select(rows.tolist()), self.modality, on_bad_item=self.on_bad_item)
         if best_metric is not None:
             check_best_metric(best_metric, self.names())

@@ -133,7 +133,7 @@ def estimate_sentences(
         ValueError: what the data hold is not what the options say, as in the run.
     """
     notes: list[str] = []
-    text, _ = stand_ins(text, None, notes)
+    text, _ = placeholders(text, None, notes)
     training = _without_unreachable_exclusions(training, notes)
     training, text = resolve_sentence_defaults(training, text)
     table = _sentences(sentence, training, notes)
@@ -166,22 +166,22 @@ def estimate_pairs(
         TooManyBadItemsError: more of them than `--max_bad_fraction` of the data.
     """
     notes: list[str] = []
-    text, stand_in = stand_ins(text, contrastive, notes)
-    assert stand_in is not None
+    text, placeholder = placeholders(text, contrastive, notes)
+    assert placeholder is not None
     training = _without_unreachable_exclusions(training, notes)
-    training, text = resolve_pair_defaults(training, text, stand_in, lora, pairs.modality)
+    training, text = resolve_pair_defaults(training, text, placeholder, lora, pairs.modality)
     table = _pairs(pairs, training, notes)
     num_items = _num_items(table, training, notes)
     if isinstance(table, Dataset) and len(pairs.dataset) > 1:  # made up: a single table
         pairs = dataclasses.replace(pairs, dataset=pairs.dataset[:1], dataset_weights=None)
-    if stand_in.sentence_batch_size is not None:  # in proportion
-        items = small_options(training).batch_size * stand_in.sentence_batch_size / training.batch_size
-        stand_in = dataclasses.replace(stand_in, sentence_batch_size=max(1, round(items)))
-    least = max(_MADE_UP_ROWS, stand_in.sentence_batch_size or 0)
+    if placeholder.sentence_batch_size is not None:  # in proportion
+        items = small_options(training).batch_size * placeholder.sentence_batch_size / training.batch_size
+        placeholder = dataclasses.replace(placeholder, sentence_batch_size=max(1, round(items)))
+    least = max(_MADE_UP_ROWS, placeholder.sentence_batch_size or 0)
     sentences = _sentences(sentence, training, notes, least) if sentence.is_given else None
     with _own_folder(small_options(training)) as small:
         phase = build_pair_phase(
-            accelerator, small, text, pairs, stand_in, sentence, lora, table=table, sentences=sentences
+            accelerator, small, text, pairs, placeholder, sentence, lora, table=table, sentences=sentences
         )
         _check_validation(accelerator, small, validation, phase, pairs, notes)
         report = measure_step(accelerator, phase, training, num_items, notes)
@@ -278,7 +278,7 @@ def measure_step(
     )
 
 
-def stand_ins(
+def placeholders(
     text: TextModelArguments, contrastive: ContrastiveArguments | None, notes: list[str]
 ) -> tuple[TextModelArguments, ContrastiveArguments | None]:
     """Replace pretrained towers that cannot be reached by random ones of the same architecture.

@@ -26,7 +26,7 @@ from .features import DEFAULT_DTYPE, FOLDER_NAME, build_frozen_side, changing_in
 from .tokenizer import train_tokenizer
 
 # The other tower beside an image or audio tower alone: never run.
-_STAND_IN = {
+_PLACEHOLDER = {
     "model_type": "bert",
     "hidden_size": 8,
     "num_hidden_layers": 1,
@@ -85,11 +85,11 @@ def load_side(
         audio_model=features.audio_model,
         modality_pooling=features.pooling if features.pooling != "eos" else None,
     )
-    stand_in = dataclasses.replace(text, text_config=json.dumps(_STAND_IN)) if features.model is None else text
+    placeholder = dataclasses.replace(text, text_config=json.dumps(_PLACEHOLDER)) if features.model is None else text
     processor = build_processor(
         contrastive, pairs.modality, lambda: train_tokenizer(["a"], vocab_size=300, max_length=8)
     )
-    return build_dual_encoder(stand_in, contrastive, processor), processor
+    return build_dual_encoder(placeholder, contrastive, processor), processor
 
 
 class _TokenizerOnly:

@@ -57,7 +57,7 @@ from xmodal_hf.features.shards import write_shard
 from xmodal_hf.features.writer import write_index
 from xmodal_hf.objectives import CrossModalObjective
 from xmodal_hf.training.arguments import PairArguments, TextModelArguments, TrainingArguments
-from xmodal_hf.training.batches import pair_stream
+from xmodal_hf.training.batches import build_pair_loader
 from xmodal_hf.training.features import build_frozen_side, open_features
 from xmodal_hf.training.loop import TrainingStep, text_sub_batches
 from xmodal_hf.training.optimization import LOGIT_SCALE_RANGE, build_optimizer
@@ -228,7 +228,7 @@ def stream_of(
     training, text, pairs, processor = settings(case, options, features)
     table = load_pairs(options.captions, max_samples=options.items)
     stores = open_features(accelerator, model, table, processor, training, text, pairs)
-    return iter(pair_stream(accelerator, table, processor, training, text, pairs, stores))
+    return iter(build_pair_loader(accelerator, table, processor, training, text, pairs, stores))
 
 
 def settings(

@@ -461,8 +461,8 @@ def pooled_vectors(model: ImageTextDualEncoder, side: str, inputs: Mapping[str, 
 # ---- a training that is killed --------------------------------------------------------------------------------------
 
 
-class KilledStream:
-    """Batches by their number; the process is killed when it asks for batch `kill_at`. A `training.batches.Stream`."""
+class KilledLoader:
+    """Batches by their number; the process is killed when it asks for batch `kill_at`. A `StatefulLoader`."""
 
     def __init__(self, sizes: Sizes, device: str, kill_at: int | None) -> None:
         self.sizes, self.device, self.kill_at = sizes, device, kill_at
@@ -504,7 +504,7 @@ def train(folder: Path, sizes: Sizes, device: str, kill_at: int | None = None) -
     accelerator = build_accelerator(arguments)
     model = build_dual_encoder(sizes, dropout=0.1)
     run_phase(
-        *(accelerator, model, CrossModalObjective("cyclip"), KilledStream(sizes, device, kill_at), arguments, "resume"),
+        *(accelerator, model, CrossModalObjective("cyclip"), KilledLoader(sizes, device, kill_at), arguments, "resume"),
         resume_from=find_resumed(folder, arguments.resume),
     )
     save_file({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, weights_of(folder))

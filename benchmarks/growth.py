@@ -192,7 +192,7 @@ def measure_step(batch_size: int, device: str, tokens: int) -> dict[str, float]:
 
 def measure_start(sentences: int, device: str) -> dict[str, float]:
     """From a text file to the first batch, the tokenizer trained before."""
-    from xmodal_hf.training.batches import load_sentence_table, sentence_stream
+    from xmodal_hf.training.batches import build_sentence_loader, load_sentence_table
     from xmodal_hf.training.tokenizer import train_tokenizer
 
     words = [f"word{number}" for number in range(1000)]
@@ -209,8 +209,8 @@ def measure_start(sentences: int, device: str) -> dict[str, float]:
             started = time.perf_counter()
             table = load_sentence_table(sentence, training.seed)
             text = TextModelArguments(max_length=32)  # SimCSE's
-            stream = sentence_stream(accelerator, table, tokenizer, training, text, sentence)
-            next(iter(stream))
+            loader = build_sentence_loader(accelerator, table, tokenizer, training, text, sentence)
+            next(iter(loader))
             synchronize(device)
             seconds = time.perf_counter() - started
     return {"seconds": seconds, "bytes": memory.bytes}

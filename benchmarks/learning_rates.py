@@ -137,7 +137,7 @@ def measure(cell: Cell, seed: int, text_model: str, table: Any, sts: Any, pairs:
     )
     phase = build_phase(accelerator, training, cell, text_model, table)
     step = TrainingStep(accelerator, phase.model, phase.objective, training, STEPS)
-    losses = [step(batch)[0].loss.item() for batch, _ in zip(phase.stream, range(STEPS), strict=False)]
+    losses = [step(batch)[0].loss.item() for batch, _ in zip(phase.loader, range(STEPS), strict=False)]
     model: Any = phase.model
     if cell.tower == "LoRA":
         model = model.merge_and_unload()

@@ -126,7 +126,7 @@ def prepare_ours(task: Task, model: Path, folder: Path, steps: int, temperature:
     phase, accelerator, training = build_ours(task, model, folder, steps, temperature)
 
     def train() -> list[float]:
-        run_phase(accelerator, phase.model, phase.objective, phase.stream, training, task.name)
+        run_phase(accelerator, phase.model, phase.objective, phase.loader, training, task.name)
         return [json.loads(line)["loss"] for line in (folder / LOG_NAME).read_text().splitlines()]
 
     return train
@@ -197,8 +197,8 @@ def in_order(dataset: Dataset, batch_size: int, drop_last: bool, **_: object) ->
 
 def in_our_order(task: Task, model: Path, folder: Path, steps: int) -> Dataset:
     """The rows of our loader's first batches, in their order, as the columns that the peer wants."""
-    stream = build_ours(task, model, folder, steps)[0].stream
-    indices = [position.index for batch in stream.loader.batch_sampler for position in batch]
+    loader = build_ours(task, model, folder, steps)[0].loader
+    indices = [position.index for batch in loader.loader.batch_sampler for position in batch]
     rows = task.rows.select(indices)
     return rows.add_column("positive", rows["anchor"]) if task.name == "unsupervised" else rows
 

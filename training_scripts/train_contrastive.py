@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
         accelerator,
         phase.model,
         phase.objective,
-        phase.stream,
+        phase.loader,
         training,
         "phase 2: pairs" if sentences is None else "pairs and sentences",
         resume_from=resume_from,

@@ -62,7 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
         accelerator,
         phase.model,
         phase.objective,
-        phase.stream,
+        phase.loader,
         training,
         "phase 1: sentences",
         resume_from=resume_from,

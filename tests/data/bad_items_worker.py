@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xmodal_hf import ImageTextProcessor
 from xmodal_hf.training.arguments import PairArguments, TextModelArguments, TrainingArguments
-from xmodal_hf.training.batches import pair_stream
+from xmodal_hf.training.batches import build_pair_loader
 from xmodal_hf.training.loop import build_accelerator
 
 
@@ -20,9 +20,9 @@ def main(folder: Path) -> None:
     accelerator = build_accelerator(training)
     processor = ImageTextProcessor.from_pretrained(folder / "processor")
     table = pickle.loads((folder / "rows.pkl").read_bytes())
-    stream = pair_stream(accelerator, table, processor, training, TextModelArguments(max_length=8), pairs)
+    loader = build_pair_loader(accelerator, table, processor, training, TextModelArguments(max_length=8), pairs)
     seen = []
-    for _, batch in zip(range(len(stream)), stream, strict=False):
+    for _, batch in zip(range(len(loader)), loader, strict=False):
         numbers = (batch["pixel_values"][:, 0, 5, 5] * 255).round().int().tolist()  # red says which picture it is
         texts = processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
         seen += zip(batch["ids"], numbers, texts, strict=True)

@@ -21,7 +21,7 @@ from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.objectives import CrossModalObjective
 from xmodal_hf.training import faults
 from xmodal_hf.training.arguments import TrainingArguments, ValidationArguments
-from xmodal_hf.training.batches import JointStream, build_stream
+from xmodal_hf.training.batches import JointLoader, build_loader
 from xmodal_hf.training.checkpoint import find_states, read_state
 from xmodal_hf.training.faults import BadStepsError, StopRequested
 from xmodal_hf.training.loop import build_accelerator, run_phase
@@ -77,12 +77,12 @@ def train(batch, build_model, objective, folder, faults, rank, validate, options
         **{"num_workers": 2, "max_bad_steps": 0, **options},
     )
     accelerator = build_accelerator(arguments)
-    stream = build_stream(accelerator, Pairs(batch, folder, faults, rank), collate, arguments)
+    loader = build_loader(accelerator, Pairs(batch, folder, faults, rank), collate, arguments)
     validation = None
     if validate is not None:
         often = ValidationArguments(eval_steps=3, eval_sts="x")
         validation = Validation(accelerator, validate, often, str(folder))
-    run_phase(accelerator, build_model(), objective, stream, arguments, "test", validation=validation)
+    run_phase(accelerator, build_model(), objective, loader, arguments, "test", validation=validation)
 
 
 @pytest.fixture
@@ -274,10 +274,10 @@ def test_one_part_of_a_joint_batch_fails(pair_batch, tmp_path):
     arguments = TrainingArguments(report_to="none", batch_size=BATCH, num_workers=1)
     accelerator = build_accelerator(arguments)
     parts = [
-        build_stream(accelerator, Pairs(pair_batch(ROWS), tmp_path, {0: faults}), collate, arguments)
+        build_loader(accelerator, Pairs(pair_batch(ROWS), tmp_path, {0: faults}), collate, arguments)
         for faults in ({"bad": 1}, {})
     ]
-    with pytest.raises(BadItemError) as error, closing(iter(JointStream(*parts))) as batches:
+    with pytest.raises(BadItemError) as error, closing(iter(JointLoader(*parts))) as batches:
         for _ in batches:
             assert len(multiprocessing.active_children()) == 2
     assert error.traceback and multiprocessing.active_children() == []

@@ -16,7 +16,7 @@ from transformers import ResNetConfig
 from xmodal_hf import ImageTextConfig, ImageTextDualEncoder
 from xmodal_hf.objectives import CrossModalObjective
 from xmodal_hf.training.arguments import TrainingArguments, ValidationArguments
-from xmodal_hf.training.batches import build_stream
+from xmodal_hf.training.batches import build_loader
 from xmodal_hf.training.faults import BadStepsError, StopSignals
 from xmodal_hf.training.log import LOG_NAME, VALIDATION_LOG_NAME
 from xmodal_hf.training.loop import build_accelerator, run_phase
@@ -45,10 +45,10 @@ def collate(rows):
 def train(model, pairs, folder, validate=None, objective="clip", **options):
     arguments = TrainingArguments(output_dir=str(folder), report_to="none", **{"warmup_steps": 0.1, **options})
     accelerator = build_accelerator(arguments)
-    stream = build_stream(accelerator, Pairs(pairs), collate, arguments)
+    loader = build_loader(accelerator, Pairs(pairs), collate, arguments)
     validation = None if validate is None else validate(accelerator, folder)
     result = run_phase(
-        accelerator, model, CrossModalObjective(objective), stream, arguments, "test", validation=validation
+        accelerator, model, CrossModalObjective(objective), loader, arguments, "test", validation=validation
     )
     log = [json.loads(line) for line in (folder / LOG_NAME).read_text(encoding="utf-8").splitlines()]
     return result, log
@@ -119,11 +119,11 @@ def test_no_worker_outlives_the_run(fails, dual_encoder, pair_batch, tmp_path):
     if fails:
         pairs["pixel_values"][:] = math.nan
     accelerator = build_accelerator(arguments)
-    stream = build_stream(accelerator, Pairs(pairs), collate, arguments)
+    loader = build_loader(accelerator, Pairs(pairs), collate, arguments)
     with pytest.raises(BadStepsError) if fails else nullcontext():
-        run_phase(accelerator, dual_encoder(), CrossModalObjective("clip"), stream, arguments, "test")
+        run_phase(accelerator, dual_encoder(), CrossModalObjective("clip"), loader, arguments, "test")
     assert multiprocessing.active_children() == []
-    del stream  # was alive until here, and its loader with it
+    del loader  # was alive until here
 
 
 class TestBadSteps:
@@ -249,11 +249,11 @@ class TestValidation:
 
             often = ValidationArguments(eval_steps=eval_steps, eval_sts="x", best_metric="task.number")
             validation = Validation(accelerator, measure, often, str(tmp_path))
-            stream = build_stream(accelerator, Pairs(pair_batch(16)), collate, arguments)
+            loader = build_loader(accelerator, Pairs(pair_batch(16)), collate, arguments)
             model = dual_encoder(0.1)
             objective = CrossModalObjective("clip")
             result = run_phase(
-                *(accelerator, model, objective, stream, arguments, "test"),
+                *(accelerator, model, objective, loader, arguments, "test"),
                 resume_from=resume_from,
                 validation=validation,
             )
@@ -283,10 +283,10 @@ class TestValidation:
 
                 often = ValidationArguments(eval_steps=2, eval_sts="x")
                 model = dual_encoder(0.1)
-                stream = build_stream(accelerator, Pairs(pair_batch(16)), collate, arguments)
+                loader = build_loader(accelerator, Pairs(pair_batch(16)), collate, arguments)
                 with pytest.raises(OSError) if name == "failed" and not resumes else nullcontext():
                     run_phase(
-                        *(accelerator, model, CrossModalObjective("clip"), stream, arguments, "test"),
+                        *(accelerator, model, CrossModalObjective("clip"), loader, arguments, "test"),
                         resume_from=folder / "checkpoints" / "step_00000002" if resumes else None,
                         validation=Validation(accelerator, measure, often, str(folder)),
                     )

@@ -50,8 +50,8 @@ _SOURCE_OPTIONS = ("modality", "split", "image_column", "audio_column", "text_co
 _CROP_MARGIN = 1 / 0.78
 
 
-class Stream(Protocol):
-    """Endless batches of an objective, which can go on from where another such stream stood."""
+class StatefulLoader(Protocol):
+    """Endless batches of an objective, which can go on from where another such loader stood."""
 
     @property
     def epoch(self) -> int:
@@ -70,7 +70,7 @@ class Stream(Protocol):
         """Go on from a position; iterators that exist already do not follow."""
 
 
-class BatchStream:
+class BatchLoader:
     """Batches of a loader on a device, without end; `epoch` and `batch` are the position of the next one.
 
     Args:
@@ -124,10 +124,10 @@ class BatchStream:
             end_workers(self.loader)
 
 
-class JointStream:
+class JointLoader:
     """One batch of pairs and one of sentences a step: {"pairs": ..., "sentences": ...}."""
 
-    def __init__(self, pairs: Stream, sentences: Stream) -> None:
+    def __init__(self, pairs: StatefulLoader, sentences: StatefulLoader) -> None:
         self.pairs = pairs
         self.sentences = sentences
 
@@ -153,7 +153,7 @@ class JointStream:
                 yield {"pairs": pair_batch, "sentences": sentence_batch}
 
 
-def build_stream(
+def build_loader(
     accelerator: Accelerator,
     dataset: TorchDataset,
     collator: Callable[[list[Any]], Batch],
@@ -161,10 +161,10 @@ def build_stream(
     batch_size: int | None = None,
     order: Order | None = None,
     bad_items: BadItemLog | None = None,
-) -> BatchStream:
+) -> BatchLoader:
     """Return the training batches of this process; says once how many rows an epoch leaves out.
 
-    `batch_size` is the options' unless given. Without an `order` the rows are shuffled. `bad_items` as `BatchStream`.
+    `batch_size` is the options' unless given. Without an `order` the rows are shuffled. `bad_items` as `BatchLoader`.
 
     The loader is not passed to `Accelerator.prepare`, which would shard it once more and lose the position.
 
@@ -189,7 +189,7 @@ def build_stream(
         # Its own generator: each pass draws a seed for the workers, which must not move the global random state.
         generator=torch.Generator(),
     )
-    return BatchStream(loader, accelerator.device, bad_items)
+    return BatchLoader(loader, accelerator.device, bad_items)
 
 
 def _report_left_out(sampler: EpochBatchSampler) -> None:
@@ -316,7 +316,7 @@ def pair_rows(
     return rows, PairCollator(processor, feature_augment=spec_augment, any_longer=any_longer, **lengths)
 
 
-def pair_stream(
+def build_pair_loader(
     accelerator: Accelerator,
     table: PairTable,
     processor: ProcessorMixin,
@@ -325,13 +325,13 @@ def pair_stream(
     pairs: PairArguments,
     features: Mapping[str, PooledVectors] | None = None,
     any_longer: bool = True,
-) -> BatchStream:
+) -> BatchLoader:
     """Return the training batches of pairs, with pooled vectors in the place of the sides that have `features`."""
     bad_items = _bad_item_log(accelerator, table, training, pairs)
     options: dict[str, Any] = {"bad_items": bad_items, "defer_bad_items": True, "features": features}
     rows, collator = pair_rows(table, processor, text, pairs, training.seed, any_longer=any_longer, **options)
     order = training_order(table, seed=training.seed, weights=pairs.dataset_weights, buffer_size=pairs.shuffle_buffer)
-    return build_stream(accelerator, rows, collator, training, order=order, bad_items=bad_items)
+    return build_loader(accelerator, rows, collator, training, order=order, bad_items=bad_items)
 
 
 def _bad_item_log(
@@ -348,7 +348,7 @@ def _bad_item_log(
     return BadItemLog(path, total=len(table), max_fraction=pairs.max_bad_fraction, is_kept=not training.dry_run)
 
 
-def sentence_stream(
+def build_sentence_loader(
     accelerator: Accelerator,
     table: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -356,7 +356,7 @@ def sentence_stream(
     text: TextModelArguments,
     sentence: SentenceArguments,
     batch_size: int | None = None,
-) -> BatchStream:
+) -> BatchLoader:
     """Return the training batches of sentences or triplets."""
     collator = SentenceCollator(
         tokenizer,
@@ -364,4 +364,4 @@ def sentence_stream(
         mlm_probability=sentence.mlm_probability if sentence.mlm_weight > 0 else 0.0,
         seed=training.seed,
     )
-    return build_stream(accelerator, SentenceDataset(table), collator, training, batch_size)
+    return build_loader(accelerator, SentenceDataset(table), collator, training, batch_size)

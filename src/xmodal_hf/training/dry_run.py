@@ -251,7 +251,7 @@ def measure_step(
     parameters = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     take_step = TrainingStep(accelerator, model, objective, small, total_steps=2)
-    batch = next(iter(phase.stream))
+    batch = next(iter(phase.loader))
     activations = _activation_bytes(lambda: objective(take_step.model, batch))
     with FlopCounterMode(display=False) as counter:
         take_step(batch)

@@ -35,7 +35,7 @@ from .towers import compile_towers, set_training_mode
 
 if TYPE_CHECKING:
     # The loop itself runs without the packages that data and evaluation need.
-    from .batches import Stream
+    from .batches import StatefulLoader
     from .validation import Validation
 
 # Where launchers say how many processes they have started, in Accelerate's order.
@@ -197,7 +197,7 @@ def run_phase(
     accelerator: Accelerator,
     model: nn.Module,
     objective: Objective,
-    stream: Stream,
+    loader: StatefulLoader,
     arguments: TrainingArguments,
     description: str,
     *,
@@ -211,7 +211,7 @@ def run_phase(
         accelerator: of the run.
         model: on any device; `accelerator.prepare` moves and wraps it.
         objective: what a step minimises.
-        stream: the batches.
+        loader: the batches.
         arguments: of the loop.
         description: of the progress bar.
         resume_from: training state to go on from.
@@ -228,7 +228,7 @@ def run_phase(
         model.gradient_checkpointing_enable()  # type: ignore[operator]
     if arguments.torch_compile:
         compile_towers(model)
-    total_steps = arguments.num_epochs * len(stream)
+    total_steps = arguments.num_epochs * len(loader)
     if arguments.max_steps is not None:
         total_steps = min(total_steps, arguments.max_steps)
     take_step = TrainingStep(accelerator, model, objective, arguments, total_steps)
@@ -240,14 +240,14 @@ def run_phase(
         validation.check(model)
     set_seed(arguments.seed, device_specific=True)  # dropout differs between processes, the weights are equal by now
     identity = {"num_processes": accelerator.num_processes, "options": dict(options or {})}
-    run = _Run(take_step, checkpoints, stream, identity, validation, total_steps, TrainingResult())
+    run = _Run(take_step, checkpoints, loader, identity, validation, total_steps, TrainingResult())
     log_bytes = {} if resume_from is None else run.restore(resume_from)
     with (
         no_workers_left(),
         StepLog(accelerator, Path(arguments.output_dir), log_bytes) as log,
         progress_bar(accelerator, description, total_steps * run.items_per_step, run.result.items) as bar,
         StopSignals(accelerator) as signals,
-        closing(iter(stream)) as batches,
+        closing(iter(loader)) as batches,
     ):
         run.go_on(model, batches, log, bar, signals)
     if take_step.average is not None:
@@ -267,7 +267,7 @@ class _Run:
 
     take_step: TrainingStep
     checkpoints: CheckpointManager
-    stream: Stream
+    loader: StatefulLoader
     identity: dict[str, Any]
     validation: Validation | None
     total_steps: int
@@ -284,7 +284,7 @@ class _Run:
         """Take everything from a training state; return the lengths that the logs had then."""
         check_same_run(read_state(path), self.identity)
         counters = self.checkpoints.load(path)
-        self.stream.load_state_dict(counters["stream"])
+        self.loader.load_state_dict(counters["stream"])
         self.result = TrainingResult(**counters["result"])
         self.validates = counters.get("validates", False)
         self.started -= self.result.seconds
@@ -298,19 +298,19 @@ class _Run:
         if self.validates:
             self._validate(model, log, signals)
         while result.steps < self.total_steps:
-            position = self.stream.state_dict()
+            position = self.loader.state_dict()
             batch, stop = signals.next_batch(batches)
             if stop or batch is None:  # a batch that came is not used up
                 self._stop(stop, position, log)
             result.steps, result.items = result.steps + 1, result.items + self.items_per_step
-            _logged_step(self.take_step, batch, self.stream.epoch, result, log, self.checkpoints)
+            _logged_step(self.take_step, batch, self.loader.epoch, result, log, self.checkpoints)
             bar.set_postfix({"loss": f"{result.last_log.get('loss', math.nan):.3f}"}, refresh=False)
             bar.update(self.items_per_step)
             if self.validation is not None and self.validation.is_due(result.steps, self.total_steps):
                 self._validate(model, log, signals)
             result.seconds = time.perf_counter() - self.started
             if every and result.steps % every == 0:
-                self._save(self.stream.state_dict(), log)
+                self._save(self.loader.state_dict(), log)
 
     def _validate(self, model: nn.Module, log: StepLog, signals: StopSignals) -> None:
         """Measure the model; whatever that raises, the state is saved first."""
@@ -319,7 +319,7 @@ class _Run:
         try:
             best = self.validation.measure(model, self.take_step.average, self.result, log, signals.interruptible)
         except BaseException:
-            self._save(self.stream.state_dict(), log)
+            self._save(self.loader.state_dict(), log)
             if stop := signals.agreed():
                 raise SystemExit(self._stopped(stop)) from None
             raise

@@ -18,7 +18,7 @@ from .arguments import (
     TextModelArguments,
     TrainingArguments,
 )
-from .batches import JointStream, PairTable, Stream, pair_stream, sentence_stream, texts_of
+from .batches import JointLoader, PairTable, StatefulLoader, build_pair_loader, build_sentence_loader, texts_of
 from .building import (
     build_cross_modal_objective,
     build_processor,
@@ -41,7 +41,7 @@ class Phase:
 
     model: PreTrainedModel | PeftModel
     objective: Objective
-    stream: Stream
+    loader: StatefulLoader
     processor: ProcessorMixin | PreTrainedTokenizerBase
 
 
@@ -57,8 +57,8 @@ def build_sentence_phase(
     model = build_sentence_encoder(text, sentence, tokenizer)
     check_max_length(model, tokenizer, text)
     objective = build_sentence_objective(sentence, table, text_sub_batches(training, accelerator))
-    stream = sentence_stream(accelerator, table, tokenizer, training, text, sentence)
-    return Phase(model, objective, stream, tokenizer)
+    loader = build_sentence_loader(accelerator, table, tokenizer, training, text, sentence)
+    return Phase(model, objective, loader, tokenizer)
 
 
 def build_pair_phase(
@@ -87,13 +87,13 @@ def build_pair_phase(
     freeze_unused_bias(model, cross_modal)
     features = {} if training.dry_run else open_features(accelerator, model, table, processor, training, text, pairs)
     any_longer = "audio" not in frozen_sides(model)
-    stream = pair_stream(accelerator, table, processor, training, text, pairs, features, any_longer)
+    loader = build_pair_loader(accelerator, table, processor, training, text, pairs, features, any_longer)
     if sentences is None:
-        return Phase(model, cross_modal, stream, processor)
+        return Phase(model, cross_modal, loader, processor)
     objective = JointObjective(
         cross_modal, build_sentence_objective(sentence, sentences, sub_batches), contrastive.sentence_weight
     )
-    sentence_part = sentence_stream(
+    sentence_part = build_sentence_loader(
         accelerator, sentences, processor.tokenizer, training, text, sentence, contrastive.sentence_batch_size
     )
-    return Phase(model, objective, JointStream(stream, sentence_part), processor)
+    return Phase(model, objective, JointLoader(loader, sentence_part), processor)

@@ -1,4 +1,4 @@
-"""The stream of pairs that the options ask for: sources, bad items, audio."""
+"""The loader of pairs that the options ask for: sources, bad items, audio."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from xmodal_hf import AudioTextProcessor, LogMelFeatureExtractor
 from xmodal_hf.data.bad_items import TooManyBadItemsError
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.training.arguments import PairArguments, TextModelArguments, TrainingArguments
-from xmodal_hf.training.batches import load_pair_table, pair_stream
+from xmodal_hf.training.batches import build_pair_loader, load_pair_table
 from xmodal_hf.training.checkpoint import CheckpointError
 from xmodal_hf.training.loop import build_accelerator
 
@@ -53,17 +53,17 @@ def audio_processor(tokenizer):
     return AudioTextProcessor(extractor, tokenizer)
 
 
-def stream_of(pairs, processor, folder, epoch=0, **training):
+def loader_of(pairs, processor, folder, epoch=0, **training):
     arguments = TrainingArguments(output_dir=str(folder), batch_size=4, report_to="none", **training)
     accelerator = build_accelerator(arguments)
-    stream = pair_stream(accelerator, load_pair_table(pairs), processor, arguments, TextModelArguments(), pairs)
-    stream.load_state_dict(stream.state_dict() | {"epoch": epoch})
-    return stream
+    loader = build_pair_loader(accelerator, load_pair_table(pairs), processor, arguments, TextModelArguments(), pairs)
+    loader.load_state_dict(loader.state_dict() | {"epoch": epoch})
+    return loader
 
 
 def epoch_of(pairs, processor, folder, epoch=0, **training):
-    stream = stream_of(pairs, processor, folder, epoch, **training)
-    return [batch for _, batch in zip(range(len(stream)), stream, strict=False)]
+    loader = loader_of(pairs, processor, folder, epoch, **training)
+    return [batch for _, batch in zip(range(len(loader)), loader, strict=False)]
 
 
 def test_a_bad_item_is_skipped_and_listed(pictures, image_text_processor, tmp_path):
@@ -80,7 +80,7 @@ def test_items_are_listed_when_their_batch_is_used(pictures, image_text_processo
         (tmp_path / f"{number}.png").write_bytes(b"")
     pairs, lists = PairArguments(dataset=[pictures], max_bad_fraction=1), []
     for num_workers in (0, 2):
-        batches = iter(stream_of(pairs, image_text_processor, tmp_path, num_workers=num_workers))
+        batches = iter(loader_of(pairs, image_text_processor, tmp_path, num_workers=num_workers))
         assert "bad_items" not in next(batches)
         lists.append((tmp_path / "bad_items.jsonl").read_bytes())
         batches.close()
@@ -191,10 +191,10 @@ def test_a_state_of_other_data_is_refused(pictures, image_text_processor, tmp_pa
     pairs = PairArguments(dataset=[pictures])
     table = load_pair_table(pairs)
     parts = (image_text_processor, arguments, TextModelArguments(), pairs)
-    stream = pair_stream(build_accelerator(arguments), table, *parts)
-    state = stream.state_dict() | {"epoch": 1, "batch": 1}
-    stream.load_state_dict(state)
-    less = pair_stream(build_accelerator(arguments), table.select(range(len(table) - 1)), *parts)
+    loader = build_pair_loader(build_accelerator(arguments), table, *parts)
+    state = loader.state_dict() | {"epoch": 1, "batch": 1}
+    loader.load_state_dict(state)
+    less = build_pair_loader(build_accelerator(arguments), table.select(range(len(table) - 1)), *parts)
     with pytest.raises(CheckpointError, match=f"the data have {len(table) - 1} rows, and had {len(table)} when"):
         less.load_state_dict(state)
 

@@ -118,9 +118,9 @@ def test_objectives_and_their_logs(loss_type):
 
 def test_batches_are_cut_and_weights_averaged():
     batch = {"input_ids": torch.ones(12, 5, device="cuda", dtype=torch.long), "pixel_values": cuda(12, 3, 4, 4)}
-    parts = CrossModalObjective().split(batch, 5)
+    parts = CrossModalObjective().micro_batches(batch, 5)
     assert [tuple(part["pixel_values"].shape) for part in parts] == [(4, 3, 4, 4)] * 3
-    views = SentenceObjective(num_views=3).split({"input_ids": batch["input_ids"]}, 2)
+    views = SentenceObjective(num_views=3).micro_batches({"input_ids": batch["input_ids"]}, 2)
     assert {part["input_ids"].device.type for part in [*parts, *views]} == {"cuda"}
     average = WeightAverage(torch.nn.Linear(4, 4, device="cuda", dtype=torch.bfloat16), decay=0.9)
     average.update()

@@ -48,8 +48,8 @@ class Objective(Protocol):
     def bounds_logit_scale(self) -> bool:
         """Whether CLIP's bounds of the scale (Radford et al. 2021, section 2.5) are part of it."""
 
-    def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
-        """Cut a batch into parts of at most `micro_batch_size` items each."""
+    def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
+        """Cut a batch into micro-batches of at most `micro_batch_size` items each."""
 
     def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
         """Run the model on a batch or micro-batch."""
@@ -69,7 +69,7 @@ class CrossModalObjective:
         loss_type: `clip` (Radford et al. 2021; CLAP's is the same), `cyclip` (Goel et al. 2022) or `siglip` (Zhai et
             al. 2023; the model needs a `logit_bias`).
         in_modal_weight, cross_modal_weight: of CyCLIP's consistency terms (0.25 each in its section 3).
-        text_sub_batches: parts of similar length that the text tower runs in; the result is the same.
+        text_sub_batches: number of sub-batches of similar length that the text tower runs in; the result is the same.
     """
 
     loss_type: Literal["clip", "cyclip", "siglip"] = "clip"
@@ -90,8 +90,8 @@ class CrossModalObjective:
         """Whether the model's `logit_bias` takes part in the loss."""
         return self.loss_type == "siglip"
 
-    def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
-        return _split_rows(batch, _count_parts(_num_texts(batch), micro_batch_size))
+    def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
+        return _split_rows(batch, _count_micro_batches(_num_texts(batch), micro_batch_size))
 
     def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
         output = model(**_model_inputs(batch), text_sub_batches=self.text_sub_batches, return_logits=False)
@@ -149,7 +149,7 @@ class SentenceObjective:
         hard_negative_weight: added to the logit of each anchor's own hard negative, after the temperature.
         mlm_weight: of the auxiliary masked-language-modelling loss (section 3.2; 0.1 where the authors use it). Batches
             then hold `mlm_input_ids` and `mlm_labels`, and the model is a `SentenceEncoder` with `mlm_head`.
-        text_sub_batches: parts of similar length that the text tower runs in; the result is the same.
+        text_sub_batches: number of sub-batches of similar length that the text tower runs in; the result is the same.
     """
 
     num_views: int = 1
@@ -166,9 +166,9 @@ class SentenceObjective:
     def bounds_logit_scale(self) -> bool:
         return False  # its model has none
 
-    def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
+    def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         items = len(batch["input_ids"]) // self.num_views
-        return _split_rows(batch, _count_parts(items, micro_batch_size), self.num_views)
+        return _split_rows(batch, _count_micro_batches(items, micro_batch_size), self.num_views)
 
     def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
         inputs = _model_inputs(batch)
@@ -232,13 +232,13 @@ class JointObjective:
     def bounds_logit_scale(self) -> bool:
         return self.cross_modal.bounds_logit_scale
 
-    def split(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
-        # As many parts of both: each then uses every parameter, which distributed training needs of the last one.
+    def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
+        # As many micro-batches of both: each then uses every parameter, as distributed training needs of the last one.
         sentences = len(batch["sentences"]["input_ids"]) // self.sentence.num_views
-        parts = _count_parts(max(_num_texts(batch["pairs"]), sentences), micro_batch_size)
-        pair_parts = _split_rows(batch["pairs"], parts)
-        sentence_parts = _split_rows(batch["sentences"], parts, self.sentence.num_views)
-        return [{"pairs": pairs, "sentences": texts} for pairs, texts in zip(pair_parts, sentence_parts, strict=True)]
+        count = _count_micro_batches(max(_num_texts(batch["pairs"]), sentences), micro_batch_size)
+        pairs = _split_rows(batch["pairs"], count)
+        texts = _split_rows(batch["sentences"], count, self.sentence.num_views)
+        return [{"pairs": pair, "sentences": text} for pair, text in zip(pairs, texts, strict=True)]
 
     def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
         return {
@@ -267,28 +267,30 @@ def _num_texts(batch: Mapping[str, Any]) -> int:
     return len(batch["input_ids"] if "input_ids" in batch else batch["text_pooler_output"])
 
 
-def _count_parts(items: int, micro_batch_size: int) -> int:
-    """Return into how many parts of at most `micro_batch_size` to cut `items`."""
+def _count_micro_batches(items: int, micro_batch_size: int) -> int:
+    """Return into how many micro-batches of at most `micro_batch_size` to cut `items`."""
     if micro_batch_size < 1:
         raise ValueError(f"micro_batch_size must be positive, got {micro_batch_size}")
     return max(1, -(-items // micro_batch_size))
 
 
-def _split_rows(batch: Mapping[str, Any], parts: int, num_views: int = 1) -> list[Batch]:
-    """Cut the items of a view-major batch into `parts`, each view-major again, padding cut to each part's longest.
+def _split_rows(batch: Mapping[str, Any], count: int, num_views: int = 1) -> list[Batch]:
+    """Cut the items of a view-major batch into `count` micro-batches, each view-major again, padded to its own longest.
 
-    With one view the parts are views of the batch's tensors: pictures of a large batch lie on a GPU once.
+    With one view the micro-batches are views of the batch's tensors: pictures of a large batch lie on a GPU once.
     """
     items = _num_texts(batch) // num_views
-    if items < parts:
-        raise ValueError(f"{items} items cannot be cut into {parts} parts: raise micro_batch_size or the batch size")
+    if items < count:
+        raise ValueError(
+            f"{items} items cannot be cut into {count} micro-batches: raise micro_batch_size or the batch size"
+        )
     ends = _token_ends(batch)
-    split, start = [], 0
-    for numbers in torch.arange(items).tensor_split(parts):
+    micro_batches, start = [], 0
+    for numbers in torch.arange(items).tensor_split(count):
         chosen = slice(start, start := start + len(numbers))
-        part = {name: _take(value, chosen, num_views) for name, value in batch.items()}
-        split.append(part if ends is None else _cut_text(part, max(_take(ends, chosen, num_views))))
-    return split
+        rows = {name: _take(value, chosen, num_views) for name, value in batch.items()}
+        micro_batches.append(rows if ends is None else _cut_text(rows, max(_take(ends, chosen, num_views))))
+    return micro_batches
 
 
 def _take(value: Any, items: slice, num_views: int) -> Any:

@@ -116,7 +116,7 @@ def run_case(accelerator: Accelerator, name: str, dropout: float, how: str) -> d
         output = objective(model, batch)
         accelerator.backward(output.loss)
     else:
-        embeds = [objective.encode(model, part) for part in objective.split(batch, MICRO)]
+        embeds = [objective.encode(model, part) for part in objective.micro_batches(batch, MICRO)]
         joined = {
             key: torch.cat([e[key] for e in embeds]) if embeds[0][key].ndim else embeds[0][key] for key in embeds[0]
         }

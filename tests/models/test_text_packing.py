@@ -77,7 +77,7 @@ def test_packed_is_padded(name: str, pooling: str, monkeypatch: pytest.MonkeyPat
     expected, expected_gradients = embed_and_differentiate(model, **texts)
     assert not calls
     embeds, gradients = embed_and_differentiate(model, **texts, text_sub_batches=3)
-    assert len(calls) == SIZES["num_hidden_layers"] and len(calls[0].groups) == 3
+    assert len(calls) == SIZES["num_hidden_layers"] and len(calls[0].sub_batches) == 3
     torch.testing.assert_close(embeds, expected, atol=1e-12, rtol=0)
     assert gradients.keys() == expected_gradients.keys()
     for parameter, gradient in expected_gradients.items():
@@ -100,9 +100,9 @@ def test_given_positions_and_token_types_are_kept() -> None:
 
 def test_slots_are_unique_and_unpacking_undoes_packing() -> None:
     texts = make_texts()
-    packing = Packing.of(texts["attention_mask"], num_groups=3)
+    packing = Packing.of(texts["attention_mask"], text_sub_batches=3)
     assert len(packing.slots.unique()) == len(packing.slots) == texts["attention_mask"].sum()
-    assert packing.num_slots == sum(group.texts * group.width for group in packing.groups) < 11 * 20
+    assert packing.num_slots == sum(group.texts * group.width for group in packing.sub_batches) < 11 * 20
     values = torch.randn(11, 20, dtype=torch.float64) * texts["attention_mask"]
     assert torch.equal(packing.unpack(packing.pack(values), values.shape).squeeze(2), values)
 

@@ -124,9 +124,9 @@ def test_a_layer_that_is_called_twice_is_updated_twice():
     plain(rows), plain(2 * rows + 1)
     with SingleUpdate(norm) as update:
         for part in rows.split([5, 3]):
-            update.begin_part()
+            update.begin_micro_batch()
             norm(part), norm(2 * part + 1)
-            update.end_part(len(part))
+            update.end_micro_batch(len(part))
     assert_close(statistics(norm), statistics(plain))
 
 
@@ -139,7 +139,7 @@ def test_without_hooks_the_items_count():
     with SingleUpdate(norm) as update:
         norm._forward_hooks.clear()
         for part in rows.split([5, 3]):
-            update.begin_part()
+            update.begin_micro_batch()
             norm(part)
-            update.end_part(len(part))
+            update.end_micro_batch(len(part))
     assert_close(statistics(norm), statistics(plain))

@@ -45,7 +45,7 @@ def gradients(model):
 
 def whole_batch_gradients(objective, model, batch):
     """The oracle: the same micro-batches encoded in the same order, all graphs held, one backward."""
-    embeds = [objective.encode(model, part) for part in objective.split(batch, MICRO)]
+    embeds = [objective.encode(model, part) for part in objective.micro_batches(batch, MICRO)]
     joined = {key: torch.cat([e[key] for e in embeds]) if embeds[0][key].ndim else embeds[0][key] for key in embeds[0]}
     output = objective.loss(joined)
     output.loss.backward()
@@ -148,7 +148,7 @@ def test_memory_is_that_of_the_micro_batch(accelerator, dual_encoder, pair_batch
 def test_parts_are_view_major_and_cover_the_batch(text_batch):
     objective = SentenceObjective(num_views=3)
     batch = text_batch(3 * 5)
-    parts = objective.split(batch, 2)
+    parts = objective.micro_batches(batch, 2)
     assert [len(part["input_ids"]) for part in parts] == [6, 6, 3]
     width = batch["input_ids"].shape[1]
     seen = [torch.nn.functional.pad(part["input_ids"], (0, width - part["input_ids"].shape[1])) for part in parts]
@@ -161,7 +161,7 @@ def test_pictures_are_not_copied_and_the_device_is_asked_once(pair_batch):
     batch = pair_batch(12)
     questions = CountedQuestions()
     with questions:
-        parts = CrossModalObjective().split(batch, 2)
+        parts = CrossModalObjective().micro_batches(batch, 2)
     assert len(parts) == 6 and questions.count == 0
     storage = batch["pixel_values"].untyped_storage().data_ptr()
     assert all(part["pixel_values"].untyped_storage().data_ptr() == storage for part in parts)
@@ -186,10 +186,10 @@ class CountedQuestions(TorchDispatchMode):
 def test_lists_are_cut_as_tensors_are(views, text_batch):
     batch = text_batch(views * 7)
     batch["ids"] = [str(number) for number in batch["input_ids"].sum(dim=1).tolist()]
-    for part in SentenceObjective(num_views=views).split(batch, 3):
+    for part in SentenceObjective(num_views=views).micro_batches(batch, 3):
         assert part["ids"] == [str(number) for number in part["input_ids"].sum(dim=1).tolist()]
 
 
 def test_micro_batch_size_must_be_positive(text_batch):
     with pytest.raises(ValueError, match="micro_batch_size must be positive"):
-        SentenceObjective().split(text_batch(4), 0)
+        SentenceObjective().micro_batches(text_batch(4), 0)

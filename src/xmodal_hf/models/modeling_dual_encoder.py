@@ -441,7 +441,7 @@ class ImageTextDualEncoder(DualEncoder):
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B_text, T).
             pixel_values: (B_image, C, height, width).
-            text_sub_batches: run the text tower in that many parts of similar length; the result is the same.
+            text_sub_batches: run the text tower in that many sub-batches of similar length; the result is the same.
             return_loss: also return the symmetric cross-entropy of this batch.
             return_logits: False skips the (B_image, B_text) logits, which large batches have no memory for.
             text_pooler_output: (B_text, H_text), in the place of `input_ids`: pooled vectors of the text tower before
@@ -564,7 +564,7 @@ class AudioTextDualEncoder(DualEncoder):
             input_ids, attention_mask, token_type_ids, position_ids: (B_text, T).
             input_features, input_values: (B_audio, ...), one of the two, as the feature extractor returns it.
             is_longer: (B_audio, 1), from CLAP's feature extractor.
-            text_sub_batches: run the text tower in that many parts of similar length; the result is the same.
+            text_sub_batches: run the text tower in that many sub-batches of similar length; the result is the same.
             return_loss: also return the symmetric cross-entropy of this batch.
             return_logits: False skips the (B_audio, B_text) logits, which large batches have no memory for.
             text_pooler_output: (B_text, H_text), in the place of `input_ids`: pooled vectors of the text tower before

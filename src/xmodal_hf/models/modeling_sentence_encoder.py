@@ -181,7 +181,7 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B, T).
-            text_sub_batches: run the tower in that many parts of similar length; the embeddings are the same.
+            text_sub_batches: run the tower in that many sub-batches of similar length; the embeddings are the same.
             mlm_input_ids, mlm_labels: (B_mlm, T), ids with some masked, and the true ids there, -100 elsewhere; their
                 padding is where `mlm_input_ids` is the pad token. The model needs `mlm_head`.
             text_pooler_output: (B, H), pooled vectors of the tower before the head, in the place of `input_ids`.

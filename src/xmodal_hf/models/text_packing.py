@@ -1,8 +1,8 @@
 """Running a text tower without padding: every real token is a sequence of its own, but in attention.
 
 Linear layers, norms and activations treat tokens one by one, so the tower runs on the S real tokens of a batch as
-(S, 1). Attention, the one place where tokens meet, gathers them into texts again: in a few groups of similar length,
-each padded to its own longest text. The result is that of the padded batch.
+(S, 1). Attention, the one place where tokens meet, gathers them into texts again: in a few sub-batches of similar
+length, each padded to its own longest text. The result is that of the padded batch.
 
 Shapes: B batch, T tokens, S real tokens of the batch, H hidden, h heads.
 """
@@ -24,12 +24,12 @@ PACKED_TOWERS = ("bert", "clip_text_model", "roberta", "xlm-roberta")
 _COUNTED_FROM_PADDING = ("roberta", "xlm-roberta")
 
 
-class Group(NamedTuple):
+class SubBatch(NamedTuple):
     """Texts of similar length, next to each other in the packed order."""
 
     texts: int
     width: int  # tokens of the longest
-    start: int  # in the padded layout of all groups
+    start: int  # in the padded layout of all sub-batches
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Packing:
 
     Args:
         rows, columns: (S,) of each packed token in the batch (B, T); texts come in the order of their length.
-        slots: (S,) of each packed token in the padded layout of all groups, groups one after the other.
+        slots: (S,) of each packed token in the padded layout of all sub-batches, one after the other.
         num_slots: of that layout.
-        groups: that attention runs in.
+        sub_batches: that attention runs in.
         lengths: (B,) in packed order.
     """
 
@@ -48,23 +48,23 @@ class Packing:
     columns: torch.Tensor
     slots: torch.Tensor
     num_slots: int
-    groups: list[Group]
+    sub_batches: list[SubBatch]
     lengths: torch.Tensor
 
     @classmethod
-    def of(cls, mask: torch.Tensor, num_groups: int) -> "Packing":
+    def of(cls, mask: torch.Tensor, text_sub_batches: int) -> "Packing":
         """Pack the texts of a right-padded attention mask (B, T)."""
         mask = mask.bool()
         lengths, order = mask.sum(dim=1).sort()  # (B,)
-        ends = lengths.tensor_split(num_groups)
-        groups, widths, start = [], [], 0
+        ends = lengths.tensor_split(text_sub_batches)
+        sub_batches, widths, start = [], [], 0
         for part, width in zip(ends, torch.stack([part[-1] for part in ends]).tolist(), strict=True):
-            groups.append(Group(len(part), width, start))
+            sub_batches.append(SubBatch(len(part), width, start))
             widths.append(torch.full_like(part, width))
             start += len(part) * width
         rows, columns = mask[order].nonzero(as_tuple=True)
         first_slots = torch.cat(widths).cumsum(0) - torch.cat(widths)  # (B,) of each text, in packed order
-        return cls(order[rows], columns, first_slots[rows] + columns, start, groups, lengths)
+        return cls(order[rows], columns, first_slots[rows] + columns, start, sub_batches, lengths)
 
     def pack(self, values: torch.Tensor) -> torch.Tensor:
         """(B, T) -> (S, 1)."""
@@ -137,7 +137,7 @@ def attend(
     padded = [_Scatter.apply(tensor.flatten(1), packing.slots, packing.num_slots) for tensor in (query, key, value)]
     heads, width = query.shape[1], query.shape[3]
     outputs, first = [], 0
-    for texts, tokens, start in packing.groups:
+    for texts, tokens, start in packing.sub_batches:
         group = slice(start, start + texts * tokens)
         q, k, v = (side[group].view(texts, tokens, heads, width).transpose(1, 2) for side in padded)
         lengths = packing.lengths[first : first + texts]

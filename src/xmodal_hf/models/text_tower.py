@@ -248,15 +248,16 @@ class TextTowerMixin:
             pooling: name of the pooling.
             inputs: `input_ids` and, or None, `attention_mask`, `token_type_ids`, `position_ids`, each (B, T); or
                 `inputs_embeds` (B, T, H) in the place of the ids.
-            text_sub_batches: above 1, rows are sorted by length and cut into that many parts, each as wide as its own
-                longest row; `pooler_output` is the same, `last_hidden_state` is None. Where `text_packing.can_pack`,
-                the parts are those of attention, and the rest runs on real tokens alone.
+            text_sub_batches: number of sub-batches. Above 1, rows are sorted by length and cut into that many, each as
+                wide as its own longest row; `pooler_output` is the same, `last_hidden_state` is None. Where
+                `text_packing.can_pack`, attention alone runs in sub-batches, and the rest runs on real tokens alone.
             kwargs: output flags of the tower.
 
         Padding on the left is moved to the right before the tower runs, and back in what it returns: towers count their
         positions from the first column, and some pool there, so that a text gives the same vector on either side.
-        Towers that read a fixed position (SigLIP's) get their texts as they are, and never in parts; where the config
-        has a `text_length`, shorter ones are padded to it first, and a mask is left out: they were trained without.
+        Towers that read a fixed position (SigLIP's) get their texts as they are, and never in sub-batches; where the
+        config has a `text_length`, shorter ones are padded to it first, and a mask is left out: they were trained
+        without.
 
         Raises:
             ValueError: for ids that are not (B, T), or other inputs that have not their shape.
@@ -272,7 +273,7 @@ class TextTowerMixin:
                 present = _padded(present, self.config.text_length, self.text_model.config.pad_token_id)
             return self._run_text_tower(pooling, present, **kwargs)
         input_ids = present["input_ids"]
-        # Parts of one row cost more in launches than they save in padding.
+        # Sub-batches of one row cost more in launches than they save in padding.
         if text_sub_batches <= 1 or "attention_mask" not in present or len(input_ids) < 2 * text_sub_batches:
             return self._run_text_tower(pooling, present, **kwargs)
         if not kwargs and can_pack(self.text_model, pooling, input_ids, present["attention_mask"]):
@@ -329,9 +330,11 @@ class TextTowerMixin:
         eos_token_id = self.text_model.config.eos_token_id if pooling == "eos" else None
         return pool(hidden, pooling, inputs.get("attention_mask"), inputs.get("input_ids"), eos_token_id)  # (B, H)
 
-    def _run_packed(self, pooling: str, inputs: dict[str, torch.Tensor], groups: int) -> BaseModelOutputWithPooling:
-        """Run the tower on the real tokens alone, attention in `groups` of similar length."""
-        packing = Packing.of(inputs["attention_mask"], groups)
+    def _run_packed(
+        self, pooling: str, inputs: dict[str, torch.Tensor], text_sub_batches: int
+    ) -> BaseModelOutputWithPooling:
+        """Run the tower on the real tokens alone, attention in sub-batches of similar length."""
+        packing = Packing.of(inputs["attention_mask"], text_sub_batches)
         padded = {"position_ids": position_ids(self.text_model, inputs["input_ids"]), **inputs}
         tokens = {name: packing.pack(value) for name, value in padded.items() if name != "attention_mask"}  # (S, 1)
         with packed_attention(self.text_model):
@@ -347,18 +350,18 @@ class TextTowerMixin:
         return BaseModelOutputWithPooling(last_hidden_state=None, pooler_output=pooled)
 
     def _run_in_sub_batches(
-        self, pooling: str, inputs: dict[str, torch.Tensor], parts: int
+        self, pooling: str, inputs: dict[str, torch.Tensor], text_sub_batches: int
     ) -> BaseModelOutputWithPooling:
         mask = inputs["attention_mask"]
         positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
         # The end of the last real token, not the count of real ones: left-padded rows keep their width.
         ends, order = (mask * positions).amax(dim=1).sort()  # (B,)
-        index_parts = order.tensor_split(parts)
-        widths = torch.stack([part[-1] for part in ends.tensor_split(parts)]).tolist()
+        indices = order.tensor_split(text_sub_batches)
+        widths = torch.stack([lengths[-1] for lengths in ends.tensor_split(text_sub_batches)]).tolist()
         pooled = []
-        for index, width in zip(index_parts, widths, strict=True):
-            part = {name: value[index, : max(int(width), 1)] for name, value in inputs.items()}
-            pooled.append(self._run_text_tower(pooling, part).pooler_output)
+        for index, width in zip(indices, widths, strict=True):
+            sub_batch = {name: value[index, : max(int(width), 1)] for name, value in inputs.items()}
+            pooled.append(self._run_text_tower(pooling, sub_batch).pooler_output)
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(len(order), device=order.device)
         return BaseModelOutputWithPooling(last_hidden_state=None, pooler_output=torch.cat(pooled)[inverse])

@@ -76,8 +76,8 @@ class TrainingArguments:
     num_workers: int = option(0, "Worker processes that load data; 0 loads in the main process.")
     text_sub_batches: int | None = option(
         None,
-        "Run the text tower in that many parts of similar length; results are the same. Default: 4 on a CPU, where "
-        "it saves the most, 1 on an accelerator.",
+        "Number of sub-batches of similar length that the text tower runs in; results are the same. Default: 4 on a "
+        "CPU, where it saves the most, 1 on an accelerator.",
     )
     report_to: str = option("tensorboard", "Accelerate tracker of the logged numbers (wandb, mlflow, ...), or none.")
     tracker_project: str = option(

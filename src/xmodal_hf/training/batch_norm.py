@@ -76,12 +76,12 @@ class SingleUpdate:
             self._hooks.append(layer.module.register_forward_hook(_recorder(layer)))
         return self
 
-    def begin_part(self) -> None:
+    def begin_micro_batch(self) -> None:
         """Tell that the first encoding of a micro-batch begins."""
         for layer in self.layers:
             layer.parts.append([])
 
-    def end_part(self, rows: int) -> None:
+    def end_micro_batch(self, rows: int) -> None:
         """Tell that it is over.
 
         Args:

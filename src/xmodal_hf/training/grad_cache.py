@@ -31,25 +31,25 @@ def cached_backward(
     Returns:
         The objective's output, its loss detached.
     """
-    parts = objective.split(batch, micro_batch_size)
+    micro_batches = objective.micro_batches(batch, micro_batch_size)
     states, encoded = [], []
     with SingleUpdate(model) as statistics:
-        for part in parts:
+        for micro_batch in micro_batches:
             states.append(_RandomState(accelerator.device))
-            statistics.begin_part()
+            statistics.begin_micro_batch()
             with torch.no_grad():
-                encoded.append(objective.encode(model, part))
-            statistics.end_part(max(len(tensor) for tensor in encoded[-1].values() if tensor.ndim))
+                encoded.append(objective.encode(model, micro_batch))
+            statistics.end_micro_batch(max(len(tensor) for tensor in encoded[-1].values() if tensor.ndim))
         statistics.stop_recording()
         cache = {name: _join([embeds[name] for embeds in encoded]) for name in encoded[0]}
         output = objective.loss(cache)
         accelerator.backward(output.loss)
 
         offsets = dict.fromkeys(cache, 0)
-        for index, (part, state) in enumerate(zip(parts, states, strict=True)):
-            is_last = index == len(parts) - 1
+        for index, (micro_batch, state) in enumerate(zip(micro_batches, states, strict=True)):
+            is_last = index == len(micro_batches) - 1
             with nullcontext() if is_last else accelerator.no_sync(model), state.replayed():
-                embeds = objective.encode(model, part)
+                embeds = objective.encode(model, micro_batch)
                 _push_through(embeds, cache, offsets, is_last)
     return ObjectiveOutput(output.loss.detach(), output.logs)
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _WORLD_SIZE_NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # Of processes that wait for the one that validates; NCCL's own is ten minutes.
 _TIMEOUT = timedelta(hours=1)
-# Measured on two cores (benchmarks/results/padding_cpu.json); on an accelerator small parts cost launches.
+# Measured on two cores (benchmarks/results/padding_cpu.json); on an accelerator small sub-batches cost launches.
 _CPU_TEXT_SUB_BATCHES = 4
 
 
@@ -112,7 +112,7 @@ def _check_launch(accelerator: Accelerator, arguments: TrainingArguments) -> Non
 
 
 def text_sub_batches(arguments: TrainingArguments, accelerator: Accelerator) -> int:
-    """Return into how many parts of similar length the text side of a batch is cut."""
+    """Return into how many sub-batches of similar length the text side of a batch is cut."""
     if arguments.text_sub_batches is not None:
         return arguments.text_sub_batches
     return _CPU_TEXT_SUB_BATCHES if accelerator.device.type == "cpu" else 1

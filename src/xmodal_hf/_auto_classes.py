@@ -14,8 +14,10 @@ from wrapt import register_post_import_hook
 
 # Our module -> the transformers module whose Auto class has to know it.
 _AUTO_MODULE_OF = {
+    "configuration_aisfx": "configuration_auto",
     "configuration_dual_encoder": "configuration_auto",
     "configuration_sentence_encoder": "configuration_auto",
+    "modeling_aisfx": "modeling_auto",
     "modeling_dual_encoder": "modeling_auto",
     "modeling_sentence_encoder": "modeling_auto",
     "processing_dual_encoder": "processing_auto",
@@ -51,6 +53,9 @@ def _register(module: ModuleType) -> None:
         for config in (getattr(module, public) for public in module.__all__):
             auto.AutoConfig.register(config.model_type, config, exist_ok=True)
             config.register_for_auto_class("AutoConfig")
+    elif name == "modeling_aisfx":
+        auto.AutoModel.register(module.AisfxConfig, module.AisfxModel, exist_ok=True)
+        module.AisfxModel.register_for_auto_class("AutoModel")
     elif name == "modeling_sentence_encoder":
         auto.AutoModel.register(module.SentenceEncoderConfig, module.SentenceEncoder, exist_ok=True)
         module.SentenceEncoder.register_for_auto_class("AutoModel")
@@ -70,5 +75,6 @@ def _register(module: ModuleType) -> None:
     else:
         configurations = importlib.import_module(f"{__package__}.models.configuration_dual_encoder")
         extractor = module.LogMelFeatureExtractor
-        auto.AutoFeatureExtractor.register(configurations.AudioTextConfig, extractor, exist_ok=True)
+        for config in (configurations.AudioTextConfig, configurations.AisfxConfig):
+            auto.AutoFeatureExtractor.register(config, extractor, exist_ok=True)
         extractor.register_for_auto_class("AutoFeatureExtractor")

@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_aisfx import AisfxConfig
 from .pooling import MODALITY_POOLINGS, TEXT_POOLINGS, check_eos, check_pooling
 from .text_tower_config import TextTowerConfigMixin
 
@@ -161,6 +163,12 @@ class AudioTextConfig(DualEncoderConfig):
 
     audio_config: PreTrainedConfig | dict | None = None
     audio_pooling: str = "pooler"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.audio_config, dict) and self.audio_config.get("model_type") == AisfxConfig.model_type:
+            # Ours, which AutoConfig does not know where this file is a checkpoint's own code.
+            self.audio_config = AisfxConfig(**self.audio_config)
+        super().__post_init__(**kwargs)
 
 
 __all__ = ["AudioTextConfig", "ImageTextConfig"]

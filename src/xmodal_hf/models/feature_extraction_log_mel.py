@@ -49,7 +49,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feature_scale": 2 * 4.5689974,
         "channel_axis": False,
     },
+    # aiSFX, as its package computes spectrograms with librosa.
+    "aisfx": {
+        "front_end": "sound_effects",
+        "sampling_rate": 44_100,
+        "feature_size": 96,
+        "hop_length": 1024,
+        "fft_window_size": 2048,
+        "max_length_s": 5.0,
+        "frequency_min": 0.0,
+        "frequency_max": 22_050.0,
+        "mel_scale": "htk",
+        "mel_norm": None,
+        "padding": "pad",
+        "feature_scale": 9.457798957824707,  # the largest value in the recordings that it was trained on
+    },
 }
+# Of aiSFX (and of Essentia's `shift_scale_log`): what power is multiplied with before the logarithm.
+_SOUND_EFFECTS_GAIN = 10_000.0
 # Power below this counts as this, in both front ends of transformers: -100 dB.
 _MIN_POWER = 1e-10
 # How far single precision may be off before double precision takes over, in decibels.
@@ -74,10 +91,12 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
     r"""Waveforms -> log-mel spectrograms of one fixed length, so that a clip's features never depend on its batch.
 
     Long clips are cut to their first or middle window and short ones repeated or padded; nothing here is random
-    (training crops at random when it decodes). Two front ends: `stft`, decibels as in `ClapFeatureExtractor`, and
-    `kaldi`, filter banks as in `ASTFeatureExtractor`; both agree with them on the same samples.
+    (training crops at random when it decodes). Three front ends: `stft`, decibels as in `ClapFeatureExtractor`;
+    `kaldi`, filter banks as in `ASTFeatureExtractor`; and `sound_effects`, log10(1 + 10,000 x power) of clips whose
+    largest sample is 1, as in aiSFX. All agree with them on the same samples.
 
-    `LogMelFeatureExtractor.from_preset("clap" | "clap_fused" | "wavcaps" | "ast")` gives the settings of a family.
+    `LogMelFeatureExtractor.from_preset("clap" | "clap_fused" | "wavcaps" | "ast" | "aisfx")` gives the settings of a
+    family.
 
     Args:
         feature_size (`int`): number of mel bands F.
@@ -89,9 +108,9 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         num_frames (`int`, *optional*): length of every spectrogram; shorter ones get frames of zeros before
             normalisation (`kaldi` only).
         frequency_min, frequency_max (`float`): edges of the mel bands, in Hz.
-        mel_scale (`str`): `slaney` or `htk` (`stft` only).
-        mel_norm (`str`, *optional*): `slaney` or None (`stft` only).
-        front_end (`str`): `stft` or `kaldi`.
+        mel_scale (`str`): `slaney` or `htk` (not of `kaldi`).
+        mel_norm (`str`, *optional*): `slaney` or None (`stft` only; the filters of `sound_effects` have the sum 1).
+        front_end (`str`): `stft`, `kaldi` or `sound_effects`.
         truncation (`str`): window of a long clip that is used, `first` or `center`.
         padding (`str`): of short clips; `repeatpad`: as many whole repeats as fit, then `padding_value`; `repeat`:
             repeats, the last one cut; `pad`: `padding_value` only.
@@ -120,7 +139,7 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         frequency_max: float = 14_000.0,
         mel_scale: Literal["slaney", "htk"] = "slaney",
         mel_norm: Literal["slaney"] | None = "slaney",
-        front_end: Literal["stft", "kaldi"] = "stft",
+        front_end: Literal["stft", "kaldi", "sound_effects"] = "stft",
         truncation: str = "first",
         padding: str = "repeatpad",
         feature_mean: float = 0.0,
@@ -131,9 +150,9 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
     ):
         kwargs.setdefault("return_attention_mask", False)
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        _check_choice("front_end", front_end, ("stft", "kaldi"))
+        _check_choice("front_end", front_end, ("stft", "kaldi", "sound_effects"))
         if (num_frames is not None) != (front_end == "kaldi"):
-            raise ValueError("num_frames goes with front_end='kaldi', max_length_s with front_end='stft'.")
+            raise ValueError("num_frames goes with front_end='kaldi', max_length_s with the other front ends.")
         self.hop_length = hop_length
         self.fft_window_size = fft_window_size
         self.max_length_s = max_length_s
@@ -150,6 +169,7 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         self.double_precision = double_precision
         self.channel_axis = channel_axis
         self.mel_power = self._make_mel_power() if front_end == "stft" else None
+        self.sum_one_filters = self._make_sum_one_filters() if front_end == "sound_effects" else None
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "LogMelFeatureExtractor":
@@ -167,7 +187,7 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
     def to_dict(self) -> dict[str, Any]:
         """The settings, without what follows from them."""
         settings = super().to_dict()
-        del settings["mel_power"]
+        del settings["mel_power"], settings["sum_one_filters"]
         return settings
 
     def __call__(
@@ -232,6 +252,8 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         """(samples,) -> (frames, F)."""
         if self.num_frames is not None:
             return self._kaldi_filter_banks(clip, self.num_frames)
+        if self.sum_one_filters is not None:
+            return self._log_of_sound_effects(clip, self.sum_one_filters.to(clip.device))
         assert self.mel_power is not None  # one of the two is there
         power = self.mel_power.to(clip.device)(clip)
         return power.clamp_(min=_MIN_POWER).log10_().mul_(10)
@@ -251,20 +273,42 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         missing = frames - len(banks)
         return torch.nn.functional.pad(banks, (0, 0, 0, missing))
 
+    def _log_of_sound_effects(self, clip: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+        """(samples,) -> log10(1 + 10,000 x power) (frames, F), as aiSFX takes it: frames beyond the ends hold zeros."""
+        peak = clip.abs().max()
+        spectrum = torch.stft(
+            clip / torch.where(peak > 0, peak, 1.0),
+            self.fft_window_size,
+            self.hop_length,
+            window=torch.hann_window(self.fft_window_size, device=clip.device),
+            pad_mode="constant",
+            return_complex=True,
+        )  # (bins, frames)
+        power = torch.view_as_real(spectrum).square().sum(dim=-1)
+        return power.T.matmul(filters).mul_(_SOUND_EFFECTS_GAIN).add_(1).log10_()
+
+    def _make_sum_one_filters(self) -> torch.Tensor:
+        """(bins, F) float32; the weights of each band have the sum 1."""
+        filters = self._mel_filters(None)
+        return torch.from_numpy(filters / filters.sum(axis=0)).float()
+
     def _make_mel_power(self) -> "_MelPower":
         if self.num_samples <= self.fft_window_size // 2:
             raise ValueError(f"max_length_s={self.max_length_s} is not longer than half a frame.")
-        # In double precision: near a filter's edge torchaudio's weights, of single precision, are 0.1 % off (measured).
-        filters = mel_filter_bank(
+        filters = self._mel_filters(self.mel_norm)
+        return _MelPower(torch.from_numpy(filters), self.hop_length, self.double_precision)
+
+    def _mel_filters(self, norm: str | None) -> np.ndarray:
+        """(bins, F) in double precision: near a filter's edge torchaudio's single-precision weights are 0.1 % off."""
+        return mel_filter_bank(
             num_frequency_bins=self.fft_window_size // 2 + 1,
             num_mel_filters=self.feature_size,
             min_frequency=self.frequency_min,
             max_frequency=self.frequency_max,
             sampling_rate=self.sampling_rate,
-            norm=self.mel_norm,
+            norm=norm,
             mel_scale=self.mel_scale,
-        )  # (bins, F)
-        return _MelPower(torch.from_numpy(filters), self.hop_length, self.double_precision)
+        )
 
 
 class _MelPower(torch.nn.Module):

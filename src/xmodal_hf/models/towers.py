@@ -22,7 +22,6 @@ from transformers.utils import has_file
 
 from .configuration_aisfx import AisfxConfig
 from .configuration_dual_encoder import tower_hidden_size
-from .modeling_aisfx import AisfxModel
 from .text_format import train_padding_that_ends_texts
 
 # Layers that only a tower's own pooled output passes through, by model type. Found by a backward pass through the
@@ -49,7 +48,10 @@ def tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     Raises:
         ValueError: when transformers has none.
     """
-    if config.model_type == AisfxConfig.model_type:  # ours, unknown to the Auto classes where this is a checkpoint's code
+    if config.model_type == AisfxConfig.model_type:  # unknown to the Auto classes where this is a checkpoint's code
+        # When needed, as the Auto classes: its import registers it with them.
+        from .modeling_aisfx import AisfxModel
+
         return AisfxModel
     mappings = [transformers.MODEL_FOR_TEXT_ENCODING_MAPPING]
     if not config.is_encoder_decoder:

@@ -101,8 +101,6 @@ def test_what_is_there_is_kept_or_refused(towers: dict[str, Path]) -> None:
 
 def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("xmodal_hf.hub.packaged_towers.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ImportError, match="that is not installed: pip install --no-deps aisfx"
-    ):
+    with pytest.raises(ImportError, match="that is not installed: pip install --no-deps aisfx"):
         prepare_towers(tmp_path, {"audio": {}})
     assert not list(tmp_path.iterdir())

@@ -138,7 +138,7 @@ def _convert_efficientnet_lite(weights: Path, folder: Path, *, image_size: int =
         raise ImportError("EfficientNet-Lite0 runs in timm: pip install 'xmodal_hf[timm]'")
     import timm
 
-    model = timm.create_model(_EFFICIENTNET_LITE, pretrained=False)
+    model: Any = timm.create_model(_EFFICIENTNET_LITE, pretrained=False)
     source = torch.load(weights, weights_only=True)
     # Both name their layers in the order in which they run; only the names differ.
     model.load_state_dict(dict(zip(model.state_dict(), source.values(), strict=True)))

@@ -98,7 +98,7 @@ def check_keys(mapping: Iterable[Any], valid: Iterable[str], source: object) -> 
 _SOURCES: dict[str, Literal["model", "dataset"]] = {
     **dict.fromkeys(("model", "text_model", "image_model", "audio_model", "tokenizer"), "model"),
     **dict.fromkeys(("dataset", "sentences", "triplets", "eval_sts", "eval_dataset", "pairs"), "dataset"),
-    **dict.fromkeys(("zero_shot_data", "composition_data"), "dataset"),
+    **dict.fromkeys(("zero_shot_data", "composition_data", "query_bank"), "dataset"),
 }
 
 

@@ -422,6 +422,23 @@ def test_equal_captions_are_one_text_unless_the_plain_protocol_is_chosen(main, i
     assert found["distinct"]["image_to_text_recall@1"] > 0
 
 
+def test_scores_beside_the_cosine(main, image_text_folder, pictures, tmp_path, caplog):
+    bank = tmp_path / "bank.txt"
+    bank.write_text("the cat\na piano plays\nRAIN\nmusic\n", encoding="utf-8")
+    options = ["--model", str(image_text_folder), "--tasks", "retrieval", "--pairs", str(pictures)]
+    options += ["--num_resamples", "0", "--output_dir", str(tmp_path / "out")]
+    main([*options, "--retrieval_scores", "csls", "querybank", "--query_bank", str(bank)])
+    results = results_of(tmp_path / "out")
+    ways = {name.partition("_text_to_image")[0] for name in results["retrieval"] if "text_to_image_recall@1" in name}
+    assert {"csls", "querybank"} < ways
+    assert results["meta"]["tasks"]["retrieval"]["scores"]["csls"] == "neighbours among 3 captions of bank.txt"
+    assert "1 of 4 captions occur in --pairs" in caplog.text
+    main([*options, "--retrieval_scores", "csls"])
+    assert "transductive" in results_of(tmp_path / "out")["meta"]["tasks"]["retrieval"]["scores"]["csls"]
+    with pytest.raises(ValueError, match="querybank needs --query_bank"):
+        main([*options, "--retrieval_scores", "querybank"])
+
+
 @pytest.mark.parametrize(("column", "message"), [("kind", "no class: item "), ("fold", "item 1 has no fold")])
 def test_a_missing_class_or_fold_is_named(main, image_text_folder, pictures, tmp_path, column, message):
     rows = [json.loads(line) | {"fold": 1} for line in pictures.read_text().splitlines()]

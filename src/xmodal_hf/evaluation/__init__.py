@@ -23,6 +23,7 @@ _HOMES = {
     "retrieval": ("evaluate_retrieval", "retrieval_ranks"),
     "zero_shot": ("evaluate_zero_shot", "class_embeddings"),
     "representation": ("evaluate_representation", "alignment", "uniformity", "modality_gap", "effective_rank"),
+    "hubness": ("k_occurrence_skewness",),
     "compositionality": ("evaluate_compositionality", "evaluate_winoground"),
     "embed": ("EmbedOptions", "Embedder", "PairEmbeddings", "as_embedder", "embed_pairs"),
 }

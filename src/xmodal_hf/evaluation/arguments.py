@@ -10,6 +10,8 @@ from xmodal_hf.options import one_or_several, option
 
 from .prompts import PROMPT_SETS
 
+# As `hubness.SCORES`, which is not imported: --help answers without torch.
+RETRIEVAL_SCORES = ("cosine", "csls", "querybank")
 # Task -> the option that it cannot do without.
 _NEEDED = {
     "transfer": "transfer_data",
@@ -53,6 +55,13 @@ class EvaluationArguments:
         "distinct: equal captions are one text, whose right answers are all items that carry it. plain: every caption "
         "is a text of its own, as in published code; where captions repeat, they count against each other.",
     )
+    retrieval_scores: list[str] = field(
+        default_factory=lambda: ["cosine"],
+        metadata={
+            "help": "Scores of retrieval beside the cosine, of csls and querybank: both rank gallery rows lower that "
+            "are near to many queries. csls looks at all queries of the test, or at --query_bank; querybank needs it."
+        },
+    )
     dtype: Literal["auto", "bfloat16", "float16"] = option("auto", "Autocast precision; auto keeps the weights' own.")
     device: str | None = option(None, "Such as cpu or cuda:1. Default: a GPU where there is one.")
     trust_remote_code: bool = option(False, "Run the code that comes with a checkpoint.")
@@ -67,6 +76,11 @@ class EvaluationArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")
+        if isinstance(self.retrieval_scores, str):  # from Python, one is enough
+            self.retrieval_scores = [self.retrieval_scores]
+        unknown = [name for name in self.retrieval_scores if name not in RETRIEVAL_SCORES]
+        if unknown:
+            raise ValueError(f"--retrieval_scores takes {', '.join(RETRIEVAL_SCORES)}; got {unknown[0]!r}")
 
 
 @dataclass
@@ -94,6 +108,12 @@ class EvaluationDataArguments:
         "Column of the ids of --pairs; rows with equal ids are captions of one item. Default: found by its usual "
         "names, else the path or the bytes of the item.",
     )
+    query_bank: str | None = option(
+        None,
+        "Captions of training data for --retrieval_scores, as --sentences of train_sentence_embedding.py; captions "
+        "of --pairs are left out of it.",
+    )
+    query_bank_size: int = option(5000, "Captions of --query_bank that are used, drawn with the seed.")
     max_pairs: int | None = option(None, "Use only the first rows of --pairs.")
     on_bad_item: Literal["skip", "error"] = option(
         "skip",
@@ -175,6 +195,8 @@ def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -
     for name in names:
         if name in _NEEDED and getattr(data, _NEEDED[name]) is None:
             raise ValueError(f"the task {name} needs --{_NEEDED[name]}")
+    if "querybank" in arguments.retrieval_scores and data.query_bank is None:
+        raise ValueError("--retrieval_scores querybank needs --query_bank: captions of the training data")
     sts = next((name for name in names if name in ("sts", "sts_text_tower")), None)
     if sts is not None and data.sts_data is None and data.sts_protocol == "simcse":
         raise ValueError(f"the task {sts} needs --sts_data, or --sts_protocol mteb for mteb's copies on the Hub")

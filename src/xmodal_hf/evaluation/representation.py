@@ -15,6 +15,7 @@ import torch
 from . import representation_intervals as intervals
 from .bootstrap import DEFAULT_RESAMPLES
 from .checks import as_embeds, check_same_width
+from .hubness import k_occurrence_skewness
 from .retrieval import gold_pairs
 
 _TILE_ROWS = 2048  # a tile of 2048 x 2048 float64 distances is 32 MiB
@@ -145,8 +146,9 @@ def evaluate_representation(
     Returns:
         `alignment` (text against item), `text_alignment` (captions of one item, where items have several),
         `modality_gap`, and for the modality and for text `<modality>_uniformity` and `..._anisotropy`, all with
-        `_ci95_low` and `_ci95_high`; `<modality>_effective_rank`, without, because resampling lowers a rank; then
-        `logit_scale` where given, `num_items`, `num_texts`.
+        `_ci95_low` and `_ci95_high`; `<modality>_effective_rank`, without, because resampling lowers a rank;
+        `<modality>_hubness`, the skewness of how often a row is among the 10 nearest of rows of the other side, without
+        too; then `logit_scale` where given, `num_items`, `num_texts`.
 
     Raises:
         ValueError: empty or non-finite embeddings, fewer than two items, a caption of an unknown item.
@@ -164,13 +166,15 @@ def evaluate_representation(
     measures |= _text_alignment(texts, text_item, len(items))
     measures["modality_gap"] = intervals.gap_of_means(items, texts, text_item)
     ranks = {}
-    for name, rows, row_item in ((modality, items, np.arange(len(items))), ("text", texts, text_item)):
+    sides = ((modality, items, np.arange(len(items)), texts), ("text", texts, text_item, items))
+    for name, rows, row_item, others in sides:
         _need_two(rows)
         measures[f"{name}_uniformity"] = intervals.log_mean_kernel(
             kernel_tiles(rows), row_item, len(items), rows.device
         )
         measures[f"{name}_anisotropy"] = intervals.mean_cosine(rows, row_item, len(items))
         ranks[f"{name}_effective_rank"] = effective_rank(rows)
+        ranks[f"{name}_hubness"] = k_occurrence_skewness(others, rows)
     results = intervals.with_intervals(measures, len(items), items.device, num_resamples=num_resamples, seed=seed)
     results |= ranks
     if logit_scale is not None:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .bootstrap import DEFAULT_RESAMPLES, mean_resamples, with_interval
 from .checks import as_embeds, as_indices, check_same_width
+from .hubness import SCORES, Correction, Scores, correction
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,12 @@ def both_directions(
 
 
 def _both_directions(
-    modality_embeds: Any, text_embeds: Any, text_to_item: Any, texts: Sequence[str] | None
+    modality_embeds: Any,
+    text_embeds: Any,
+    text_to_item: Any,
+    texts: Sequence[str] | None,
+    scores: Scores = "cosine",
+    query_bank: Any = None,
 ) -> tuple[GoldRanks, GoldRanks, np.ndarray]:
     """The ranks of both directions, and (T,) the first item that carries each text."""
     items, rows = as_embeds(modality_embeds, "modality_embeds"), as_embeds(text_embeds, "text_embeds")
@@ -121,8 +127,24 @@ def _both_directions(
     captions_of_item = np.bincount(pair_item, minlength=len(items))
     if captions_of_item.min() == 0:
         raise ValueError(f"item {int(captions_of_item.argmin())} has no caption, so item to text has no gold for it")
-    to_item, to_text = _rank_directions(rows, items, pair_text, pair_item, backward=True)
+    corrections = _corrections(scores, rows, items, query_bank)
+    to_item, to_text = _rank_directions(rows, items, pair_text, pair_item, backward=True, corrections=corrections)
     return to_item, to_text, pair_item[np.searchsorted(pair_text, np.arange(len(rows)))]
+
+
+def _corrections(
+    scores: Scores, rows: torch.Tensor, items: torch.Tensor, query_bank: Any
+) -> tuple[Correction | None, Correction | None]:
+    """What the scores subtract from the cosines of texts to items, and of items to texts."""
+    if scores == "cosine":
+        return None, None
+    check_same_width(rows, items, "queries and gallery")
+    texts, gallery = _unit_rows(rows), _unit_rows(items.to(rows.device))
+    if query_bank is None:
+        return correction(scores, texts, gallery, None), correction(scores, gallery, texts, None)
+    bank = _unit_rows(as_embeds(query_bank, "query_bank").to(rows.device))
+    check_same_width(rows, bank, "queries and query_bank")
+    return correction(scores, texts, gallery, bank), None
 
 
 def distinct_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -223,6 +245,8 @@ def evaluate_retrieval(
     *,
     texts: Sequence[str] | None = None,
     protocol: RetrievalProtocol = "distinct",
+    scores: Scores = "cosine",
+    query_bank: Any = None,
     modality: str = "image",
     ks: Sequence[int] = DEFAULT_KS,
     num_resamples: int = DEFAULT_RESAMPLES,
@@ -242,6 +266,11 @@ def evaluate_retrieval(
             look like one text.
         protocol: "distinct" as above; "plain" takes every caption for a text of its own, as published code does: equal
             captions of different items then tie, and count against each other.
+        scores: "cosine"; "csls" (Lample et al. 2018) or "querybank" (Bogolin et al. 2022), which rank hubs lower
+            (`hubness`).
+        query_bank: (K, D) embeddings of training captions, which "querybank" needs. With "csls" the neighbours come
+            from them; without, from the queries of the test, which is transductive. A bank of captions says nothing of
+            item to text, whose numbers are then left out.
         modality: names the direction in the result's keys.
         ks: cut-offs of the recall.
         num_resamples: of the bootstrap over items; 0 leaves the intervals out. A text is drawn with the first item that
@@ -250,11 +279,13 @@ def evaluate_retrieval(
 
     Returns:
         For both directions, `text_to_image_...` and `image_to_text_...`: `recall@k` and `map@10` in percent, each with
-        `_ci95_low` and `_ci95_high`, and `median_rank` (from 1); then `num_items`, `num_texts` (captions) and
+        `_ci95_low` and `_ci95_high`, and `median_rank` (from 1), all after the name of scores that are not cosines
+        (`csls_text_to_image_recall@1`); then `num_items`, `num_texts` (captions) and
         `num_distinct_texts`, in either protocol.
 
     Raises:
-        ValueError: as `retrieval_ranks`, or an unknown protocol; an item without a caption counts as a missing gold.
+        ValueError: as `retrieval_ranks`, an unknown protocol or score, or querybank without a bank; an item without a
+            caption counts as a missing gold.
 
     Example:
         >>> images, embeds = np.eye(2), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.2]])
@@ -270,15 +301,20 @@ def evaluate_retrieval(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}, not {protocol!r}")
+    if scores not in SCORES:
+        raise ValueError(f"scores are one of {', '.join(SCORES)}, not {scores!r}")
     num_texts = len(as_embeds(text_embeds, "text_embeds"))
     if texts is None and protocol == "distinct":
         _warn_of_equal_rows(text_embeds)
     merged = texts if protocol == "distinct" else None
-    to_item, to_text, text_item = _both_directions(modality_embeds, text_embeds, text_to_item, merged)
+    ranked = _both_directions(modality_embeds, text_embeds, text_to_item, merged, scores, query_bank)
+    to_item, to_text, text_item = ranked
     num_items = len(to_text.best)
     bootstrap = {"num_resamples": num_resamples, "seed": seed}
-    results = _direction_metrics(f"text_to_{modality}", to_item, text_item, ks, **bootstrap)
-    results |= _direction_metrics(f"{modality}_to_text", to_text, np.arange(num_items), ks, **bootstrap)
+    prefix = "" if scores == "cosine" else f"{scores}_"
+    results = _direction_metrics(f"{prefix}text_to_{modality}", to_item, text_item, ks, **bootstrap)
+    if scores == "cosine" or query_bank is None:
+        results |= _direction_metrics(f"{prefix}{modality}_to_text", to_text, np.arange(num_items), ks, **bootstrap)
     num_distinct = num_texts if texts is None else len(distinct_texts(texts)[0])
     return results | {"num_items": num_items, "num_texts": num_texts, "num_distinct_texts": num_distinct}
 
@@ -378,22 +414,42 @@ class _Golds:
 
 
 def _rank_directions(
-    queries: torch.Tensor, gallery: torch.Tensor, pair_query: np.ndarray, pair_gallery: np.ndarray, *, backward: bool
+    queries: torch.Tensor,
+    gallery: torch.Tensor,
+    pair_query: np.ndarray,
+    pair_gallery: np.ndarray,
+    *,
+    backward: bool,
+    corrections: tuple[Correction | None, Correction | None] = (None, None),
 ) -> list[GoldRanks]:
     """Ranks of each query's golds and, with `backward`, of each gallery row's golds among the queries."""
     check_same_width(queries, gallery, "queries and gallery")
     gallery = gallery.to(queries.device)
-    forward = _Golds(pair_query, pair_gallery, _pair_cosines(queries, gallery, pair_query, pair_gallery), TIE_TOLERANCE)
-    directions = [forward, forward.transposed()] if backward else [forward]
+    cosines_of_pairs = _pair_cosines(queries, gallery, pair_query, pair_gallery)
+    places = torch.from_numpy(pair_query), torch.from_numpy(pair_gallery)
+    to_gallery, to_queries = corrections
+    golds = cosines_of_pairs if to_gallery is None else cosines_of_pairs - to_gallery.of_pairs(*places)
+    directions = [_Golds(pair_query, pair_gallery, golds, TIE_TOLERANCE)]
+    if backward:
+        golds = cosines_of_pairs if to_queries is None else cosines_of_pairs - to_queries.of_pairs(*places[::-1])
+        directions.append(_Golds(pair_query, pair_gallery, golds, TIE_TOLERANCE).transposed())
     starts = [(row, column) for row in range(0, len(queries), _TILE) for column in range(0, len(gallery), _TILE)]
     for row, column in tqdm(starts, desc="ranking", unit="tile", delay=_SECONDS_BEFORE_BAR):
         if column == 0:
             unit_queries = _unit_rows(queries[row : row + _TILE])
         cosines = unit_queries @ _unit_rows(gallery[column : column + _TILE]).T  # (q, g)
-        forward.count_tile(cosines, row, column)
-        if backward:
-            directions[1].count_tile(cosines.T, column, row)
+        tiles = (cosines, row, column), (cosines.T, column, row)
+        for direction, fix, (tile, first_row, first_column) in zip(directions, corrections, tiles, strict=False):
+            direction.count_tile(_corrected(tile, fix, first_row, first_column), first_row, first_column)
     return [direction.rank() for direction in directions]
+
+
+def _corrected(tile: torch.Tensor, fix: Correction | None, first_row: int, first_column: int) -> torch.Tensor:
+    """The scores (r, c) of a tile of cosines; a new tensor where something is subtracted."""
+    if fix is None:
+        return tile
+    rows, columns = slice(first_row, first_row + len(tile)), slice(first_column, first_column + tile.shape[1])
+    return tile - fix.of_tile(rows, columns)
 
 
 def _unit_rows(embeds: torch.Tensor) -> torch.Tensor:

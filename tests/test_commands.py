@@ -75,6 +75,18 @@ def test_an_error_of_the_user_is_one_line(error: Exception, failed: Callable) ->
     assert failed(raising(error)).endswith(": error: two lines (--debug shows the traceback)\n")
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "DataLoader worker (pid 12) is killed by signal: Killed. ",
+        "DataLoader worker (pid(s) 12, 13) exited unexpectedly",
+        "DataLoader worker is killed by signal: Bus error. ",
+    ],
+)
+def test_a_worker_that_something_has_killed(message: str, failed: Callable) -> None:
+    assert f"{message.strip()} The system ends what takes too much memory" in failed(raising(RuntimeError(message)))
+
+
 @pytest.mark.parametrize("cause", [None, KeyError("another")])
 def test_an_error_of_a_worker_has_its_own_words(cause: Exception | None, failed: Callable) -> None:
     """Torch puts the worker's traceback into the message."""

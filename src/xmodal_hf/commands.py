@@ -61,6 +61,8 @@ _PATTERN = re.compile(r"[*?\[\]{}]|://")
 _BUILT_IN_DATA = ("openmoji", "soundfont")
 # How an error of a loader's worker begins in the main process (torch._utils.ExceptionWrapper).
 _OF_WORKER = re.compile(r"Caught \w+ in .*\.\nOriginal ")
+# What torch says of a worker that something has ended (torch.utils.data.dataloader).
+_WORKER_DIED = re.compile(r"DataLoader worker (\(pid|is killed)")
 _TRACEBACK = "Traceback (most recent call last):\n"
 # Longest wait for an answer of the Hub, in seconds.
 _HUB_TIMEOUT = 10.0
@@ -140,6 +142,8 @@ def run_command(main: Callable[[Sequence[str] | None], Any], args: Sequence[str]
 
 def _own_words(message: str) -> str:
     """Return the message of an error without the traceback that a loader's worker sends in it."""
+    if _WORKER_DIED.match(message):
+        return f"{message.strip()} The system ends what takes too much memory: pass a smaller --num_workers."
     if not _OF_WORKER.match(message):
         return message
     lines = message.rpartition(_TRACEBACK)[2].splitlines()
@@ -148,8 +152,13 @@ def _own_words(message: str) -> str:
 
 
 def is_user_error(error: BaseException) -> bool:
-    """Tell whether an exception is about the input of a command: its options, its files, its data, the Hub."""
+    """Tell whether an exception is about the input of a command: its options, its files, its data, the Hub.
+
+    So is the end of a loader's worker: mostly the system has ended it for want of memory.
+    """
     names = {f"{parent.__module__}.{parent.__qualname__}" for parent in type(error).__mro__}
+    if isinstance(error, RuntimeError) and _WORKER_DIED.match(str(error)):
+        return True
     return isinstance(error, _USER_ERRORS) or bool(names & _NAMED_USER_ERRORS)
 
 

@@ -134,9 +134,9 @@ def test_bad_input_is_named(rows):
         uniformity(rows[:1])
     with pytest.raises(ValueError, match="positive pairs come row by row"):
         alignment(rows, rows[:3])
-    with pytest.raises(ValueError, match="image_embeds has NaN"):
+    with pytest.raises(ValueError, match="rows of image_embeds hold NaN"):
         evaluate_representation(np.full((3, 2), np.nan), np.ones((3, 2)))
-    with pytest.raises(ValueError, match="text_embeds is empty"):
+    with pytest.raises(ValueError, match="no values in text_embeds"):
         evaluate_representation(rows, np.zeros((0, 6)))
     with pytest.raises(ValueError, match=r"outside 0\.\.52"):
         evaluate_representation(rows, rows[:2], [0, 53])

@@ -249,7 +249,7 @@ def test_distinct_items():
 @pytest.mark.parametrize(
     ("queries", "gallery", "gold", "message"),
     [
-        (np.zeros((0, 4)), np.ones((3, 4)), [], "query_embeds is empty"),
+        (np.zeros((0, 4)), np.ones((3, 4)), [], "no values in query_embeds"),
         (np.ones((2, 4)), np.ones((3, 5)), [0, 1], "widths are 4 and 5"),
         (np.ones((2, 4)), np.ones((3, 4)), None, "cannot be paired row by row"),
         (np.ones((2, 4)), np.ones((3, 4)), [0], "2 queries need as many golds"),

@@ -115,7 +115,7 @@ def test_correlations_refuse_what_is_undefined():
     for first, second, message in (
         ([1], [1], "at least 2"),
         ([1, 2], [1, 2, 3], "one length"),
-        ([1, np.nan], [1, 2], "predictions has NaN"),
+        ([1, np.nan], [1, 2], "NaN or infinite values in predictions"),
         ([1, 2], [3, 3], "all references are 3.0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """From options to models: from scratch, from folders, and combinations that cannot work."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -24,6 +25,8 @@ from xmodal_hf.training.building import (
     build_text_model,
     build_tokenizer,
     check_max_length,
+    config_from_json,
+    new_tower,
 )
 
 TINY = {
@@ -179,6 +182,39 @@ def test_wrong_combinations_name_the_fix(phase1):
         build_text_model(text_arguments(text_config='{"model_type": "brt"}'), other)
     with pytest.raises(ValueError, match="--text_config"):
         build_text_model(text_arguments(text_config="{bert}"), other)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", "wide"),
+        ("hidden_size", -4),
+        ("num_attention_heads", 0),
+        ("hidden_act", "nope"),
+        ("layer_norm_eps", []),
+    ],
+)
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_a_wrong_value_within_a_config_names_its_option(kind, field, value):
+    """Config classes and towers raise errors of all kinds: KeyError, ZeroDivisionError, those of strict dataclasses."""
+    fields = {**json.loads(TOWER % {"text": "bert", "image": "vit"}[kind]), field: value}
+    with pytest.raises(ValueError, match=f"^--{kind}_config"):
+        new_tower(kind, config_from_json(kind, json.dumps(fields)))
+
+
+@pytest.mark.parametrize("config", ["[1]", '"bert"', "{}", '{"model_type": 3}'])
+def test_a_config_that_is_no_object(config):
+    with pytest.raises(ValueError, match=r"--text_config .* is no JSON object with a known model_type"):
+        config_from_json("text", config)
+
+
+def test_an_unknown_field_of_a_config_is_said(recwarn):
+    config_from_json("text", TOWER % "bert")
+    assert not recwarn
+    with pytest.warns(
+        UserWarning, match="--text_config: BertConfig has no field hidden_sise, did you mean hidden_size"
+    ):
+        config_from_json("text", '{"model_type": "bert", "hidden_sise": 16}')
 
 
 def test_a_whole_model_with_another_models_tokenizer(image_text_model, image_text_processor, tmp_path):

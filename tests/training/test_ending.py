@@ -14,16 +14,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.utils.data import Dataset
 
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.objectives import CrossModalObjective
-from xmodal_hf.training import faults
+from xmodal_hf.training import checkpoint, faults
 from xmodal_hf.training.arguments import TrainingArguments, ValidationArguments
 from xmodal_hf.training.batches import JointLoader, build_loader
-from xmodal_hf.training.checkpoint import find_states, read_state
+from xmodal_hf.training.checkpoint import CheckpointManager, find_states, read_state
 from xmodal_hf.training.faults import BadStepsError, StopRequested
+from xmodal_hf.training.log import StepLog
 from xmodal_hf.training.loop import build_accelerator, run_phase
 from xmodal_hf.training.validation import Validation
 
@@ -281,6 +283,40 @@ def test_one_part_of_a_joint_batch_fails(pair_batch, tmp_path):
         for _ in batches:
             assert len(multiprocessing.active_children()) == 2
     assert error.traceback and multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda accelerator, folder: CheckpointManager(accelerator, folder, 1).check_room(torch.nn.Linear(1, 1)),
+        lambda accelerator, folder: StepLog(accelerator, folder, {}).__enter__(),
+        lambda accelerator, folder: of_best(accelerator, folder).restore_best(folder, None, {}),
+        lambda accelerator, folder: of_best(accelerator, folder).load_best(torch.nn.Linear(1, 1)),
+    ],
+    ids=["room for a state", "log", "best weights of a state", "best weights"],
+)
+def test_what_the_main_process_cannot_do_ends_the_others(work, monkeypatch, tmp_path):
+    """They do not wait for it in vain."""
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(Accelerator, "is_main_process", False)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(faults, "broadcast_object_list", lambda outcome: outcome.__setitem__(1, "OSError: no room"))
+    with pytest.raises(faults.OtherProcessError, match="the main process failed: OSError: no room"):
+        work(accelerator, tmp_path)
+
+
+def of_best(accelerator, folder):
+    return Validation(accelerator, fail_to_measure, ValidationArguments(eval_steps=3, eval_sts="x"), str(folder))
+
+
+def test_no_room_for_a_state_in_two_processes(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    running = start(processes=2)
+    for process in running:
+        process.join(SECONDS)
+        assert process.exitcode == 1
+    assert "make room" in (tmp_path / "errors-0").read_text(encoding="utf-8")
+    assert "OtherProcessError" in (tmp_path / "errors-1").read_text(encoding="utf-8")
 
 
 def test_what_the_main_process_cannot_load_ends_the_others(monkeypatch):

@@ -21,13 +21,13 @@ def as_embeds(embeds: Any, name: str) -> torch.Tensor:
     if tensor.ndim != 2:
         raise ValueError(f"{name} must be a matrix (rows, D); its shape is {tuple(tensor.shape)}")
     if tensor.numel() == 0:
-        raise ValueError(f"{name} is empty (shape {tuple(tensor.shape)}): there is nothing to evaluate")
+        raise ValueError(f"there are no values in {name} (shape {tuple(tensor.shape)}): there is nothing to evaluate")
     if not tensor.is_floating_point():
         tensor = tensor.float()
     bad_rows = (~torch.isfinite(tensor)).any(dim=1).nonzero().flatten()
     if len(bad_rows):
         raise ValueError(
-            f"{name} has NaN or infinite values in {len(bad_rows)} of {len(tensor)} rows (the first is row "
+            f"{len(bad_rows)} of {len(tensor)} rows of {name} hold NaN or infinite values (the first is row "
             f"{int(bad_rows[0])}): did the training diverge, or did half precision overflow?"
         )
     return tensor

@@ -174,7 +174,7 @@ def _checked_pairs(predictions: Any, references: Any) -> tuple[np.ndarray, np.nd
         raise ValueError(f"a correlation needs two vectors of one length, at least 2; the shapes are {shapes}")
     for name, values in (("predictions", first), ("references", second)):
         if not np.isfinite(values).all():
-            raise ValueError(f"{name} has NaN or infinite values")
+            raise ValueError(f"there are NaN or infinite values in {name}")
         if values.min() == values.max():
             raise ValueError(f"all {name} are {values[0]}: a correlation with a constant is undefined")
     return first, second

@@ -24,7 +24,7 @@ from ..data.sampling import PairDataset, group_id, usable_captions
 from ..data.seeding import EpochIndex
 from ..models.towers import evaluation_mode
 from .frozen import FrozenSide
-from .manifest import DTYPES, MANIFEST_NAME, Manifest
+from .manifest import DTYPES, MANIFEST_NAME, FeatureError, Manifest
 from .store import FeatureStore
 from .writer import StoreWriter
 
@@ -84,18 +84,33 @@ def extract(folder: str | os.PathLike, side: FrozenSide, options: ExtractionOpti
     per_shard = options.items_per_shard or max(_MIN_ITEMS_PER_SHARD, -(-items // _MAX_SHARDS))
     writer = StoreWriter(folder, Manifest(side.identity, options.dtype, items, per_shard))
     with _alone(Path(folder)) if state.is_main_process else nullcontext():
-        shared: list[Any] = [None]
-        if state.is_main_process:
-            writer.start()
-            shared = [writer.missing_shards()]
-        broadcast_object_list(shared)  # one list for all: shards appear while others still look
-        if shared[0]:
-            _write_shards(writer, side, options, shared[0][state.process_index :: state.num_processes], state)
+        missing = _missing_shards(writer, state)
+        if missing:
+            _write_shards(writer, side, options, missing[state.process_index :: state.num_processes], state)
         state.wait_for_everyone()
         if state.is_main_process:
             writer.finish()  # also of a run that was killed between the last shard and the manifest
         state.wait_for_everyone()
     return FeatureStore.open(folder)
+
+
+def _missing_shards(writer: StoreWriter, state: PartialState) -> list[int]:
+    """The shards that are missing, one list for all processes: shards appear while others still look.
+
+    Raises:
+        FeatureError: the folder holds vectors of something else; in every process.
+    """
+    shared: list[Any] = [[], None]
+    if state.is_main_process:
+        try:
+            writer.start()
+            shared[0] = writer.missing_shards()
+        except (FeatureError, OSError) as error:
+            shared[1] = error
+    broadcast_object_list(shared)
+    if shared[1] is not None:
+        raise shared[1]
+    return shared[0]
 
 
 @contextmanager

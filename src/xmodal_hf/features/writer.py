@@ -71,12 +71,12 @@ class StoreWriter:
         if not (self.folder / MANIFEST_NAME).is_file():
             shards = [self._path(shard) for shard in range(self.manifest.num_shards)]
             lengths = [_num_rows(path) for path in shards]
+            sort_bad_items(self.folder / BAD_ITEMS_NAME)  # processes met them in any order
             if not any(lengths):
                 raise FeatureError(f"none of the {self.manifest.items} items can be used, see {BAD_ITEMS_NAME}")
             width = max(_width(path) for path in shards)
             finished = dataclasses.replace(self.manifest, width=width, shards=lengths)
             write_index(self.folder / INDEX_NAME, _ids(finished, self.folder), sum(lengths))
-            sort_bad_items(self.folder / BAD_ITEMS_NAME)  # processes met them in any order
             finished.write(self.folder / MANIFEST_NAME)
             (self.folder / UNFINISHED_NAME).unlink(missing_ok=True)
             # Of a run that was killed, and of the list of bad items.

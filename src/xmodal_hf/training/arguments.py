@@ -99,7 +99,8 @@ class TrainingArguments:
         "cannot be reached are made up.",
     )
     expected_items: int | None = option(
-        None, "Rows that the data should have: what a dry run without them counts with; a run with fewer says so."
+        None,
+        "Rows that the data should have: what a dry run without them counts with; a run with fewer or more says so.",
     )
     exclude_texts: list[str] = field(
         default_factory=list,

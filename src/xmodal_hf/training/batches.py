@@ -40,7 +40,7 @@ from ..models.text_format import NO_LIMIT, pads_to_max_length
 from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
 from .checkpoint import CheckpointError, goes_on
-from .faults import end_workers, prepare_worker
+from .faults import end_workers, on_main_process, prepare_worker
 
 logger = logging.getLogger(__name__)
 
@@ -235,8 +235,8 @@ def load_sentence_table(sentence: SentenceArguments, seed: int, exclude_texts: S
 
 
 def check_length(table: PairTable | Dataset, expected_items: int | None) -> None:
-    """Warn when a table has fewer rows than the options say: half a download trains without complaint otherwise."""
-    if expected_items is not None and len(table) < expected_items:
+    """Warn when a table has other rows than the options say: half a download trains without complaint otherwise."""
+    if expected_items is not None and len(table) != expected_items:
         warnings.warn(f"the data have {len(table)} rows, --expected_items says {expected_items}", stacklevel=2)
 
 
@@ -341,9 +341,12 @@ def _bad_item_log(
     if pairs.on_bad_item == "error":
         return None
     path = Path(training.output_dir) / BAD_ITEMS_NAME
-    with accelerator.main_process_first():
-        if accelerator.is_main_process and not goes_on(path.parent, training.resume):
+
+    def begin() -> None:
+        if not goes_on(path.parent, training.resume):
             path.unlink(missing_ok=True)
+
+    on_main_process(accelerator, begin)
     # A dry run has a folder of its own, which is removed.
     return BadItemLog(path, total=len(table), max_fraction=pairs.max_bad_fraction, is_kept=not training.dry_run)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -86,14 +88,60 @@ _SIGLIP_INIT = {"logit_scale_init_value": math.log(10), "logit_bias_init_value":
 def config_from_json(kind: Literal["text", "image", "audio"], config: str | None, **known: Any) -> PreTrainedConfig:
     """Return a tower config from JSON, or the small default; `known` fills fields that it leaves open.
 
+    A warning names fields that the config class does not know, since transformers ignores them.
+
     Raises:
-        ValueError: for JSON that is no object with a `model_type` that transformers knows.
+        ValueError: for JSON that is no object with a `model_type` that transformers knows, or a wrong value in it.
+    """
+    fields = _DEFAULT_CONFIGS[kind] if config is None else config_fields(kind, config)
+    try:
+        default = AutoConfig.for_model(fields["model_type"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"--{kind}_config {config!r} is no JSON object with a known model_type: {error}") from error
+    _warn_of_unknown_fields(kind, fields, default)
+    try:
+        return AutoConfig.for_model(**{**known, **fields})
+    except Exception as error:  # each field has a check of its own
+        raise ValueError(f"--{kind}_config {config!r} has a wrong value: {error}") from error
+
+
+def config_fields(kind: Literal["text", "image", "audio"], config: str) -> dict[str, Any]:
+    """Return the fields of a tower config in JSON.
+
+    Raises:
+        ValueError: for what is no JSON object.
     """
     try:
-        fields = _DEFAULT_CONFIGS[kind] if config is None else json.loads(config)
-        return AutoConfig.for_model(**{**known, **fields})
-    except (json.JSONDecodeError, TypeError, ValueError) as error:
+        fields = json.loads(config)
+    except json.JSONDecodeError as error:
         raise ValueError(f"--{kind}_config {config!r} is no JSON object with a known model_type: {error}") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"--{kind}_config {config!r} is no JSON object with a known model_type")
+    return fields
+
+
+def new_tower(kind: Literal["text", "image", "audio"], config: PreTrainedConfig) -> PreTrainedModel:
+    """Return a tower with random weights from the config that an option describes.
+
+    Raises:
+        ValueError: no tower can be built from it; names the option.
+    """
+    try:
+        return build_tower(config)
+    except Exception as error:  # each architecture fails in a way of its own
+        raise ValueError(
+            f"--{kind}_config: no tower of the type {config.model_type} can be built with these values "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def _warn_of_unknown_fields(kind: str, fields: dict[str, Any], default: PreTrainedConfig) -> None:
+    known = [*default.to_dict(), *default.attribute_map]
+    for name in fields:
+        if name not in known and not hasattr(default, name):
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean {nearest[0]}?" if nearest else ""
+            warnings.warn(f"--{kind}_config: {type(default).__name__} has no field {name}{hint}", stacklevel=3)
 
 
 def build_tokenizer(text: TextModelArguments, corpus: Callable[[], Iterable[str]]) -> PreTrainedTokenizerBase:
@@ -132,7 +180,7 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
             # RoBERTa-like towers number positions from pad_token_id + 1 on.
             "max_position_embeddings": (text.max_length or NEW_TOWER_LENGTH) + tokenizer.pad_token_id + 2,
         }
-        model = build_tower(config_from_json("text", text.text_config, **known))
+        model = new_tower("text", config_from_json("text", text.text_config, **known))
     tower = find_tower(model, ("text_model",))
     rows = len(tower.get_input_embeddings().weight)
     if len(tokenizer) > rows:
@@ -201,7 +249,7 @@ def build_dual_encoder(
         config = config_from_json(modality, config_text, **known)
         if modality == "audio":
             check_new_audio_tower(config, processor.feature_extractor, contrastive.max_seconds or NEW_TOWER_SECONDS)
-        source = build_tower(config)
+        source = new_tower(modality, config)
     options: dict[str, Any] = {
         "projection_dim": contrastive.projection_dim,
         "projection_type": contrastive.projection_type,

@@ -41,6 +41,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..commands import format_size
 from .averaging import WeightAverage
+from .faults import on_main_process
 from .sharding import is_sharded
 
 STATE_FOLDER = "checkpoints"
@@ -282,18 +283,24 @@ class CheckpointManager:
         return states[-1] if states else None
 
     def check_room(self, model: nn.Module) -> None:
-        """Raise an OSError when the disk has no room for one state, or the folder cannot be written to."""
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in list(self.folder.glob(f"*{_TEMPORARY}")):  # of a run that was killed
-                _remove(leftover)
-            needed = _COPIES_IN_A_STATE * sum(tensor.nbytes for _, tensor in changing_weights(model))
-            free = shutil.disk_usage(self.folder).free
-            if needed > free:
-                raise OSError(
-                    f"a training state takes {format_size(needed / 1e9)}, {self.folder} has "
-                    f"{format_size(free / 1e9)} free: make room, or choose another --output_dir"
-                )
+        """Raise an OSError when the disk has no room for one state, or the folder cannot be written to.
+
+        Raises:
+            OtherProcessError: in the other processes, which do not look themselves.
+        """
+        on_main_process(self.accelerator, lambda: self._check_room(model))
+
+    def _check_room(self, model: nn.Module) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in list(self.folder.glob(f"*{_TEMPORARY}")):  # of a run that was killed
+            _remove(leftover)
+        needed = _COPIES_IN_A_STATE * sum(tensor.nbytes for _, tensor in changing_weights(model))
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(
+                f"a training state takes {format_size(needed / 1e9)}, {self.folder} has "
+                f"{format_size(free / 1e9)} free: make room, or choose another --output_dir"
+            )
 
     def save(self, step: int, counters: Mapping[str, Any], best: Path | None = None) -> Path | None:
         """Write a state, then remove the oldest ones, and those of later steps.

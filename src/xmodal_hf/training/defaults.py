@@ -13,7 +13,6 @@ What was resolved is printed, saved in the recipe and compared when a run is res
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any, Literal
 
 import torch
@@ -33,7 +32,7 @@ from .arguments import (
     TextModelArguments,
     TrainingArguments,
 )
-from .building import config_from_json
+from .building import config_fields, config_from_json, new_tower
 
 # How configs name the number of their positions.
 _POSITION_FIELDS = ("max_position_embeddings", "n_positions")
@@ -102,10 +101,10 @@ def own_length(source: str | None, text: TextModelArguments) -> int:
     named = text.tokenizer or source
     limit = NEW_TOWER_LENGTH if source is None else _positions(_meta_tower(source))
     if source is None and text.text_config is not None:
-        fields = json.loads(text.text_config)
+        fields = config_fields("text", text.text_config)
         if any(name in fields for name in _POSITION_FIELDS):
             with torch.device("meta"):
-                limit = _positions(build_tower(config_from_json("text", text.text_config)))
+                limit = _positions(new_tower("text", config_from_json("text", text.text_config)))
     if named is not None:
         limit = min(limit, NO_LIMIT, AutoTokenizer.from_pretrained(processor_source(named)).model_max_length)
     return limit

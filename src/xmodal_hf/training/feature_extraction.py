@@ -21,6 +21,7 @@ from ..models.towers import find_tower
 from .arguments import ContrastiveArguments, PairArguments, TextModelArguments
 from .batches import load_pair_table
 from .building import build_dual_encoder, build_processor, build_text_model, build_tokenizer
+from .faults import main_process_first
 from .feature_arguments import FeatureArguments
 from .features import DEFAULT_DTYPE, FOLDER_NAME, build_frozen_side, changing_input
 from .tokenizer import train_tokenizer
@@ -48,8 +49,7 @@ def run_extraction(features: FeatureArguments, pairs: PairArguments) -> FeatureS
     text = _text_arguments(features)
     model, processor = load_side(features, text, pairs, side)
     pairs = _fixed_inputs(side, pairs, processor, state)
-    with state.main_process_first():
-        table = load_pair_table(pairs)
+    table = main_process_first(state, lambda: load_pair_table(pairs))
     model.to(state.device)
     frozen = build_frozen_side(model, side, table, processor, text, pairs, features.mixed_precision)
     dtype = pairs.feature_dtype or DEFAULT_DTYPE

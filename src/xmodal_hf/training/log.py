@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..objectives import ObjectiveOutput
+from .faults import on_main_process
 
 LOG_NAME = "train_log.jsonl"
 VALIDATION_LOG_NAME = "validation_log.jsonl"
@@ -60,13 +61,15 @@ class StepLog:
         self.files: dict[str, TextIO] = {}
 
     def __enter__(self) -> StepLog:
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for name in (LOG_NAME, VALIDATION_LOG_NAME):
-                file = (self.folder / name).open("a", encoding="utf-8")
-                file.truncate(self.kept_bytes.get(name, 0))
-                self.files[name] = file
+        on_main_process(self.accelerator, self._open)
         return self
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (LOG_NAME, VALIDATION_LOG_NAME):
+            file = (self.folder / name).open("a", encoding="utf-8")
+            file.truncate(self.kept_bytes.get(name, 0))
+            self.files[name] = file
 
     def __exit__(self, *_: object) -> None:
         for file in self.files.values():

@@ -155,15 +155,18 @@ class Validation:
 
         Raises:
             CheckpointError: a state of an older version, whose best weights have been overwritten since.
+            OtherProcessError: in the other processes, when the main process has failed.
         """
-        if self.accelerator.is_main_process:
+
+        def restore() -> None:
             if best is None:
                 self.best_path.unlink(missing_ok=True)
             elif (state / BEST_NAME).exists():
                 self._best_sum = copy_file(state / BEST_NAME, self.best_path)
             else:
                 self._check_old_best(state, best, log_bytes.get(VALIDATION_LOG_NAME, 0))
-        self.accelerator.wait_for_everyone()
+
+        on_main_process(self.accelerator, restore)
 
     def _check_old_best(self, state: Path, best: Mapping[str, float], logged: int) -> None:
         """Raise a CheckpointError unless the one file of best weights is as old as a state that has none itself."""
@@ -183,10 +186,14 @@ class Validation:
 
         Raises:
             CheckpointError: the file is not as it was written.
+            OtherProcessError: in the other processes, when the main process has found that.
         """
-        if self.accelerator.is_main_process and self._best_sum not in (None, checksum(self.best_path)):
-            raise CheckpointError(f"{self.best_path} is not as it was written: resume from a training state")
+        on_main_process(self.accelerator, self._check_best)
         load_weights(model, self.best_path)
+
+    def _check_best(self) -> None:
+        if self._best_sum not in (None, checksum(self.best_path)):
+            raise CheckpointError(f"{self.best_path} is not as it was written: resume from a training state")
 
     def _better(self, result: TrainingResult, values: Mapping[str, float]) -> dict[str, float] | None:
         """Return the best measurement with a new one taken in; an equal one does not replace it, nor does NaN."""

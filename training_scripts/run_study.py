@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from xmodal_hf.commands import command_parser, run_command
 
 if TYPE_CHECKING:
-    from xmodal_hf.study.recipe import Study
+    from xmodal_hf.study.grid import Study
 
 SCRIPTS = Path(__file__).parent
 
@@ -26,9 +26,11 @@ SCRIPTS = Path(__file__).parent
 def main(args: Sequence[str] | None = None) -> None:
     """Run what is missing, then write what all of it says."""
     parser = command_parser(__doc__)
-    parser.add_argument("--recipe", type=Path, required=True, help="YAML file; see xmodal_hf.study.recipe.")
+    parser.add_argument(
+        "--recipe", type=Path, required=True, help="Grid of the study, a YAML file; see xmodal_hf.study.grid."
+    )
     parser.add_argument("--output_dir", type=Path, help="Folder of models and results. Default: outputs/<recipe>.")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Variables of the recipe.")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Variables of the grid.")
     parser.add_argument("--accelerate_config", help="Launch the trainings with it. Default: one process each.")
     parser.add_argument("--jobs", type=int, default=1, help="Jobs at the same time, on one accelerator.")
     parser.add_argument("--card_dir", type=Path, help="Also write results, plots and page there, with its notes.yaml.")
@@ -44,9 +46,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.evaluation.suite import RESULTS_NAME
+    from xmodal_hf.study.grid import Study
     from xmodal_hf.study.jobs import jobs_of, run_jobs
     from xmodal_hf.study.preparation import prepare
-    from xmodal_hf.study.recipe import Study
     from xmodal_hf.study.report import record_run
     from xmodal_hf.training.output import RUN_NAME
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from xmodal_hf.study.comparisons import Measured, Pair, answer, flat_numbers, mean_half_width
-from xmodal_hf.study.recipe import Question
+from xmodal_hf.study.grid import Question
 
 
 def cell(language, value, width=None, seed=0, resamples=None, **levels):

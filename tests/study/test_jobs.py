@@ -5,8 +5,8 @@ import textwrap
 
 import pytest
 
+from xmodal_hf.study.grid import Cell
 from xmodal_hf.study.jobs import Job, jobs_of, run_jobs, seconds_in_all, seconds_of
-from xmodal_hf.study.recipe import Cell
 
 TRAINING = """
     import json, os, sys, time, yaml

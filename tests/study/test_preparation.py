@@ -53,7 +53,7 @@ def test_done_once(tmp_path, clips):
     table.write_text("kept", encoding="utf-8")
     prepare({"esc": options}, tmp_path / "study")
     assert table.read_text(encoding="utf-8") == "kept"
-    with pytest.raises(ValueError, match="has been made with other options than the recipe has now"):
+    with pytest.raises(ValueError, match="has been made with other options than the grid has now"):
         prepare({"esc": options | {"test_folds": [1]}}, tmp_path / "study")
 
 

@@ -17,7 +17,7 @@ from ..commands import looks_like_path
 from ..evaluation.adapters import ADAPTER_CONFIG_NAME, is_adapter, load_adapted
 from .arguments import CardArguments
 from .card_results import RESULTS_NAME, model_index, result_tables
-from .card_training import Phase, describe_choice
+from .card_training import TrainingRecord, describe_choice
 from .citations import citations
 from .markdown import render_markdown
 from .model_card import CARD_NAME
@@ -67,8 +67,8 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
     config = read_json(checkpoint / ADAPTER_CONFIG_NAME)
     if not (checkpoint / ADAPTER_WEIGHTS_NAME).is_file():
         raise ValueError(f"{checkpoint} has no {ADAPTER_WEIGHTS_NAME}: save the adapter again, as safetensors")
-    phase = Phase.read(checkpoint)
-    local = phase.run.get("local_sources", []) if phase is not None else []
+    record = TrainingRecord.read(checkpoint)
+    local = record.run.get("local_sources", []) if record is not None else []
     config[_BASE] = _hub_base(card.base_models[0], []) if card.base_models else _hub_base(config.get(_BASE), local)
     results_path = Path(card.results or checkpoint) / RESULTS_NAME
     with new_folder(folder):
@@ -119,9 +119,9 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
     if model_class not in _CLASSES:
         raise ValueError(f"the adapter is for a {model_class}: pass one that was trained with --lora_rank here")
     modality, _ = _CLASSES[model_class]
-    phase = Phase.read(folder)
+    record = TrainingRecord.read(folder)
     results = read_json(folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else {}
-    recipe = phase.recipe if phase is not None else {}
+    recipe = record.recipe if record is not None else {}
     name = repo_id.rpartition("/")[2]
     return render_markdown(
         _TEMPLATE,
@@ -130,7 +130,7 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
         repo_id=repo_id,
         description=card.description,
         limitations=card.limitations,
-        has_sentence_training=phase is not None and phase.trains_sentences,
+        has_sentence_training=record is not None and record.trains_sentences,
         base=config[_BASE],
         model_class=model_class,
         rank=config["r"],
@@ -140,12 +140,12 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
         num_parameters=_count_numbers(folder / ADAPTER_WEIGHTS_NAME),
         tasks=result_tables(results),
         recipe=[(option, recipe[option]) for option in _OPTIONS if recipe.get(option) is not None],
-        run=phase is not None and phase.run,
-        choice="" if phase is None else describe_choice(phase),
+        run=record is not None and record.run,
+        choice="" if record is None else describe_choice(record),
         citations=citations(
             objective=recipe.get("objective"),
             modality=modality,
-            has_sentence_training=phase is not None and phase.trains_sentences,
+            has_sentence_training=record is not None and record.trains_sentences,
         ),
     )
 

@@ -59,7 +59,7 @@ _OF_CYCLIP = ("in_modal_weight", "cross_modal_weight")
 
 
 @dataclass(frozen=True)
-class Phase:
+class TrainingRecord:
     """One training run, from the files in its output folder.
 
     Attributes:
@@ -71,7 +71,7 @@ class Phase:
     run: dict[str, Any]
 
     @classmethod
-    def read(cls, folder: Path) -> Phase | None:
+    def read(cls, folder: Path) -> TrainingRecord | None:
         """Read a run; None where there is none."""
         path = folder / RECIPE_NAME
         if not path.is_file():
@@ -99,7 +99,7 @@ def _with_local_paths(value: Any, local: Collection[str]) -> Any:
     return f"./{value}" if isinstance(value, str) and value in local and _HUB_ID.fullmatch(value) else value
 
 
-def describe_phase(phase: Phase, follows: bool) -> str:
+def describe_phase(phase: TrainingRecord, follows: bool) -> str:
     """Say in a paragraph what a run did; `follows`: after a known phase 1."""
     recipe, run = phase.recipe, phase.run
     text_origin = "phase 1" if follows else _origin(recipe, "text")
@@ -122,7 +122,7 @@ def describe_phase(phase: Phase, follows: bool) -> str:
     return f"{text} {describe_choice(phase)}".rstrip()
 
 
-def describe_choice(phase: Phase) -> str:
+def describe_choice(phase: TrainingRecord) -> str:
     """Say by which number, on which data, the released weights were chosen; nothing where they are the last ones."""
     recipe, run = phase.recipe, phase.run
     metric = recipe.get("best_metric")
@@ -146,7 +146,7 @@ def _lora_alpha(recipe: Mapping[str, Any]) -> float:
     return float(recipe.get("lora_alpha") or 2 * recipe["lora_rank"])
 
 
-def hyperparameters(phases: list[Phase]) -> list[tuple[str, list[str]]]:
+def hyperparameters(phases: list[TrainingRecord]) -> list[tuple[str, list[str]]]:
     """Return rows of an option and its value in each phase, without those that no phase set."""
     rows = []
     for option, name in _HYPERPARAMETERS.items():
@@ -160,7 +160,7 @@ def _value(option: str, recipe: Mapping[str, Any]) -> Any:
     return f"{_lora_alpha(recipe):g}" if option == "lora_alpha" else recipe.get(option)
 
 
-def environments(phases: list[Phase]) -> list[tuple[str, list[str]]]:
+def environments(phases: list[TrainingRecord]) -> list[tuple[str, list[str]]]:
     """Return rows of what each phase ran on."""
     runs = [phase.run for phase in phases]
     rows = [("device", [str(run.get("device", "")) for run in runs])]
@@ -241,7 +241,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{max(seconds / 60, 0.1):.1f} minutes"
 
 
-def _matters(option: str, phase: Phase) -> bool:
+def _matters(option: str, phase: TrainingRecord) -> bool:
     """Tell whether a phase read an option of its recipe."""
     if option in _OF_SENTENCES:
         return phase.trains_sentences

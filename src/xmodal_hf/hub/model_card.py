@@ -15,7 +15,15 @@ from huggingface_hub import ModelCardData
 
 from .arguments import CardArguments
 from .card_results import RESULTS_NAME, model_index, result_tables
-from .card_training import RECIPE_NAME, Phase, describe_phase, environments, hub_ids, hyperparameters, read_emissions
+from .card_training import (
+    RECIPE_NAME,
+    TrainingRecord,
+    describe_phase,
+    environments,
+    hub_ids,
+    hyperparameters,
+    read_emissions,
+)
 from .citations import citations
 from .markdown import render_markdown
 from .remote_code import CONFIG_NAME, read_json, read_model_type
@@ -57,9 +65,9 @@ class CardSources:
     folder: Path
     model_type: str
     config: dict[str, Any]
-    phase1: Phase | None
+    phase1: TrainingRecord | None
     phase1_folder: Path | None
-    phase2: Phase | None
+    phase2: TrainingRecord | None
     results: dict[str, dict[str, Any]]
     results_folder: Path
     plots: list[Path] = field(default_factory=list)
@@ -74,7 +82,7 @@ class CardSources:
             ValueError: when the checkpoint is none of ours, or a named folder lacks its files.
         """
         model_type = read_model_type(checkpoint)
-        run = Phase.read(checkpoint)
+        run = TrainingRecord.read(checkpoint)
         is_sentence_encoder = model_type == _SENTENCE_ENCODER
         phase1_folder = None if is_sentence_encoder else _find_phase1(checkpoint, run, card)
         results_folder = Path(card.results) if card.results else checkpoint
@@ -85,7 +93,7 @@ class CardSources:
             folder=checkpoint,
             model_type=model_type,
             config=read_json(checkpoint / CONFIG_NAME),
-            phase1=run if is_sentence_encoder else (Phase.read(phase1_folder) if phase1_folder else None),
+            phase1=run if is_sentence_encoder else (TrainingRecord.read(phase1_folder) if phase1_folder else None),
             phase1_folder=phase1_folder,
             phase2=None if is_sentence_encoder else run,
             results=_read_results(results_path) if results_path.is_file() else {},
@@ -105,7 +113,7 @@ class CardSources:
         return None if self.text_only else _MODALITIES[self.model_type]
 
     @property
-    def phases(self) -> list[Phase]:
+    def phases(self) -> list[TrainingRecord]:
         """The runs that are known, in their order."""
         return [phase for phase in (self.phase1, self.phase2) if phase is not None]
 
@@ -179,15 +187,15 @@ def _read_results(path: Path) -> dict[str, dict[str, Any]]:
     return json.loads(without_local_paths(json.dumps(read_json(path), ensure_ascii=False)))
 
 
-def _find_phase1(checkpoint: Path, run: Phase | None, card: CardArguments) -> Path | None:
+def _find_phase1(checkpoint: Path, run: TrainingRecord | None, card: CardArguments) -> Path | None:
     """Return the folder of phase 1: named, beside the card, or what phase 2 took its text tower from."""
     if card.phase1 is not None:
-        if Phase.read(Path(card.phase1)) is None:
+        if TrainingRecord.read(Path(card.phase1)) is None:
             raise ValueError(f"--phase1 {card.phase1} has no {RECIPE_NAME}: pass an output folder of phase 1")
         return Path(card.phase1)
     text_model = run.recipe.get("text_model") if run is not None else None
     candidates = [checkpoint / PHASE1_FOLDER, *([Path(text_model)] if text_model else [])]
-    return next((folder for folder in candidates if Phase.read(folder) is not None), None)
+    return next((folder for folder in candidates if TrainingRecord.read(folder) is not None), None)
 
 
 def _find_plots(folders: Iterable[Path]) -> list[Path]:

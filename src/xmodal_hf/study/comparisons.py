@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from ..evaluation.bootstrap import CONFIDENCE, percentile_interval
-from .recipe import Better, Question
+from .grid import Better, Question
 
 # Below this, differences are those of rounding: a frozen tower in two models, whose paired interval has no width.
 NOTHING = 0.005

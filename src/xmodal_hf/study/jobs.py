@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.suite import RESULTS_NAME
 from ..training.output import RUN_NAME
-from .recipe import Cell
+from .grid import Cell
 
 JOB_NAME = "job.yaml"
 LOG_NAME = "output.log"
@@ -63,7 +63,7 @@ class Job:
         path = self.folder / JOB_NAME
         if path.is_file() and _settings(yaml.safe_load(path.read_text(encoding="utf-8"))) != _settings(self.options):
             raise ValueError(
-                f"{self.folder} has been made with other options than the recipe has now: remove it, or choose "
+                f"{self.folder} has been made with other options than the grid has now: remove it, or choose "
                 "another --output_dir"
             )
         if not path.is_file():
@@ -72,7 +72,7 @@ class Job:
         return "steps" in _written(self.folder / RUN_NAME) if self.trains else not self.open_tasks()
 
     def open_tasks(self) -> list[str]:
-        """The tasks of an evaluation that its results lack: it adds one after the other, and a recipe may get more."""
+        """The tasks of an evaluation that its results lack: it adds one after the other, and a grid may get more."""
         written = _written(self.folder / RESULTS_NAME)
         tasks = self.options.get("tasks", EvaluationArguments.tasks)
         return [task for task in map(str.strip, tasks.split(",")) if task and task not in written]

@@ -32,7 +32,7 @@ def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None
             made_with = yaml.safe_load(options_path.read_text(encoding="utf-8")) if options_path.is_file() else options
             if made_with != options:
                 raise ValueError(
-                    f"{target} has been made with other options than the recipe has now: remove it and what was "
+                    f"{target} has been made with other options than the grid has now: remove it and what was "
                     "trained with it, or choose another --output_dir"
                 )
             continue

@@ -22,8 +22,8 @@ from ..evaluation.suite import RESULTS_NAME, read_resamples, same_draws, task_of
 from ..hub.markdown import render_markdown
 from ..training.output import RUN_NAME
 from .comparisons import Measured, answer
+from .grid import Cell, Study
 from .jobs import Job, cell_folder, evaluation_folder, jobs_of, seconds_in_all, seconds_of
-from .recipe import Cell, Study
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
             "trainings": {job.folder.name: _training(job) for job in jobs if job.trains},
             "seconds": _seconds(jobs),
             "git_commit": next((run.get("git_commit") for run in _runs(cells, folder)), None),
-            "recipe": dict(study.recipe),
+            "recipe": dict(study.grid),
         },
     }
 

@@ -1,11 +1,11 @@
-"""A recipe becomes cells and questions; mistakes are named before anything runs."""
+"""A grid becomes cells and questions; mistakes are named before anything runs."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from xmodal_hf.study.recipe import Study
+from xmodal_hf.study.grid import Study
 
 RECIPES = Path(__file__).parents[2] / "training_scripts" / "recipes"
 RECIPE = {

@@ -1,4 +1,4 @@
-"""The recipe of a study: common options, axes whose levels add options, and questions about differences.
+"""The grid of a study, a YAML file: common options, axes whose levels add options, and questions about differences.
 
     title: ...
     variables: {data: data}                 # {data} in any text below; --set data=/elsewhere replaces it
@@ -111,15 +111,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A recipe with its variables filled in.
+    """A grid with its variables filled in.
 
     Attributes:
-        recipe: the mapping of the YAML file, with the recipes that it names, which is kept with the results.
+        grid: the mapping of the YAML file, with the recipes that it names, which is kept with the results.
         columns: heading to "task.metric" of the headline table.
     """
 
     title: str
-    recipe: Mapping[str, Any]
+    grid: Mapping[str, Any]
     cells: tuple[Cell, ...]
     questions: tuple[Question, ...]
     columns: Mapping[str, str]
@@ -127,12 +127,12 @@ class Study:
 
     @classmethod
     def read(cls, path: Path, folder: Path, variables: Mapping[str, str] | None = None) -> Study:
-        """Read a recipe.
+        """Read a grid.
 
         Args:
             path: of the YAML file.
             folder: of the results, for `{study}`.
-            variables: that replace those of the recipe.
+            variables: that replace those of the grid.
 
         Raises:
             ValueError: no such file, a missing or unknown key, an unknown option, axis, level or variable.
@@ -150,7 +150,7 @@ class Study:
         }
         return cls(
             title=filled["title"],
-            recipe=raw,
+            grid=raw,
             cells=tuple(_cells(filled, path)),
             questions=tuple(
                 question
@@ -202,7 +202,7 @@ def _resolved(value: Any, folder: Path) -> Any:
 
 
 def _fill(value: Any, variables: Mapping[str, str]) -> Any:
-    """Put the variables into every text of a recipe."""
+    """Put the variables into every text of a grid."""
     if isinstance(value, dict):
         return {name: _fill(part, variables) for name, part in value.items()}
     if isinstance(value, list):
@@ -215,9 +215,9 @@ def _fill(value: Any, variables: Mapping[str, str]) -> Any:
     return _VARIABLE.sub(lambda match: variables[match[1]], value)
 
 
-def _cells(recipe: Mapping[str, Any], path: Path) -> list[Cell]:
-    common = {part: recipe.get(part) or {} for part in _OPTION_CLASSES}
-    axes = recipe["axes"]
+def _cells(grid: Mapping[str, Any], path: Path) -> list[Cell]:
+    common = {part: grid.get(part) or {} for part in _OPTION_CLASSES}
+    axes = grid["axes"]
     for part, options in common.items():
         _check_options(options, part, path)
     for levels in axes.values():
@@ -228,7 +228,7 @@ def _cells(recipe: Mapping[str, Any], path: Path) -> list[Cell]:
     return [
         _cell(common, axes, dict(zip(axes, chosen, strict=True)), seed)
         for chosen in itertools.product(*axes.values())
-        for seed in recipe.get("seeds", [0])
+        for seed in grid.get("seeds", [0])
     ]
 
 

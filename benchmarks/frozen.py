@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -60,7 +61,7 @@ from xmodal_hf.training.arguments import PairArguments, TextModelArguments, Trai
 from xmodal_hf.training.batches import build_pair_loader
 from xmodal_hf.training.features import build_frozen_side, open_features
 from xmodal_hf.training.loop import TrainingStep, text_sub_batches
-from xmodal_hf.training.optimization import LOGIT_SCALE_RANGE, build_optimizer
+from xmodal_hf.training.optimization import build_optimizer
 from xmodal_hf.training.towers import freeze_towers
 
 STORE, PLAIN = "with the store", "without"
@@ -286,7 +287,7 @@ def open_clip_step(case: Case, model: nn.Module, options: argparse.Namespace) ->
         total.backward()
         optimizer.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(*LOGIT_SCALE_RANGE)  # type: ignore[operator]
+            model.logit_scale.clamp_(0.0, math.log(100))  # type: ignore[operator]  # as open_clip does
         return total.item()
 
     return step

@@ -28,7 +28,7 @@ from xmodal_hf.models.conversion_open_clip import from_open_clip
 from xmodal_hf.objectives import CrossModalObjective
 from xmodal_hf.training.arguments import TrainingArguments
 from xmodal_hf.training.loop import TrainingStep, text_sub_batches
-from xmodal_hf.training.optimization import LOGIT_SCALE_RANGE, build_optimizer
+from xmodal_hf.training.optimization import build_optimizer
 
 ARCHITECTURE = "ViT-B-32"  # text tower: 12 layers, 512 wide, 8 heads, 77 tokens, 49,408 ids
 CONTEXT = 77
@@ -182,7 +182,7 @@ def open_clip_step(model: nn.Module, batches: list[Any], training: TrainingArgum
             total = _accumulate(model, loss, images, texts, training.micro_batch_size, autocast)
         optimizer.step()
         with torch.no_grad():
-            model.logit_scale.clamp_(*LOGIT_SCALE_RANGE)  # type: ignore[operator]
+            model.logit_scale.clamp_(0.0, math.log(100))  # type: ignore[operator]  # as open_clip does
         return total.item()
 
     return step

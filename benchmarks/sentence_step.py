@@ -148,7 +148,8 @@ def build_ours(
     )
     text = TextModelArguments(text_model=str(model), pooling="mean", max_length=MAX_TOKENS)
     accelerator = build_accelerator(training)
-    phase = build_sentence_phase(accelerator, training, text, SentenceArguments(temperature=temperature), task.rows)
+    sentence = SentenceArguments(temperature=temperature)  # type: ignore[call-arg]  # a weight of the loss
+    phase = build_sentence_phase(accelerator, training, text, sentence, task.rows)
     return phase, accelerator, training
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xmodal_hf.commands import run_command
+from xmodal_hf.losses import LOSSES, SENTENCE_LOSSES
 from xmodal_hf.options import check_inputs, parse_arguments
 from xmodal_hf.training.arguments import (
     ContrastiveArguments,
@@ -29,6 +30,7 @@ from xmodal_hf.training.arguments import (
     ValidationArguments,
     check_phase_2,
 )
+from xmodal_hf.training.loss_arguments import with_weights_of
 
 DESCRIPTION = "Train a dual encoder on pairs, alone or jointly with sentences."
 
@@ -37,7 +39,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run phase 2 and write the checkpoint, the log, its plot and the resolved recipe."""
     classes = (
         *(TrainingArguments, ValidationArguments, TextModelArguments, PairArguments),
-        *(ContrastiveArguments, SentenceArguments, LoraArguments),
+        *(with_weights_of(ContrastiveArguments, LOSSES), with_weights_of(SentenceArguments, SENTENCE_LOSSES)),
+        LoraArguments,
     )
     arguments = parse_arguments(classes, DESCRIPTION, args, check_phase_2)
     training, validation, text, pairs, contrastive, sentence, lora = arguments

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from xmodal_hf.commands import run_command
+from xmodal_hf.losses import SENTENCE_LOSSES
 from xmodal_hf.options import check_inputs, parse_arguments
 from xmodal_hf.training.arguments import (
     SentenceArguments,
@@ -19,13 +20,15 @@ from xmodal_hf.training.arguments import (
     ValidationArguments,
     check_phase_1,
 )
+from xmodal_hf.training.loss_arguments import with_weights_of
 
 DESCRIPTION = "Train a sentence encoder (SimCSE)."
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run phase 1 and write the checkpoint, the log, its plot and the resolved recipe."""
-    classes = (TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments)
+    sentence_class = with_weights_of(SentenceArguments, SENTENCE_LOSSES)
+    classes = (TrainingArguments, ValidationArguments, TextModelArguments, sentence_class)
     arguments = parse_arguments(classes, DESCRIPTION, args, check_phase_1)
     training, validation, text, sentence = arguments
 

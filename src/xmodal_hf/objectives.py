@@ -12,16 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .distributed import all_reduce_sum
-from .losses import cyclic_losses
-from .losses.clip import clip_loss_with_accuracy
-from .losses.sigmoid import sigmoid_loss_with_accuracy
-from .losses.simcse import simcse_loss_with_accuracy
+from .losses.registry import find_loss, find_sentence_loss
 
 Batch = dict[str, Any]
 # Row-wise tensors (their rows concatenate over micro-batches) and the scalars `logit_scale` and `logit_bias`.
@@ -45,8 +42,8 @@ class Objective(Protocol):
     """The parts of a training objective."""
 
     @property
-    def bounds_logit_scale(self) -> bool:
-        """Whether CLIP's bounds of the scale (Radford et al. 2021, section 2.5) are part of it."""
+    def scale_bounds(self) -> tuple[float, float] | None:
+        """Bounds of the model's exponentiated `logit_scale`; None: it is not bounded, or there is none."""
 
     def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         """Cut a batch into micro-batches of at most `micro_batch_size` items each."""
@@ -61,34 +58,34 @@ class Objective(Protocol):
         """Return the loss of a batch."""
 
 
-@dataclass
 class CrossModalObjective:
     """Contrastive loss of image-text or audio-text pairs.
 
     Args:
-        loss_type: `clip` (Radford et al. 2021; CLAP's is the same), `cyclip` (Goel et al. 2022) or `siglip` (Zhai et
-            al. 2023; the model needs a `logit_bias`).
-        in_modal_weight, cross_modal_weight: of CyCLIP's consistency terms (0.25 each in its section 3).
+        loss_type: name of an entry of `losses.LOSSES`: `clip` (Radford et al. 2021; CLAP's is the same), `cyclip` (Goel
+            et al. 2022), `siglip` (Zhai et al. 2023; the model needs a `logit_bias`) or one that was added.
         text_sub_batches: number of sub-batches of similar length that the text tower runs in; the result is the same.
+        weights: those of the loss by name, such as CyCLIP's `in_modal_weight`. Default: as its entry says.
+
+    Raises:
+        ValueError: there is no such loss, or it has no weight of a given name.
     """
 
-    loss_type: Literal["clip", "cyclip", "siglip"] = "clip"
-    in_modal_weight: float = 0.25
-    cross_modal_weight: float = 0.25
-    text_sub_batches: int = 1
-
-    def __post_init__(self) -> None:
-        if self.loss_type not in ("clip", "cyclip", "siglip"):
-            raise ValueError(f"unknown loss_type {self.loss_type!r}: pass clip, cyclip or siglip")
+    def __init__(self, loss_type: str = "clip", *, text_sub_batches: int = 1, **weights: float) -> None:
+        self.loss_type = loss_type
+        self.text_sub_batches = text_sub_batches
+        self._entry = find_loss(loss_type)
+        self._function = self._entry.load()
+        self.weights = self._entry.fill_weights(weights)
 
     @property
-    def bounds_logit_scale(self) -> bool:
-        return self.loss_type != "siglip"  # whose published scales lie above CLIP's bound
+    def scale_bounds(self) -> tuple[float, float] | None:
+        return self._entry.scale_bounds
 
     @property
     def uses_logit_bias(self) -> bool:
         """Whether the model's `logit_bias` takes part in the loss."""
-        return self.loss_type == "siglip"
+        return self._entry.needs_bias
 
     def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         return _split_rows(batch, _count_micro_batches(_num_texts(batch), micro_batch_size))
@@ -106,7 +103,8 @@ class CrossModalObjective:
         if self.uses_logit_bias:
             if output.get("logit_bias") is None:
                 raise ValueError(
-                    "loss_type 'siglip' needs a logit_bias: build the model with logit_bias_init_value=-10"
+                    f"loss_type {self.loss_type!r} needs a logit_bias: build the model with "
+                    f"logit_bias_init_value={self._entry.initial_bias:g}"
                 )
             embeds["logit_bias"] = output.logit_bias
         if "group_ids" in batch:
@@ -115,56 +113,59 @@ class CrossModalObjective:
 
     def loss(self, embeds: Embeddings) -> ObjectiveOutput:
         modality_embeds, text_embeds = embeds["modality_embeds"], embeds["text_embeds"]
-        logit_scale, group_ids = embeds["logit_scale"], embeds.get("group_ids")
-        logs = {"logit_scale": logit_scale.detach(), **_geometry_logs(modality=modality_embeds, text=text_embeds)}
-        if self.loss_type == "siglip":
-            bias = embeds["logit_bias"]
-            loss, to_text, to_modality = sigmoid_loss_with_accuracy(
-                modality_embeds, text_embeds, logit_scale, bias, group_ids=group_ids
-            )
-            logs |= {"accuracy": (to_text + to_modality) / 2, "logit_bias": bias.detach()}
-            return ObjectiveOutput(loss, {"loss": loss.detach(), **logs})
-        loss, to_text, to_modality = clip_loss_with_accuracy(
-            modality_embeds, text_embeds, logit_scale, group_ids=group_ids
+        scale = embeds["logit_scale"]
+        bias = {"logit_bias": embeds["logit_bias"]} if self.uses_logit_bias else {}
+        loss, own_logs = self._function(
+            modality_embeds, text_embeds, scale, group_ids=embeds.get("group_ids"), **bias, **self.weights
         )
-        logs |= {"contrastive_loss": loss.detach(), "accuracy": (to_text + to_modality) / 2}
-        if self.loss_type == "cyclip":
-            in_modal, cross_modal = cyclic_losses(modality_embeds, text_embeds)
-            loss = loss + self.in_modal_weight * in_modal + self.cross_modal_weight * cross_modal
-            logs |= {"in_modal_loss": in_modal.detach(), "cross_modal_loss": cross_modal.detach()}
-        return ObjectiveOutput(loss, {"loss": loss.detach(), **logs})
+        logs = {"loss": loss.detach(), "logit_scale": scale.detach()}
+        logs |= _geometry_logs(modality=modality_embeds, text=text_embeds)
+        return ObjectiveOutput(loss, logs | own_logs)
 
     def __call__(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         return self.loss(self.encode(model, batch))
 
 
-@dataclass
 class SentenceObjective:
-    """SimCSE (Gao et al. 2021) on the text tower of a `SentenceEncoder` or a dual encoder.
+    """Contrastive loss of sentences on the text tower of a `SentenceEncoder` or a dual encoder.
 
     Args:
-        num_views: 1: unsupervised, each sentence twice under two dropout masks (eq. 1); 2: anchors with positives;
-            3: with hard negatives too (eq. 5). Batches are view-major: V*B rows, all anchors first.
-        temperature: of the softmax over cosines.
-        hard_negative_weight: added to the logit of each anchor's own hard negative, after the temperature.
-        mlm_weight: of the auxiliary masked-language-modelling loss (section 3.2; 0.1 where the authors use it). Batches
-            then hold `mlm_input_ids` and `mlm_labels`, and the model is a `SentenceEncoder` with `mlm_head`.
+        num_views: 1: unsupervised, each sentence twice under two dropout masks (SimCSE, Gao et al. 2021, eq. 1); 2:
+            anchors with positives; 3: with hard negatives too (eq. 5). Batches are view-major: V*B rows, all anchors
+            first.
+        loss_type: name of an entry of `losses.SENTENCE_LOSSES`.
+        mlm_weight: weight of the auxiliary masked-language-modelling loss (section 3.2; 0.1 where the authors use it).
+            Batches then hold `mlm_input_ids` and `mlm_labels`, and the model is a `SentenceEncoder` with `mlm_head`.
         text_sub_batches: number of sub-batches of similar length that the text tower runs in; the result is the same.
+        weights: those of the loss by name, such as SimCSE's `temperature` and `hard_negative_weight`. Default: as its
+            entry says.
+
+    Raises:
+        ValueError: there is no such loss, it has no weight of a given name, or `num_views` is not 1, 2 or 3.
     """
 
-    num_views: int = 1
-    temperature: float = 0.05
-    hard_negative_weight: float = 0.0
-    mlm_weight: float = 0.0
-    text_sub_batches: int = 1
-
-    def __post_init__(self) -> None:
-        if self.num_views not in (1, 2, 3):
-            raise ValueError(f"num_views must be 1, 2 or 3, got {self.num_views}")
+    def __init__(
+        self,
+        num_views: int = 1,
+        *,
+        loss_type: str = "simcse",
+        mlm_weight: float = 0.0,
+        text_sub_batches: int = 1,
+        **weights: float,
+    ) -> None:
+        if num_views not in (1, 2, 3):
+            raise ValueError(f"num_views must be 1, 2 or 3, got {num_views}")
+        self.num_views = num_views
+        self.loss_type = loss_type
+        self.mlm_weight = mlm_weight
+        self.text_sub_batches = text_sub_batches
+        entry = find_sentence_loss(loss_type)
+        self._function = entry.load()
+        self.weights = entry.fill_weights(weights)
 
     @property
-    def bounds_logit_scale(self) -> bool:
-        return False  # its model has none
+    def scale_bounds(self) -> None:
+        return None  # its model has none
 
     def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         items = len(batch["input_ids"]) // self.num_views
@@ -190,20 +191,15 @@ class SentenceObjective:
         return embeds
 
     def loss(self, embeds: Embeddings) -> ObjectiveOutput:
-        loss, accuracy = simcse_loss_with_accuracy(
-            embeds["anchor_embeds"],
-            embeds["positive_embeds"],
-            embeds.get("negative_embeds"),
-            temperature=self.temperature,
-            hard_negative_weight=self.hard_negative_weight,
+        loss, logs = self._function(
+            embeds["anchor_embeds"], embeds["positive_embeds"], embeds.get("negative_embeds"), **self.weights
         )
-        logs = {"contrastive_loss": loss.detach(), "accuracy": accuracy}
         if "mlm_loss" in embeds:
             # The mean over the masked tokens of all processes; a batch may have none.
             tokens = all_reduce_sum(embeds["mlm_tokens"].sum().float()).clamp(min=1)
             mlm_loss = all_reduce_sum(embeds["mlm_loss"].sum()) / tokens
             loss = loss + self.mlm_weight * mlm_loss
-            logs["mlm_loss"] = mlm_loss.detach()
+            logs = {**logs, "mlm_loss": mlm_loss.detach()}
         logs = {"loss": loss.detach(), **logs}
         return ObjectiveOutput(
             loss, logs | _geometry_logs(anchor=embeds["anchor_embeds"], positive=embeds["positive_embeds"])
@@ -229,8 +225,8 @@ class JointObjective:
     sentence_weight: float = 1.0
 
     @property
-    def bounds_logit_scale(self) -> bool:
-        return self.cross_modal.bounds_logit_scale
+    def scale_bounds(self) -> tuple[float, float] | None:
+        return self.cross_modal.scale_bounds
 
     def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         # As many micro-batches of both: each then uses every parameter, as distributed training needs of the last one.

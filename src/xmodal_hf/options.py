@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +19,9 @@ from .commands import DEBUG, DEBUG_HELP, OneLineErrors, check_sources, read_yaml
 from .messages import show_messages
 
 
-def option(default: Any, description: str) -> Any:
-    """Return a dataclass field with its default and its help text."""
-    return field(default=default, metadata={"help": description})
+def option(default: Any, description: str, choices: Container[str] | None = None) -> Any:
+    """Return a dataclass field with its default, its help text and, where its type does not say them, its choices."""
+    return field(default=default, metadata={"help": description} | ({"choices": choices} if choices else {}))
 
 
 def one_or_several(names: Any) -> Any:

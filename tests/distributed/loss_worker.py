@@ -120,8 +120,8 @@ def gather_own_with_gradient(rows: Tensor, shards: RowShards) -> Tensor:
 # What distributed losses get wrong in the wild, as (case, what to patch, with what): each must fail the comparison.
 MUTANTS = {
     "gradient of own rows only": ("clip", "xmodal_hf.losses.clip.gather_with_grad", gather_own_with_gradient),
-    "loss of own rows only": ("info_nce", "xmodal_hf.losses.info_nce.global_sum", lambda tensor: tensor),
-    "columns of own rows only": ("clip", "xmodal_hf.losses.info_nce._Softmax.merge_processes", lambda self: None),
+    "loss of own rows only": ("info_nce", "xmodal_hf.losses.cross_entropy.global_sum", lambda tensor: tensor),
+    "columns of own rows only": ("clip", "xmodal_hf.losses.cross_entropy._Softmax.merge_processes", lambda self: None),
     "Gram matrices of own rows only": ("in-modal", "xmodal_hf.losses.cyclic.all_reduce_sum", lambda tensor: tensor),
 }
 

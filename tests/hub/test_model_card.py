@@ -20,6 +20,7 @@ from xmodal_hf.hub.arguments import CardArguments
 from xmodal_hf.hub.card_results import model_index, result_tables
 from xmodal_hf.hub.model_card import CardSources, render_card
 from xmodal_hf.hub.staging import stage_checkpoint, stage_text_encoder
+from xmodal_hf.losses import LOSSES, Loss, Weight
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 RESULTS = {
@@ -172,6 +173,19 @@ def test_other_recipes(recipe: dict, said: str, checkpoint: Path) -> None:
     assert said in text
     assert "/home/me" not in text
     assert ("zhai2023sigmoid" in text) == (recipe["objective"] == "siglip")
+
+
+def test_the_card_of_an_added_loss(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its entry says what the card says; a program that does not know it says its name."""
+    write_run(checkpoint, PHASE2 | {"objective": "margin", "margin": 0.5})
+    text = render(checkpoint)
+    assert "**Phase 2, pairs.** The loss `margin` on" in text and "| distance |" not in text
+    weights = {"margin": Weight(0.25, "Margin.", label="distance"), "unlisted": Weight(0.0, "Not on a card.")}
+    loss = Loss("nowhere:margin", "", "A loss with a margin", weights, ("@misc{margin2026}",))
+    monkeypatch.setitem(LOSSES, "margin", loss)
+    text = render(checkpoint)
+    assert "**Phase 2, pairs.** A loss with a margin on" in text and "| distance |  | 0.5 |" in text
+    assert "@misc{margin2026}" in text and "unlisted" not in text
 
 
 def test_a_checkpoint_without_anything_else(image_text_folder: Path) -> None:

@@ -1,6 +1,7 @@
 """From options to models: from scratch, from folders, and combinations that cannot work."""
 
 import copy
+import dataclasses
 import json
 import math
 
@@ -81,6 +82,8 @@ def test_phase_2_takes_over_tower_pooling_and_tokenizer(phase1):
     model = build_dual_encoder(text, contrastive, processor)
     assert isinstance(model, ImageTextDualEncoder) and model.config.text_pooling == "cls"
     assert model.logit_scale.item() == pytest.approx(math.log(10)) and model.logit_bias.item() == -10
+    contrastive = dataclasses.replace(contrastive, objective="clip")
+    assert build_dual_encoder(text, contrastive, processor).config.logit_bias_init_value is None
     expected = SentenceEncoder.from_pretrained(phase1).text_model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.text_model.state_dict().items())
 

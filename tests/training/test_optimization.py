@@ -44,7 +44,7 @@ def test_logit_scale_stays_within_clip_bounds(dual_encoder):
     model = dual_encoder()
     for value, expected in ((9.0, math.log(100)), (-1.0, 0.0), (2.0, 2.0)):
         model.logit_scale.data.fill_(value)
-        clamp_logit_scale(model)
+        clamp_logit_scale(model, 1.0, 100.0)
         assert model.logit_scale.item() == pytest.approx(expected)
 
 
@@ -55,7 +55,7 @@ def test_logit_scales_that_are_not_trained_or_not_ours_stay_as_they_are(dual_enc
     tower = dual_encoder()
     tower.image_model.logit_scale = torch.nn.Parameter(torch.tensor(-1.0))  # as each head of Swin V2 has one
     for model in (frozen, tower):
-        clamp_logit_scale(torch.nn.Sequential(model))
+        clamp_logit_scale(torch.nn.Sequential(model), 1.0, 100.0)
     assert frozen.logit_scale.item() == 9
     assert tower.image_model.logit_scale.item() == -1
 
@@ -63,5 +63,5 @@ def test_logit_scales_that_are_not_trained_or_not_ours_stay_as_they_are(dual_enc
 def test_the_scale_of_a_wrapped_model_is_bounded(dual_encoder):
     model = dual_encoder()
     model.logit_scale.data.fill_(9.0)
-    clamp_logit_scale(torch.nn.Sequential(model))
+    clamp_logit_scale(torch.nn.Sequential(model), 1.0, 100.0)
     assert model.logit_scale.item() == pytest.approx(math.log(100))

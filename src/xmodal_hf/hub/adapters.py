@@ -142,11 +142,7 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
         recipe=[(option, recipe[option]) for option in _OPTIONS if recipe.get(option) is not None],
         run=record is not None and record.run,
         choice="" if record is None else describe_choice(record),
-        citations=citations(
-            objective=recipe.get("objective"),
-            modality=modality,
-            has_sentence_training=record is not None and record.trains_sentences,
-        ),
+        citations=citations([] if record is None else [record], modality),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ..commands import looks_like_path
+from ..losses.registry import LOSSES, SENTENCE_LOSSES, Loss, SentenceLoss
 from .remote_code import read_json
 
 RUN_NAMES = RECIPE_NAME, _RUN_NAME = "recipe.yaml", "run.json"
@@ -22,16 +23,9 @@ _BUILT_IN = {
     "openmoji": "[OpenMoji](https://openmoji.org) pictures (CC BY-SA 4.0) with their names",
     "soundfont": "General-MIDI instruments, rendered and captioned",
 }
-_OBJECTIVES = {
-    "clip": "The symmetric contrastive loss of CLIP and CLAP",
-    "cyclip": "CyCLIP's contrastive loss with in-modal and cross-modal consistency",
-    "siglip": "SigLIP's pairwise sigmoid loss",
-}
-# Options of the recipe that a card lists, in its order, with their names there.
+# Options of the recipe that a card lists, in its order, with their names there; those of the losses come beside them.
 _HYPERPARAMETERS = {
     "objective": "objective",
-    "in_modal_weight": "weight of the in-modal consistency",
-    "cross_modal_weight": "weight of the cross-modal consistency",
     "batch_size": "batch size a process",
     "num_epochs": "epochs",
     "max_steps": "step limit",
@@ -44,18 +38,15 @@ _HYPERPARAMETERS = {
     "adam_beta1": "AdamW beta 1",
     "adam_beta2": "AdamW beta 2",
     "max_grad_norm": "gradient clipping",
-    "temperature": "temperature",
+    "sentence_objective": "objective of sentences",
     "mixed_precision": "precision",
     "ema_decay": "averaging of the weights",
     "lora_rank": "LoRA rank",
     "lora_alpha": "LoRA alpha",
     "seed": "seed",
 }
-# Those of a loss on sentences, of one on pairs, of CyCLIP and of an adapter: recipes have them all.
-_OF_SENTENCES = ("temperature",)
-_OF_PAIRS = ("objective",)
-_OF_LORA = ("lora_rank", "lora_alpha")
-_OF_CYCLIP = ("in_modal_weight", "cross_modal_weight")
+# The only loss of sentences that there was when recipes did not name it; cards name others.
+_FIRST_SENTENCE_LOSS = "simcse"
 
 
 @dataclass(frozen=True)
@@ -91,6 +82,21 @@ class TrainingRecord:
         """Whether there was a loss on pairs."""
         return bool(self.recipe.get("dataset"))
 
+    @property
+    def pair_loss(self) -> Loss | None:
+        """The loss on pairs; None where there was none, or where it is one that another program added."""
+        return LOSSES.get(self.recipe.get("objective", ""))
+
+    @property
+    def sentence_loss_name(self) -> str:
+        """The name of the loss on sentences, in a phase that has one."""
+        return self.recipe.get("sentence_objective", _FIRST_SENTENCE_LOSS)
+
+    @property
+    def sentence_loss(self) -> SentenceLoss | None:
+        """The loss on sentences; None where there was none, or where it is one that another program added."""
+        return SENTENCE_LOSSES.get(self.sentence_loss_name) if self.trains_sentences else None
+
 
 def _with_local_paths(value: Any, local: Collection[str]) -> Any:
     """Return the value of an option with `./` before names that were folders, and would pass for ids on the Hub."""
@@ -105,13 +111,13 @@ def describe_phase(phase: TrainingRecord, follows: bool) -> str:
     text_origin = "phase 1" if follows else _origin(recipe, "text")
     if phase.trains_pairs:
         modality = recipe["modality"]
-        text = f"**Phase 2, pairs.** {_OBJECTIVES[recipe['objective']]} on {_sources(recipe['dataset'])}"
+        text = f"**Phase 2, pairs.** {_describe_pairs(phase)} on {_sources(recipe['dataset'])}"
         text += f" ({recipe['split']} split)" if recipe.get("split") else ""
         if phase.trains_sentences:
-            text += f", jointly with {_describe_sentences(recipe)} at weight {recipe.get('sentence_weight', 1.0)}"
+            text += f", jointly with {_describe_sentences(phase)} at weight {recipe.get('sentence_weight', 1.0)}"
         text += f". The text tower started from {text_origin}, the {modality} tower from {_origin(recipe, modality)}."
     else:
-        sentences = _describe_sentences(recipe)
+        sentences = _describe_sentences(phase)
         text = f"**Phase 1, sentences.** {sentences[:1].upper()}{sentences[1:]}."
         text += f" The text tower started from {text_origin}."
     if recipe.get("lora_rank"):
@@ -149,11 +155,23 @@ def _lora_alpha(recipe: Mapping[str, Any]) -> float:
 def hyperparameters(phases: list[TrainingRecord]) -> list[tuple[str, list[str]]]:
     """Return rows of an option and its value in each phase, without those that no phase set."""
     rows = []
-    for option, name in _HYPERPARAMETERS.items():
+    for option, name in _hyperparameter_names(phases):
         values = [_value(option, phase.recipe) if _matters(option, phase) else None for phase in phases]
         if any(value is not None for value in values):
             rows.append((name, ["" if value is None else str(value) for value in values]))
     return rows
+
+
+def _hyperparameter_names(phases: list[TrainingRecord]) -> Iterator[tuple[str, str]]:
+    """Yield option and name: the weights of a loss follow its own row."""
+    weights = {
+        "objective": [phase.pair_loss.weights for phase in phases if phase.pair_loss],
+        "sentence_objective": [phase.sentence_loss.weights for phase in phases if phase.sentence_loss],
+    }
+    for option, name in _HYPERPARAMETERS.items():
+        yield option, name
+        own = {key: weight for of_loss in weights.get(option, []) for key, weight in of_loss.items()}
+        yield from ((key, weight.label) for key, weight in own.items() if weight.label is not None)
 
 
 def _value(option: str, recipe: Mapping[str, Any]) -> Any:
@@ -197,12 +215,17 @@ def read_emissions(folders: Sequence[Path]) -> dict[str, Any] | None:
     }
 
 
-def _describe_sentences(recipe: Mapping[str, Any]) -> str:
-    if recipe.get("triplets"):
-        return f"supervised SimCSE (anchor, positive, hard negative) on {_sources(recipe['triplets'])}"
-    if recipe.get("sentences"):
-        return f"unsupervised SimCSE (each sentence twice, two dropout masks) on {_sources(recipe['sentences'])}"
-    return ""
+def _describe_pairs(phase: TrainingRecord) -> str:
+    loss = phase.pair_loss
+    return f"The loss `{phase.recipe['objective']}`" if loss is None else loss.card
+
+
+def _describe_sentences(phase: TrainingRecord) -> str:
+    triplets, loss = phase.recipe.get("triplets"), phase.sentence_loss
+    if loss is None:
+        return f"the loss `{phase.sentence_loss_name}` on {_sources(triplets or phase.recipe['sentences'])}"
+    text = (triplets and loss.supervised_card) or loss.card
+    return f"{text} on {_sources(triplets or phase.recipe['sentences'])}"
 
 
 def _sources(names: str | list[str]) -> str:
@@ -243,10 +266,12 @@ def _duration(seconds: float) -> str:
 
 def _matters(option: str, phase: TrainingRecord) -> bool:
     """Tell whether a phase read an option of its recipe."""
-    if option in _OF_SENTENCES:
-        return phase.trains_sentences
-    if option in _OF_LORA:
+    if option in ("lora_rank", "lora_alpha"):
         return bool(phase.recipe.get("lora_rank"))
-    if option in _OF_PAIRS:
+    if option == "objective":
         return phase.trains_pairs
-    return option not in _OF_CYCLIP or phase.recipe.get("objective") == "cyclip"
+    if option == "sentence_objective":
+        return phase.trains_sentences and phase.sentence_loss_name != _FIRST_SENTENCE_LOSS
+    if option in _HYPERPARAMETERS:
+        return True
+    return any(loss is not None and option in loss.weights for loss in (phase.pair_loss, phase.sentence_loss))

@@ -146,11 +146,7 @@ def render_card(sources: CardSources, repo_id: str, card: CardArguments) -> str:
         plots=[(path.name, _PLOTS[path.stem]) for path in sources.plots],
         max_tokens=_max_tokens(sources.folder),
         limitations=card.limitations,
-        citations=citations(
-            objective=sources.phase2.recipe.get("objective") if sources.phase2 else None,
-            modality=sources.modality,
-            has_sentence_training=any(phase.trains_sentences for phase in sources.phases),
-        ),
+        citations=citations(sources.phases, sources.modality),
     )
 
 

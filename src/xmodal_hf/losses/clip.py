@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..distributed import gather_with_grad
 from .checks import as_scalar, check_pairs, exchange_batch
-from .info_nce import CrossEntropyPlan, summed_cross_entropy
+from .cross_entropy import CrossEntropyPlan, summed_cross_entropy
 from .positives import pair_positives
 from .streaming import TileGrid, tile_edge
 
@@ -64,3 +64,11 @@ def clip_loss_with_accuracy(
     scale = as_scalar("logit_scale", logit_scale, modality_embeds)
     result = summed_cross_entropy(modality_embeds, all_texts, scale, plan)
     return result.loss / (2 * shards.total), result.row_hits / shards.total, result.column_hits / shards.total
+
+
+def clip_loss_with_logs(
+    modality_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, *, group_ids: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`clip_loss` as `LOSSES` needs it: with the loss and the mean of both accuracies to log."""
+    loss, to_text, to_modality = clip_loss_with_accuracy(modality_embeds, text_embeds, logit_scale, group_ids=group_ids)
+    return loss, {"contrastive_loss": loss.detach(), "accuracy": (to_text + to_modality) / 2}

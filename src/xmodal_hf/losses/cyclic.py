@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from ..distributed import all_reduce_sum
 from .checks import check_pairs, exchange_batch
+from .clip import clip_loss_with_logs
 from .streaming import accumulation_dtype, without_autocast
 
 
@@ -49,6 +50,22 @@ def cyclic_losses(modality_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor,
     cross_modal = 2 * ((gram_items * gram_difference).sum() - (mixed * mixed.T).sum())
     in_modal = ((gram_items + gram_texts) * gram_difference).sum() + 2 * (mixed * text_mixed.T).sum()
     return in_modal / shards.total, cross_modal / shards.total
+
+
+def cyclip_loss_with_logs(
+    modality_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    *,
+    in_modal_weight: float,
+    cross_modal_weight: float,
+    group_ids: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """CyCLIP's whole loss (Goel et al. 2022, eq. 4) as `LOSSES` needs it: `clip_loss` and the weighted terms."""
+    loss, logs = clip_loss_with_logs(modality_embeds, text_embeds, logit_scale, group_ids=group_ids)
+    in_modal, cross_modal = cyclic_losses(modality_embeds, text_embeds)
+    loss = loss + in_modal_weight * in_modal + cross_modal_weight * cross_modal
+    return loss, {**logs, "in_modal_loss": in_modal.detach(), "cross_modal_loss": cross_modal.detach()}
 
 
 class _GramMatrices(torch.autograd.Function):

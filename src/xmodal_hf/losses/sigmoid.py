@@ -81,6 +81,21 @@ def sigmoid_loss_with_accuracy(
     return loss / shards.total, row_hits / shards.total, column_hits / shards.total
 
 
+def sigmoid_loss_with_logs(
+    modality_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    *,
+    logit_bias: Tensor,
+    group_ids: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`sigmoid_loss` as `LOSSES` needs it: with the mean of both accuracies and the bias to log."""
+    loss, to_text, to_modality = sigmoid_loss_with_accuracy(
+        modality_embeds, text_embeds, logit_scale, logit_bias, group_ids=group_ids
+    )
+    return loss, {"accuracy": (to_text + to_modality) / 2, "logit_bias": logit_bias.detach()}
+
+
 @dataclass(frozen=True)
 class _Plan:
     positives: Positives

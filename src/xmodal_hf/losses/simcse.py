@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .info_nce import info_nce_with_accuracy
+from .cross_entropy import info_nce_with_accuracy
 
 
 def simcse_loss(
@@ -66,3 +66,18 @@ def simcse_loss_with_accuracy(
         extra_logit_bias=hard_negative_weight or None,
         chunk_size=chunk_size,
     )
+
+
+def simcse_loss_with_logs(
+    anchor: Tensor,
+    positive: Tensor,
+    hard_negative: Tensor | None = None,
+    *,
+    temperature: float,
+    hard_negative_weight: float,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`simcse_loss` as `SENTENCE_LOSSES` needs it: with the loss and the accuracy to log."""
+    loss, accuracy = simcse_loss_with_accuracy(
+        anchor, positive, hard_negative, temperature=temperature, hard_negative_weight=hard_negative_weight
+    )
+    return loss, {"contrastive_loss": loss.detach(), "accuracy": accuracy}

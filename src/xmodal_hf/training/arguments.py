@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..commands import require_package
+from ..losses.registry import LOSSES, SENTENCE_LOSSES, join_choices
 from ..options import one_or_several, option
+from .loss_arguments import add_weights, describe_losses
 
 # Tracker of Accelerate -> the module that it imports, and the package that has it. A tracker without its package would
 # be left out without a word.
@@ -192,6 +194,7 @@ class TextModelArguments:
 
 
 @dataclass
+@add_weights(SENTENCE_LOSSES)
 class SentenceArguments:
     """Options of sentence-embedding training (SimCSE): of phase 1, or of a joint phase 2."""
 
@@ -205,8 +208,9 @@ class SentenceArguments:
     triplets: str | None = option(
         None, "Supervised: a file of anchor, positive, negative, or of NLI premise, hypothesis, label."
     )
-    temperature: float = option(0.05, "Divides the cosines.")
-    hard_negative_weight: float = option(0.0, "Added to the logit of each anchor's own hard negative.")
+    sentence_objective: str = option(
+        "simcse", f"Contrastive loss of sentences: {describe_losses(SENTENCE_LOSSES)}.", SENTENCE_LOSSES
+    )
     head: Literal["none", "linear", "mlp"] | None = option(
         None, "Layer on the pooled vector; SimCSE's is mlp, with cls. Default: that of --text_model, else none."
     )
@@ -222,8 +226,12 @@ class SentenceArguments:
     def __post_init__(self) -> None:
         if self.mlm_weight < 0 or not 0 < self.mlm_probability < 1:
             raise ValueError("--mlm_weight must not be negative, --mlm_probability must lie between 0 and 1")
-        if self.hard_negative_weight and self.triplets is None:
-            raise ValueError("--hard_negative_weight is for --triplets: plain sentences have no hard negatives")
+        if self.sentence_objective not in SENTENCE_LOSSES:
+            known = join_choices(SENTENCE_LOSSES)
+            raise ValueError(f"--sentence_objective {self.sentence_objective} is unknown: pass {known}")
+        for name, weight in SENTENCE_LOSSES[self.sentence_objective].weights.items():
+            if weight.needs_triplets and self.triplets is None and getattr(self, name, None):
+                raise ValueError(f"--{name} is for --triplets: plain sentences have no hard negatives")
         if self.sentences is not None and self.triplets is not None:
             raise ValueError("--sentences (unsupervised) and --triplets (supervised) exclude each other")
 
@@ -337,6 +345,7 @@ class PairArguments:
 
 
 @dataclass
+@add_weights(LOSSES)
 class ContrastiveArguments:
     """Options of the dual encoder and its objective."""
 
@@ -371,11 +380,11 @@ class ContrastiveArguments:
     modality_pooling: Literal["cls", "mean", "max", "pooler"] | None = option(
         None, "Pooling of the image or audio tower. Default: the one it was trained with, else mean."
     )
-    objective: Literal["clip", "cyclip", "siglip"] = option("clip", "Contrastive loss; clip is CLAP's too.")
-    in_modal_weight: float = option(0.25, "CyCLIP: weight of the in-modal consistency.")
-    cross_modal_weight: float = option(0.25, "CyCLIP: weight of the cross-modal consistency.")
+    objective: str = option("clip", f"Contrastive loss of pairs: {describe_losses(LOSSES)}.", LOSSES)
 
     def __post_init__(self) -> None:
+        if self.objective not in LOSSES:
+            raise ValueError(f"--objective {self.objective} is unknown: pass {join_choices(LOSSES)}")
         if self.max_seconds is not None and not _MIN_SECONDS <= self.max_seconds <= _MAX_SECONDS:
             limits = f"{_MIN_SECONDS:g} and {_MAX_SECONDS:g} seconds"
             raise ValueError(f"--max_seconds must lie between {limits}, got {self.max_seconds:g}")

@@ -27,6 +27,7 @@ from transformers import (
 
 from ..data.sampling import SentenceDataset
 from ..evaluation.adapters import is_adapter, load_adapted, processor_source
+from ..losses.registry import LOSSES, SENTENCE_LOSSES, Loss, SentenceLoss, join_choices
 from ..models.conversion import load_dual_encoder, load_dual_processor
 from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from ..models.modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder, trained_pooling
@@ -81,8 +82,6 @@ _DEFAULT_CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 _AST_FRAMES_PER_SECOND = 100  # a hop of 10 ms (Gong et al. 2021, section 2.1)
-# SigLIP's initial temperature and bias (Zhai et al. 2023, section 3.2).
-_SIGLIP_INIT = {"logit_scale_init_value": math.log(10), "logit_bias_init_value": -10.0}
 
 
 def config_from_json(kind: Literal["text", "image", "audio"], config: str | None, **known: Any) -> PreTrainedConfig:
@@ -236,7 +235,7 @@ def build_dual_encoder(
     """Return the model of phase 2 for a processor: `--model`, or two towers, loaded or new, with new projections.
 
     Raises:
-        ValueError: `--model` is of the other modality, or has no `logit_bias` for SigLIP's objective.
+        ValueError: `--model` is of the other modality, or has no `logit_bias` for an objective that needs one.
     """
     if contrastive.model is not None:
         return _load_dual_encoder(contrastive, processor)
@@ -256,8 +255,11 @@ def build_dual_encoder(
         "pooling": text.pooling,
         f"{modality}_pooling": contrastive.modality_pooling,
     }
-    if contrastive.objective == "siglip":
-        options |= _SIGLIP_INIT
+    loss = LOSSES[contrastive.objective]
+    if loss.initial_scale is not None:
+        options["logit_scale_init_value"] = math.log(loss.initial_scale)
+    if loss.initial_bias is not None:
+        options["logit_bias_init_value"] = loss.initial_bias
     model: DualEncoder
     if modality == "image":
         model = ImageTextDualEncoder.from_text_image_pretrained(text_model, source, **options)
@@ -299,23 +301,24 @@ def build_trained_dual_encoder(
 
 def build_cross_modal_objective(contrastive: ContrastiveArguments, text_sub_batches: int) -> CrossModalObjective:
     """Return the objective of pairs."""
-    return CrossModalObjective(
-        loss_type=contrastive.objective,
-        in_modal_weight=contrastive.in_modal_weight,
-        cross_modal_weight=contrastive.cross_modal_weight,
-        text_sub_batches=text_sub_batches,
-    )
+    weights = _weights_of(LOSSES[contrastive.objective], contrastive)
+    return CrossModalObjective(contrastive.objective, text_sub_batches=text_sub_batches, **weights)
 
 
 def build_sentence_objective(sentence: SentenceArguments, table: Dataset, text_sub_batches: int) -> SentenceObjective:
     """Return the objective of a table of sentences or triplets."""
     return SentenceObjective(
         num_views=len(SentenceDataset(table).views),
-        temperature=sentence.temperature,
-        hard_negative_weight=sentence.hard_negative_weight,
+        loss_type=sentence.sentence_objective,
         mlm_weight=sentence.mlm_weight,
         text_sub_batches=text_sub_batches,
+        **_weights_of(SENTENCE_LOSSES[sentence.sentence_objective], sentence),
     )
+
+
+def _weights_of(loss: Loss | SentenceLoss, arguments: Any) -> dict[str, float]:
+    """Return those weights of a loss that are options; a loss that was added later keeps the values of its entry."""
+    return {name: getattr(arguments, name) for name in loss.weights if hasattr(arguments, name)}
 
 
 def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMixin) -> DualEncoder:
@@ -330,8 +333,11 @@ def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMi
             f"the tokenizer of --model {contrastive.model} has {len(processor.tokenizer)} tokens, its text tower "
             f"embeds {rows}: save the tokenizer that belongs to it in that folder"
         )
-    if contrastive.objective == "siglip" and getattr(model, "logit_bias", None) is None:
-        raise ValueError("--objective siglip needs a logit_bias, which --model does not have: pass clip or cyclip")
+    if LOSSES[contrastive.objective].needs_bias and getattr(model, "logit_bias", None) is None:
+        others = join_choices(name for name, loss in LOSSES.items() if not loss.needs_bias)
+        raise ValueError(
+            f"--objective {contrastive.objective} needs a logit_bias, which --model does not have: pass {others}"
+        )
     model.adopt_tokenizer(processor.tokenizer)
     return model
 

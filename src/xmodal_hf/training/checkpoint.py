@@ -74,7 +74,13 @@ _FREE_OPTIONS = frozenset(
     )
 )
 # Options that states of earlier releases do not name, with what a run did then.
-_BEFORE: dict[str, Any] = {"features": "off", "feature_views": 1, "feature_dtype": None, "train_modality": False}
+_BEFORE: dict[str, Any] = {
+    "features": "off",
+    "feature_views": 1,
+    "feature_dtype": None,
+    "train_modality": False,
+    "sentence_objective": "simcse",
+}
 # Rates that were left open in earlier states: those of `learning_rate`.
 _RATES = ("text_learning_rate", "modality_learning_rate")
 # What options were by default that have none now: the same run.

@@ -161,8 +161,8 @@ class TrainingStep:
         # The scaler of fp16 has seen this step's gradients already; it leaves the weights alone by itself.
         if good or self.accelerator.scaler is not None:
             self.optimizer.step()
-            if self.objective.bounds_logit_scale:
-                clamp_logit_scale(self.model)
+            if self.objective.scale_bounds is not None:
+                clamp_logit_scale(self.model, *self.objective.scale_bounds)
         if not good:
             self.snapshot.restore()
         elif self.average is not None:

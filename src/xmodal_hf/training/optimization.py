@@ -11,10 +11,6 @@ from transformers import get_scheduler
 from ..models.modeling_dual_encoder import DualEncoder
 from .arguments import NEW_LAYERS_RATE, TrainingArguments
 
-# CLIP keeps the scale at or below 100 "to prevent training instability" (Radford et al. 2021, section 2.5), and the
-# reference implementation at or above 1: logit_scale is stored as a logarithm.
-LOGIT_SCALE_RANGE = (0.0, math.log(100))
-
 
 def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.AdamW:
     """Return AdamW over the trainable parameters, each tower at its own learning rate.
@@ -69,8 +65,13 @@ def build_scheduler(
 
 
 @torch.no_grad()
-def clamp_logit_scale(model: nn.Module) -> None:
-    """Keep the scale that a dual encoder is trained with within CLIP's bounds."""
-    for module in model.modules():  # within whatever wraps it
+def clamp_logit_scale(model: nn.Module, lowest: float, highest: float) -> None:
+    """Keep the scale that a dual encoder is trained with within bounds.
+
+    Args:
+        model: a dual encoder, whatever wraps it.
+        lowest, highest: bounds of the exponentiated scale; the parameter `logit_scale` is its logarithm.
+    """
+    for module in model.modules():
         if isinstance(module, DualEncoder) and module.logit_scale.requires_grad:
-            module.logit_scale.clamp_(*LOGIT_SCALE_RANGE)
+            module.logit_scale.clamp_(math.log(lowest), math.log(highest))

@@ -36,7 +36,7 @@ def freeze_towers(model: PreTrainedModel, towers: Iterable[str]) -> None:
 
 
 def freeze_unused_bias(model: nn.Module, objective: CrossModalObjective) -> None:
-    """Freeze the `logit_bias` of a dual encoder when its objective does not use it, as CLIP's and CyCLIP's do not.
+    """Freeze the `logit_bias` of a dual encoder when its objective does not use it.
 
     A parameter without a gradient stops DistributedDataParallel in its second step. Models that were converted from
     SigLIP have a bias, and keep it as it is.

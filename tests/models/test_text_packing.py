@@ -84,6 +84,67 @@ def test_packed_is_padded(name: str, pooling: str, monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(gradients[parameter], gradient, atol=1e-10, rtol=0)
 
 
+def texts_with_equal_beginnings() -> dict[str, Tensor]:
+    """Texts of which some begin alike; two are equal, and one is the beginning of others."""
+    words = [[3, 10, 11, 12, END], [3, 10, 11, END], [3, 10, 11], [3, 20, END], [3, 10, 11, 12, END], [4, 10, END]]
+    words += [[3, 10, 11, 30, 31, 32, END], [3, 20, 21, 10, 11, END]]
+    width = max(map(len, words))
+    ids = torch.tensor([text + [END] * (width - len(text)) for text in words])
+    mask = (torch.arange(width) < torch.tensor([len(text) for text in words])[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+class TestEqualBeginnings:
+    @pytest.mark.parametrize("pooling", ["mean", "max", "eos", "last", "pooler"])
+    @pytest.mark.parametrize("name", ["clip_text_model", "clip_text_model of 2021"])
+    def test_they_are_computed_once(self, name: str, pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = SentenceEncoder.from_text_pretrained(make_tower(name), pooling=pooling).double().train()
+        texts = texts_with_equal_beginnings()
+        if pooling == "pooler":  # which finds no end in the third text
+            texts = {name: value[[0, 1, 3, 4, 5, 6, 7]] for name, value in texts.items()}
+        expected, expected_gradients = embed_and_differentiate(model, **texts)
+        computed: dict[str, int] = {}
+        blocks = model.text_model.encoder.layers
+        for where, module in (
+            ("first", blocks[0].mlp),
+            ("last", blocks[-1].mlp.fc1),
+            ("keys", blocks[-1].self_attn.k_proj),
+        ):
+            module.register_forward_hook(
+                lambda module, inputs, output, where=where: computed.update({where: len(inputs[0])})
+            )
+        embeds, gradients = embed_and_differentiate(model, **texts, text_sub_batches=3)
+        real = [row[mask.bool()].tolist() for row, mask in zip(*texts.values(), strict=True)]
+        beginnings = {tuple(text[: end + 1]) for text in real for end in range(len(text))}
+        assert computed["first"] == computed["keys"] == len(beginnings) < sum(map(len, real)) - 10
+        read = len({tuple(text) for text in real}) if pooling in ("eos", "last", "pooler") else len(beginnings)
+        assert computed["last"] == read
+        torch.testing.assert_close(embeds, expected, atol=1e-12, rtol=0)
+        assert gradients.keys() == expected_gradients.keys()
+        for parameter, gradient in expected_gradients.items():
+            torch.testing.assert_close(gradients[parameter], gradient, atol=1e-10, rtol=0)
+        assert not any(module._forward_hooks for module in model.modules() if module is blocks[-1].self_attn.q_proj)
+
+    def test_rows_with_the_same_beginning(self) -> None:
+        texts = texts_with_equal_beginnings()
+        first = text_packing.first_rows(*texts.values())
+        for row, mask in enumerate(texts["attention_mask"].bool()):
+            for column in range(int(mask.sum())):
+                begins = (texts["input_ids"][:, : column + 1] == texts["input_ids"][row, : column + 1]).all(dim=1)
+                alike = (begins & texts["attention_mask"][:, column].bool()).nonzero().squeeze(1)
+                assert first[row, column] in alike and len(set(first[alike, column].tolist())) == 1
+
+    def test_not_with_dropout_nor_where_tokens_see_what_follows(self) -> None:
+        tower = make_tower("clip_text_model").train()
+        assert text_packing.shares_beginnings(tower)
+        assert not text_packing.shares_beginnings(make_tower("bert").eval())
+        tower.config.attention_dropout = 0.1
+        assert not text_packing.shares_beginnings(tower) and text_packing.shares_beginnings(tower.eval())
+        tower.config.attention_dropout = 0.0
+        tower.train().encoder.layers[0].self_attn.lora_dropout = torch.nn.Dropout(0.1)
+        assert not text_packing.shares_beginnings(tower)
+
+
 def test_every_packed_tower_is_tested() -> None:
     assert {config.model_type for config in CONFIGS.values()} == set(text_packing.PACKED_TOWERS)
 

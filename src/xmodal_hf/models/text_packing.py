@@ -4,24 +4,35 @@ Linear layers, norms and activations treat tokens one by one, so the tower runs 
 (S, 1). Attention, the one place where tokens meet, gathers them into texts again: in a few sub-batches of similar
 length, each padded to its own longest text. The result is that of the padded batch.
 
-Shapes: B batch, T tokens, S real tokens of the batch, H hidden, h heads.
+In a causal tower a token sees only what stands before it, so that texts which begin with the same tokens have the same
+states there: such a beginning is computed once for all texts of the batch. And where the pooling reads one token of a
+text, the last block treats no others but for their keys and values.
+
+Shapes: B batch, T tokens, S packed tokens (the real tokens of the batch, without repeated beginnings), C tokens that
+repeat one of them, K tokens that the pooling reads, H hidden, h heads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
+
+from .pooling import end_of_text_index, last_attended
 
 _IMPLEMENTATION = "xmodal_hf_packed"
 # Towers that mix tokens in attention only, through transformers' attention interface, and take position ids: tested one
 # by one. The second line's count positions from their padding id on, over tokens that are not padding.
 PACKED_TOWERS = ("bert", "clip_text_model", "roberta", "xlm-roberta")
 _COUNTED_FROM_PADDING = ("roberta", "xlm-roberta")
+# Causal towers: where their blocks are, and which parts of a block treat tokens one by one and do not make keys and
+# values.
+_CAUSAL_BLOCKS = {"clip_text_model": ("encoder.layers", ("self_attn.q_proj", "self_attn.out_proj", "mlp"))}
 
 
 class SubBatch(NamedTuple):
@@ -30,6 +41,15 @@ class SubBatch(NamedTuple):
     texts: int
     width: int  # tokens of the longest
     start: int  # in the padded layout of all sub-batches
+
+
+class Repeats(NamedTuple):
+    """Tokens, (C,) each, that stand after the same tokens as another one of the batch and are not computed again."""
+
+    rows: torch.Tensor  # in the batch (B, T)
+    columns: torch.Tensor
+    slots: torch.Tensor  # in the padded layout of all sub-batches
+    of: torch.Tensor  # the packed token that they repeat
 
 
 @dataclass(frozen=True)
@@ -42,6 +62,7 @@ class Packing:
         num_slots: of that layout.
         sub_batches: that attention runs in.
         lengths: (B,) in packed order.
+        repeats: the tokens that are not packed; None where every real token is.
     """
 
     rows: torch.Tensor
@@ -50,10 +71,17 @@ class Packing:
     num_slots: int
     sub_batches: list[SubBatch]
     lengths: torch.Tensor
+    repeats: Repeats | None = None
 
     @classmethod
-    def of(cls, mask: torch.Tensor, text_sub_batches: int) -> "Packing":
-        """Pack the texts of a right-padded attention mask (B, T)."""
+    def of(cls, mask: torch.Tensor, text_sub_batches: int, shared_ids: torch.Tensor | None = None) -> "Packing":
+        """Pack the texts of a right-padded attention mask (B, T).
+
+        Args:
+            mask: (B, T).
+            text_sub_batches: that attention runs in.
+            shared_ids: (B, T) token ids, where equal beginnings are computed once.
+        """
         mask = mask.bool()
         lengths, order = mask.sum(dim=1).sort()  # (B,)
         ends = lengths.tensor_split(text_sub_batches)
@@ -64,7 +92,17 @@ class Packing:
             start += len(part) * width
         rows, columns = mask[order].nonzero(as_tuple=True)
         first_slots = torch.cat(widths).cumsum(0) - torch.cat(widths)  # (B,) of each text, in packed order
-        return cls(order[rows], columns, first_slots[rows] + columns, start, sub_batches, lengths)
+        slots, rows = first_slots[rows] + columns, order[rows]
+        if shared_ids is None:
+            return cls(rows, columns, slots, start, sub_batches, lengths)
+        first = first_rows(shared_ids, mask)[rows, columns]  # of each real token
+        own = first == rows
+        number = torch.empty_like(mask, dtype=torch.long)
+        number[rows[own], columns[own]] = torch.arange(int(own.sum()), device=mask.device)
+        repeated = ~own
+        of = number[first[repeated], columns[repeated]]
+        repeats = Repeats(rows[repeated], columns[repeated], slots[repeated], of) if len(of) else None
+        return cls(rows[own], columns[own], slots[own], start, sub_batches, lengths, repeats)
 
     def pack(self, values: torch.Tensor) -> torch.Tensor:
         """(B, T) -> (S, 1)."""
@@ -73,7 +111,110 @@ class Packing:
     def unpack(self, hidden: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """(S, H) -> (B, T, H), zeros at padding, for the (B, T) given."""
         index = self.rows * shape[1] + self.columns
-        return _Scatter.apply(hidden, index, shape.numel()).view(*shape, -1)
+        again = None if self.repeats is None else self.repeats.rows * shape[1] + self.repeats.columns
+        return self._spread(hidden, index, again, shape.numel()).view(*shape, -1)
+
+    def to_slots(self, hidden: torch.Tensor, *, repeats: bool = True) -> torch.Tensor:
+        """(S, H) -> (num_slots, H), zeros at padding and, without `repeats`, at tokens that repeat others."""
+        again = self.repeats.slots if repeats and self.repeats is not None else None
+        return self._spread(hidden, self.slots, again, self.num_slots)
+
+    def tokens_at(self, columns: torch.Tensor) -> torch.Tensor:
+        """Return the different packed tokens that stand in one column of each text, in rising order: (B,) -> (K,)."""
+        is_read = self.columns == columns[self.rows]
+        if self.repeats is not None:
+            is_read[self.repeats.of[self.repeats.columns == columns[self.repeats.rows]]] = True
+        return is_read.nonzero().squeeze(1)
+
+    def _spread(
+        self, hidden: torch.Tensor, places: torch.Tensor, again: torch.Tensor | None, num_places: int
+    ) -> torch.Tensor:
+        if again is None or self.repeats is None:
+            return _Scatter.apply(hidden, places, num_places)
+        return _ScatterWithRepeats.apply(hidden, places, again, self.repeats.of, num_places)
+
+
+def first_rows(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return, for each token, a row whose text begins with the same tokens up to there: (B, T), (B, T) -> (B, T).
+
+    It is one row for all texts with that beginning; padding has rows without meaning.
+    """
+    order = torch.arange(len(ids), device=ids.device)
+    for column in reversed(range(ids.shape[1])):  # into the order of a dictionary, where equal beginnings meet
+        order = order[ids[order, column].argsort(stable=True)]
+    ids, mask = ids[order], mask[order].bool()
+    is_equal = (ids[1:] == ids[:-1]) & mask[1:] & mask[:-1]
+    begins_new = nn.functional.pad(1 - is_equal.int().cumprod(dim=1), (0, 0, 1, 0), value=1)
+    numbers = torch.arange(len(ids), device=ids.device).unsqueeze(1)
+    first = order[(begins_new * numbers).cummax(dim=0).values]
+    return torch.empty_like(first).index_copy_(0, order, first)
+
+
+def shares_beginnings(tower: PreTrainedModel) -> bool:
+    """Tell whether equal beginnings of texts have equal states in a tower as it is set up: causal, without dropout."""
+    if tower.config.model_type not in _CAUSAL_BLOCKS or (tower.training and tower.config.attention_dropout > 0):
+        return False
+    return not any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in tower.modules())
+
+
+def read_columns(
+    tower: PreTrainedModel, pooling: str, input_ids: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor | None:
+    """Return the column of the one token that a pooling reads of each text: (B, T), (B, T) -> (B,); None where it reads
+    several."""
+    if pooling == "pooler":
+        return pooled_token(tower, input_ids)
+    if pooling == "eos":
+        return end_of_text_index(mask, input_ids, tower.config.eos_token_id)
+    return last_attended(mask) if pooling == "last" else None
+
+
+@contextmanager
+def last_block_reads(tower: PreTrainedModel, tokens: torch.Tensor | None, num_tokens: int) -> Iterator[None]:
+    """Let the last block of a causal tower compute for some packed tokens alone what no other token sees of them.
+
+    The states of the others are without meaning then; their keys and values are as before.
+
+    Args:
+        tower: whose text tower runs in the body.
+        tokens: (K,) numbers of the packed tokens that the pooling reads; None changes nothing.
+        num_tokens: S.
+    """
+    handles = []
+    if tokens is not None and tower.config.model_type in _CAUSAL_BLOCKS:
+        blocks, names = _CAUSAL_BLOCKS[tower.config.model_type]
+        last = tower.get_submodule(blocks)[-1]
+        for module in map(last.get_submodule, names):
+            handles += [
+                module.register_forward_pre_hook(_narrow(tokens)),
+                module.register_forward_hook(_widen(tokens, num_tokens)),
+            ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _narrow(tokens: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor]], tuple[torch.Tensor]]:
+    """A hook that gives a layer some of the packed tokens: (S, 1, H) -> (K, 1, H)."""
+
+    def hook(module: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        (hidden,) = arguments
+        return (_Gather.apply(hidden.squeeze(1), tokens).unsqueeze(1),)
+
+    return hook
+
+
+def _widen(
+    tokens: torch.Tensor, num_tokens: int
+) -> Callable[[nn.Module, tuple[torch.Tensor], torch.Tensor], torch.Tensor]:
+    """A hook that puts what the layer gives back among all packed tokens: (K, 1, H) -> (S, 1, H), zeros elsewhere."""
+
+    def hook(module: nn.Module, arguments: tuple[torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+        return _Scatter.apply(hidden.squeeze(1), tokens, num_tokens).unsqueeze(1)
+
+    return hook
 
 
 def can_pack(tower: PreTrainedModel, pooling: str, input_ids: torch.Tensor, mask: torch.Tensor) -> bool:
@@ -134,12 +275,18 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention of packed texts: (S, h, 1, H / h) each, the layout of transformers, to (S, 1, h, H / h)."""
     causal = bool(module.is_causal if is_causal is None else is_causal)
-    padded = [_Scatter.apply(tensor.flatten(1), packing.slots, packing.num_slots) for tensor in (query, key, value)]
+    # Tokens that repeat others are seen by the texts that they stand in; what they see themselves is known already.
+    padded = [
+        packing.to_slots(query.flatten(1), repeats=False),
+        *(packing.to_slots(x.flatten(1)) for x in (key, value)),
+    ]
     heads, width = query.shape[1], query.shape[3]
     outputs, first = [], 0
-    for texts, tokens, start in packing.sub_batches:
-        group = slice(start, start + texts * tokens)
-        q, k, v = (side[group].view(texts, tokens, heads, width).transpose(1, 2) for side in padded)
+    # Split at once: the gradient of a slice is as large as what it was cut from.
+    sizes = [texts * tokens for texts, tokens, _ in packing.sub_batches]
+    parts = zip(*(side.split(sizes) for side in padded), strict=True)
+    for (texts, tokens, _), sides in zip(packing.sub_batches, parts, strict=True):
+        q, k, v = (side.view(texts, tokens, heads, width).transpose(1, 2) for side in sides)
         lengths = packing.lengths[first : first + texts]
         first += texts
         # Causal texts never look at the padding behind them.
@@ -170,6 +317,25 @@ class _Scatter(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (slots,) = ctx.saved_tensors
         return grad.index_select(0, slots), None, None
+
+
+class _ScatterWithRepeats(torch.autograd.Function):
+    """(S, H) -> (num_slots, H), rows put into their slots, some of them also into others, and zeros elsewhere."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: torch.Tensor, slots: torch.Tensor, again: torch.Tensor, of: torch.Tensor, num_slots: int
+    ) -> torch.Tensor:
+        ctx.save_for_backward(slots, again, of)
+        spread = rows.new_zeros(num_slots, rows.shape[1]).index_copy_(0, slots, rows)
+        return spread.index_copy_(0, again, rows.index_select(0, of))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
+        slots, again, of = ctx.saved_tensors
+        total = grad.index_select(0, slots).index_add_(0, of, grad.index_select(0, again))
+        return total, None, None, None, None
 
 
 class _Gather(torch.autograd.Function):

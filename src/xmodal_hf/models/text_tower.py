@@ -24,7 +24,15 @@ from .text_format import (
     longest_text,
     prepare_tokenizer,
 )
-from .text_packing import Packing, can_pack, packed_attention, pooled_token, position_ids
+from .text_packing import (
+    Packing,
+    can_pack,
+    last_block_reads,
+    packed_attention,
+    position_ids,
+    read_columns,
+    shares_beginnings,
+)
 from .towers import accepts, check_width, describe, evaluation_mode, freeze_unused, own_pooled_output, refuse_pickles
 
 logger = logging.getLogger(__name__)
@@ -334,19 +342,22 @@ class TextTowerMixin:
         self, pooling: str, inputs: dict[str, torch.Tensor], text_sub_batches: int
     ) -> BaseModelOutputWithPooling:
         """Run the tower on the real tokens alone, attention in sub-batches of similar length."""
-        packing = Packing.of(inputs["attention_mask"], text_sub_batches)
-        padded = {"position_ids": position_ids(self.text_model, inputs["input_ids"]), **inputs}
+        tower, ids, mask = self.text_model, inputs["input_ids"], inputs["attention_mask"]
+        is_shared = "position_ids" not in inputs and ids.device.type == "cpu" and shares_beginnings(tower)
+        packing = Packing.of(mask, text_sub_batches, ids if is_shared else None)
+        padded = {"position_ids": position_ids(tower, ids), **inputs}
         tokens = {name: packing.pack(value) for name, value in padded.items() if name != "attention_mask"}  # (S, 1)
-        with packed_attention(self.text_model):
-            outputs = self.text_model(**tokens, packing=packing, return_dict=True)
-        shape = inputs["input_ids"].shape
+        columns = read_columns(tower, pooling, ids, mask)
+        read = None if columns is None else packing.tokens_at(columns)
+        with packed_attention(tower), last_block_reads(tower, read, len(packing.rows)):
+            outputs = tower(**tokens, packing=packing, return_dict=True)
         if pooling == "pooler":
             # Of every token, as if its text were nothing else; the tower reads one token of a text.
-            own = own_pooled_output(outputs, self.text_model, "pooling")  # (S, H)
-            hidden = packing.unpack(own, shape)  # (B, T, H)
-            pooled = hidden[torch.arange(len(hidden)), pooled_token(self.text_model, inputs["input_ids"])]
+            own = own_pooled_output(outputs, tower, "pooling")  # (S, H)
+            hidden = packing.unpack(own, ids.shape)  # (B, T, H)
+            pooled = hidden[torch.arange(len(hidden)), columns]
         else:
-            pooled = self._pool(pooling, packing.unpack(outputs.last_hidden_state.squeeze(1), shape), inputs)
+            pooled = self._pool(pooling, packing.unpack(outputs.last_hidden_state.squeeze(1), ids.shape), inputs)
         return BaseModelOutputWithPooling(last_hidden_state=None, pooler_output=pooled)
 
     def _run_in_sub_batches(

@@ -1,12 +1,14 @@
 """Parameter groups, schedule, the bound on the scale."""
 
+import copy
 import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from xmodal_hf.training.arguments import TrainingArguments
-from xmodal_hf.training.optimization import build_optimizer, build_scheduler, clamp_logit_scale
+from xmodal_hf.training.optimization import build_optimizer, build_scheduler, clamp_logit_scale, clip_gradients
 
 
 def test_only_matrices_decay(dual_encoder):
@@ -65,3 +67,19 @@ def test_the_scale_of_a_wrapped_model_is_bounded(dual_encoder):
     model.logit_scale.data.fill_(9.0)
     clamp_logit_scale(torch.nn.Sequential(model), 1.0, 100.0)
     assert model.logit_scale.item() == pytest.approx(math.log(100))
+
+
+@pytest.mark.parametrize("bound", [0, 1e-3, 1e6])
+def test_clipping_is_that_of_torch(dual_encoder, bound):
+    model = dual_encoder()
+    for number, parameter in enumerate(model.parameters()):
+        parameter.grad = None if number == 3 else torch.full_like(parameter, 0.1 * number)
+    other = copy.deepcopy(model)
+    for parameter, copied in zip(model.parameters(), other.parameters(), strict=True):
+        copied.grad = None if parameter.grad is None else parameter.grad.clone()
+    expected = torch.nn.utils.clip_grad_norm_(other.parameters(), bound or math.inf)
+    assert clip_gradients(Accelerator(cpu=True), model, bound) == expected
+    for parameter, copied in zip(model.parameters(), other.parameters(), strict=True):
+        assert parameter.grad is None or torch.equal(parameter.grad, copied.grad)
+    model.logit_scale.grad.fill_(math.nan)
+    assert not torch.isfinite(clip_gradients(Accelerator(cpu=True), model, bound))

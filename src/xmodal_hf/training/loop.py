@@ -29,7 +29,7 @@ from .checkpoint import CheckpointManager, check_same_run, read_state
 from .faults import BadStepsError, BufferSnapshot, StopSignals, batch_ids, describe_ids, no_workers_left
 from .grad_cache import cached_backward
 from .log import StepLog, TrainingResult, progress_bar
-from .optimization import build_optimizer, build_scheduler, clamp_logit_scale
+from .optimization import build_optimizer, build_scheduler, clamp_logit_scale, clip_gradients
 from .sharding import average_gradients, is_sharded, prepare_sharding
 from .towers import compile_towers, set_training_mode
 
@@ -155,8 +155,7 @@ class TrainingStep:
         output = self._backward(batch)
         average_gradients(self.accelerator, self.whole)
         learning_rate = self.scheduler.get_last_lr()[0]
-        max_norm = self.arguments.max_grad_norm or float("inf")
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
+        grad_norm = clip_gradients(self.accelerator, self.model, self.arguments.max_grad_norm)
         good = self._is_finite(output.loss, grad_norm)
         # The scaler of fp16 has seen this step's gradients already; it leaves the weights alone by itself.
         if good or self.accelerator.scaler is not None:

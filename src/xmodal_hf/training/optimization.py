@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from transformers import get_scheduler
 
 from ..models.modeling_dual_encoder import DualEncoder
 from .arguments import NEW_LAYERS_RATE, TrainingArguments
+from .sharding import is_sharded
 
 
 def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.optim.AdamW:
@@ -62,6 +64,21 @@ def build_scheduler(
     if warmup_steps < 1:
         warmup_steps = int(total_steps * warmup_steps)
     return get_scheduler(arguments.lr_schedule, optimizer, int(warmup_steps), total_steps)
+
+
+def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> torch.Tensor | float:
+    """Scale the gradients to a norm of at most `max_norm`, 0 for no bound; return their norm before.
+
+    Where nothing is to be scaled, nothing is multiplied by one: a pass over all gradients costs on a CPU.
+    """
+    if is_sharded(accelerator):
+        return accelerator.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
+    accelerator.unscale_gradients()
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if max_norm and not norm < max_norm:  # NaN too
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 @torch.no_grad()

@@ -283,9 +283,9 @@ def attend(
     heads, width = query.shape[1], query.shape[3]
     outputs, first = [], 0
     # Split at once: the gradient of a slice is as large as what it was cut from.
-    sizes = [texts * tokens for texts, tokens, _ in packing.sub_batches]
+    sizes = [part.texts * part.width for part in packing.sub_batches]
     parts = zip(*(side.split(sizes) for side in padded), strict=True)
-    for (texts, tokens, _), sides in zip(packing.sub_batches, parts, strict=True):
+    for (texts, tokens, _start), sides in zip(packing.sub_batches, parts, strict=True):
         q, k, v = (side.view(texts, tokens, heads, width).transpose(1, 2) for side in sides)
         lengths = packing.lengths[first : first + texts]
         first += texts

@@ -74,8 +74,8 @@ def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) 
     if is_sharded(accelerator):
         return accelerator.clip_grad_norm_(model.parameters(), max_norm or float("inf"))
     accelerator.unscale_gradients()
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    parameters = list(model.parameters())
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if max_norm and not norm < max_norm:  # NaN too
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -324,7 +324,7 @@ def test_a_tracker_without_its_package(main_of: Callable, failed: Callable, monk
     main = main_of("train_contrastive.py")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     error = failed(main, "--dataset", "openmoji", "--report_to", "wandb")
-    assert "--report_to wandb needs the package wandb: pip install wandb" in error
+    assert "--report_to wandb needs the package wandb: pip install 'xmodal_hf[wandb]'" in error
     assert "--report_to wandbb is unknown: pass one of aim" in failed(
         main, "--dataset", "openmoji", "--report_to", "wandbb"
     )

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml
 
+from .messages import EXTRA_OF, PACKAGE, missing_package
+
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
@@ -134,10 +136,23 @@ def run_command(main: Callable[[Sequence[str] | None], Any], args: Sequence[str]
         if DEBUG in args:
             traceback.print_exc()
         hint = "" if DEBUG in args else f" ({DEBUG} shows the traceback)"
-        message = (one_line(_own_words(str(error))) or type(error).__name__) + hint
+        message = (one_line(_own_words(str(error))) or type(error).__name__) + _extra_hint(error) + hint
     # Outside the handler, where nothing keeps the exception and what its frames hold alive.
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(USER_ERROR_STATUS)
+
+
+def _extra_hint(error: Exception) -> str:
+    """Return the command that installs the optional package which a library misses, such as timm for transformers."""
+    words = set(re.findall(r"\w+", str(error))) if isinstance(error, ImportError) else set()
+    extras = sorted({extra for module, extra in EXTRA_OF.items() if module in words and _is_missing(module)})
+    if not extras or PACKAGE in words:  # an error of ours names the extra itself
+        return ""
+    return f": pip install '{PACKAGE}[{','.join(extras)}]'"
+
+
+def _is_missing(module: str) -> bool:
+    return importlib.util.find_spec(module) is None
 
 
 def _own_words(message: str) -> str:
@@ -326,7 +341,7 @@ def _nearest_path(path: Path) -> str:
     return f" (did you mean {folder / nearest[0]}?)" if nearest else ""
 
 
-def require_package(option: str, module: str, package: str) -> None:
-    """Raise an ImportError that names the package which an option needs, unless it is installed."""
-    if importlib.util.find_spec(module) is None:
-        raise ImportError(f"{option} needs the package {package}: pip install {package}")
+def require_package(option: str, module: str, package: str, extra: str | None = None) -> None:
+    """Raise an ImportError that names the package and the extra which an option needs, unless it is installed."""
+    if _is_missing(module):
+        raise missing_package(option, package, extra)

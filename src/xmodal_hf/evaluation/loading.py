@@ -12,6 +12,7 @@ from transformers.utils.hub import extract_commit_hash
 import xmodal_hf  # noqa: F401  (registers our models with the Auto classes)
 from xmodal_hf.models.towers import tower_class
 
+from ..messages import missing_package
 from .adapters import ADAPTER_CONFIG_NAME, adapter_base, is_adapter, load_adapted, processor_source
 from .embed import Embedder, EmbedOptions, as_embedder, load_processor
 from .provenance import files_checksum
@@ -98,8 +99,7 @@ def _sentence_transformer(model: str, device: str, trust_remote_code: bool, opti
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        message = f"{model} is a sentence-transformers model: pip install 'xmodal_hf[sentence-transformers]'"
-        raise ImportError(message) from error
+        raise missing_package(f"the model {model}", "sentence-transformers", "sentence-transformers") from error
     loaded = SentenceTransformer(model, device=device, trust_remote_code=trust_remote_code)
     if options is not None and options.max_length is not None:
         loaded.max_seq_length = options.max_length

@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mteb.models import ModelMeta
-from mteb.models.abs_encoder import AbsEncoder
-from mteb.models.modality_collators import AudioCollator
 
+from ..messages import missing_package
 from .embed import Embedder
 from .loading import load_embedder
+
+try:
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.modality_collators import AudioCollator
+except ModuleNotFoundError as error:
+    raise missing_package(__name__, "mteb", "mteb") from error
 
 _ORGANISATION = "xmodal_hf"  # mteb wants names as organisation/model; a local folder has none
 

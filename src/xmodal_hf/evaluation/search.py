@@ -26,6 +26,7 @@ from ..data.sources import load_pairs
 from ..features.frozen import tower_fields
 from ..features.manifest import FeatureError, differences
 from ..features.store import FeatureStore
+from ..messages import missing_package
 from ..models.conversion import load_dual_encoder, load_dual_processor
 from ..models.modeling_dual_encoder import DualEncoder
 from .adapters import is_adapter, load_adapted, processor_source
@@ -215,7 +216,7 @@ class Search:
         try:
             import faiss
         except ImportError as error:
-            raise ImportError("use_faiss needs FAISS: pip install 'xmodal_hf[faiss]'") from error
+            raise missing_package("use_faiss", "faiss-cpu", "faiss") from error
         index: Any = None
         for _, embeds in self._tiles():
             index = faiss.IndexFlatIP(embeds.shape[1]) if index is None else index

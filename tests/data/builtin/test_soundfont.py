@@ -120,5 +120,5 @@ def test_wrong_use(monkeypatch):
         load_soundfont("dev")
     for package, function in (("symusic", soundfont._import_symusic), ("pretty_midi", soundfont._import_pretty_midi)):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ImportError, match=r"pip install xmodal_hf\[demo\]"):
+        with pytest.raises(ImportError, match=r"pip install 'xmodal_hf\[demo\]'"):
             function()

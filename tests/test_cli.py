@@ -82,7 +82,10 @@ def test_version(run: Callable) -> None:
         (("evalate",), "xmodal-hf: error: unknown command 'evalate': did you mean evaluate?"),
         (("--versoin",), "xmodal-hf: error: unknown option --versoin: did you mean --version?"),
         (("search", "--featurs", "x"), "xmodal-hf search: error: unknown option --featurs: did you mean --features?"),
-        (("launch-config", "multi_gpus"), "no launch configuration has the name 'multi_gpus' (did you mean multi_gpu?)"),
+        (
+            ("launch-config", "multi_gpus"),
+            "no launch configuration has the name 'multi_gpus' (did you mean multi_gpu?)",
+        ),
     ],
 )
 def test_mistakes_are_one_line(args: tuple[str, ...], message: str, run: Callable) -> None:

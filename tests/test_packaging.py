@@ -109,7 +109,17 @@ def test_the_source_distribution_builds_the_same_wheel(sources: Path, wheel: Pat
             name: second.read(name) for name in second.namelist()
         }
     # One of its tests, from its own sources.
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cli.py", "-k", "recipe_names"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/test_cli.py",
+        "-k",
+        "recipe_names",
+    ]
     environment = os.environ | {"PYTHONPATH": str(unpacked / "src")}
     done = subprocess.run(command, cwd=unpacked, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr

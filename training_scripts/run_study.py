@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmodal_hf.commands import command_parser, run_command
+from xmodal_hf.shipped import find_recipe
 
 if TYPE_CHECKING:
     from xmodal_hf.study.grid import Study
@@ -27,7 +28,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run what is missing, then write what all of it says."""
     parser = command_parser(__doc__)
     parser.add_argument(
-        "--recipe", type=Path, required=True, help="Grid of the study, a YAML file; see xmodal_hf.study.grid."
+        "--recipe", required=True, help="Grid of the study: a YAML file (see xmodal_hf.study.grid) or a shipped one's name."
     )
     parser.add_argument("--output_dir", type=Path, help="Folder of models and results. Default: outputs/<recipe>.")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Variables of the grid.")
@@ -42,7 +43,11 @@ def main(args: Sequence[str] | None = None) -> None:
     options = parser.parse_args(args)
     if options.jobs < 1:
         parser.error("--jobs is at least 1")
-    folder: Path = options.output_dir or Path("outputs") / options.recipe.stem
+    try:
+        recipe = find_recipe(options.recipe)
+    except ValueError as error:
+        parser.error(str(error))
+    folder: Path = options.output_dir or Path("outputs") / recipe.stem
 
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.evaluation.suite import RESULTS_NAME
@@ -53,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from xmodal_hf.training.output import RUN_NAME
 
     try:
-        study = Study.read(options.recipe, folder, _variables(options.set))
+        study = Study.read(recipe, folder, _variables(options.set))
         jobs = jobs_of(study.cells, folder)
         done = [job.is_done() for job in jobs]
     except ValueError as error:

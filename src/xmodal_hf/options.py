@@ -4,6 +4,7 @@ An option is a field of a dataclass, with its default and its help text. A recip
 is read before the command line, which wins.
 """
 
+import argparse
 import dataclasses
 import difflib
 import json
@@ -11,12 +12,14 @@ import sys
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from .commands import DEBUG, DEBUG_HELP, OneLineErrors, check_sources, read_yaml
 from .messages import show_messages
+from .shipped import find_recipe
 
 
 def option(default: Any, description: str, choices: Container[str] | None = None) -> Any:
@@ -29,33 +32,95 @@ def one_or_several(names: Any) -> Any:
     return names[0] if isinstance(names, list) and len(names) == 1 else names
 
 
+class OptionParser(OneLineErrors):
+    """A parser of the fields of dataclasses, which costs no import of torch or transformers.
+
+    An option has the name of its field; hyphens may stand for the underscores. Its type is that of the field: a number,
+    a text, one of the choices of a `Literal`, several values for a list, true or false for `bool` (a bare `--option`
+    means true, and `--no_option` false where true is the default); `None` in a union is the value without the option.
+
+    Args:
+        classes: dataclasses of `option` fields; each is a group of the help.
+        description: shown by `--help`.
+    """
+
+    def __init__(self, classes: Sequence[type], description: str) -> None:
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        self.classes = classes
+        for class_ in classes:
+            group = self.add_argument_group((class_.__doc__ or class_.__name__).splitlines()[0].rstrip("."))
+            types = get_type_hints(class_)
+            for item in dataclasses.fields(class_):
+                _add_option(group, item, types[item.name])
+        self.add_argument("--recipe", help="YAML file of these options, or the name of a recipe of this package.")
+        self.add_argument(DEBUG, action="store_true", help=DEBUG_HELP)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, with underscores for the hyphens in the names of options."""
+        args = [self._with_underscores(token) for token in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
+
+    def _with_underscores(self, token: str) -> str:
+        name, equals, value = token.partition("=")
+        known = f"--{name[2:].replace('-', '_')}"
+        return known + equals + value if name.startswith("--") and known in self._option_string_actions else token
+
+    def parse_into_instances(self, args: Sequence[str]) -> tuple[Any, ...]:
+        """Return an instance of each dataclass, made of the options in `args`."""
+        values = vars(self.parse_args(args))
+        return tuple(
+            class_(**{item.name: values[item.name] for item in dataclasses.fields(class_)}) for class_ in self.classes
+        )
+
+
+def _add_option(group: Any, item: dataclasses.Field, type_: Any) -> None:
+    """Add the option of a field."""
+    default = item.default_factory() if callable(item.default_factory) else item.default
+    settings: dict[str, Any] = {"default": default, **item.metadata}
+    options = [part for part in get_args(type_) if part is not type(None)]
+    value_type = options[0] if get_origin(type_) in (Union, UnionType) else type_
+    if get_origin(value_type) is Literal:
+        settings |= {"choices": get_args(value_type), "type": type(get_args(value_type)[0])}
+    elif get_origin(value_type) is list:
+        settings |= {"nargs": "+", "type": get_args(value_type)[0]}
+    elif value_type is bool:
+        settings |= {"nargs": "?", "const": True, "type": _truth, "metavar": "BOOL"}
+    else:
+        settings["type"] = value_type
+    group.add_argument(f"--{item.name}", **settings)
+    if default is True:
+        group.add_argument(f"--no_{item.name}", action="store_false", dest=item.name, default=True, **item.metadata)
+
+
+def _truth(text: str) -> bool:
+    """Read a truth value as recipes and people write it."""
+    known = {
+        **dict.fromkeys(("true", "yes", "t", "y", "1"), True),
+        **dict.fromkeys(("false", "no", "f", "n", "0"), False),
+    }
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
+    return known[text.lower()]
+
+
 def parse_arguments(
     classes: Sequence[type],
     description: str,
     args: Sequence[str] | None = None,
     check: Callable[..., None] | None = None,
 ) -> tuple[Any, ...]:
-    """Parse `--recipe FILE` and the command line into one instance of each dataclass; the command line wins.
+    """Parse `--recipe NAME` and the command line into one instance of each dataclass; the command line wins.
 
     `check` gets the instances and raises a ValueError for a combination that makes no sense. Exits with one line and
     status 2 for an unknown option, a wrong value or a rejected combination.
     """
-    # Not at the top: dataclasses and their checks are used without a parser too.
-    from transformers.hf_argparser import HfArgumentParser
-
     show_messages()
-
-    class Parser(OneLineErrors, HfArgumentParser):
-        """Of dataclasses."""
-
-    parser = Parser(classes, description=description)
-    parser.add_argument("--recipe", help="YAML file of these options; the command line wins.")
-    parser.add_argument(DEBUG, action="store_true", help=DEBUG_HELP)
+    parser = OptionParser(classes, description)
     args = list(sys.argv[1:] if args is None else args)
-    known, _ = parser.parse_known_args(args)
+    recipe = parser.parse_args(args).recipe
     try:
-        recipe_args = [] if known.recipe is None else recipe_to_args(Path(known.recipe), classes)
-        *instances, _ = parser.parse_args_into_dataclasses([*recipe_args, *args], look_for_args_file=False)
+        recipe_args = [] if recipe is None else recipe_to_args(find_recipe(recipe), classes)
+        instances = parser.parse_into_instances([*recipe_args, *args])
         if check is not None:
             check(*instances)
     except (ValueError, ImportError) as error:

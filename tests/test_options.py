@@ -19,7 +19,7 @@ class Options:
     a_share: float | None = option(None, "A share.")
     path: str | None = option(None, "A path.")
     names: list[str] = field(default_factory=list, metadata={"help": "Names."})
-    numbers: list[float] | None = option(None, "Numbers.")
+    numbers: list[float] | None = field(default=None, metadata={"help": "Numbers."})
     kind: Literal["mean", "max"] | None = option(None, "A kind.")
     checks: bool = option(True, "Whether to check.")
     quick_run: bool = option(False, "Whether to be quick.")

@@ -109,17 +109,8 @@ def test_the_source_distribution_builds_the_same_wheel(sources: Path, wheel: Pat
             name: second.read(name) for name in second.namelist()
         }
     # One of its tests, from its own sources.
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/test_cli.py",
-        "-k",
-        "recipe_names",
-    ]
+    test = ["tests/test_cli.py", "-k", "recipe_names"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *test]
     environment = os.environ | {"PYTHONPATH": str(unpacked / "src")}
     done = subprocess.run(command, cwd=unpacked, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "1 passed" in done.stdout, done.stdout + done.stderr
@@ -130,7 +121,7 @@ def test_the_source_distribution_builds_the_same_wheel(sources: Path, wheel: Pat
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """Make a new environment with a distribution or a folder of sources in it; the dependencies are those of this one."""
+    """Make a new environment with this package alone, installed by pip; the dependencies are those of this one."""
 
     def make(*install: str) -> Path:
         folder = tmp_path_factory.mktemp("environment")

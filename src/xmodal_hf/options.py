@@ -94,13 +94,10 @@ def _add_option(group: Any, item: dataclasses.Field, type_: Any) -> None:
 
 def _truth(text: str) -> bool:
     """Read a truth value as recipes and people write it."""
-    known = {
-        **dict.fromkeys(("true", "yes", "t", "y", "1"), True),
-        **dict.fromkeys(("false", "no", "f", "n", "0"), False),
-    }
-    if text.lower() not in known:
+    is_true = text.lower() in ("true", "yes", "t", "y", "1")
+    if not is_true and text.lower() not in ("false", "no", "f", "n", "0"):
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")
-    return known[text.lower()]
+    return is_true
 
 
 def parse_arguments(

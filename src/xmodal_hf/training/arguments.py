@@ -9,8 +9,8 @@ from ..losses.registry import LOSSES, SENTENCE_LOSSES, join_choices
 from ..options import one_or_several, option
 from .loss_arguments import add_weights, describe_losses
 
-# Tracker of Accelerate -> the module that it imports, the package that has it, the extra that installs that. A tracker without its package would
-# be left out without a word.
+# Tracker of Accelerate -> the module that it imports, the package that has it, and the extra that installs that. A
+# tracker without its package would be left out without a word.
 _TRACKER_PACKAGES: dict[str, tuple[str, str] | tuple[str, str, str]] = {
     "aim": ("aim", "aim"),
     "clearml": ("clearml", "clearml"),

@@ -41,6 +41,7 @@ SCRIPT_OF = {
     "convert": Script("convert_checkpoint", "Convert from and to CLIPModel, ClapModel, open_clip and LAION-CLAP."),
     "publish": Script("publish_model", "Publish a model with its card, results and code on the Hub."),
     "study": Script("run_study", "Train and evaluate a grid of models and compare them."),
+    "prepare-towers": Script("prepare_towers", "Make pretrained towers from packages of the index."),
 }
 FILES_OF: dict[str, Kind] = {"recipe": "recipe", "launch-config": "launch configuration"}
 

@@ -15,6 +15,8 @@ SOURCES = Path(__file__).parents[1] / "src"
 SCRIPTS = Path(__file__).parents[1] / "training_scripts"
 # From the top down; layers of one entry do not import each other.
 LAYERS = (
+    ("__main__",),
+    ("cli",),
     ("training_scripts",),
     ("study",),
     ("hub",),
@@ -25,7 +27,7 @@ LAYERS = (
     ("losses",),
     ("distributed", "models"),
     # What all of the package may use, and which uses nothing of it but each other.
-    ("options", "commands", "messages", "_auto_classes", "__init__"),
+    ("options", "commands", "messages", "shipped", "_auto_classes", "__init__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 BASE = len(LAYERS) - 1

@@ -28,7 +28,9 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run what is missing, then write what all of it says."""
     parser = command_parser(__doc__)
     parser.add_argument(
-        "--recipe", required=True, help="Grid of the study: a YAML file (see xmodal_hf.study.grid) or a shipped one's name."
+        "--recipe",
+        required=True,
+        help="Grid of the study: a YAML file (see xmodal_hf.study.grid) or a shipped one's name.",
     )
     parser.add_argument("--output_dir", type=Path, help="Folder of models and results. Default: outputs/<recipe>.")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Variables of the grid.")

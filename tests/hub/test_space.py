@@ -2,10 +2,15 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -280,6 +285,81 @@ print(titles(Demo(Path({str(space)!r})).search_text("rain", 5)))
 """
     printed = run_with_only(["transformers", "torch", "torchvision", "safetensors", "pillow"], code)
     assert printed.strip() == str(load_module(space / "search.py").titles(expected))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Callable[[Path], Any]]:
+    """Run `python app.py` of a Space, without a browser; gives a client of its answers."""
+    pytest.importorskip("gradio", reason="gradio is not installed (make test-peers)")
+    from gradio_client import Client
+
+    started = []
+
+    def serve(space: Path) -> Any:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        settings = {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+        output = (tmp_path / "app.log").open("w")
+        process = subprocess.Popen(
+            [sys.executable, "app.py"], cwd=space, env=os.environ | settings, stdout=output, stderr=output
+        )
+        started.append(process)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as page:
+                assert page.status == 200
+                return Client(f"http://127.0.0.1:{port}/", verbose=False)
+            time.sleep(0.2)
+        pytest.fail((tmp_path / "app.log").read_text())
+
+    yield serve
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_space_of_images_is_served(image_text_folder: Path, pictures: Path, served: Callable, tmp_path: Path) -> None:
+    """`python app.py` beside what a training wrote: the answers are those of the model, and errors are in words."""
+    from gradio_client import handle_file
+
+    arguments = SpaceArguments(gallery=str(pictures), gallery_size=NUM_ITEMS)
+    space = stage_space(image_text_folder, image_text_folder / "space", "..", arguments)
+    client, demo = served(space), demo_of(space)
+    names = load_module(space / "search.py").titles
+    answers = client.predict("rain", api_name="/search_text")
+    assert [answer["caption"] for answer in answers] == names(demo.search_text("rain", 12))
+    Image.new("CMYK", (30, 20), (200, 10, 0, 0)).save(tmp_path / "printed.jpg")
+    answers = client.predict(handle_file(tmp_path / "printed.jpg"), api_name="/search_item")
+    assert [answer["caption"] for answer in answers] == names(demo.search_item(str(tmp_path / "printed.jpg"), 12))
+    picture = handle_file(space / "gallery" / "0003.webp")
+    scores = client.predict(picture, "rain\nthe cat sleeps", "{}", api_name="/classify")
+    expected = demo.classify(str(space / "gallery" / "0003.webp"), "rain\nthe cat sleeps", "{}")
+    assert scores["label"] == max(expected, key=expected.get)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for file, message in (
+        (None, "Choose an image first"),
+        (handle_file(tmp_path / "broken.png"), "not an image"),
+    ):
+        with pytest.raises(Exception, match=message):
+            client.predict(file, "rain\nthe cat sleeps", "{}", api_name="/classify")
+
+
+@pytest.mark.slow
+def test_a_space_of_sounds_is_served(audio_text_folder: Path, sounds: Path, served: Callable, tmp_path: Path) -> None:
+    from gradio_client import handle_file
+
+    arguments = SpaceArguments(gallery=str(sounds), gallery_size=NUM_ITEMS)
+    client = served(stage_space(audio_text_folder, audio_text_folder / "space", "..", arguments))
+    demo = demo_of(audio_text_folder / "space")
+    clip = sounds.parent / "3.wav"
+    players = client.predict(handle_file(clip), api_name="/search_item")
+    labels = [player["label"] for player in players if isinstance(player, dict) and player.get("label")]
+    assert labels == load_module(audio_text_folder / "space" / "search.py").titles(demo.search_item(str(clip), 6))
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    with pytest.raises(Exception, match="corrupt audio"):
+        client.predict(handle_file(tmp_path / "broken.wav"), api_name="/search_item")
 
 
 def test_what_has_no_demo(

@@ -11,6 +11,7 @@ import soundfile
 import transformers
 from PIL import Image
 
+from xmodal_hf.data.bad_items import TooManyBadItemsError
 from xmodal_hf.features import FeatureStore
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "evaluate_model.py"
@@ -349,6 +350,7 @@ def test_wrong_options_are_named_before_the_model_is_loaded(main, args, message)
         (["--model", "x", "--sts_data", "nowhere"], "there is no folder nowhere"),
         (["--model", "x", "--batch_size", "0"], "--batch_size must be at least 1"),
         (["--model", "x", "--sets", "sts"], "--sets"),
+        (["--model", "x", "--max_bad_fraction", "2"], "--max_bad_fraction must lie between 0 and 1"),
     ],
 )
 def test_wrong_values_give_the_usage(main, args, message, capsys):
@@ -378,6 +380,21 @@ def test_what_is_done_stays_when_a_later_task_fails(main, image_text_folder, pic
               "--label_column", "kind", "--on_bad_item", "error"])  # fmt: skip
     results = results_of(tmp_path / "out")
     assert results["retrieval"]["num_items"] == 6 and "zero_shot" not in results
+
+
+@pytest.mark.parametrize("task", ["retrieval", "representation", "zero_shot"])
+def test_more_bad_items_than_are_tolerated(main, image_text_folder, pictures, tmp_path, task):
+    rows = [json.loads(line) for line in pictures.read_text().splitlines()]
+    bad = [{"file": "none.png", "captions": ["x"], "kind": "rain"}, {**rows[0], "captions": [" "], "kind": None}]
+    write_rows(pictures, [*bad, *rows])
+    options = ["--model", str(image_text_folder), "--tasks", task, "--pairs", str(pictures), "--num_resamples", "0"]
+    options += ["--zero_shot_data", str(pictures), "--label_column", "kind", "--output_dir", str(tmp_path / "out")]
+    if task != "zero_shot":
+        options += ["--id_column", "file", "--text_column", "captions"]
+    main([*options, "--max_bad_fraction", "0.25"])
+    assert results_of(tmp_path / "out")["meta"]["tasks"][task]["bad_items"]["count"] == 2
+    with pytest.raises(TooManyBadItemsError, match=r"2 of 8 items cannot be used, more than max_bad_fraction=0\.2"):
+        main([*options, "--max_bad_fraction", "0.24"])
 
 
 def test_what_cannot_be_used_is_left_out_counted_and_said(main, image_text_folder, pictures, tmp_path, capsys):

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,34 @@ def summary(bad_items: Iterable[BadItem]) -> dict[str, Any]:
     return {"count": len(bad_items), "reasons": dict(sorted(reasons.items())), "ids": ids}
 
 
+def check_share(bad_items: Iterable[BadItem], total: int, max_fraction: float) -> None:
+    """Check that no more than a share of a dataset cannot be used; of several faults of an item, the first counts.
+
+    Raises:
+        TooManyBadItemsError: it is more than `max_fraction` of `total`; names the first of them.
+    """
+    entries: dict[int, dict[str, Any]] = {}
+    for item in bad_items:
+        entries.setdefault(item.index, asdict(item))
+    if len(entries) > int(max_fraction * total):
+        raise TooManyBadItemsError(_complaint(list(entries.values()), total, max_fraction))
+
+
+def _complaint(entries: Sequence[dict[str, Any]], total: int, max_fraction: float, path: Path | None = None) -> str:
+    reasons = Counter(entry["reason"] for entry in entries).most_common()
+    shown = [f"  {entry['id']} ({entry['source']}): {entry['reason']}" for entry in entries]
+    more = [f"  and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
+    return "\n".join(
+        [
+            f"{len(shown)} of {total} items cannot be used, more than max_bad_fraction={max_fraction:g}: "
+            + ", ".join(f"{count} {reason}" for reason, count in reasons),
+            *shown[:_SHOWN],
+            *more,
+            *([f"All of them are in {path}."] if path is not None else []),
+        ]
+    )
+
+
 class BadItemLog:
     """The list of unusable items of a dataset, one JSON object a line: index, id, source, reason, detail.
 
@@ -115,7 +143,10 @@ class BadItemLog:
                     self._read_new_lines()
             if len(self._entries) > self.tolerated:
                 sort_bad_items(self.path)
-                raise TooManyBadItemsError(self._complaint())
+                kept = self.path if self.is_kept else None
+                raise TooManyBadItemsError(
+                    _complaint(list(self._entries.values()), self.total, self.max_fraction, kept)
+                )
 
     def _read_new_lines(self) -> None:
         """Take in what other workers have appended since the last time; all of it where one has sorted the list."""
@@ -130,20 +161,6 @@ class BadItemLog:
         for entry in _parsed(content):
             self._entries.setdefault(entry["index"], entry)
         self._last_line = content.splitlines(keepends=True)[-1] if content else self._last_line
-
-    def _complaint(self) -> str:
-        reasons = Counter(entry["reason"] for entry in self._entries.values()).most_common()
-        shown = [f"  {entry['id']} ({entry['source']}): {entry['reason']}" for entry in self._entries.values()]
-        more = [f"  and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
-        return "\n".join(
-            [
-                f"{len(shown)} of {self.total} items cannot be used, more than max_bad_fraction={self.max_fraction:g}: "
-                + ", ".join(f"{count} {reason}" for reason, count in reasons),
-                *shown[:_SHOWN],
-                *more,
-                *([f"All of them are in {self.path}."] if self.is_kept else []),
-            ]
-        )
 
 
 def count_bad_items(path: str | os.PathLike) -> Counter[str]:

@@ -120,6 +120,11 @@ class EvaluationDataArguments:
         "What to do about items and captions that cannot be used: leave them out, as training does, and count and list "
         "them in results.json, or stop.",
     )
+    max_bad_fraction: float = option(
+        1.0,
+        "Stop a task when more than that share of its items had to be left out. By default none stops, however small "
+        "the set is; the results say how many there were.",
+    )
     zero_shot_data: str | None = option(None, "Items with classes: a file, folder or Hub id (zero_shot).")
     zero_shot_split: str | None = option(
         None, "Split of --zero_shot_data. Default: test, or all rows of a source that has no splits."
@@ -160,6 +165,8 @@ class EvaluationDataArguments:
 
     def __post_init__(self) -> None:
         self.text_column = one_or_several(self.text_column)
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"--max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}")
         if isinstance(self.composition_data, str):  # from Python, one is enough
             self.composition_data = [self.composition_data]
         if self.composition_media is not None and not Path(self.composition_media).is_dir():

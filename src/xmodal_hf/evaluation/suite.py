@@ -7,7 +7,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset
 from matplotlib.figure import Figure
 
 import xmodal_hf
-from xmodal_hf.data.bad_items import BadItem, path_of, summary
+from xmodal_hf.data.bad_items import BadItem, check_share, path_of, summary
 from xmodal_hf.data.composition import CompositionSet, load_composition
 from xmodal_hf.data.errors import BadItemError, naming
 from xmodal_hf.data.exclusion import text_key
@@ -401,7 +401,7 @@ def _load_retrieval(
         is_plain = arguments.retrieval_protocol == "plain" or numbers["num_texts"] == numbers["num_distinct_texts"]
         protocol = {"protocol": _PLAIN_PROTOCOL if is_plain else _DISTINCT_PROTOCOL}
         scored = {"scores": _described_scores(others, bank, data)} if others else {}
-        return Outcome(numbers, meta | protocol | scored | {"bad_items": summary(embeds.bad_items)})
+        return Outcome(numbers, meta | protocol | scored | _counted(embeds.bad_items, len(pairs.table), data))
 
     return run
 
@@ -445,7 +445,7 @@ def _load_representation(
         protocol = {"protocol": "alignment alpha 2, uniformity t 2, seeded subset of items"}
         return Outcome(
             numbers,
-            meta | protocol | {"bad_items": summary(embedded.bad_items)},
+            meta | protocol | _counted(embedded.bad_items, len(pairs.table), data),
             lambda: {
                 "map.png": plots.joint_map(*embeds, **shown),
                 "map_tsne.png": plots.joint_map(*embeds, method="tsne", **shown),
@@ -498,7 +498,9 @@ def _load_zero_shot(embedder: Embedder, arguments: EvaluationArguments, data: Ev
             num_resamples=arguments.num_resamples,
             seed=arguments.seed,
         )
-        left_out = {"bad_items": summary([*bad_labels, *bad_items])}
+        # Those with labels are numbered among themselves.
+        bad_items = [replace(bad, index=kept[bad.index]) for bad in bad_items]
+        left_out = _counted([*bad_labels, *bad_items], len(whole), data)
         merged_scores, merged_labels, shown_names = merge_classes(scores, used_labels, class_names)
         counts = confusion_counts(merged_scores, merged_labels)
         return Outcome(numbers, meta | left_out, lambda: {"confusion.png": plots.confusion_matrix(counts, shown_names)})
@@ -577,6 +579,7 @@ def _measure_composition(
     items = SizedIterable(usable_items(embedder, tests.items, tests.modality, own_bad, **options), len(tests))
     item_embeds = embedder.encode_items(tests.modality, items)
     without = {bad.index for bad in own_bad}
+    _counted(own_bad, len(tests), data)
     bad_items += own_bad
     used = [row for row in range(len(tests)) if row not in without]
     place = {row: number for number, row in enumerate(used)}
@@ -594,6 +597,16 @@ def _measure_composition(
         sides += [embedder.encode_text([text for row in used for text in captions[row]]), owners]
     groups = [tests.ids[row] for row in used]
     return evaluate_compositionality(item_embeds, *sides, categories=categories, groups=groups, **bootstrap)
+
+
+def _counted(bad_items: Sequence[BadItem], total: int, data: EvaluationDataArguments) -> dict[str, Any]:
+    """What the results of a task say of items that were left out.
+
+    Raises:
+        TooManyBadItemsError: they are more than `--max_bad_fraction` of `total`.
+    """
+    check_share(bad_items, total, data.max_bad_fraction)
+    return {"bad_items": summary(bad_items)}
 
 
 def unlabelled(table: Dataset, modality: Modality, on_bad_item: str) -> list[BadItem]:

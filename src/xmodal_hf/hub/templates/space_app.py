@@ -70,11 +70,21 @@ def build_page(demo: Demo) -> gr.Blocks:
     return page
 
 
+class Picture(gr.Image):
+    """An image whose file is handed on as it is: the app decodes it as training does, and says what is wrong with it.
+
+    Gradio would open it first, and show a visitor "Error" where Pillow cannot.
+    """
+
+    def preprocess(self, payload: Any) -> str | None:
+        """Return the path of what a visitor has put in."""
+        return payload.path if payload is not None and payload.path else super().preprocess(payload)
+
+
 def item_component(modality: str, label: str) -> gr.components.Component:
     """Return where a visitor puts an image or a sound."""
     if modality == "image":
-        # The path: the app decodes images as training does, with orientation and transparency.
-        return gr.Image(label=label, type="filepath", image_mode=None, height=280)
+        return Picture(label=label, type="filepath", image_mode=None, height=280)
     return gr.Audio(label=label, type="filepath", sources=["upload", "microphone"])
 
 

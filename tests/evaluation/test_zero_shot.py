@@ -8,7 +8,7 @@ import pytest
 from xmodal_hf.evaluation import as_embedder, evaluate_zero_shot
 from xmodal_hf.evaluation.embed import Embedder
 from xmodal_hf.evaluation.prompts import PROMPT_SETS, clean_class_name, resolve_templates
-from xmodal_hf.evaluation.suite import read_class_names
+from xmodal_hf.evaluation.tasks.zero_shot import read_class_names
 from xmodal_hf.evaluation.zero_shot import (
     class_embeddings,
     confusion_counts,

@@ -18,6 +18,8 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "tasks": ("TASKS", "Task"),
+    "tasks.context": ("Outcome", "TaskContext"),
     "sts": ("evaluate_sts", "load_sts"),
     "transfer": ("evaluate_transfer", "load_transfer"),
     "retrieval": ("evaluate_retrieval", "retrieval_ranks"),

@@ -9,18 +9,10 @@ from typing import Literal
 from xmodal_hf.options import one_or_several, option
 
 from .prompts import PROMPT_SETS
+from .tasks import TASKS
 
 # As `hubness.SCORES`, which is not imported: --help answers without torch.
 RETRIEVAL_SCORES = ("cosine", "csls", "querybank")
-# Task -> the option that it cannot do without.
-_NEEDED = {
-    "transfer": "transfer_data",
-    "retrieval": "pairs",
-    "representation": "pairs",
-    "zero_shot": "zero_shot_data",
-    "compositionality": "composition_data",
-}
-TASKS = ("sts", "sts_text_tower", "transfer", "retrieval", "zero_shot", "representation", "compositionality")
 
 
 @dataclass
@@ -200,26 +192,11 @@ def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -
     if unnamed is not None:
         raise ValueError(f"--compare takes name=results.json entries, got {unnamed!r}")
     for name in names:
-        if name in _NEEDED and getattr(data, _NEEDED[name]) is None:
-            raise ValueError(f"the task {name} needs --{_NEEDED[name]}")
+        task = TASKS[name]
+        if task.needs is not None and getattr(data, task.needs) is None:
+            raise ValueError(f"the task {name} needs --{task.needs}")
     if "querybank" in arguments.retrieval_scores and data.query_bank is None:
         raise ValueError("--retrieval_scores querybank needs --query_bank: captions of the training data")
-    sts = next((name for name in names if name in ("sts", "sts_text_tower")), None)
-    if sts is not None and data.sts_data is None and data.sts_protocol == "simcse":
-        raise ValueError(f"the task {sts} needs --sts_data, or --sts_protocol mteb for mteb's copies on the Hub")
-    if (
-        "zero_shot" in names
-        and data.label_column is None
-        and not _has_class_folders(Path(str(data.zero_shot_data)), data.zero_shot_split or "test")
-    ):
-        raise ValueError("the task zero_shot needs --label_column, unless its data is one folder a class")
-
-
-def _has_class_folders(path: Path, split: str) -> bool:
-    """Whether a source may be one folder a class, in a zip archive or not."""
-    if not path.is_dir():
-        return path.suffix.lower() == ".zip"
-    from xmodal_hf.data.layouts import METADATA_FILES  # with datasets, which --help does not wait for
-
-    tables = (folder / name for folder in (path, path / split) for name in METADATA_FILES)
-    return not any(table.is_file() for table in tables)  # whose texts may be captions
+    for name in names:
+        if (check := TASKS[name].check) is not None:
+            check(name, arguments, data)

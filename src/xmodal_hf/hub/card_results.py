@@ -10,19 +10,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..evaluation.tasks import TASKS
 from .card_training import is_hub_id
 
 RESULTS_NAME = "results.json"
-# Task of results.json -> task of the model index.
-_INDEX_TASKS = {
-    "sts": ("sentence-similarity", "Semantic textual similarity"),
-    "sts_text_tower": ("sentence-similarity", "Semantic textual similarity of the text tower before its projection"),
-    "transfer": ("text-classification", "Transfer to text classification"),
-    "retrieval": ("retrieval", "Cross-modal retrieval"),
-    "zero_shot": ("zero-shot-classification", "Zero-shot classification"),
-    "representation": ("feature-extraction", "Geometry of the space"),
-    "compositionality": ("compositionality", "Composition: right captions against wrong ones"),
-}
 _BEFORE, _AFTER = "_before", "_after"
 _LOW, _HIGH = "_ci95_low", "_ci95_high"
 
@@ -39,11 +30,11 @@ def model_index(results: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
         base = task.removesuffix(_AFTER)
         meta = _task_meta(results, task)
         dataset = str(meta.get("dataset", "unknown"))
-        task_type, task_name = _INDEX_TASKS.get(base, (base.replace("_", "-"), base.replace("_", " ").capitalize()))
+        task_type = TASKS[base].index_type if base in TASKS else base.replace("_", "-")
         entries += [
             EvalResult(
                 task_type=task_type,
-                task_name=task_name,
+                task_name=_title(base),
                 dataset_type=_dataset_id(dataset),
                 dataset_name=_dataset_name(dataset),
                 dataset_split=meta.get("split"),
@@ -80,9 +71,13 @@ def result_tables(results: Mapping[str, Mapping[str, Any]]) -> list[ResultTable]
             (metric, _shown(value), _interval(numbers, metric), _shown(before[metric]) if metric in before else "")
             for metric, value in _metrics(numbers)
         ]
-        title = _INDEX_TASKS.get(base, ("", base.replace("_", " ").capitalize()))[1]
-        tables.append(ResultTable(title, _caption(numbers, _task_meta(results, task)), bool(before), rows))
+        tables.append(ResultTable(_title(base), _caption(numbers, _task_meta(results, task)), bool(before), rows))
     return tables
+
+
+def _title(task: str) -> str:
+    """Return the name of a task for people, also of one that another program added."""
+    return TASKS[task].title if task in TASKS else task.replace("_", " ").capitalize()
 
 
 def _measured(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[str, float]]]:

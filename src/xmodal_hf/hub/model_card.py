@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from ..evaluation.tasks import TASKS
 from .arguments import CardArguments
 from .card_results import RESULTS_NAME, model_index, result_tables
 from .card_training import (
@@ -37,8 +38,6 @@ _MODALITIES = {"xmodal_image_text": "image", "xmodal_audio_text": "audio", _SENT
 # Pipeline tags that the Hub has; it has none for zero-shot audio classification.
 _PIPELINE_TAGS = {"image": "zero-shot-image-classification", "audio": "feature-extraction", None: "sentence-similarity"}
 _TAGS = {"image": ["clip"], "audio": ["clap", "audio"], None: []}
-# Tasks that texts alone are enough for.
-_TEXT_TASKS = ("sts", "transfer")
 # Plots in the order in which a card shows them, and what they show; pictures of other names are not published.
 _PLOTS = {
     "contact_sheet": "Queries and the best answers to each",
@@ -104,7 +103,8 @@ class CardSources:
 
     def of_text_encoder(self) -> CardSources:
         """Return what holds for the language encoder alone: results on texts, no pictures of a joint space."""
-        results = {task: values for task, values in self.results.items() if task in (*_TEXT_TASKS, "meta")}
+        kept = {"meta", *(name for name, task in TASKS.items() if task.of_texts)}
+        results = {task: values for task, values in self.results.items() if task in kept}
         return replace(self, text_only=True, results=results, plots=[])
 
     @property

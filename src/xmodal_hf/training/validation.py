@@ -26,6 +26,7 @@ from ..evaluation.embed import Embedder, OnBadItem, as_embedder, embed_pairs
 from ..evaluation.representation import evaluate_representation
 from ..evaluation.retrieval import evaluate_retrieval
 from ..evaluation.sts import evaluate_sts
+from ..evaluation.tasks import better_side
 from .arguments import PairArguments, TrainingArguments, ValidationArguments
 from .averaging import WeightAverage
 from .checkpoint import (
@@ -44,18 +45,6 @@ from .sharding import is_sharded
 # Embedded before the first step, to see that it works.
 _CHECKED_ITEMS = 8
 _SHOWN = ("spearman", "recall@10", ".alignment", "uniformity")  # beside the progress bar; the log has them all
-# Metrics of which less is better, by the end of their names.
-_LOWER_IS_BETTER = ("alignment", "uniformity", "median_rank")
-# Numbers that have no better side.
-_NO_BETTER_SIDE = (
-    "modality_gap",
-    "anisotropy",
-    "effective_rank",
-    "logit_scale",
-    "num_items",
-    "num_texts",
-    "num_distinct_texts",
-)
 
 
 class Validator(Protocol):
@@ -208,7 +197,7 @@ class Validation:
 
     def _better_than(self, best: Mapping[str, float], values: Mapping[str, float]) -> bool:
         name = self.arguments.best_metric or ""
-        sign = -1 if name.endswith(_LOWER_IS_BETTER) else 1
+        sign = -1 if better_side(name) == "lower" else 1
         return name in values and sign * values[name] > sign * best["value"]
 
 
@@ -294,7 +283,7 @@ class TaskValidator:
 
 def check_best_metric(name: str, measured: Sequence[str]) -> None:
     """Raise a ValueError for a number that is not measured, or of which neither more nor less is better."""
-    usable = [other for other in measured if not other.endswith(_NO_BETTER_SIDE)]
+    usable = [other for other in measured if better_side(other) is not None]
     if name in usable:
         return
     if name in measured:

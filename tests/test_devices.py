@@ -23,7 +23,7 @@ TEXT_CONFIGS = {
     "clip": CLIPTextConfig(vocab_size=100, max_position_embeddings=32, bos_token_id=1, eos_token_id=2, **SMALL),
 }
 ROWS, DIM = 70, 16
-EXTRACTOR = LogMelFeatureExtractor.from_preset("clap", double_precision=False, max_length_s=1)
+EXTRACTOR = LogMelFeatureExtractor.from_preset("clap", max_length_s=1)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Log-mel spectrograms on torchaudio: batched, deterministic, on any device."""
 
-import threading
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -69,22 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 _SOUND_EFFECTS_GAIN = 10_000.0
 # Power below this counts as this, in both front ends of transformers: -100 dB.
 _MIN_POWER = 1e-10
-# How far single precision may be off before double precision takes over, in decibels.
-_TOLERANCE_DB = 0.001
-# Largest error of a band of a spectrum in single precision, as amplitude over the norm of the frame and the root of the
-# band's largest weight (measured on noise, tones, sweeps, music, speech and environmental sounds). It is seven times
-# the root mean square of a bin's; errors of neighbours differ, so that bands of many bins have no larger one.
-_MAX_BAND_ERROR = 14 * 2**-24
-# The ratio of powers at which a band of power P with noise e^2, that is 2 sqrt(P e^2) + e^2 off, is off by that.
-_MIN_SIGNAL_TO_NOISE = ((10 ** (_TOLERANCE_DB / 10)) ** 0.5 - 1) ** -2
-# Of 1, 1 - 1/32, 1 - 1/16, 1 - 1/8 and 0 the one that needs double precision least often (measured on music, speech
-# and environmental sounds).
-_PRE_EMPHASIS = 1 - 1 / 16
-# Frames at a time, so that spectra stay in a CPU's cache, and filters at a time, so that products with bins that have
-# no weight are left out (both measured).
-_FRAMES_AT_ONCE, _DOUBLE_FRAMES_AT_ONCE, _FILTERS_AT_ONCE = 256, 192, 16
-# Buffers of a thread by name. Memory that is fresh for every clip costs a fifth of its time in page faults (measured).
-_SCRATCH = threading.local()
+PRECISIONS = {"single": torch.float32, "double": torch.float64}
 
 
 class LogMelFeatureExtractor(SequenceFeatureExtractor):
@@ -115,9 +99,10 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         padding (`str`): of short clips; `repeatpad`: as many whole repeats as fit, then `padding_value`; `repeat`:
             repeats, the last one cut; `pad`: `padding_value` only.
         feature_mean, feature_scale (`float`): subtracted from the features, which are then divided.
-        double_precision (`bool`): transform those frames in double precision in which single precision may be more
-            than 0.001 dB off (`stft`): it is, by decibels, in bands far quieter than the loudest one. False leaves
-            them as they are, which devices without double precision (MPS) need.
+        precision (`str`): of the computation, `single` or `double`; the features are float32 in either case. In single
+            precision, bands far quieter than the loudest one of their frame are off, by decibels in pure tones;
+            `double` agrees with `ClapFeatureExtractor` to 0.001 dB there too, and is slower
+            (benchmarks/results/log_mel.json). MPS devices have no double precision.
         channel_axis (`bool`): whether an axis of size 1 stands before the frames (CLAP) or not (AST).
 
     Raises:
@@ -144,11 +129,15 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         padding: str = "repeatpad",
         feature_mean: float = 0.0,
         feature_scale: float = 1.0,
-        double_precision: bool = True,
+        precision: Literal["single", "double"] = "single",
         channel_axis: bool = True,
         **kwargs: Any,
     ):
         kwargs.setdefault("return_attention_mask", False)
+        # Files of earlier versions name the precision by this.
+        in_double = kwargs.pop("double_precision", None)
+        if in_double is not None:
+            precision = "double" if in_double else "single"
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         _check_choice("front_end", front_end, ("stft", "kaldi", "sound_effects"))
         if (num_frames is not None) != (front_end == "kaldi"):
@@ -166,10 +155,13 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         self.padding = _check_choice("padding", padding, PADDINGS)
         self.feature_mean = feature_mean
         self.feature_scale = feature_scale
-        self.double_precision = double_precision
+        self.precision = _check_choice("precision", precision, tuple(PRECISIONS))
         self.channel_axis = channel_axis
-        self.mel_power = self._make_mel_power() if front_end == "stft" else None
-        self.sum_one_filters = self._make_sum_one_filters() if front_end == "sound_effects" else None
+        if num_frames is None and self.num_samples <= fft_window_size // 2:
+            raise ValueError(f"max_length_s={max_length_s} is not longer than half a frame.")
+        # (bins, F) in double precision: near a filter's edge torchaudio's single-precision weights are 0.1 % off.
+        # transformers writes no attribute of this name into preprocessor_config.json.
+        self.mel_filters = None if front_end == "kaldi" else torch.from_numpy(self._make_mel_filters())
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "LogMelFeatureExtractor":
@@ -183,12 +175,6 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         if self.num_frames is not None:
             return (self.num_frames - 1) * self.hop_length + self.fft_window_size
         return round(self.max_length_s * self.sampling_rate)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings, without what follows from them."""
-        settings = super().to_dict()
-        del settings["mel_power"], settings["sum_one_filters"]
-        return settings
 
     def __call__(
         self,
@@ -249,17 +235,22 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         return torch.nn.functional.pad(clip, (0, max(0, wanted - len(clip))), value=self.padding_value)
 
     def _spectrogram(self, clip: torch.Tensor) -> torch.Tensor:
-        """(samples,) -> (frames, F)."""
-        if self.num_frames is not None:
-            return self._kaldi_filter_banks(clip, self.num_frames)
-        if self.sum_one_filters is not None:
-            return self._log_of_sound_effects(clip, self.sum_one_filters.to(clip.device))
-        assert self.mel_power is not None  # one of the two is there
-        power = self.mel_power.to(clip.device)(clip)
-        return power.clamp_(min=_MIN_POWER).log10_().mul_(10)
+        """(samples,) -> (frames, F) float32."""
+        clip = clip.to(PRECISIONS[self.precision])
+        front_ends = {
+            "stft": self._decibels,
+            "kaldi": self._kaldi_filter_banks,
+            "sound_effects": self._log_of_sound_effects,
+        }
+        return front_ends[self.front_end](clip).float()
 
-    def _kaldi_filter_banks(self, waveform: torch.Tensor, frames: int) -> torch.Tensor:
-        """(samples,) -> log energies (frames, F), zeros after the last frame of the clip."""
+    def _decibels(self, clip: torch.Tensor) -> torch.Tensor:
+        """(samples,) -> decibels (frames, F), as CLAP takes them: frames beyond the ends hold reflections."""
+        return self._mel_power(clip, "reflect").clamp_(min=_MIN_POWER).log10_().mul_(10)
+
+    def _kaldi_filter_banks(self, waveform: torch.Tensor) -> torch.Tensor:
+        """(samples,) -> log energies (num_frames, F), zeros after the last frame of the clip."""
+        assert self.num_frames is not None  # goes with this front end
         banks = torchaudio.compliance.kaldi.fbank(
             waveform[None],
             sample_frequency=self.sampling_rate,
@@ -270,197 +261,42 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
             frame_length=1000 * self.fft_window_size / self.sampling_rate,  # milliseconds
             frame_shift=1000 * self.hop_length / self.sampling_rate,
         )  # (frames, F)
-        missing = frames - len(banks)
+        missing = self.num_frames - len(banks)
         return torch.nn.functional.pad(banks, (0, 0, 0, missing))
 
-    def _log_of_sound_effects(self, clip: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    def _log_of_sound_effects(self, clip: torch.Tensor) -> torch.Tensor:
         """(samples,) -> log10(1 + 10,000 x power) (frames, F), as aiSFX takes it: frames beyond the ends hold zeros."""
         peak = clip.abs().max()
+        power = self._mel_power(clip / torch.where(peak > 0, peak, 1.0), "constant")
+        return power.mul_(_SOUND_EFFECTS_GAIN).add_(1).log10_()
+
+    @torch.no_grad()
+    def _mel_power(self, clip: torch.Tensor, pad_mode: str) -> torch.Tensor:
+        """(samples,) -> mel bands of the power of Hann-windowed frames (frames, F), in the clip's precision."""
+        assert self.mel_filters is not None
         spectrum = torch.stft(
-            clip / torch.where(peak > 0, peak, 1.0),
+            clip,
             self.fft_window_size,
             self.hop_length,
-            window=torch.hann_window(self.fft_window_size, device=clip.device),
-            pad_mode="constant",
+            window=torch.hann_window(self.fft_window_size, dtype=clip.dtype, device=clip.device),
+            pad_mode=pad_mode,
             return_complex=True,
         )  # (bins, frames)
         power = torch.view_as_real(spectrum).square().sum(dim=-1)
-        return power.T.matmul(filters).mul_(_SOUND_EFFECTS_GAIN).add_(1).log10_()
+        return power.T.matmul(self.mel_filters.to(clip.dtype).to(clip.device))
 
-    def _make_sum_one_filters(self) -> torch.Tensor:
-        """(bins, F) float32; the weights of each band have the sum 1."""
-        filters = self._mel_filters(None)
-        return torch.from_numpy(filters / filters.sum(axis=0)).float()
-
-    def _make_mel_power(self) -> "_MelPower":
-        if self.num_samples <= self.fft_window_size // 2:
-            raise ValueError(f"max_length_s={self.max_length_s} is not longer than half a frame.")
-        filters = self._mel_filters(self.mel_norm)
-        return _MelPower(torch.from_numpy(filters), self.hop_length, self.double_precision)
-
-    def _mel_filters(self, norm: str | None) -> np.ndarray:
-        """(bins, F) in double precision: near a filter's edge torchaudio's single-precision weights are 0.1 % off."""
-        return mel_filter_bank(
+    def _make_mel_filters(self) -> np.ndarray:
+        """(bins, F) float64; those of `sound_effects` have the sum 1 in each band."""
+        filters = mel_filter_bank(
             num_frequency_bins=self.fft_window_size // 2 + 1,
             num_mel_filters=self.feature_size,
             min_frequency=self.frequency_min,
             max_frequency=self.frequency_max,
             sampling_rate=self.sampling_rate,
-            norm=norm,
+            norm=self.mel_norm if self.front_end == "stft" else None,
             mel_scale=self.mel_scale,
         )
-
-
-class _MelPower(torch.nn.Module):
-    r"""Mel bands of the power of Hann-windowed frames, as exact as in double precision, nearly as fast as in single.
-
-    In single precision every bin errs in proportion to the norm of the frame: that is nothing beside a loud bin, and
-    decibels in a quiet one. So frames are pre-emphasised, because in most sounds high frequencies are the quiet ones;
-    and the error of each band is bounded, and frames are transformed again in double precision where it may be too
-    large.
-
-    Pre-emphasis acts on the windowed frame, y[n] = w[n] x[n] - a w[n-1] x[n-1]. Around the frame as a circle that
-    multiplies bin k by 1 - a exp(-2 pi i k / N), which the filters take out again.
-
-    Legend: B frames of N samples, K = N/2 + 1 bins, F bands.
-
-    Args:
-        filters: (K, F) float64, the weights of the bins.
-        hop_length: step between frames, in samples.
-        double_precision: whether doubtful frames are transformed again.
-    """
-
-    window: torch.Tensor
-    window_step: torch.Tensor
-    band_noise: torch.Tensor
-    least_power: torch.Tensor
-    window_double: torch.Tensor
-
-    def __init__(self, filters: torch.Tensor, hop_length: int, double_precision: bool):
-        super().__init__()
-        self.frame_length = 2 * (len(filters) - 1)
-        self.hop_length = hop_length
-        self.double_precision = double_precision
-        window = torch.hann_window(self.frame_length, dtype=torch.float64)
-        angles = 2 * torch.pi * torch.arange(len(filters), dtype=torch.float64) / self.frame_length
-        gains = 1 + _PRE_EMPHASIS**2 - 2 * _PRE_EMPHASIS * angles.cos()  # of powers
-        emphasised_filters = filters / gains[:, None]
-        band_noise = _MAX_BAND_ERROR**2 * emphasised_filters.amax(dim=0)  # over the energy of the frame
-        # A frame begins at n = 1, where its window does: w[0] = w[N] = 0, and a shift changes no power.
-        buffers = {
-            "window": window.roll(-1).float(),
-            "window_step": (window.roll(-1) - _PRE_EMPHASIS * window).float(),
-            "band_noise": band_noise.float(),
-            "least_power": (band_noise * _MIN_SIGNAL_TO_NOISE).float(),
-        }
-        if double_precision:
-            buffers["window_double"] = window
-        for name, buffer in buffers.items():
-            self.register_buffer(name, buffer, persistent=False)
-        self.spans = [_span_of_weights(group) for group in filters.split(_FILTERS_AT_ONCE, dim=1)]
-        self._register_filters("emphasised_filters", emphasised_filters)
-        if double_precision:
-            self._register_filters("filters", filters)
-
-    @torch.no_grad()
-    def forward(self, clip: torch.Tensor) -> torch.Tensor:
-        """(samples,) float32 -> (frames, F) float32; the first frame's middle is the first sample."""
-        length, half = self.frame_length, self.frame_length // 2
-        # Reflected at both ends, and one more, which the window takes for nothing.
-        samples = _scratch("samples", len(clip) + length + 1, clip.device)
-        samples[half : half + len(clip)] = clip
-        samples[:half], samples[-half - 1 : -1] = clip[1 : half + 1].flip(0), clip[-half - 1 : -1].flip(0)
-        samples[-1] = 0
-        # Neighbours are subtracted before anything is rounded: where they are close, that is exact.
-        steps = torch.sub(samples[1:], samples[:-1], out=_scratch("steps", len(samples) - 1, clip.device))
-        steps = steps.unfold(0, length, self.hop_length)  # (frames, N)
-        frames = samples[:-1].unfold(0, length, self.hop_length)
-        power = clip.new_empty(len(frames), len(self.band_noise))
-        energy = clip.new_empty(len(frames))
-        for start in range(0, len(frames), _FRAMES_AT_ONCE):
-            block = slice(start, start + _FRAMES_AT_ONCE)
-            self._in_single(frames[block], steps[block], power[block], energy[block])
-            if start == 0 and self.double_precision and self._most_are_doubtful(power[block], energy[block]):
-                doubtful = torch.arange(len(frames), device=clip.device)  # so will the others be
-                break
-        else:
-            doubtful = self._doubtful(power, energy) if self.double_precision else power.new_empty(0)
-        for rows in doubtful.split(_DOUBLE_FRAMES_AT_ONCE) if len(doubtful) else ():
-            power.index_copy_(0, rows, self._in_double(frames.index_select(0, rows)))
-        return power
-
-    def _in_single(self, frames: torch.Tensor, steps: torch.Tensor, power: torch.Tensor, energy: torch.Tensor) -> None:
-        """(B, N) samples x[n-1] and steps x[n] - x[n-1] -> `power` (B, F), `energy` of the transformed (B,)."""
-        # y[n] = w[n] (x[n] - x[n-1]) + (w[n] - a w[n-1]) x[n-1]
-        emphasised = _scratch("emphasised", frames.numel(), frames.device).view(frames.shape)
-        torch.mul(steps, self.window, out=emphasised).addcmul_(frames, self.window_step)
-        torch.linalg.vector_norm(emphasised, dim=1, out=energy).square_()
-        self._filter(torch.fft.rfft(emphasised), "emphasised_filters", power)
-
-    def _doubtful(self, power: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
-        """Rows of power (B, F) with energy (B,) that may be too far off.
-
-        A band of power P and largest weight w, in a frame of norm r, is off by at most 2 e r sqrt(P w) where it stands
-        out of the noise, with e = `_MAX_BAND_ERROR`.
-        """
-        rows = self._has_low_band(power, energy).nonzero()[:, 0]
-        if not len(rows):
-            return rows
-        power, energy = power[rows], energy[rows, None]
-        # What stays below the floor in any case does no harm.
-        heard = power.sqrt() + (energy * self.band_noise).sqrt() > _MIN_POWER**0.5
-        return rows[(heard & (power < energy * self.least_power)).any(dim=1)]
-
-    def _has_low_band(self, power: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
-        """Which frames could be doubtful, wherever the floor is: (B,)."""
-        return torch.addcmul(power, energy[:, None], self.least_power, value=-1).amin(dim=1) < 0
-
-    def _most_are_doubtful(self, power: torch.Tensor, energy: torch.Tensor) -> bool:
-        half = len(power) / 2
-        # The cheap test first.
-        return int(self._has_low_band(power, energy).sum()) > half and len(self._doubtful(power, energy)) > half
-
-    def _in_double(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B, N) samples -> power (B, F)."""
-        windowed = _scratch("windowed", frames.numel(), frames.device, torch.float64).view(frames.shape)
-        spectrum = torch.fft.rfft(windowed.copy_(frames).mul_(self.window_double))  # (B, K)
-        # The terms of the sums to come are positive: single precision does for them.
-        power = frames.new_empty(len(frames), len(self.band_noise))
-        self._filter(spectrum[:, : self.spans[-1][1] // 2].to(torch.complex64), "filters", power)
-        return power
-
-    def _filter(self, spectrum: torch.Tensor, filters: str, power: torch.Tensor) -> None:
-        """(B, K) complex, by the filters of that name -> `power` (B, F)."""
-        squares = torch.view_as_real(spectrum).flatten(1)[:, : self.spans[-1][1]].square_()  # (B, 2 K)
-        for group, (first, end) in enumerate(self.spans):
-            weights = self.get_buffer(f"{filters}_{group}")
-            bands = power[:, group * _FILTERS_AT_ONCE : (group + 1) * _FILTERS_AT_ONCE]
-            torch.mm(squares[:, first:end], weights, out=bands)
-
-    def _register_filters(self, name: str, filters: torch.Tensor) -> None:
-        """Keep (K, F) filters as groups of neighbours, each on the bins where one of them has a weight."""
-        # Real and imaginary parts of a bin follow each other.
-        weights = filters.float().repeat_interleave(2, dim=0)  # (2 K, F)
-        for group, (first, end) in enumerate(self.spans):
-            columns = slice(group * _FILTERS_AT_ONCE, (group + 1) * _FILTERS_AT_ONCE)
-            self.register_buffer(f"{name}_{group}", weights[first:end, columns].contiguous(), persistent=False)
-
-
-def _scratch(name: str, size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """A buffer (size,) with any content; the next call in the same thread takes it back."""
-    if device.type != "cpu":  # has a caching allocator
-        return torch.empty(size, dtype=dtype, device=device)
-    buffers = _SCRATCH.__dict__
-    if name not in buffers or len(buffers[name]) < size:
-        with torch.inference_mode(False):  # else only inference mode could write to it
-            buffers[name] = torch.empty(size, dtype=dtype, device=device)
-    return buffers[name][:size]
-
-
-def _span_of_weights(filters: torch.Tensor) -> tuple[int, int]:
-    """The first and the end of the bins that have a weight in (K, F) filters, counted in real and imaginary parts."""
-    bins = filters.any(dim=1).nonzero()
-    return 2 * int(bins.min()), 2 * int(bins.max()) + 2
+        return filters / filters.sum(axis=0) if self.front_end == "sound_effects" else filters
 
 
 def _as_clips(raw_speech: Any) -> list[torch.Tensor]:

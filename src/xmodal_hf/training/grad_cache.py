@@ -13,9 +13,13 @@ from contextlib import contextmanager, nullcontext
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from ..objectives import Batch, Embeddings, Objective, ObjectiveOutput
 from .batch_norm import SingleUpdate
+
+# Of the CPU; numbers and states of the accelerators that the model is on.
+_RandomState = tuple[Tensor, list[int], list[Tensor]]
 
 
 def cached_backward(
@@ -35,7 +39,7 @@ def cached_backward(
     states, encoded = [], []
     with SingleUpdate(model) as statistics:
         for micro_batch in micro_batches:
-            states.append(_RandomState(accelerator.device))
+            states.append((torch.get_rng_state(), *get_device_states(next(model.parameters()))))
             statistics.begin_micro_batch()
             with torch.no_grad():
                 encoded.append(objective.encode(model, micro_batch))
@@ -48,7 +52,7 @@ def cached_backward(
         offsets = dict.fromkeys(cache, 0)
         for index, (micro_batch, state) in enumerate(zip(micro_batches, states, strict=True)):
             is_last = index == len(micro_batches) - 1
-            with nullcontext() if is_last else accelerator.no_sync(model), state.replayed():
+            with nullcontext() if is_last else accelerator.no_sync(model), _replayed(state, accelerator.device):
                 embeds = objective.encode(model, micro_batch)
                 _push_through(embeds, cache, offsets, is_last)
     return ObjectiveOutput(output.loss.detach(), output.logs)
@@ -77,25 +81,11 @@ def _push_through(embeds: Embeddings, cache: Embeddings, offsets: dict[str, int]
     torch.autograd.backward(outputs, gradients)
 
 
-class _RandomState:
-    """The random state of the CPU and of one accelerator, so that dropout can be replayed."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cpu = torch.get_rng_state()
-        self.device = device if device.type != "cpu" else None
-        self.accelerator = torch.get_device_module(device).get_rng_state(device) if self.device else None
-
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Run the body under this state, and restore the present one after it."""
-        present = _RandomState(self.device or torch.device("cpu"))
-        self._restore()
-        try:
-            yield
-        finally:
-            present._restore()
-
-    def _restore(self) -> None:
-        torch.set_rng_state(self.cpu)
-        if self.device is not None:
-            torch.get_device_module(self.device).set_rng_state(self.accelerator, self.device)
+@contextmanager
+def _replayed(state: _RandomState, device: torch.device) -> Iterator[None]:
+    """Run the body under a random state, so that dropout is the same again, and restore the present one after it."""
+    cpu_state, devices, device_states = state
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.set_rng_state(cpu_state)
+        set_device_states(devices, device_states, device_type=device.type)
+        yield

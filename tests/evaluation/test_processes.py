@@ -11,6 +11,7 @@ class Numbers(Embedder):
     """Embeds numbers and texts as themselves, and remembers its batches."""
 
     logit_scale = 3.0
+    max_seconds = 2.5  # of a clip: the window that is decoded
 
     def __init__(self):
         self.asked = []
@@ -71,7 +72,8 @@ def test_bad_input_and_errors_of_other_processes(embedder, monkeypatch):
     shared_embedder, _ = embedder
     with pytest.raises(ValueError, match="no image to embed"):
         shared_embedder.encode_image([])
-    assert shared_embedder.logit_scale == 3.0 and shared_embedder.text_tower is shared_embedder
+    assert shared_embedder.logit_scale == 3.0 and shared_embedder.max_seconds == 2.5
+    assert shared_embedder.text_tower is shared_embedder
     monkeypatch.setattr(SharedEmbedder, "_answer", lambda *_: [np.zeros((1, 2)), ValueError("the clip is damaged")])
     with pytest.raises(ValueError, match="the clip is damaged"):
         shared_embedder.encode_text(["a", "b"])

@@ -4,10 +4,13 @@ import json
 import os
 import pickle
 import resource
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
@@ -17,9 +20,10 @@ from xmodal_hf.data.bad_items import TooManyBadItemsError
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.sampling import PairDataset
 from xmodal_hf.data.seeding import EpochIndex
-from xmodal_hf.data.sources import load_pairs
+from xmodal_hf.data.sources import load_pairs, stream_pairs
 from xmodal_hf.features import ExtractionOptions, FeatureError, FeatureStore, Manifest, extract
 from xmodal_hf.features import extraction as extraction_module
+from xmodal_hf.features import identity as identity_module
 from xmodal_hf.features.shards import Shard, write_shard
 from xmodal_hf.features.writer import StoreWriter, append
 
@@ -219,6 +223,40 @@ class TestRefusals:
         extract(tmp_path / "text", image_side(side="text"), options())
         with pytest.raises(FeatureError, match=r"data\.text_sha256"):
             extract(tmp_path / "text", image_side(table=changed, side="text"), options())
+
+    @pytest.mark.parametrize("limit", [identity_module._READ_WHOLE_BYTES, 100])
+    def test_any_other_picture_of_the_same_size(self, image_side, pictures, tmp_path, monkeypatch, limit):
+        """All contents count where they are few, and their sizes everywhere."""
+        monkeypatch.setattr(identity_module, "_READ_WHOLE_BYTES", limit)
+        monkeypatch.setattr(identity_module, "_SAMPLED_MEDIA", 2)
+        for name, changed in (("one", False), ("two", True)):
+            shutil.copytree(pictures.parent, tmp_path / name)
+            if changed:
+                path = tmp_path / name / "4.png"
+                path.write_bytes(path.read_bytes()[:-1] + b"x")
+        identities = [image_side(table=load_pairs(tmp_path / name / "rows.jsonl")).identity for name in ("one", "two")]
+        assert (identities[0]["data"] == identities[1]["data"]) == (limit == 100)
+
+    @pytest.mark.parametrize("limit", [identity_module._READ_WHOLE_BYTES, 100])
+    @pytest.mark.parametrize("change", ["picture", "caption", "folder"])
+    def test_parquet_files_that_are_read_in_place(self, image_side, pictures, tmp_path, monkeypatch, change, limit):
+        monkeypatch.setattr(identity_module, "_READ_WHOLE_BYTES", limit)
+        cells = [(pictures.parent / f"{number}.png").read_bytes() for number in range(4)]
+        captions = ["rain", "the dog", "a red apple", "birds"]
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            table = pa.table({"image": cells, "text": captions})
+            pq.write_table(table, tmp_path / name / "rows.parquet", row_group_size=2)
+            if change == "picture":
+                cells[2] = cells[2][:-1] + b"x"  # of the same length
+            if change == "caption":
+                captions[2] = "a red table"
+        identities = {}
+        for side in ("image", "text"):
+            tables = [stream_pairs(str(tmp_path / name)) for name in ("one", "two")]
+            identities[side] = [image_side(table=table, side=side).identity["data"] for table in tables]
+        assert (identities["image"][0] == identities["image"][1]) == (change != "picture")
+        assert (identities["text"][0] == identities["text"][1]) == (change != "caption")
 
     def test_another_length_of_texts_and_precision(self, image_side, tmp_path):
         extract(tmp_path / "store", image_side(side="text"), options())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from .parts import PartedPairs
 from .splits import ALL, DEFAULT, no_splits, rows_of_split, split_column, split_of_name
 
 _OPEN_FILES = 64
+_MARKED_BYTES = 2**16  # of the media of a row group, for checksums
 _SUFFIX = ".parquet"
 _REMOTE = "://"
 
@@ -190,6 +192,35 @@ class ParquetPairs(PartedPairs):
         stripped._reads_media = not (self._id or self._ids is not None or self._located is not None or self._has_bytes)
         return stripped
 
+    def num_bytes(self) -> int | None:
+        """The size of the files, None where one is remote."""
+        return sum(os.path.getsize(file) for file in self.files) if self._is_local else None
+
+    def media_marks(self, num_samples: int) -> Iterator[str]:
+        """Lines that tell the media of these rows from others, with little reading; where the files lie does not count.
+
+        They say the names of the files, what their footers know of the media in each row group (rows, sizes, least and
+        greatest values), and checksums of the first 64 KiB of the media in `num_samples` row groups, spread evenly.
+        """
+        yield from map(str, self.shard_lengths)
+        for file in self.files:
+            yield os.path.basename(file)
+            yield from _footer_marks(file, self._media)
+        groups = np.unique(np.linspace(0, len(self.shard_lengths) - 1, num_samples).astype(int))
+        yield from (self._beginning_mark(group) for group in groups.tolist())
+
+    def _beginning_mark(self, group: int) -> str:
+        """The checksum of the first bytes of a row group's media, as they lie in the file."""
+        file = self.files[self._file_of_group[group]]
+        metadata = _open(file, os.getpid()).metadata.row_group(int(self._group_in_file[group]))
+        digest = hashlib.sha256()
+        filesystem, path = fsspec.core.url_to_fs(file)
+        for column in _chunks(metadata, self._media):
+            start = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+            end = start + min(column.total_compressed_size, _MARKED_BYTES)
+            digest.update(filesystem.cat_file(path, start=start, end=end))
+        return digest.hexdigest()
+
     def _row_columns(self) -> list[str]:
         media = [self._media] if self._reads_media else []
         return list(dict.fromkeys([*media, *self._texts, *filter(None, [self._id])]))
@@ -318,6 +349,23 @@ def _open(file: str, process_id: int) -> pq.ParquetFile:
     """An open file; one a process, because forked workers would share the position in it."""
     filesystem, path = fsspec.core.url_to_fs(file)
     return pq.ParquetFile(filesystem.open(path, "rb"))
+
+
+def _footer_marks(file: str, name: str) -> Iterator[str]:
+    """What a file's footer says of a column in each row group: nothing of the rows themselves is read."""
+    metadata = _open(file, os.getpid()).metadata
+    for group in range(metadata.num_row_groups):
+        for column in _chunks(metadata.row_group(group), name):
+            statistics = column.statistics
+            values = (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else ()
+            sizes = (column.num_values, column.total_compressed_size, column.total_uncompressed_size)
+            yield repr((column.path_in_schema, *sizes, *values))
+
+
+def _chunks(group: pq.RowGroupMetaData, name: str) -> Iterator[pq.ColumnChunkMetaData]:
+    """The chunks of a column of a row group: of a struct, those of its fields."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    return (column for column in columns if column.path_in_schema.split(".")[0] == name)
 
 
 def _leaves(file: str) -> list[str]:

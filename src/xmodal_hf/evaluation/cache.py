@@ -25,13 +25,13 @@ from xmodal_hf.data.images import load_image
 from ..features.manifest import MANIFEST_NAME
 from ..features.store import FeatureStore
 from ..features.writer import append
-from .embed import Embedder, Modality, SizedIterable
+from .embed import Embedder, Modality, SizedIterable, WrappedEmbedder
 
 _NOTHING = object()
 _DIGEST_BYTES = 16  # 128 bits: no accidental equality among any number of items that fits a disk
 
 
-class CachedEmbedder(Embedder):
+class CachedEmbedder(WrappedEmbedder):
     """Another embedder with a memory, and with a folder a memory that outlives the process.
 
     Args:
@@ -47,25 +47,10 @@ class CachedEmbedder(Embedder):
     def __init__(self, embedder: Embedder, folder: str | os.PathLike | None = None, identity: str = ""):
         if folder is not None and not identity:
             raise ValueError("a cache folder needs the model's identity, such as the checksum of its checkpoint")
-        self._embedder, self._root, self._identity = embedder, folder, identity
+        super().__init__(embedder)
+        self._root, self._identity = folder, identity
         self._folder = None if folder is None else Path(folder) / content_digest(identity, "text").hex()
         self._memory: dict[str, dict[bytes, np.ndarray]] = {}
-
-    @property
-    def modality(self) -> Modality | None:
-        return self._embedder.modality
-
-    @property
-    def sampling_rate(self) -> int | None:
-        return self._embedder.sampling_rate
-
-    @property
-    def max_seconds(self) -> float | None:
-        return self._embedder.max_seconds
-
-    @property
-    def logit_scale(self) -> float | None:
-        return self._embedder.logit_scale
 
     @property
     def text_tower(self) -> Embedder:
@@ -76,11 +61,8 @@ class CachedEmbedder(Embedder):
         raw = self._remembered("text", texts)  # as the model gives them: of any length
         return raw / np.linalg.norm(raw, axis=1, keepdims=True).clip(min=1e-12) if normalize else raw
 
-    def encode_image(self, images: Iterable[Any]) -> np.ndarray:
-        return self._remembered("image", images)
-
-    def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
-        return self._remembered("audio", clips)
+    def _encode_media(self, modality: Modality, items: Iterable[Any]) -> np.ndarray:
+        return self._remembered(modality, items)
 
     def _remembered(self, modality: str, items: Iterable[Any]) -> np.ndarray:
         """(n, D) embeddings, those of unseen items from the model."""

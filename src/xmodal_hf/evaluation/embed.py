@@ -131,6 +131,43 @@ class Embedder:
         return self.encode_image(items) if modality == "image" else self.encode_audio(items)
 
 
+class WrappedEmbedder(Embedder):
+    """Another embedder with something around it: what is known of its model is passed on.
+
+    Args:
+        embedder: the other one.
+    """
+
+    def __init__(self, embedder: Embedder):
+        self._embedder = embedder
+
+    @property
+    def modality(self) -> Modality | None:
+        return self._embedder.modality
+
+    @property
+    def logit_scale(self) -> float | None:
+        return self._embedder.logit_scale
+
+    @property
+    def sampling_rate(self) -> int | None:
+        return self._embedder.sampling_rate
+
+    @property
+    def max_seconds(self) -> float | None:
+        return self._embedder.max_seconds
+
+    def encode_image(self, images: Iterable[Any]) -> np.ndarray:
+        return self._encode_media("image", images)
+
+    def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
+        return self._encode_media("audio", clips)
+
+    def _encode_media(self, modality: Modality, items: Iterable[Any]) -> np.ndarray:
+        """(n, D) embeddings of pictures or clips."""
+        return self._embedder.encode_items(modality, items)
+
+
 class FunctionEmbedder(Embedder):
     """Any function from a list of sentences to (n, D) embeddings, such as the `encode` of another library's model."""
 
@@ -224,16 +261,46 @@ class DualEncoderEmbedder(Embedder):
         return _float32(embeds, normalize)
 
     def encode_image(self, images: Iterable[Any]) -> np.ndarray:
-        image_processor = self._part("image_processor")
-
-        def forward(batch: list[Any]) -> torch.Tensor:
-            pixels = image_processor(images=[load_image(image) for image in batch], return_tensors="pt")
-            pixels = pixels.to(self.model.device, self.model.dtype)
-            return self.model.get_image_features(**pixels).pooler_output  # (B, D)
-
-        return _encode_items(images, self.model, forward, "image", self.options)
+        return _float32(self._run("image", images, self._projected), normalize=True)
 
     def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
+        return _float32(self._run("audio", clips, self._projected), normalize=True)
+
+    def pooled_items(self, modality: Modality, items: Iterable[Any]) -> np.ndarray:
+        """(n, H) float32 vectors of pictures or clips as one of our models pools them, before the projection."""
+        return self._run(modality, items, self._pooled)
+
+    def pooled_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """(n, H) float32 vectors of texts as one of our models pools them, before the projection."""
+        return self.text_tower.encode_text(texts, normalize=False)
+
+    def _run(
+        self, modality: Modality, items: Iterable[Any], forward: Callable[[Modality, Any], torch.Tensor]
+    ) -> np.ndarray:
+        """Run the image or audio tower: items -> (n, D or H) float32 rows."""
+        run = self._on_pictures if modality == "image" else self._on_clips
+        unit = "image" if modality == "image" else "clip"
+        return _encode_items(items, self.model, run(lambda inputs: forward(modality, inputs)), unit, self.options)
+
+    def _projected(self, modality: Modality, inputs: Any) -> torch.Tensor:
+        features = self.model.get_image_features if modality == "image" else self.model.get_audio_features
+        return features(**inputs).pooler_output  # (B, D)
+
+    def _pooled(self, modality: Modality, inputs: Any) -> torch.Tensor:
+        return self.model(**inputs, return_logits=False)[f"{modality}_model_output"].pooler_output  # (B, H)
+
+    def _on_pictures(self, forward: Callable[[Any], torch.Tensor]) -> Callable[[list[Any]], torch.Tensor]:
+        """From pictures to what `forward` gives for the inputs of the model."""
+        image_processor = self._part("image_processor")
+
+        def run(batch: list[Any]) -> torch.Tensor:
+            pixels = image_processor(images=[load_image(image) for image in batch], return_tensors="pt")
+            return forward(pixels.to(self.model.device, self.model.dtype))
+
+        return run
+
+    def _on_clips(self, forward: Callable[[Any], torch.Tensor]) -> Callable[[list[Any]], torch.Tensor]:
+        """From clips to what `forward` gives for the inputs of the model."""
         extractor = self._part("feature_extractor")
 
         def embed(waveforms: list[np.ndarray]) -> torch.Tensor:
@@ -242,20 +309,19 @@ class DualEncoderEmbedder(Embedder):
             embeds = []
             for group in groups:
                 features = _audio_features(extractor, [clips[number] for number in group])
-                features = features.to(self.model.device, self.model.dtype)
-                embeds.append(self.model.get_audio_features(**features).pooler_output)
+                embeds.append(forward(features.to(self.model.device, self.model.dtype)))
             order = torch.tensor([number for group in groups for number in group])
             return torch.cat(embeds)[order.argsort()]  # (B, D)
 
         rate, max_seconds = extractor.sampling_rate, self.max_seconds
 
-        def forward(batch: list[Any]) -> torch.Tensor:
+        def run(batch: list[Any]) -> torch.Tensor:
             waveforms = (load_waveform(clip, rate, max_seconds=max_seconds) for clip in batch)
             if self.options.long_clips == "first":
                 return embed(list(waveforms))
             return _mean_over_windows(waveforms, extractor, embed, self.options.batch_size)
 
-        return _encode_items(clips, self.model, forward, "clip", self.options)
+        return run
 
     def _part(self, name: str) -> Any:
         if name not in self.processor.get_attributes():
@@ -552,7 +618,7 @@ def _encode_items(
     unit: str,
     options: EmbedOptions,
 ) -> np.ndarray:
-    """Run `forward` on batches of `items`, which may be a generator: only one batch is in memory."""
+    """(n, D) what `forward` gives for batches of `items`, which may be a generator: only one batch is in memory."""
     embeds: list[np.ndarray] = []
     batch: list[Any] = []
     bar = _bar(length_hint(items) or None, unit, options)
@@ -572,7 +638,7 @@ def _encode_items(
             run()
     if not embeds:
         raise ValueError(f"there are no {unit}s to embed")
-    return _float32(np.concatenate(embeds), normalize=True)
+    return np.concatenate(embeds)
 
 
 def _bar(total: int | None, unit: str, options: EmbedOptions) -> tqdm:

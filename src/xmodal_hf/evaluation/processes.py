@@ -16,14 +16,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm.auto import tqdm
 
-from .embed import Embedder, Modality
+from .embed import Embedder, Modality, WrappedEmbedder
 
 # Batches that each process embeds between two exchanges.
 _BATCHES_AT_ONCE = 8
 _SECONDS_BEFORE_BAR = 2.0
 
 
-class SharedEmbedder(Embedder):
+class SharedEmbedder(WrappedEmbedder):
     """An embedder whose work all processes share. The main process uses it as any other; the others `serve`.
 
     Pictures and sounds are cut into the batches that one process would make, so their embeddings are the same to the
@@ -36,20 +36,9 @@ class SharedEmbedder(Embedder):
     """
 
     def __init__(self, embedder: Embedder, state: PartialState, batch_size: int, *, of_text_tower: bool = False):
-        self._embedder, self._state, self._batch_size = embedder, state, batch_size
+        super().__init__(embedder)
+        self._state, self._batch_size = state, batch_size
         self._of_text_tower = of_text_tower
-
-    @property
-    def modality(self) -> Modality | None:
-        return self._embedder.modality
-
-    @property
-    def sampling_rate(self) -> int | None:
-        return self._embedder.sampling_rate
-
-    @property
-    def logit_scale(self) -> float | None:
-        return self._embedder.logit_scale
 
     @property
     def text_tower(self) -> Embedder:
@@ -69,12 +58,6 @@ class SharedEmbedder(Embedder):
             embeds[hand] = part
         return embeds
 
-    def encode_image(self, images: Iterable[Any]) -> np.ndarray:
-        return self._encode_stream("image", images)
-
-    def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
-        return self._encode_stream("audio", clips)
-
     def serve(self) -> None:
         """Embed what the main process hands out, until it stops."""
         while True:
@@ -88,7 +71,7 @@ class SharedEmbedder(Embedder):
         """Let the other processes end."""
         broadcast_object_list([None])
 
-    def _encode_stream(self, modality: str, items: Iterable[Any]) -> np.ndarray:
+    def _encode_media(self, modality: Modality, items: Iterable[Any]) -> np.ndarray:
         """(n, D): a stream in portions, so that memory holds few of its items."""
         processes, stream = self._state.num_processes, iter(items)
         parts: list[np.ndarray] = []

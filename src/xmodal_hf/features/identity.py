@@ -8,7 +8,6 @@ import os
 import zipfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,9 @@ _NO_EFFECT = frozenset(
         *("image_processor_type", "feature_extractor_type", "initializer_range", "initializer_factor"),
     )
 )
-# Media of a data set whose contents are read for its checksum; of all others the sizes count.
+# Up to so many bytes of media, all contents are read for the checksum, which takes seconds. Of more, those of some items,
+# and the sizes of all.
+_READ_WHOLE_BYTES = 2**30
 _SAMPLED_MEDIA = 64
 _ROWS_AT_ONCE = 256
 _ZIP_SCHEME, _TAR_SCHEME = "zip://", "tar://"
@@ -75,21 +76,39 @@ def tokenizer_fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 def data_fields(table: PairTable, side: str) -> dict[str, Any]:
     """Number of rows, and checksums of the ids and of the contents of one side, in order.
 
-    All captions count. Of pictures and sounds the size of each counts (of a member of a zip archive also its check
-    number), and the bytes of 64 of them, spread evenly: reading everything would take as long as embedding it.
+    All captions count. Of pictures and sounds all bytes count where they are 1 GiB or less. Of more, the size of each
+    counts (of a member of a zip archive also its check number), and the bytes of 64 of them, spread evenly. Of parquet
+    files that are read in place and are larger or remote, what `ParquetPairs.media_marks` says.
     """
     if isinstance(table, ConcatenatedPairs):
         parts = {name: data_fields(part, side) for name, part in zip(table.names, table.tables, strict=True)}
         return {"rows": len(table), "parts": parts}
     if isinstance(table, ParquetPairs):  # read in place: its rows may lie far away
-        files = [Path(file).name for file in table.files]
-        return {"rows": len(table), "sha256": _checksum([*files, *map(str, table.shard_lengths)])}
+        marks = _text_marks(table) if side == "text" else _parquet_media_marks(table, side)
+        return {"rows": len(table), f"{side}_sha256": _checksum(marks)}
     ids, texts = hashlib.sha256(), hashlib.sha256()
     for batch in without_media(table).iter(batch_size=_ROWS_AT_ONCE):
         ids.update(json.dumps(batch["id"]).encode())
         texts.update(json.dumps(batch["text"], ensure_ascii=False, default=repr).encode())
     contents = texts.hexdigest() if side == "text" else _checksum(_media_marks(table, side))
     return {"rows": len(table), "ids_sha256": ids.hexdigest(), f"{side}_sha256": contents}
+
+
+def _text_marks(table: ParquetPairs) -> Iterator[str]:
+    """A line for each row: its id and captions."""
+    rows = table.without_media()
+    for row_id, text in zip(rows["id"], rows["text"], strict=True):
+        yield json.dumps([row_id, text], ensure_ascii=False, default=repr)
+
+
+def _parquet_media_marks(table: ParquetPairs, side: str) -> Iterator[str]:
+    size = table.num_bytes()
+    if size is not None:
+        yield from table["id"]
+    if size is not None and size <= _READ_WHOLE_BYTES:
+        yield from map(_content_mark, table[side])
+    else:
+        yield from table.media_marks(_SAMPLED_MEDIA)
 
 
 def short_name(identity: dict[str, Any], dtype: str) -> str:
@@ -120,8 +139,9 @@ def _checksum(lines: Iterable[str]) -> str:
 
 
 def _media_marks(table: Dataset, side: str) -> Iterator[str]:
-    """A line for each picture or sound: its size; then the checksums of a sample of them."""
+    """A line for each picture or sound: its size; then the checksums of all of them, or of a sample."""
     media = table.select_columns([side]).with_format("arrow")
+    total = 0
     for batch in media.iter(batch_size=_ROWS_AT_ONCE):
         cells = batch.column(side).combine_chunks()
         names = [field.name for field in cells.type]
@@ -129,9 +149,15 @@ def _media_marks(table: Dataset, side: str) -> Iterator[str]:
         if "bytes" in names:
             lengths = pyarrow.compute.binary_length(cells.field("bytes")).to_pylist()
         for length, path in zip(lengths, cells.field("path").to_pylist(), strict=True):
-            yield _size_mark(path) if length is None else str(length)
-    for row in np.unique(np.linspace(0, len(table) - 1, _SAMPLED_MEDIA).astype(int)):
-        yield _content_mark(table[int(row)][side])
+            mark = _size_mark(path) if length is None else str(length)
+            size = mark.split(" ")[0]
+            total += int(size) if size.isdigit() else 0
+            yield mark
+    rows = np.arange(len(table))
+    if total > _READ_WHOLE_BYTES:
+        rows = np.unique(np.linspace(0, len(table) - 1, _SAMPLED_MEDIA).astype(int))
+    for row in rows.tolist():
+        yield _content_mark(table[row][side])
 
 
 def _size_mark(path: str | None) -> str:

@@ -40,7 +40,6 @@ class SubBatch(NamedTuple):
 
     texts: int
     width: int  # tokens of the longest
-    start: int  # in the padded layout of all sub-batches
 
 
 class Repeats(NamedTuple):
@@ -87,7 +86,7 @@ class Packing:
         ends = lengths.tensor_split(text_sub_batches)
         sub_batches, widths, start = [], [], 0
         for part, width in zip(ends, torch.stack([part[-1] for part in ends]).tolist(), strict=True):
-            sub_batches.append(SubBatch(len(part), width, start))
+            sub_batches.append(SubBatch(len(part), width))
             widths.append(torch.full_like(part, width))
             start += len(part) * width
         rows, columns = mask[order].nonzero(as_tuple=True)
@@ -285,7 +284,7 @@ def attend(
     # Split at once: the gradient of a slice is as large as what it was cut from.
     sizes = [part.texts * part.width for part in packing.sub_batches]
     parts = zip(*(side.split(sizes) for side in padded), strict=True)
-    for (texts, tokens, _start), sides in zip(packing.sub_batches, parts, strict=True):
+    for (texts, tokens), sides in zip(packing.sub_batches, parts, strict=True):
         q, k, v = (side.view(texts, tokens, heads, width).transpose(1, 2) for side in sides)
         lengths = packing.lengths[first : first + texts]
         first += texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import math
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from ..data.mixing import undecoded
 from ..data.sources import load_pairs
 from ..data.splits import with_default_split
 from ..data.tables import load_table
-from ..evaluation.embed import Embedder, OnBadItem, as_embedder, embed_pairs
+from ..evaluation.embed import DualEncoderEmbedder, Embedder, OnBadItem, PairEmbeddings, as_embedder, embed_pairs
+from ..evaluation.frozen import FrozenTowersEmbedder, unit_rows
 from ..evaluation.representation import evaluate_representation
 from ..evaluation.retrieval import evaluate_retrieval
 from ..evaluation.sts import evaluate_sts
@@ -39,9 +41,12 @@ from .checkpoint import (
     save_weights,
 )
 from .faults import main_process_first, on_main_process
+from .features import FOLDER_NAME, frozen_sides
 from .log import VALIDATION_LOG_NAME, StepLog, TrainingResult
 from .sharding import is_sharded
 
+# Of the folder of feature stores, where the held-out items' vectors lie.
+_VALIDATION_FOLDER = "validation"
 # Embedded before the first step, to see that it works.
 _CHECKED_ITEMS = 8
 _SHOWN = ("spearman", "recall@10", ".alignment", "uniformity")  # beside the progress bar; the log has them all
@@ -210,6 +215,9 @@ class TaskValidator:
         pairs: in canonical columns.
         modality: of the pairs.
         on_bad_item: what to do about pairs that cannot be used, as `embed_pairs`.
+        keeps_frozen: run frozen towers once per item: later validations read the pooled vectors, and decode no picture
+            or sound.
+        folder: where those vectors are kept for other runs; None keeps them in memory only.
     """
 
     def __init__(
@@ -218,10 +226,16 @@ class TaskValidator:
         *,
         sts: Dataset | None = None,
         pairs: Dataset | None = None,
-        modality: str = "image",
+        modality: Literal["image", "audio"] = "image",
         on_bad_item: OnBadItem = "skip",
+        keeps_frozen: bool = False,
+        folder: Path | None = None,
     ) -> None:
         self.processor = processor
+        self.keeps_frozen = keeps_frozen
+        self.folder = folder
+        self._frozen: FrozenTowersEmbedder | None = None
+        self._embedded: tuple[PairEmbeddings, np.ndarray] | None = None  # with the pooled vectors (N, H) of the items
         self.sts = sts
         self.pairs = pairs
         self.modality = modality
@@ -263,15 +277,30 @@ class TaskValidator:
             results = evaluate_sts(embedder, {"spearman": self.sts}, num_resamples=0)
             values["sts_dev.spearman"] = results["spearman"]
         if self.pairs is not None:
-            pairs = embed_pairs(embedder, self.pairs, self.modality, on_bad_item=self.on_bad_item)
+            pairs = self._embed_pairs(embedder, self.pairs)
             values |= self._pair_values((pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item), pairs.texts)
             if pairs.bad_items:
                 values["pairs.num_bad_items"] = len(pairs.bad_items)
         return values
 
+    def _embed_pairs(self, embedder: Embedder, table: Any) -> PairEmbeddings:
+        """Embed the held-out pairs; from the second time on, pooled vectors of a frozen tower are projected alone."""
+        if self._embedded is not None and isinstance(embedder, FrozenTowersEmbedder):
+            pairs, pooled = self._embedded
+            items = unit_rows(embedder.project(self.modality, pooled))
+            return dataclasses.replace(pairs, modality_embeds=items, text_embeds=embedder.encode_text(pairs.texts))
+        pairs = embed_pairs(embedder, table, self.modality, on_bad_item=self.on_bad_item)
+        if isinstance(embedder, FrozenTowersEmbedder) and embedder.latest is not None:
+            self._embedded = pairs, embedder.latest
+        return pairs
+
     def _embedder(self, model: nn.Module) -> Embedder:
         # peft's wrapper is no PreTrainedModel; the model inside it has the adapter's layers.
-        return as_embedder(model.get_base_model() if isinstance(model, PeftModel) else model, self.processor)
+        embedder = as_embedder(model.get_base_model() if isinstance(model, PeftModel) else model, self.processor)
+        if self._frozen is None and self.keeps_frozen and isinstance(embedder, DualEncoderEmbedder):
+            sides = frozen_sides(model)
+            self._frozen = FrozenTowersEmbedder(embedder, sides, self.folder) if sides else None
+        return self._frozen or embedder
 
     def _pair_values(self, embeds: tuple[Any, Any, Any], texts: Sequence[str]) -> dict[str, float]:
         tasks = {
@@ -320,9 +349,19 @@ def build_validation(
     if arguments.eval_steps is None:
         return None
     sts, held_out = main_process_first(accelerator, lambda: _load_data(arguments, pairs))
-    modality = "image" if pairs is None else pairs.modality
+    modality: Literal["image", "audio"] = "image" if pairs is None else pairs.modality
     policy: OnBadItem = "skip" if pairs is None else pairs.on_bad_item
-    validator = TaskValidator(processor, sts=sts, pairs=held_out, modality=modality, on_bad_item=policy)
+    keeps = pairs is not None and pairs.features != "off"
+    folder = Path(training.output_dir).absolute().parent / FOLDER_NAME / _VALIDATION_FOLDER
+    validator = TaskValidator(
+        processor,
+        sts=sts,
+        pairs=held_out,
+        modality=modality,
+        on_bad_item=policy,
+        keeps_frozen=keeps,
+        folder=folder if keeps and not training.dry_run else None,
+    )
     return Validation(accelerator, validator, arguments, training.output_dir)
 
 

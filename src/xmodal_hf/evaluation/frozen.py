@@ -1,0 +1,92 @@
+"""Measuring a model again and again while some of its towers stay as they are: each item goes through those once.
+
+Shapes: n items, H pooled width, D embedding size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..features.frozen import Side, tower_fields
+from ..features.identity import processor_fields, tokenizer_fields
+from .cache import CachedEmbedder
+from .embed import DualEncoderEmbedder, Embedder, Modality, WrappedEmbedder
+
+
+class FrozenTowersEmbedder(WrappedEmbedder):
+    """One of our models with frozen towers, whose pooled vectors are kept; the projections run each time.
+
+    Args:
+        embedder: of the model.
+        sides: whose towers are frozen.
+        folder: where the vectors are kept, one feature store a tower and side in float32, whose ids are digests of the
+            contents; None keeps them in memory only.
+    """
+
+    def __init__(
+        self, embedder: DualEncoderEmbedder, sides: Iterable[Side], folder: str | os.PathLike | None = None
+    ) -> None:
+        super().__init__(embedder)
+        self._model = embedder.model
+        pooled = _PooledEmbedder(embedder)
+        self.latest: np.ndarray | None = None  # (n, H) what the last pictures or clips were projected from
+        self._pooled = {side: CachedEmbedder(pooled, folder, _identity(embedder, side)) for side in sides}
+
+    @property
+    def text_tower(self) -> Embedder:
+        return self._embedder.text_tower
+
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
+        if "text" not in self._pooled or isinstance(texts, str) or len(texts) == 0:
+            return self._embedder.encode_text(texts, normalize)
+        embeds = self.project("text", self._pooled["text"].encode_text(texts, normalize=False))
+        return unit_rows(embeds) if normalize else embeds
+
+    def project(self, side: Side, pooled: np.ndarray) -> np.ndarray:
+        """(n, H) pooled vectors -> (n, D) embeddings by the model's projection as it is now, of any length."""
+        projection = getattr(self._model, f"{side}_projection")
+        with torch.inference_mode():
+            vectors = torch.from_numpy(pooled).to(self._model.device, self._model.dtype)
+            return projection(vectors).float().cpu().numpy()
+
+    def _encode_media(self, modality: Modality, items: Iterable[Any]) -> np.ndarray:
+        if modality not in self._pooled:
+            return super()._encode_media(modality, items)
+        self.latest = self._pooled[modality].encode_items(modality, items)
+        return unit_rows(self.project(modality, self.latest))
+
+
+class _PooledEmbedder(WrappedEmbedder):
+    """What the towers of one of our models pool, in the place of embeddings."""
+
+    _embedder: DualEncoderEmbedder
+
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
+        return self._embedder.pooled_texts(texts)
+
+    def _encode_media(self, modality: Modality, items: Iterable[Any]) -> np.ndarray:
+        return self._embedder.pooled_items(modality, items)
+
+
+def unit_rows(embeds: np.ndarray) -> np.ndarray:
+    """Scale (n, D) rows to length one."""
+    return embeds / np.linalg.norm(embeds, axis=1, keepdims=True).clip(min=1e-12)
+
+
+def _identity(embedder: DualEncoderEmbedder, side: Side) -> str:
+    """Return a name of all that a tower's pooled vectors depend on beside the item."""
+    processor = embedder.processor
+    if side == "text":
+        inputs = tokenizer_fields(processor.tokenizer)
+    else:
+        inputs = processor_fields(processor.image_processor if side == "image" else processor.feature_extractor)
+    fields = {"tower": tower_fields(embedder.model, side), "input": inputs, "long_clips": embedder.options.long_clips}
+    text = json.dumps(fields, sort_keys=True, default=str)
+    return f"pooled {side} {hashlib.sha256(text.encode()).hexdigest()}"

@@ -30,8 +30,8 @@ _NO_EFFECT = frozenset(
         *("image_processor_type", "feature_extractor_type", "initializer_range", "initializer_factor"),
     )
 )
-# Up to so many bytes of media, all contents are read for the checksum, which takes seconds. Of more, those of some items,
-# and the sizes of all.
+# Up to so many bytes of media, all contents are read for the checksum, which takes seconds. Of more, the contents of
+# some items and the sizes of all.
 _READ_WHOLE_BYTES = 2**30
 _SAMPLED_MEDIA = 64
 _ROWS_AT_ONCE = 256

@@ -25,7 +25,9 @@ Batch = dict[str, Any]
 Embeddings = dict[str, Tensor]
 
 # What collators add for bookkeeping: no model takes it.
-_NOT_MODEL_INPUTS = ("group_ids", "ids")
+_NOT_MODEL_INPUTS = ("group_ids", "text_ids", "ids")
+# Of the texts of the views, row-wise as the embeddings: micro-batches concatenate.
+_TEXT_ID_NAMES = ("anchor_ids", "positive_ids", "negative_ids")
 # Rows that the uniformity of the logs is taken over: its cost is quadratic.
 _UNIFORMITY_ROWS = 256
 
@@ -132,7 +134,7 @@ class SentenceObjective:
     Args:
         num_views: 1: unsupervised, each sentence twice under two dropout masks (SimCSE, Gao et al. 2021, eq. 1); 2:
             anchors with positives; 3: with hard negatives too (eq. 5). Batches are view-major: V*B rows, all anchors
-            first.
+            first. By their `text_ids`, equal texts are no negatives of each other, and rows may lack a hard negative.
         loss_type: name of an entry of `losses.SENTENCE_LOSSES`.
         mlm_weight: weight of the auxiliary masked-language-modelling loss (section 3.2; 0.1 where the authors use it).
             Batches then hold `mlm_input_ids` and `mlm_labels`, and the model is a `SentenceEncoder` with `mlm_head`.
@@ -159,9 +161,9 @@ class SentenceObjective:
         self.loss_type = loss_type
         self.mlm_weight = mlm_weight
         self.text_sub_batches = text_sub_batches
-        entry = find_sentence_loss(loss_type)
-        self._function = entry.load()
-        self.weights = entry.fill_weights(weights)
+        self._entry = find_sentence_loss(loss_type)
+        self._function = self._entry.load()
+        self.weights = self._entry.fill_weights(weights)
 
     @property
     def scale_bounds(self) -> None:
@@ -185,15 +187,20 @@ class SentenceObjective:
         names = ("anchor_embeds", "positive_embeds", "negative_embeds")
         views = output.text_embeds.chunk(max(self.num_views, 2))  # each (B, D)
         embeds = dict(zip(names, views, strict=False))
+        if "text_ids" in batch:
+            ids = batch["text_ids"].view(self.num_views, -1).expand(max(self.num_views, 2), -1)  # (V, B)
+            embeds |= dict(zip(_TEXT_ID_NAMES, ids, strict=False))
         if masked:
             embeds["mlm_loss"] = output.mlm_loss  # (V*B,)
             embeds["mlm_tokens"] = (masked["mlm_labels"] != -100).sum(dim=1)  # (V*B,)
         return embeds
 
     def loss(self, embeds: Embeddings) -> ObjectiveOutput:
-        loss, logs = self._function(
-            embeds["anchor_embeds"], embeds["positive_embeds"], embeds.get("negative_embeds"), **self.weights
-        )
+        views = embeds["anchor_embeds"], embeds["positive_embeds"], embeds.get("negative_embeds")
+        text_ids = {"text_ids": _text_ids(embeds)} if self._entry.takes_text_ids else {}
+        if not text_ids and views[2] is not None and "negative_ids" in embeds and (embeds["negative_ids"] < 0).any():
+            raise ValueError(f"loss_type {self.loss_type!r} needs a hard negative in each row or in none")
+        loss, logs = self._function(*views, **text_ids, **self.weights)
         if "mlm_loss" in embeds:
             # The mean over the masked tokens of all processes; a batch may have none.
             tokens = all_reduce_sum(embeds["mlm_tokens"].sum().float()).clamp(min=1)
@@ -252,6 +259,12 @@ class JointObjective:
 
     def __call__(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         return self.loss(self.encode(model, batch))
+
+
+def _text_ids(embeds: Embeddings) -> Tensor | None:
+    """(V, B) ids of the texts of each view, where batches have them."""
+    found = [embeds[name] for name in _TEXT_ID_NAMES if name in embeds]
+    return torch.stack(found) if found else None
 
 
 def _model_inputs(batch: Batch) -> dict[str, Tensor]:

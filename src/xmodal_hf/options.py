@@ -159,7 +159,9 @@ def check_keys(mapping: Iterable[Any], valid: Iterable[str], source: object) -> 
 # Option -> what its value names: a model or a data set, here or on the Hub.
 _SOURCES: dict[str, Literal["model", "dataset"]] = {
     **dict.fromkeys(("model", "text_model", "image_model", "audio_model", "tokenizer"), "model"),
-    **dict.fromkeys(("dataset", "sentences", "triplets", "eval_sts", "eval_dataset", "pairs"), "dataset"),
+    **dict.fromkeys(
+        ("dataset", "sentences", "triplets", "paraphrases", "eval_sts", "eval_dataset", "pairs"), "dataset"
+    ),
     **dict.fromkeys(("zero_shot_data", "composition_data", "query_bank"), "dataset"),
 }
 

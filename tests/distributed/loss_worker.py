@@ -107,6 +107,11 @@ CASES = {
     "simcse supervised": Case(
         lambda o, b: simcse_loss(o["a"], o["b"], o["c"], hard_negative_weight=1.5, chunk_size=4), sides=("a", "b", "c")
     ),
+    "simcse by text": Case(lambda o, b: simcse_loss(o["a"], o["b"], text_ids=b["texts"].T[:2], chunk_size=4)),
+    "simcse by text supervised": Case(
+        lambda o, b: simcse_loss(o["a"], o["b"], o["c"], text_ids=b["texts"].T, hard_negative_weight=1.5, chunk_size=4),
+        sides=("a", "b", "c"),
+    ),
 }
 
 
@@ -132,6 +137,8 @@ def joined_batch(dtype: torch.dtype) -> dict[str, Tensor]:
     n = JOINED_ROWS
     batch = {side: torch.randn(n, FEATURES, generator=generator, dtype=torch.float64).to(dtype) for side in "abc"}
     batch["groups"] = torch.tensor([7, 1, -3, 7, 1, 2, 7, 4, 4, -3, 0, 1])
+    batch["texts"] = torch.randint(0, 9, (n, 3), generator=torch.Generator().manual_seed(2))
+    batch["texts"][::5, 2] = -1  # rows without a hard negative
     batch["mask"] = torch.eye(n, dtype=torch.bool) | (torch.rand(n, n, generator=generator) < 0.2)
     batch["bias"] = torch.randn(n, n, generator=generator, dtype=torch.float64).to(dtype)
     return batch

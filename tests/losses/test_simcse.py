@@ -71,6 +71,68 @@ def test_comparison_refuses_wrong_losses(unit_rows, assert_agree, name):
         assert_agree(lambda *views: MUTANTS[name](*on_unit_sphere(*views)), formula, inputs, 1e-3)
 
 
+def dense_by_text(anchor, positive, hard_negative, text_ids, temperature, weight) -> Tensor:
+    """Loops over rows: soft targets over the positives, hard negatives with an equal text or none left out."""
+    anchors, positives = text_ids[0].tolist(), text_ids[1].tolist()
+    losses = []
+    for i in range(len(anchor)):
+        logits, targets = [], []
+        for j in range(len(positive)):
+            logits.append(anchor[i] @ positive[j] / temperature)
+            same = anchors[j] == anchors[i] or positives[j] == positives[i] or positives[j] == anchors[i]
+            targets.append(float(same or i == j))
+        for j in range(0 if hard_negative is None else len(hard_negative)):
+            text = text_ids[2, j].item()
+            if text not in (-1, anchors[i], positives[i]):
+                logits.append(anchor[i] @ hard_negative[j] / temperature + (weight if i == j else 0.0))
+                targets.append(0.0)
+        target = torch.tensor(targets, dtype=torch.float64)
+        losses.append(-(target / target.sum()) @ torch.stack(logits).log_softmax(dim=0))
+    unseen = 0 if hard_negative is None else 0 * hard_negative.sum()  # where none is seen, a gradient of zero
+    return torch.stack(losses).mean() + unseen
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), n=st.integers(1, 9), supervised=st.booleans(), chunk_size=st.sampled_from([None, 1, 4]))
+def test_equal_texts_are_no_negatives_of_each_other(unit_rows, assert_agree, data, n, supervised, chunk_size):
+    """Against loops, with few texts, so that many are equal, and rows without a hard negative."""
+    ids = [data.draw(st.lists(st.integers(0, 6), min_size=n, max_size=n)) for _ in range(2)]
+    if data.draw(st.booleans()):
+        ids[1] = ids[0]  # unsupervised
+    if supervised:
+        ids.append(data.draw(st.lists(st.integers(-1, 9), min_size=n, max_size=n)))
+    text_ids, weight = torch.tensor(ids), 1.5 if supervised else 0.0
+    options = {"text_ids": text_ids, "hard_negative_weight": weight, "chunk_size": chunk_size, "temperature": 0.3}
+
+    def oracle(anchor, positive, hard_negative=None):
+        rows = (anchor, positive, hard_negative) if supervised else (anchor, positive)
+        hard = on_unit_sphere(*rows)[2] if supervised else None
+        return dense_by_text(*on_unit_sphere(anchor, positive), hard, text_ids, 0.3, weight)
+
+    assert_agree(
+        lambda *views: simcse_loss(*on_unit_sphere(*views), **options),
+        oracle,
+        [3 * unit_rows(n, 6, view) for view in range(3 if supervised else 2)],
+        tolerance=1e-9,
+        allow_zero=True,
+    )
+
+
+def test_different_texts_change_nothing_and_equal_ones_do(unit_rows):
+    views = [unit_rows(4, 8, seed) for seed in range(3)]
+    plain = simcse_loss(*views)
+    assert torch.equal(simcse_loss(*views, text_ids=torch.arange(12).view(3, 4)), plain)
+    assert torch.equal(simcse_loss(*views[:2], text_ids=torch.arange(4).expand(2, 4)), simcse_loss(*views[:2]))
+    assert simcse_loss(*views, text_ids=torch.tensor([[0, 1, 2, 0], [4, 5, 6, 7], [8, 9, 10, 11]])) != plain
+    assert simcse_loss(*views, text_ids=torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, 11]])) < plain
+    # All negatives of a batch are equal to what they are compared with: nothing is left to tell apart.
+    nothing = simcse_loss(*views[:2], text_ids=torch.zeros(2, 4, dtype=torch.long))
+    uniform = -(20 * views[0] @ views[1].T).log_softmax(dim=1).mean()
+    assert nothing.item() == pytest.approx(uniform.item())
+    with pytest.raises(ValueError, match=r"must be integers \(3, 4\)"):
+        simcse_loss(*views, text_ids=torch.zeros(2, 4, dtype=torch.long))
+
+
 def test_equal_embeddings_in_closed_form(unit_rows):
     """All 2n columns score alike but the own hard negative, which weighs exp(w)."""
     embeds = unit_rows(1, 8).expand(5, 8)

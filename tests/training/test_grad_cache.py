@@ -23,15 +23,20 @@ def objectives():
         "siglip": CrossModalObjective("siglip"),
         "unsupervised": SentenceObjective(num_views=1),
         "supervised": SentenceObjective(num_views=3, hard_negative_weight=0.5),
+        "by text": SentenceObjective(num_views=3, hard_negative_weight=0.5),
         "joint": JointObjective(CrossModalObjective("cyclip"), SentenceObjective(num_views=2), sentence_weight=0.5),
     }
 
 
 def build(name, dual_encoder, sentence_encoder, pair_batch, text_batch, dropout=0.1):
     """Return the model and a batch of an objective."""
-    if name in ("unsupervised", "supervised"):
+    if name in ("unsupervised", "supervised", "by text"):
         views = 1 if name == "unsupervised" else 3
-        return sentence_encoder(dropout, head="mlp"), text_batch(ROWS * views)
+        batch = text_batch(ROWS * views)
+        if name == "by text":  # equal texts, and rows without a hard negative
+            batch["text_ids"] = torch.arange(ROWS * views) % 13
+            batch["text_ids"][-3:] = -1
+        return sentence_encoder(dropout, head="mlp"), batch
     bias = {"logit_bias_init_value": -10.0} if name == "siglip" else {}
     batch = pair_batch(ROWS)
     if name == "joint":

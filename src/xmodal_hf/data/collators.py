@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from transformers import ClapFeatureExtractor, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..losses.positives import NO_TEXT
 from .clips import check_equal_lengths, clap_features, to_clip_length
-from .sampling import SENTENCE_VIEWS
+from .sampling import SENTENCE_VIEWS, text_id
 from .seeding import EpochIndex, row_generator
 
 _MASK_STREAM, _CROP_STREAM = 4, 5  # the others are in sampling.py
@@ -113,8 +114,9 @@ class SentenceCollator:
     """Rows of `SentenceDataset` -> model inputs, one view after the other.
 
     For B rows with V of the columns anchor, positive, negative: V*B texts, all anchors, then all positives, then all
-    negatives, tokenised in one call and padded to the longest: input_ids, attention_mask (V*B, T); and `ids`, V*B str,
-    the number of each text's row.
+    negatives, tokenised in one call and padded to the longest: input_ids, attention_mask (V*B, T); `text_ids` (V*B,)
+    int64, equal for equal texts; and `ids`, V*B str, the number of each text's row. A row without a negative has the
+    shortest anchor of the batch in its place, with the text id -1: the loss does not see it.
 
     Args:
         tokenizer: of the text tower.
@@ -149,7 +151,9 @@ class SentenceCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         views = [name for name in SENTENCE_VIEWS if name in rows[0]]
-        texts = [row[view] for view in views for row in rows]
+        cells = [row[view] for view in views for row in rows]
+        shortest = min((row[views[0]] for row in rows), key=len)
+        texts = [shortest if cell is None else cell for cell in cells]
         batch = dict(
             self.tokenizer(
                 texts, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
@@ -158,7 +162,8 @@ class SentenceCollator:
         if self.mlm_probability > 0:
             positions = [row["position"] for row in rows]
             batch |= self._masked(batch["input_ids"].view(len(views), len(rows), -1), positions)
-        return batch | {"ids": [str(row["position"].index) for row in rows] * len(views)}
+        text_ids = torch.tensor([NO_TEXT if cell is None else text_id(cell) for cell in cells], dtype=torch.int64)
+        return batch | {"text_ids": text_ids, "ids": [str(row["position"].index) for row in rows] * len(views)}
 
     def _masked(self, input_ids: torch.Tensor, positions: Sequence[EpochIndex]) -> dict[str, torch.Tensor]:
         """BERT's masks (Devlin et al. 2019, section 3.1): (V, B, T) ids -> (V*B, T) masked ids and labels.

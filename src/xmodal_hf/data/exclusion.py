@@ -44,18 +44,18 @@ def evaluation_keys(sources: Iterable[str | os.PathLike]) -> frozenset[str]:
 def without_texts(table: Dataset, keys: frozenset[str], source: str | os.PathLike) -> Dataset:
     """The rows of a table that share no text with the evaluation sets; logs how many were left out.
 
-    Of a list of captions only those that occur there go, and the row with its last one. A sentence or triplet goes as
-    a whole, as soon as one of its texts occurs.
+    Of a list of captions only those that occur there go, and the row with its last one, of a list of paraphrases with
+    its last but one. A sentence or triplet goes as a whole, as soon as one of its texts occurs.
 
     Args:
-        table: of `load_pairs`, `load_sentences` or `load_triplets`.
+        table: of `load_pairs`, `load_sentences`, `load_triplets` or `load_paraphrases`.
         keys: of `evaluation_keys`.
         source: what the table was read from, for the message.
 
     Raises:
         ValueError: nothing is left.
     """
-    columns = [name for name in ("text", "anchor", "positive", "negative") if name in table.column_names]
+    columns = [name for name in ("text", "paraphrases", "anchor", "positive", "negative") if name in table.column_names]
     if isinstance(table.features[columns[0]], List):
         kept, left_out = _without_captions(table, columns[0], keys)
     else:
@@ -72,9 +72,11 @@ def _without_captions(table: Dataset, column: str, keys: frozenset[str]) -> tupl
     captions = table[column][:]
     kept = [[caption for caption in row or [] if text_key(caption or "") not in keys] for row in captions]
     left_out = sum(len(row or []) for row in captions) - sum(map(len, kept))
-    rows = [index for index, row in enumerate(kept) if row]
+    least = 2 if column == "paraphrases" else 1
+    rows = [index for index, row in enumerate(kept) if len(row) >= least]
     names = table.column_names
-    table = table.remove_columns(column).add_column(column, kept, feature=List(Value("string")))
+    table = table.add_column("kept", kept, feature=List(Value("string"))).remove_columns(column)
+    table = table.rename_column("kept", column)
     return table.select_columns(names).select(rows), left_out
 
 

@@ -28,7 +28,7 @@ SENTENCE_VIEWS = ("anchor", "positive", "negative")
 # Captions longer than this are a page of text that got into the column, in characters.
 MAX_CAPTION_LENGTH = 10_000
 # 1: augmentation, 4: token masks, 5: crops of fused CLAP
-_CAPTION_STREAM, _REPLACEMENT_STREAM, _WINDOW_STREAM, _VIEW_STREAM = 0, 2, 3, 6
+_CAPTION_STREAM, _REPLACEMENT_STREAM, _WINDOW_STREAM, _VIEW_STREAM, _PARAPHRASE_STREAM = 0, 2, 3, 6, 7
 
 
 class PooledVectors(Protocol):
@@ -265,18 +265,28 @@ class PairDataset(TorchDataset):
 class SentenceDataset(TorchDataset):
     """Rows of sentences: {"anchor"} or {"anchor", "positive"[, "negative"]} and "position".
 
+    Of a list of paraphrases two different ones are drawn, by (seed, epoch, index) only; a negative may be None.
+
     Args:
-        dataset: as from `load_sentences` or `load_triplets`.
+        dataset: as from `load_sentences`, `load_triplets` or `load_paraphrases`.
+        seed: of the draws.
 
     Raises:
-        ValueError: there is no column `anchor`, or a `negative` without a `positive`.
+        ValueError: there is no column `anchor` or `paraphrases`, or a `negative` without a `positive`.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.views = [name for name in SENTENCE_VIEWS if name in dataset.column_names]
+    def __init__(self, dataset: Dataset, seed: int = 0) -> None:
+        self.seed = seed
+        self.views: list[str] = [name for name in SENTENCE_VIEWS if name in dataset.column_names]
+        self.draws = not self.views and "paraphrases" in dataset.column_names
+        if self.draws:
+            self.views = list(SENTENCE_VIEWS[:2])
+            self.dataset = dataset.select_columns(["paraphrases"])
+            return
         if self.views != list(SENTENCE_VIEWS[: len(self.views)]) or not self.views:
             raise ValueError(
-                f"Sentences have the columns anchor[, positive[, negative]], not {', '.join(dataset.column_names)}."
+                "Sentences have the columns anchor[, positive[, negative]], or paraphrases, not "
+                f"{', '.join(dataset.column_names)}."
             )
         self.dataset = dataset.select_columns(self.views)
 
@@ -285,7 +295,19 @@ class SentenceDataset(TorchDataset):
 
     def __getitem__(self, key: EpochIndex | int) -> dict[str, Any]:
         position = _position(key)
-        return self.dataset[position.index] | {"position": position}
+        row = self.dataset[position.index]
+        if not self.draws:
+            return row | {"position": position}
+        generator = row_generator(self.seed, position, stream=_PARAPHRASE_STREAM)
+        drawn = generator.permutation(len(row["paraphrases"]))[:2]
+        texts = (row["paraphrases"][number] for number in drawn)
+        return dict(zip(self.views, texts, strict=True)) | {"position": position}
+
+    def texts(self) -> Iterator[str]:
+        """Every text of every row."""
+        for name in self.dataset.column_names:
+            for cell in self.dataset[name]:
+                yield from (text for text in (cell if isinstance(cell, list) else [cell]) if text is not None)
 
 
 def usable_captions(captions: Any) -> tuple[dict[int, str], list[BadItemError]]:
@@ -331,6 +353,11 @@ def checked_caption(caption: Any) -> str:
 def group_id(item_id: str) -> int:
     """A non-negative 63-bit number for an item, the same in every process and run."""
     return int.from_bytes(hashlib.blake2b(item_id.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def text_id(text: str) -> int:
+    """A non-negative 63-bit number for a text, by which equal ones are known in every process."""
+    return group_id(text.strip())
 
 
 def _position(key: EpochIndex | int) -> EpochIndex:

@@ -1,20 +1,33 @@
-"""Sentence corpora for unsupervised SimCSE, and (anchor, positive, hard negative) triplets for the supervised one."""
+"""Texts for sentence training: corpora, pairs, triplets with hard negatives, and lists of paraphrases."""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from .builtin.openmoji import openmoji_captions
-from .builtin.soundfont import soundfont_captions
-from .columns import TEXT_COLUMNS, TextColumns, class_names_of, find_texts, row_text
+from .builtin.openmoji import openmoji_caption_lists, openmoji_captions
+from .builtin.soundfont import load_soundfont, soundfont_captions
+from .columns import (
+    AUDIO_COLUMNS,
+    ID_COLUMNS,
+    IMAGE_COLUMNS,
+    TEXT_COLUMNS,
+    TextColumns,
+    class_names_of,
+    find_ids,
+    find_texts,
+    row_text,
+)
+from .identity import is_empty
 from .layouts import load_archive, load_folder, load_named_table, modality_of
+from .mixing import undecoded
 from .tables import load_table, select_split
 from .tars import find_tars, load_tars
 
@@ -28,6 +41,16 @@ TRIPLET_LAYOUTS = (
     ("query", "positive", "negative"),
     ("query", "pos", "neg"),
 )
+# Names of two columns of texts that mean the same, where a table has neither hard negatives nor ratings.
+PAIR_LAYOUTS = (
+    *(layout[:2] for layout in TRIPLET_LAYOUTS),
+    ("question", "answer"),
+    ("text1", "text2"),
+    ("caption1", "caption2"),
+    ("sentence1", "sentence2"),
+)
+# Columns that say of two texts how near they are: not every row is a pair of paraphrases.
+_RATINGS = {"score", "scores", "label", "labels", "gold_label", "similarity_score", "is_duplicate"}
 # Names of (premise, hypothesis, label) in SNLI / MultiNLI as on the Hub, in the original files, in SICK (from
 # SentEval, on the Hub, in the original file), in ANLI's original files, and in GLUE.
 NLI_LAYOUTS = (
@@ -40,6 +63,10 @@ NLI_LAYOUTS = (
     ("sentence1", "sentence2", "label"),
 )
 _BUILT_IN: dict[str, Callable[[str], list[str]]] = {"openmoji": openmoji_captions, "soundfont": soundfont_captions}
+_BUILT_IN_ITEMS: dict[str, Callable[[str], Iterable[Sequence[str]]]] = {
+    "openmoji": openmoji_caption_lists,
+    "soundfont": lambda split: load_soundfont(split)["text"],
+}
 _ENTAILMENT, _NEUTRAL, _CONTRADICTION = "entailment", "neutral", "contradiction"
 # Integers as in SNLI, MultiNLI, ANLI and XNLI on the Hub, which csv files have as text, and letters as in ANLI's files.
 _NAMES = (_ENTAILMENT, _NEUTRAL, _CONTRADICTION)
@@ -74,37 +101,129 @@ def load_sentences(
 
 
 def load_triplets(source: str | os.PathLike, *, split: str = "train", seed: int = 0) -> Dataset:
-    """Rows {"anchor", "positive", "negative"} from triplets or from an NLI dataset; logs what was dropped and why.
+    """Rows {"anchor", "positive"[, "negative"]} from pairs, triplets or NLI; logs what was dropped and why.
+
+    Rows without a hard negative may be mixed with others: their `negative` is null. Where no row has one, as in NLI
+    with entailments only, there is no such column. Of a list of positives each gives a row, of a list of negatives one
+    is drawn for each row.
 
     Args:
-        source: anything that `load_table` reads, with the columns of one of `TRIPLET_LAYOUTS` or `NLI_LAYOUTS`.
+        source: anything that `load_table` reads, with the columns of one of `TRIPLET_LAYOUTS`, `NLI_LAYOUTS` or
+            `PAIR_LAYOUTS`.
         split: of the source.
         seed: chooses among several contradictions of a premise.
 
     Raises:
-        ValueError: the columns are of no known layout (the message lists them), or no triplet is left.
+        ValueError: the columns are of no known layout (the message lists them), or nothing is left.
         FileNotFoundError: no such file.
     """
     triplets, dropped = build_triplets(load_table(source, split=split), seed=seed)
     summary = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "nothing"
-    logger.info("%s: %d triplets; dropped: %s", source, len(triplets), summary)
+    kind = "triplets" if "negative" in triplets.column_names else "pairs"
+    without = len(triplets) - num_negatives(triplets)
+    mixed = f", {without} of them without a hard negative" if kind == "triplets" and without else ""
+    logger.info("%s: %d %s%s; dropped: %s", source, len(triplets), kind, mixed, summary)
     if not len(triplets):
         raise ValueError(f"No triplet in {source}; dropped: {summary}.")
     return triplets
 
 
+def num_negatives(triplets: Dataset) -> int:
+    """How many rows of a table from `load_triplets` have a hard negative."""
+    return len(triplets) - triplets.data["negative"].null_count if "negative" in triplets.column_names else 0
+
+
 def build_triplets(table: Dataset, *, seed: int = 0) -> tuple[Dataset, Counter[str]]:
-    """Triplets of a table, and the number of rows or premises dropped for each reason."""
+    """Triplets or pairs of a table, and the number of rows or premises dropped for each reason."""
     columns = {column.lower(): column for column in table.column_names}
     for layout in TRIPLET_LAYOUTS:
         if set(layout) <= columns.keys():
-            return _clean_triplets(zip(*(table[columns[name]][:] for name in layout), strict=True))
+            return _clean_triplets(zip(*(table[columns[name]][:] for name in layout), strict=True), seed)
     for layout in NLI_LAYOUTS:
         if set(layout) <= columns.keys():
             premises, hypotheses, labels = (table[columns[name]][:] for name in layout)
             return nli_to_triplets(premises, hypotheses, _label_names(table, columns[layout[2]], labels), seed=seed)
-    known = "; ".join(", ".join(layout) for layout in (*TRIPLET_LAYOUTS, *NLI_LAYOUTS))
+    for pair in PAIR_LAYOUTS if not _RATINGS & columns.keys() else ():
+        if set(pair) <= columns.keys():
+            anchors, positives = (table[columns[name]][:] for name in pair)
+            return _clean_triplets(zip(anchors, positives, [None] * len(table), strict=True), seed)
+    known = "; ".join(", ".join(layout) for layout in (*TRIPLET_LAYOUTS, *NLI_LAYOUTS, *PAIR_LAYOUTS))
     raise ValueError(f"No triplets in the columns {', '.join(table.column_names)}. Known layouts: {known}.")
+
+
+def load_paraphrases(source: str | os.PathLike, *, column: TextColumns = None, id_column: str | None = None) -> Dataset:
+    """Rows {"paraphrases": list of str}: texts of one meaning, such as the captions of one picture or sound.
+
+    Args:
+        source: a paired dataset in any layout of `load_pairs`, whose captions are read and nothing else, `openmoji` and
+            `soundfont` among them; or a table with a list of texts, or several columns of texts, in each row.
+        column: of the texts, or several; found by their usual names if None (`set` and `paraphrases` among them).
+        id_column: rows with equal values are of one item. None: a column of ids with its usual name, else that of the
+            paths of pictures or sounds, else every row is an item of its own.
+
+    Raises:
+        ValueError: the column cannot be found, or no item has two different texts.
+        FileNotFoundError: no such file.
+
+    Example:
+        >>> load_paraphrases("captions.csv")[0]  # doctest: +SKIP
+        {'paraphrases': ['A dog runs.', 'A brown dog is running.']}
+    """
+    items: dict[Any, dict[str, None]] = {}
+    for number, (key, texts) in enumerate(_texts_of_items(source, column, id_column)):
+        of_item = items.setdefault((number, "row") if key is None else key, {})
+        of_item.update(dict.fromkeys(text.strip() for text in texts if isinstance(text, str) and text.strip()))
+    kept = [list(texts) for texts in items.values() if len(texts) > 1]
+    logger.info(
+        "%s: %d items with several texts; dropped: %d items with one", source, len(kept), len(items) - len(kept)
+    )
+    if not kept:
+        raise ValueError(
+            f"No item of {source} has two different texts. Rows of one item need equal values of --id_column, or a "
+            "list of texts."
+        )
+    return Dataset.from_dict({"paraphrases": kept})
+
+
+def _texts_of_items(
+    source: str | os.PathLike, column: TextColumns, id_column: str | None
+) -> Iterator[tuple[Any, Sequence[Any]]]:
+    """The key of each row's item, None where there is none, and the texts of the row."""
+    if str(source) in _BUILT_IN_ITEMS:
+        yield from ((None, texts) for texts in _BUILT_IN_ITEMS[str(source)]("train"))
+        return
+    if tars := find_tars(source, "train"):
+        table = load_tars(tars, modality="image", text_names=TEXT_COLUMNS, text_column=column, texts_only=True)
+        yield from ((None, _listed(captions)) for captions in table["text"])
+        return
+    table = _rows_of(Path(source), source, column)
+    lists = [name for name in ("paraphrases", "set") if name in table.column_names and column is None]
+    empty = [name for name in table.column_names if table.data[name].null_count == len(table)]
+    names = find_texts(table.features, lists[:1] or column, empty=empty, option="--sentence_column")
+    keys = _item_keys(table, id_column, names)
+    class_names = class_names_of(table.features, names)
+    for key, row in zip(keys, zip(*(table[name][:] for name in names), strict=True), strict=True):
+        yield key, _listed(row_text(row, class_names))
+
+
+def _item_keys(table: Dataset, id_column: str | None, texts: Sequence[str]) -> Sequence[Any]:
+    """What tells the item of each row; Nones where no column does."""
+    usual = [*ID_COLUMNS, *IMAGE_COLUMNS, *AUDIO_COLUMNS]
+    by_lower_name = {name.lower(): name for name in reversed(table.column_names) if name not in texts}
+    if id_column is not None:
+        names = [find_ids(table.column_names, id_column)]
+    else:
+        names = [by_lower_name[name] for name in usual if name in by_lower_name][:1]
+    if not names or names[0] is None:
+        return [None] * len(table)
+    table = undecoded(table)
+    cells = table[names[0]][:]
+    keys = [cell.get("path") or cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
+    return [key if isinstance(key, str | bytes | int) and not is_empty(key) else None for key in keys]
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def nli_to_triplets(
@@ -113,7 +232,8 @@ def nli_to_triplets(
     """(premise, entailed hypothesis, contradicted hypothesis), as Gao et al., SimCSE (EMNLP 2021), section 4.
 
     Each distinct entailed hypothesis of a premise that also has a contradicted one gives a triplet; where a premise
-    has several contradictions, one is drawn for each entailment. `labels` are "entailment", "neutral" or
+    has several contradictions, one is drawn for each entailment. Data without any contradiction give pairs of premises
+    and entailed hypotheses, without a column `negative`. `labels` are "entailment", "neutral" or
     "contradiction"; anything else counts as unlabelled.
 
     Returns:
@@ -146,11 +266,14 @@ def _draw_triplets(
     hypotheses_of: dict[str, dict[str, dict[str, None]]], dropped: Counter[str], seed: int
 ) -> tuple[Dataset, Counter[str]]:
     generator = np.random.Generator(np.random.Philox(seed))
-    triplets = []
+    triplets: list[tuple[str | None, ...]] = []
+    has_negatives = any(by_label[_CONTRADICTION] for by_label in hypotheses_of.values())
     for premise, by_label in hypotheses_of.items():
         positives, negatives = list(by_label[_ENTAILMENT]), list(by_label[_CONTRADICTION])
         if not positives:
             dropped["premises without an entailment"] += 1
+        elif not has_negatives:
+            triplets += [(premise, positive, None) for positive in positives]
         elif not negatives:
             dropped["premises without a contradiction"] += 1
         else:
@@ -161,15 +284,28 @@ def _draw_triplets(
     return _triplet_dataset(triplets), dropped
 
 
-def _clean_triplets(rows: Iterable[tuple[str | None, ...]]) -> tuple[Dataset, Counter[str]]:
-    stripped = [tuple((text or "").strip() for text in row) for row in rows]
-    complete = [row for row in stripped if all(row)]
-    return _triplet_dataset(complete), +Counter({"triplets with an empty text": len(stripped) - len(complete)})
+def _clean_triplets(rows: Iterable[tuple[Any, ...]], seed: int) -> tuple[Dataset, Counter[str]]:
+    """Rows of an anchor, a positive or a list of them, and a hard negative, a list of them or none."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    triplets: list[tuple[str | None, ...]] = []
+    dropped = 0
+    for anchor, positive, negative in rows:
+        anchors, positives, negatives = (_stripped(cell) for cell in (anchor, positive, negative))
+        dropped += not (anchors and positives)
+        for text in positives if anchors else ():
+            drawn = int(generator.integers(len(negatives))) if len(negatives) > 1 else 0
+            triplets.append((anchors[0], text, negatives[drawn] if negatives else None))
+    return _triplet_dataset(triplets), +Counter({"triplets with an empty text": dropped})
 
 
-def _triplet_dataset(triplets: Sequence[tuple[str, ...]]) -> Dataset:
+def _stripped(cell: Any) -> list[str]:
+    return [text.strip() for text in _listed(cell) if isinstance(text, str) and text.strip()]
+
+
+def _triplet_dataset(triplets: Sequence[tuple[str | None, ...]]) -> Dataset:
     anchors, positives, negatives = zip(*triplets, strict=True) if triplets else ((), (), ())
-    return Dataset.from_dict({"anchor": anchors, "positive": positives, "negative": negatives})
+    columns = {"anchor": anchors, "positive": positives}
+    return Dataset.from_dict(columns | ({"negative": negatives} if any(negatives) or not triplets else {}))
 
 
 def _label_names(table: Dataset, column: str, labels: list) -> list[str]:

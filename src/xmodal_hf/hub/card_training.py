@@ -75,7 +75,7 @@ class TrainingRecord:
     @property
     def trains_sentences(self) -> bool:
         """Whether there was a sentence loss, alone or beside the one on pairs."""
-        return bool(self.recipe.get("sentences") or self.recipe.get("triplets"))
+        return any(self.recipe.get(name) for name in ("sentences", "triplets", "paraphrases"))
 
     @property
     def trains_pairs(self) -> bool:
@@ -221,11 +221,13 @@ def _describe_pairs(phase: TrainingRecord) -> str:
 
 
 def _describe_sentences(phase: TrainingRecord) -> str:
-    triplets, loss = phase.recipe.get("triplets"), phase.sentence_loss
+    recipe, loss = phase.recipe, phase.sentence_loss
+    triplets, paraphrases = recipe.get("triplets"), recipe.get("paraphrases")
+    source = _sources(paraphrases or triplets or recipe["sentences"])
     if loss is None:
-        return f"the loss `{phase.sentence_loss_name}` on {_sources(triplets or phase.recipe['sentences'])}"
-    text = (triplets and loss.supervised_card) or loss.card
-    return f"{text} on {_sources(triplets or phase.recipe['sentences'])}"
+        return f"the loss `{phase.sentence_loss_name}` on {source}"
+    supervised = loss.supervised_card if triplets else loss.paraphrases_card if paraphrases else None
+    return f"{supervised or loss.card} on {source}"
 
 
 def _sources(names: str | list[str]) -> str:

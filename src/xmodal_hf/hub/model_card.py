@@ -159,7 +159,7 @@ def card_metadata(sources: CardSources, name: str, card: CardArguments) -> Model
         card: licence, languages and so on.
     """
     recipes = [phase.recipe for phase in sources.phases]
-    datasets = card.datasets or hub_ids(recipes, ("sentences", "triplets", "dataset"))
+    datasets = card.datasets or hub_ids(recipes, ("sentences", "triplets", "paraphrases", "dataset"))
     base_models = card.base_models or hub_ids(recipes, ("model", "text_model", "image_model", "audio_model"))
     training_type = {"training_type": "fine-tuning" if base_models else "pre-training"}
     emissions = {"co2_eq_emissions": sources.emissions | training_type} if sources.emissions else {}

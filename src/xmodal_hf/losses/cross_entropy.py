@@ -34,7 +34,7 @@ from .checks import (
     describe,
     exchange_batch,
 )
-from .positives import Entries, MaskPositives, Positives, pair_positives
+from .positives import Entries, ExcludedTexts, MaskPositives, Positives, TextPositives, pair_positives
 from .streaming import (
     BestLogits,
     LogitGradient,
@@ -98,9 +98,14 @@ def info_nce_with_accuracy(
     positives: Tensor | None = None,
     extra_keys: Tensor | None = None,
     extra_logit_bias: float | Tensor | None = None,
+    text_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`info_nce` and the accuracy within the global batch, from the same tiles.
+
+    Args:
+        text_ids: in the place of `positives`, (2, n) or, with as many extra keys as queries, (3, n) ids of the texts of
+            queries, keys and extra keys, by the rules of `simcse_loss`. The other arguments are those of `info_nce`.
 
     Returns:
         (loss, accuracy): accuracy is the share of the queries of all processes that rank one of their positives above
@@ -110,14 +115,26 @@ def info_nce_with_accuracy(
         extra_keys = queries.new_empty(0, *queries.shape[1:])
     check_embeddings(queries=queries, keys=keys, extra_keys=extra_keys)
     check_chunk_size(chunk_size)
+    if text_ids is not None:
+        _check_text_ids(text_ids, queries, keys, extra_keys)
     query_shards, key_shards, extra_shards = exchange_batch(queries, len(queries), len(keys), len(extra_keys))
     columns = gather_with_grad(keys, key_shards)  # (M, D)
     if extra_shards.total > 0:
         columns = torch.cat([columns, gather_with_grad(extra_keys, extra_shards)])  # (M + E, D)
+    edge = tile_edge(chunk_size, queries.device)
+    found: Positives
+    excluded = None
+    if text_ids is None:
+        found = _find_positives(positives, queries, keys, key_shards)
+    else:
+        found = TextPositives.of(text_ids[0], text_ids[1], key_shards, edge)
+        if extra_shards.total > 0:
+            excluded = ExcludedTexts.of(text_ids[0], text_ids[1], text_ids[2], key_shards, extra_shards)
     plan = CrossEntropyPlan(
-        positives=_find_positives(positives, queries, keys, key_shards),
-        grid=TileGrid(len(queries), len(columns), tile_edge(chunk_size, queries.device), boundary=key_shards.total),
+        positives=found,
+        grid=TileGrid(len(queries), len(columns), edge, boundary=key_shards.total),
         bias=_ExtraBias.of(extra_logit_bias, queries, extra_keys, extra_shards),
+        excluded=excluded,
     )
     result = summed_cross_entropy(queries, columns, as_scalar("logit_scale", logit_scale, queries), plan)
     return result.loss / query_shards.total, result.row_hits / query_shards.total
@@ -130,6 +147,7 @@ class CrossEntropyPlan:
     positives: Positives
     grid: TileGrid
     bias: "_ExtraBias | None" = None
+    excluded: ExcludedTexts | None = None
     # (M,) how many positives each key has, where the keys' cross-entropies over all queries are wanted too
     column_counts: Tensor | None = None
 
@@ -205,8 +223,12 @@ def _tiles_and_positives(tiles: LogitTiles, plan: CrossEntropyPlan) -> Iterator[
         if tile.columns.start < plan.grid.boundary:
             yield tile, plan.positives.tile(tile.rows, tile.columns)
             continue
+        first = tile.columns.start - plan.grid.boundary
         if plan.bias is not None:
-            plan.bias.add_to(tile, tile.columns.start - plan.grid.boundary)
+            plan.bias.add_to(tile, first)
+        if plan.excluded is not None:
+            hidden = plan.excluded.tile(tile.rows, slice(first, first + tile.logits.shape[1]))
+            tile.logits.masked_fill_(hidden, -torch.inf)
         yield tile, None
 
 
@@ -314,6 +336,19 @@ class _ExtraBias:
         own = logits.diagonal(self.first_own + rows.start - first)
         skipped = max(0, first - self.first_own - rows.start)
         own += self.values[rows][skipped : skipped + len(own)]
+
+
+def _check_text_ids(text_ids: Tensor, queries: Tensor, keys: Tensor, extra_keys: Tensor) -> None:
+    check_same_rows("keys", keys, "queries", queries, ", with text_ids")
+    if len(extra_keys):
+        check_same_rows("extra_keys", extra_keys, "queries", queries, ", with text_ids")
+    shapes = [(3, len(queries))] if len(extra_keys) else [(2, len(queries)), (3, len(queries))]
+    is_integer = not text_ids.is_floating_point() and text_ids.dtype != torch.bool
+    if tuple(text_ids.shape) not in shapes or not is_integer or text_ids.device != queries.device:
+        raise ValueError(
+            f"text_ids {describe(text_ids)} on {text_ids.device} must be integers {shapes[0]} on {queries.device}: one "
+            "row of anchors, one of positives and, with hard negatives, one of these."
+        )
 
 
 def _find_positives(positives: Tensor | None, queries: Tensor, keys: Tensor, key_shards: RowShards) -> Positives:

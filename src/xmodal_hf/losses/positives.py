@@ -13,6 +13,14 @@ from torch import Tensor
 
 from ..distributed import RowShards, gather
 
+# The id of a text that a row does not have; ids of texts are not negative.
+NO_TEXT = -1
+
+
+def blocks(start: int, stop: int, size: int) -> list[slice]:
+    """[start, stop) in slices of `size`, the last one shorter."""
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+
 
 class Entries(NamedTuple):
     """The entries of a tile that are positives, without repetition."""
@@ -72,6 +80,68 @@ class GroupPositives:
 
     def tile(self, rows: slice, columns: slice) -> Entries | None:
         return _entries(self.query_groups[rows, None] == self.key_groups[columns])
+
+
+@dataclass(frozen=True)
+class TextPositives:
+    """Sentence pairs: which keys are positives of an anchor, by their texts.
+
+    Key j is a positive of anchor i if row j has the anchor of i, or if its text is that of the positive of i or that of
+    the anchor itself. So no sentence is a negative of an equal one.
+    """
+
+    row_counts: Tensor  # (n,)
+    anchors: Tensor  # (n,) ids of the texts of the local anchors
+    positives: Tensor  # (n,) of their positives
+    key_anchors: Tensor  # (N,) of the anchors of all keys
+    keys: Tensor  # (N,) of all keys
+
+    @classmethod
+    def of(cls, anchors: Tensor, positives: Tensor, shards: RowShards, edge: int) -> "TextPositives | PairPositives":
+        """For local rows with ids of texts (n,); counted in tiles of `edge` rows and columns."""
+        key_anchors, keys = gather(anchors, shards), gather(positives, shards)
+        # Of a row whose two texts are equal, as in unsupervised SimCSE, one is counted.
+        distinct = torch.unique(torch.cat([key_anchors, keys])).numel()
+        if distinct == 2 * len(keys) - int((key_anchors == keys).sum()):  # no text in two rows
+            return PairPositives.of(anchors, shards)
+        found = cls(torch.zeros_like(anchors), anchors, positives, key_anchors, keys)
+        for rows in blocks(0, len(anchors), edge):
+            for columns in blocks(0, len(keys), edge):
+                found.row_counts[rows] += found._mask(rows, columns).sum(dim=1)
+        return found
+
+    def _mask(self, rows: slice, columns: slice) -> Tensor:
+        anchors, positives, keys = self.anchors[rows, None], self.positives[rows, None], self.keys[columns]
+        return (anchors == self.key_anchors[columns]) | (positives == keys) | (anchors == keys)
+
+    def tile(self, rows: slice, columns: slice) -> Entries | None:
+        return _entries(self._mask(rows, columns))
+
+
+@dataclass(frozen=True)
+class ExcludedTexts:
+    """Extra keys that a query does not see: those that are not there, and those with its own or its positive's text."""
+
+    anchors: Tensor  # (n,) ids of the texts of the local anchors
+    positives: Tensor  # (n,)
+    extra_keys: Tensor  # (E,) of the extra keys of all processes, NO_TEXT where a row has none
+
+    @classmethod
+    def of(
+        cls, anchors: Tensor, positives: Tensor, extra_keys: Tensor, shards: RowShards, extra_shards: RowShards
+    ) -> "ExcludedTexts | None":
+        """For local ids (n,), (n,) and (e,); None where every query of every process sees every extra key."""
+        gathered = gather(extra_keys, extra_shards)
+        seen = torch.cat([gather(anchors, shards), gather(positives, shards)])
+        if bool((gathered == NO_TEXT).any()) or bool(torch.isin(gathered, seen).any()):
+            return cls(anchors, positives, gathered)
+        return None
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        """(r, c) bool, which extra keys of a tile are hidden from its queries; columns count extra keys from 0."""
+        keys = self.extra_keys[columns]
+        own = (self.anchors[rows, None] == keys) | (self.positives[rows, None] == keys)
+        return own | (keys == NO_TEXT)
 
 
 @dataclass(frozen=True)

@@ -112,16 +112,22 @@ class SentenceLoss(_Entry):
     Args:
         function: the loss, or its address "module:function". It is called as
             `function(anchor, positive, hard_negative, **weights)` with (B, D) unit-norm embeddings of this process;
-            `hard_negative` is None unless the data are triplets. It returns the loss of the global batch and a
+            `hard_negative` is None unless the data are triplets; with `takes_text_ids`, the keyword `text_ids` has the
+            (V, B) ids of the texts of anchors, positives and hard negatives, as `simcse_loss` describes them. It
+            returns the loss of the global batch and a
             dictionary of 0-dim detached tensors to log.
         description: what it is, in the help text of `--sentence_objective`.
         card: the noun phrase by which a model card calls it on plain sentences.
         weights: by name.
         citations: BibTeX entries.
         supervised_card: the noun phrase for triplets; None: `card`.
+        paraphrases_card: the noun phrase for captions of one item; None: `card`.
+        takes_text_ids: whether the function knows equal texts, and rows without a hard negative, by their ids.
     """
 
     supervised_card: str | None = None
+    paraphrases_card: str | None = None
+    takes_text_ids: bool = False
 
 
 _CLIP = """@inproceedings{radford2021learning,
@@ -192,6 +198,8 @@ SENTENCE_LOSSES: dict[str, SentenceLoss] = {
         description="SimCSE's cross-entropy over the sentences of the batch",
         card="unsupervised SimCSE (each sentence twice, two dropout masks)",
         supervised_card="supervised SimCSE (anchor, positive, hard negative)",
+        paraphrases_card="supervised SimCSE (two captions of one item as a pair)",
+        takes_text_ids=True,
         weights={
             "temperature": Weight(0.05, "Divides the cosines.", label="temperature"),
             "hard_negative_weight": Weight(

@@ -12,6 +12,7 @@ def simcse_loss(
     *,
     temperature: float = 0.05,
     hard_negative_weight: float = 0.0,
+    text_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
     """Cross-entropy of each anchor over the positives, and the hard negatives, of all processes; one direction only.
@@ -23,6 +24,11 @@ def simcse_loss(
         temperature: divides the cosines; fixed, 0.05 in the paper.
         hard_negative_weight: a logit, added after the temperature to each anchor's own hard negative only; 0 by
             default, as in the authors' code.
+        text_ids: (2, B) or, with hard negatives, (3, B) non-negative integers, equal for equal texts in all processes:
+            of anchors, positives and hard negatives, -1 for a row without a hard negative (its embedding is not seen).
+            A positive of another row is then a positive too, with a soft target, where it has the text of this row's
+            positive or anchor, or where that row has this row's anchor; a hard negative with the text of the anchor
+            or of its positive is not seen. None: all texts are different.
         chunk_size: rows and columns of a tile; None is the measured default of the device. No effect on the value.
 
     Returns:
@@ -38,6 +44,7 @@ def simcse_loss(
         hard_negative,
         temperature=temperature,
         hard_negative_weight=hard_negative_weight,
+        text_ids=text_ids,
         chunk_size=chunk_size,
     )[0]
 
@@ -49,6 +56,7 @@ def simcse_loss_with_accuracy(
     *,
     temperature: float = 0.05,
     hard_negative_weight: float = 0.0,
+    text_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`simcse_loss` and the accuracy within the global batch, as `info_nce_with_accuracy` has it."""
@@ -64,6 +72,7 @@ def simcse_loss_with_accuracy(
         1 / temperature,
         extra_keys=hard_negative,
         extra_logit_bias=hard_negative_weight or None,
+        text_ids=text_ids,
         chunk_size=chunk_size,
     )
 
@@ -75,9 +84,15 @@ def simcse_loss_with_logs(
     *,
     temperature: float,
     hard_negative_weight: float,
+    text_ids: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`simcse_loss` as `SENTENCE_LOSSES` needs it: with the loss and the accuracy to log."""
     loss, accuracy = simcse_loss_with_accuracy(
-        anchor, positive, hard_negative, temperature=temperature, hard_negative_weight=hard_negative_weight
+        anchor,
+        positive,
+        hard_negative,
+        temperature=temperature,
+        hard_negative_weight=hard_negative_weight,
+        text_ids=text_ids,
     )
     return loss, {"contrastive_loss": loss.detach(), "accuracy": accuracy}

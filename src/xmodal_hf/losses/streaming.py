@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import global_max
-from .positives import Entries
+from .positives import Entries, blocks
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -53,11 +53,6 @@ def tile_edge(chunk_size: int | None, device: torch.device) -> int:
 def without_autocast(device: torch.device) -> torch.autocast:
     """Context in which autocast leaves precision to the loss."""
     return torch.autocast(device_type=device.type, enabled=False)
-
-
-def blocks(start: int, stop: int, size: int) -> list[slice]:
-    """[start, stop) in slices of `size`, the last one shorter."""
-    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
 
 
 class Workspace:

@@ -59,7 +59,7 @@ def make_tokenizer(
     texts = [text for source in sentences for text in load_sentences(source)["anchor"]]
     for source in triplets:
         table = load_triplets(source)
-        texts += [text for column in table.column_names for text in table[column]]
+        texts += [text for column in table.column_names for text in table[column] if text is not None]
     train_tokenizer(texts, vocab_size=vocab_size, max_length=max_length).save_pretrained(folder)
 
 

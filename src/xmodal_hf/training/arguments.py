@@ -203,10 +203,19 @@ class SentenceArguments:
         "Unsupervised: sentences from a .txt(.gz), csv, jsonl or parquet file, a folder, a Hub id or a built-in data "
         "set (openmoji, soundfont).",
     )
-    sentence_column: str | None = option(None, "Column of --sentences. Default: found by its usual names.")
+    sentence_column: str | None = option(
+        None, "Column of --sentences or --paraphrases. Default: found by its usual names."
+    )
     max_sentences: int | None = option(None, "Use only that many sentences, drawn with the seed.")
     triplets: str | None = option(
-        None, "Supervised: a file of anchor, positive, negative, or of NLI premise, hypothesis, label."
+        None,
+        "Supervised: a file of anchor, positive and, in all rows, some or none, negative; or of NLI premise, "
+        "hypothesis, label.",
+    )
+    paraphrases: str | None = option(
+        None,
+        "Supervised by captions: any data set of --dataset, whose captions of one item are positives of each other, "
+        "or a table with a list of texts in each row; two are drawn each epoch. Pictures and sounds are not read.",
     )
     sentence_objective: str = option(
         "simcse", f"Contrastive loss of sentences: {describe_losses(SENTENCE_LOSSES)}.", SENTENCE_LOSSES
@@ -232,13 +241,14 @@ class SentenceArguments:
         for name, weight in SENTENCE_LOSSES[self.sentence_objective].weights.items():
             if weight.needs_triplets and self.triplets is None and getattr(self, name, None):
                 raise ValueError(f"--{name} is for --triplets: plain sentences have no hard negatives")
-        if self.sentences is not None and self.triplets is not None:
-            raise ValueError("--sentences (unsupervised) and --triplets (supervised) exclude each other")
+        given = [name for name in ("sentences", "triplets", "paraphrases") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"--{given[0]} and --{given[1]} exclude each other: pass one kind of sentence data")
 
     @property
     def is_given(self) -> bool:
         """Whether there is something to train sentences on."""
-        return self.sentences is not None or self.triplets is not None
+        return self.sentences is not None or self.triplets is not None or self.paraphrases is not None
 
 
 @dataclass
@@ -359,7 +369,7 @@ class ContrastiveArguments:
         metadata={"help": "Towers that stay as they are: text, image or audio (a locked image tower is LiT)."},
     )
     sentence_weight: float = option(
-        1.0, "Weight of the sentence loss when --sentences or --triplets is given (joint training); the other has 1."
+        1.0, "Weight of the sentence loss in joint training (--sentences, --triplets, --paraphrases); the other has 1."
     )
     sentence_batch_size: int | None = option(None, "Sentences a process and step. Default: --batch_size.")
     image_model: str | None = option(None, "Image model: a folder or Hub id. Default: from scratch (--image_config).")
@@ -446,7 +456,9 @@ def check_phase_1(
 ) -> None:
     """Raise a ValueError for options of phase 1 that do not go together."""
     if not sentence.is_given:
-        raise ValueError("pass --sentences (unsupervised) or --triplets (supervised)")
+        raise ValueError(
+            "pass --sentences (unsupervised) or --triplets (supervised), or --paraphrases (supervised by captions)"
+        )
 
 
 def check_phase_2(
@@ -480,7 +492,9 @@ def check_phase_2(
         raise ValueError("an adapter needs the model that it belongs to: pass --model, or --lora_merge")
     check_trains_new_tower(contrastive, lora, pairs.modality)
     if sentence.is_given and "text" in contrastive.freeze and lora.lora_rank is None:
-        raise ValueError("--sentences and --triplets train the text tower, which --freeze text keeps as it is")
+        raise ValueError(
+            "--sentences and --triplets train the text tower, which --freeze text keeps as it is; so do --paraphrases"
+        )
     if sentence.mlm_weight > 0 or sentence.head not in (None, "none"):
         raise ValueError("--mlm_weight and --head belong to phase 1: a dual encoder has no such layers")
 

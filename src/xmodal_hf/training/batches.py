@@ -33,7 +33,7 @@ from ..data.mixing import ConcatenatedPairs, PairTable, training_order
 from ..data.orders import Order, ShuffledOrder
 from ..data.parquet import ParquetPairs
 from ..data.sampling import EpochBatchSampler, PairDataset, PooledVectors, SentenceDataset
-from ..data.sentences import load_sentences, load_triplets
+from ..data.sentences import load_paraphrases, load_sentences, load_triplets
 from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs, stream_pairs
 from ..models.processing_dual_encoder import ImageTextProcessor
 from ..models.text_format import NO_LIMIT, pads_to_max_length
@@ -224,13 +224,15 @@ def _without_texts(table: Dataset | ParquetPairs, keys: frozenset[str], source: 
 
 
 def load_sentence_table(sentence: SentenceArguments, seed: int, exclude_texts: Sequence[str] = ()) -> Dataset:
-    """Load the sentences or triplets in canonical columns, without those that occur in the tables `exclude_texts`."""
-    source = sentence.triplets or sentence.sentences
-    assert source is not None
-    if sentence.triplets is not None:
-        table = load_triplets(source, seed=seed)
+    """Load the sentences, triplets or paraphrases in canonical columns, without those of the tables `exclude_texts`."""
+    if sentence.paraphrases is not None:
+        source, table = sentence.paraphrases, load_paraphrases(sentence.paraphrases, column=sentence.sentence_column)
+    elif sentence.triplets is not None:
+        source, table = sentence.triplets, load_triplets(sentence.triplets, seed=seed)
     else:
-        table = load_sentences(source, column=sentence.sentence_column, max_sentences=sentence.max_sentences, seed=seed)
+        assert sentence.sentences is not None
+        source, limit = sentence.sentences, sentence.max_sentences
+        table = load_sentences(source, column=sentence.sentence_column, max_sentences=limit, seed=seed)
     return without_texts(table, evaluation_keys(exclude_texts), source) if exclude_texts else table
 
 
@@ -250,8 +252,7 @@ def texts_of(pairs: PairTable | None, sentences: Dataset | None) -> Iterator[str
             if isinstance(text, str):
                 yield text
     if sentences is not None:
-        for view in SentenceDataset(sentences).views:
-            yield from sentences[view]
+        yield from SentenceDataset(sentences).texts()
 
 
 def text_lengths(tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> dict[str, Any]:
@@ -367,4 +368,4 @@ def build_sentence_loader(
         mlm_probability=sentence.mlm_probability if sentence.mlm_weight > 0 else 0.0,
         seed=training.seed,
     )
-    return build_loader(accelerator, SentenceDataset(table), collator, training, batch_size)
+    return build_loader(accelerator, SentenceDataset(table, training.seed), collator, training, batch_size)

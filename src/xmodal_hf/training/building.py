@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from ..data.sampling import SentenceDataset
+from ..data.sentences import num_negatives
 from ..evaluation.adapters import is_adapter, load_adapted, processor_source
 from ..losses.registry import LOSSES, SENTENCE_LOSSES, Loss, SentenceLoss, join_choices
 from ..models.conversion import load_dual_encoder, load_dual_processor
@@ -199,7 +200,7 @@ def build_sentence_encoder(
     trained = source if isinstance(source, SentenceEncoder) else None
     kept = trained if trained is not None and sentence.head in (None, trained.config.head) else None
     # As in SimCSE, and a head that is used stays in use.
-    at_inference = sentence.triplets is not None or (kept is not None and kept.config.head_at_inference)
+    at_inference = sentence.sentences is None or (kept is not None and kept.config.head_at_inference)
     model = SentenceEncoder.from_text_pretrained(
         source,
         pooling=text.pooling or trained_pooling(source, find_tower(source, ("text_model",)), "text_pooling"),
@@ -306,13 +307,22 @@ def build_cross_modal_objective(contrastive: ContrastiveArguments, text_sub_batc
 
 
 def build_sentence_objective(sentence: SentenceArguments, table: Dataset, text_sub_batches: int) -> SentenceObjective:
-    """Return the objective of a table of sentences or triplets."""
+    """Return the objective of a table of sentences, pairs, triplets or paraphrases.
+
+    Raises:
+        ValueError: a weight of hard negatives, of which the table has none.
+    """
+    loss = SENTENCE_LOSSES[sentence.sentence_objective]
+    weights = _weights_of(loss, sentence)
+    useless = [name for name, weight in loss.weights.items() if weight.needs_triplets and weights.get(name)]
+    if useless and not num_negatives(table):
+        raise ValueError(f"--{useless[0]}: no row of the data has a hard negative; drop the option")
     return SentenceObjective(
         num_views=len(SentenceDataset(table).views),
         loss_type=sentence.sentence_objective,
         mlm_weight=sentence.mlm_weight,
         text_sub_batches=text_sub_batches,
-        **_weights_of(SENTENCE_LOSSES[sentence.sentence_objective], sentence),
+        **weights,
     )
 
 

@@ -309,7 +309,7 @@ def placeholders(
 def load_or_make(
     load: Callable[[], Any],
     sources: Sequence[tuple[str, str]],
-    kind: Literal["image", "audio", "sentences", "triplets"],
+    kind: Literal["image", "audio", "sentences", "triplets", "paraphrases"],
     notes: list[str],
     num_rows: int = _MADE_UP_ROWS,
 ) -> Any:
@@ -348,11 +348,13 @@ def _is_on_this_machine(source: str) -> bool:
     return source in BUILT_IN or Path(source).expanduser().exists()
 
 
-def _made_up_table(kind: Literal["image", "audio", "sentences", "triplets"], num_rows: int) -> Dataset:
+def _made_up_table(kind: Literal["image", "audio", "sentences", "triplets", "paraphrases"], num_rows: int) -> Dataset:
     generator = np.random.default_rng(0)
     texts = [_made_up_text(generator) for _ in range(3 * num_rows)]
     if kind == "sentences":
         return Dataset.from_dict({"anchor": texts})
+    if kind == "paraphrases":
+        return Dataset.from_dict({"paraphrases": [texts[row : row + 2] for row in range(num_rows)]})
     if kind == "triplets":
         return Dataset.from_dict({"anchor": texts[0::3], "positive": texts[1::3], "negative": texts[2::3]})
     make = _made_up_image if kind == "image" else _made_up_sound
@@ -378,7 +380,8 @@ def _pairs(pairs: PairArguments, training: TrainingArguments, notes: list[str]) 
 def _sentences(
     sentence: SentenceArguments, training: TrainingArguments, notes: list[str], num_rows: int = _MADE_UP_ROWS
 ) -> Dataset:
-    option: Literal["sentences", "triplets"] = "sentences" if sentence.triplets is None else "triplets"
+    options: tuple[Literal["sentences", "triplets", "paraphrases"], ...] = ("sentences", "triplets", "paraphrases")
+    option = next(name for name in options if getattr(sentence, name) is not None)
 
     def load() -> Dataset:
         return load_sentence_table(sentence, training.seed, training.exclude_texts)

@@ -52,7 +52,7 @@ def build_sentence_phase(
     sentence: SentenceArguments,
     table: Dataset,
 ) -> Phase:
-    """Return phase 1 on a table of sentences or triplets."""
+    """Return phase 1 on a table of sentences, triplets or paraphrases."""
     tokenizer = build_tokenizer(text, lambda: texts_of(None, table))
     model = build_sentence_encoder(text, sentence, tokenizer)
     check_max_length(model, tokenizer, text)

@@ -134,6 +134,11 @@ def openmoji_captions(split: str = "train", *, languages: Sequence[str] = ("en",
     return [caption for row in _caption_rows(split, languages, skin_tones=False) for caption in row["text"]]
 
 
+def openmoji_caption_lists(split: str = "train") -> list[list[str]]:
+    """The English captions of each row of `load_openmoji`, without drawing anything."""
+    return [row["text"] for row in _caption_rows(split, ("en",), skin_tones=False)]
+
+
 def base_emoji(emoji: str) -> str:
     """The emoji without what makes it a variant: skin tone, gender, hair, direction (see `load_openmoji`)."""
     characters = [c for c in emoji if c != _VARIATION_SELECTOR and c not in _SKIN_TONES]

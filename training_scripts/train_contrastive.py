@@ -55,6 +55,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from xmodal_hf.training.defaults import describe_defaults, resolve_pair_defaults
     from xmodal_hf.training.dry_run import estimate_pairs
     from xmodal_hf.training.faults import main_process_first
+    from xmodal_hf.training.log import inform
     from xmodal_hf.training.loop import build_accelerator, run_phase
     from xmodal_hf.training.output import finish_output, options_of, start_output
     from xmodal_hf.training.phases import build_pair_phase
@@ -66,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     training, text = resolve_pair_defaults(training, text, contrastive, lora, pairs.modality)
     arguments = (training, validation, text, pairs, contrastive, sentence, lora)
-    accelerator.print(describe_defaults(training, text, pairs.modality))
+    inform(accelerator, describe_defaults(training, text, pairs.modality))
     resume_from = start_output(accelerator, *arguments)
     table = main_process_first(accelerator, lambda: load_pair_table(pairs, training.exclude_texts))
     sentences = None

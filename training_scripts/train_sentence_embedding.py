@@ -42,6 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
     from xmodal_hf.training.defaults import describe_defaults, resolve_sentence_defaults
     from xmodal_hf.training.dry_run import estimate_sentences
     from xmodal_hf.training.faults import main_process_first
+    from xmodal_hf.training.log import inform
     from xmodal_hf.training.loop import build_accelerator, run_phase
     from xmodal_hf.training.output import finish_output, options_of, start_output
     from xmodal_hf.training.phases import build_sentence_phase
@@ -53,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     training, text = resolve_sentence_defaults(training, text)
     arguments = (training, validation, text, sentence)
-    accelerator.print(describe_defaults(training, text))
+    inform(accelerator, describe_defaults(training, text))
     resume_from = start_output(accelerator, *arguments)
     table = main_process_first(
         accelerator, lambda: load_sentence_table(sentence, training.seed, training.exclude_texts)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml
 
-from .messages import EXTRA_OF, PACKAGE, missing_package
+from .messages import EXTRA_OF, PACKAGE, VERBOSITIES, VERBOSITY, VERBOSITY_HELP, missing_package, show_messages
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -94,14 +94,29 @@ class OneLineErrors(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
 
+class CommandParser(OneLineErrors):
+    """A parser with the options of all commands: what is printed, and how much of an error is shown."""
+
+    def add_common_options(self) -> None:
+        """Add them, after those of the command itself."""
+        self.add_argument(VERBOSITY, choices=VERBOSITIES, default="info", help=VERBOSITY_HELP)
+        self.add_argument(DEBUG, action="store_true", help=DEBUG_HELP)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and print messages from then on."""
+        options = super().parse_args(args, namespace)
+        show_messages(options.verbosity)
+        return options
+
+
 def command_parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of a command that declares its options one by one.
 
     Args:
         description: shown by `--help` as it is.
     """
-    parser = OneLineErrors(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(DEBUG, action="store_true", help=DEBUG_HELP)
+    parser = CommandParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_common_options()
     return parser
 
 

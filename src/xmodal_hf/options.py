@@ -17,8 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .commands import DEBUG, DEBUG_HELP, OneLineErrors, check_sources, read_yaml
-from .messages import show_messages
+from .commands import CommandParser, check_sources, read_yaml
 from .shipped import find_recipe
 
 
@@ -32,7 +31,7 @@ def one_or_several(names: Any) -> Any:
     return names[0] if isinstance(names, list) and len(names) == 1 else names
 
 
-class OptionParser(OneLineErrors):
+class OptionParser(CommandParser):
     """A parser of the fields of dataclasses, which costs no import of torch or transformers.
 
     An option has the name of its field; hyphens may stand for the underscores. Its type is that of the field: a number,
@@ -53,7 +52,7 @@ class OptionParser(OneLineErrors):
             for item in dataclasses.fields(class_):
                 _add_option(group, item, types[item.name])
         self.add_argument("--recipe", help="YAML file of these options, or the name of a recipe of this package.")
-        self.add_argument(DEBUG, action="store_true", help=DEBUG_HELP)
+        self.add_common_options()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, with underscores for the hyphens in the names of options."""
@@ -111,7 +110,6 @@ def parse_arguments(
     `check` gets the instances and raises a ValueError for a combination that makes no sense. Exits with one line and
     status 2 for an unknown option, a wrong value or a rejected combination.
     """
-    show_messages()
     parser = OptionParser(classes, description)
     args = list(sys.argv[1:] if args is None else args)
     recipe = parser.parse_args(args).recipe

@@ -127,7 +127,7 @@ def test_phase_2_on_images(objective, phase1, run_script, image_pairs, tmp_path)
     recipe = yaml.safe_load((tmp_path / "recipe.yaml").read_text(encoding="utf-8"))
     rates = [recipe[name] for name in ("learning_rate", "text_learning_rate", "modality_learning_rate")]
     assert rates == [5e-4, 5e-5, 5e-4]  # the text tower is phase 1's
-    assert "text tower 5e-05, image tower 0.0005, other layers 0.0005" in done.stdout
+    assert "text tower 5e-05, image tower 0.0005, other layers 0.0005" in done.stderr
     model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(model, ImageTextDualEncoder)
     inputs = processor(text=["a red picture"], images=[Image.new("RGB", (9, 9))], return_tensors="pt")

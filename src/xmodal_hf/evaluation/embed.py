@@ -45,6 +45,7 @@ from xmodal_hf.models.text_format import TextFormat, check_reads_texts
 from xmodal_hf.models.text_tower import TextTowerMixin, token_batches
 from xmodal_hf.models.towers import evaluation_mode, own_pooled_output
 
+from ..messages import progress_bar
 from .checks import as_embeds
 
 logger = logging.getLogger(__name__)
@@ -642,8 +643,8 @@ def _encode_items(
 
 
 def _bar(total: int | None, unit: str, options: EmbedOptions) -> tqdm:
-    disable = not options.show_progress
-    return tqdm(total=total, desc=f"embedding {unit}s", unit=f" {unit}s", delay=_SECONDS_BEFORE_BAR, disable=disable)
+    what = {"desc": f"embedding {unit}s", "unit": f" {unit}s"}
+    return progress_bar(total=total, delay=_SECONDS_BEFORE_BAR, silent=not options.show_progress, **what)
 
 
 def _mean_over_windows(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
-from tqdm.auto import tqdm
 
+from ..messages import progress_bar
 from .embed import Embedder, Modality, WrappedEmbedder
 
 # Batches that each process embeds between two exchanges.
@@ -76,7 +76,7 @@ class SharedEmbedder(WrappedEmbedder):
         processes, stream = self._state.num_processes, iter(items)
         parts: list[np.ndarray] = []
         total = length_hint(items) or None
-        with tqdm(total=total, desc=f"embedding {modality}s", unit=" items", delay=_SECONDS_BEFORE_BAR) as bar:
+        with progress_bar(total=total, desc=f"embedding {modality}s", unit=" items", delay=_SECONDS_BEFORE_BAR) as bar:
             while portion := list(islice(stream, processes * _BATCHES_AT_ONCE * self._batch_size)):
                 batches = -(-len(portion) // self._batch_size)
                 ends = [-(-batches * (process + 1) // processes) * self._batch_size for process in range(processes)]

@@ -20,8 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from ..messages import progress_bar
 from .bootstrap import DEFAULT_RESAMPLES, mean_resamples, with_interval
 from .checks import as_embeds, as_indices, check_same_width
 from .hubness import SCORES, Correction, Scores, correction
@@ -434,7 +434,7 @@ def _rank_directions(
         golds = cosines_of_pairs if to_queries is None else cosines_of_pairs - to_queries.of_pairs(*places[::-1])
         directions.append(_Golds(pair_query, pair_gallery, golds, TIE_TOLERANCE).transposed())
     starts = [(row, column) for row in range(0, len(queries), _TILE) for column in range(0, len(gallery), _TILE)]
-    for row, column in tqdm(starts, desc="ranking", unit="tile", delay=_SECONDS_BEFORE_BAR):
+    for row, column in progress_bar(starts, desc="ranking", unit="tile", delay=_SECONDS_BEFORE_BAR):
         if column == 0:
             unit_queries = _unit_rows(queries[row : row + _TILE])
         cosines = unit_queries @ _unit_rows(gallery[column : column + _TILE]).T  # (q, g)

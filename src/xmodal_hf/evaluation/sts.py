@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from tqdm import tqdm
 
 from xmodal_hf.data.tables import load_table
 
+from ..messages import progress_bar
 from .bootstrap import DEFAULT_RESAMPLES, statistic_resamples, with_interval
 from .embed import Embedder, as_embedder
 from .provenance import local_table
@@ -115,7 +115,7 @@ def evaluate_sts(
     vectors = _embed_once(embedder, [text for first, second, _ in pairs.values() for text in (*first, *second)])
     results: dict[str, float] = {}
     resamples = []
-    for name, (first, second, scores) in tqdm(pairs.items(), desc="STS", unit="set", delay=_SECONDS_BEFORE_BAR):
+    for name, (first, second, scores) in progress_bar(pairs.items(), desc="STS", unit="set", delay=_SECONDS_BEFORE_BAR):
         cosines = np.array([vectors[a] @ vectors[b] for a, b in zip(first, second, strict=True)])
         try:
             value = 100 * spearman(cosines, scores)

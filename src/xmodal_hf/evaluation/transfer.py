@@ -23,8 +23,8 @@ from joblib import Parallel, delayed
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
+from ..messages import progress_bar
 from .bootstrap import DEFAULT_RESAMPLES, ratio_resamples, with_interval
 from .embed import Embedder, as_embedder
 from .probe_cv import cross_validated_accuracies
@@ -139,7 +139,7 @@ def evaluate_transfer(
             raise ValueError(f"the transfer task {task!r} has the splits {', '.join(splits)}; known are {known}")
     results: dict[str, float] = {}
     resamples = []
-    bar = tqdm(tasks.items(), desc="transfer", unit="task", delay=2.0)
+    bar = progress_bar(tasks.items(), desc="transfer", unit="task", delay=2.0)
     for task, splits in bar:
         bar.set_postfix_str(task)
         features = {split: _features(embedder, f"{task}/{split}", rows) for split, rows in splits.items()}
@@ -216,7 +216,9 @@ def nested_cross_validation(
     outcomes = parallel(delayed(_tested_fold)(rows, labels, *fold, num_folds, seed) for fold in folds)
     predictions = np.empty_like(labels)
     accuracies = []
-    for (_, held_out), predicted in zip(folds, tqdm(outcomes, total=num_folds, unit="fold", delay=2.0), strict=True):
+    for (_, held_out), predicted in zip(
+        folds, progress_bar(outcomes, total=num_folds, unit="fold", delay=2.0), strict=True
+    ):
         predictions[held_out] = predicted
         accuracies.append((predicted == labels[held_out]).mean())
     return Probed(float(np.mean(accuracies)), predictions == labels, predictions)

@@ -15,13 +15,14 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..data.bad_items import BAD_ITEMS_NAME, BadItemLog
 from ..data.errors import BadItemError
 from ..data.mixing import without_media
 from ..data.sampling import PairDataset, group_id, usable_captions
 from ..data.seeding import EpochIndex
+from ..messages import progress_bar
 from ..models.towers import evaluation_mode
 from .frozen import FrozenSide
 from .manifest import DTYPES, MANIFEST_NAME, FeatureError, Manifest
@@ -134,7 +135,7 @@ def _write_shards(
     total = sum(len(writer.manifest.rows_of(shard)) for shard in shards)
     what = f"embedding {side.side}s" + ("" if state.num_processes == 1 else f" in 1 of {state.num_processes} processes")
     silent = not (options.show_progress and state.is_main_process)
-    with tqdm(total=total, desc=what, unit=" items", disable=silent) as bar, evaluation_mode(side.model):
+    with progress_bar(total=total, desc=what, unit=" items", silent=silent) as bar, evaluation_mode(side.model):
         run = _text_shards if side.side == "text" else _media_shards
         for shard, vectors in run(
             side, options, {shard: writer.manifest.rows_of(shard) for shard in shards}, record, bar

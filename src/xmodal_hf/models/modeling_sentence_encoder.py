@@ -269,7 +269,8 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         texts = text_format.tokenize(sentences)
         batches = token_batches(text_format.lengths(texts), max_tokens_per_batch, batch_size)
         pooled = []
-        with evaluation_mode(self), tqdm(total=len(texts), desc="encode", disable=not show_progress) as bar:
+        silent = {} if show_progress else {"disable": True}  # TQDM_DISABLE=1 holds too
+        with evaluation_mode(self), tqdm(total=len(texts), desc="encode", **silent) as bar:
             for rows in batches:
                 batch = text_format.collate([texts[row] for row in rows])
                 inputs = {

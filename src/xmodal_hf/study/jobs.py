@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.suite import RESULTS_NAME
+from ..messages import progress_bar
 from ..training.output import RUN_NAME
 from .grid import Cell
 
@@ -140,7 +140,7 @@ def run_jobs(
     running: dict[Future[int], Job] = {}
     failed: dict[str, str] = {}
     run = partial(_run, scripts=scripts, accelerate_config=accelerate_config, environment=_environment(at_once))
-    bar = tqdm(total=len(waiting), desc=f"study ({len(jobs) - len(waiting)} jobs were done)", unit="job")
+    bar = progress_bar(total=len(waiting), desc=f"study ({len(jobs) - len(waiting)} jobs were done)", unit="job")
     with bar, ThreadPoolExecutor(at_once) as pool:
         while waiting or running:
             for job in list(waiting):

@@ -22,6 +22,7 @@ from ..features.manifest import MANIFEST_NAME, UNFINISHED_NAME, Manifest
 from ..features.store import FeatureStore
 from .arguments import PairArguments, TextModelArguments, TrainingArguments
 from .batches import pair_rows, text_lengths
+from .log import inform
 from .sharding import is_sharded
 
 # Of the folder beside the outputs where vectors are kept by default.
@@ -104,9 +105,10 @@ def _is_kept(accelerator: Accelerator, side: Side, pairs: PairArguments, process
     if changing is None or pairs.feature_views > 1:
         return True
     if pairs.features == "auto":
-        accelerator.print(
+        inform(
+            accelerator,
             f"features: the {side} tower is frozen and runs in each step, because {changing} gives it another input "
-            "in each epoch; --feature_views K would keep K of them"
+            "in each epoch; --feature_views K would keep K of them",
         )
     return False
 
@@ -141,7 +143,7 @@ def _open_side(
     if not is_complete and pairs.features == "auto":
         reason = _not_worth_it(accelerator, training, len(table))
         if reason is not None:
-            accelerator.print(f"features: the {side} tower is frozen and runs in each step, because {reason}")
+            inform(accelerator, f"features: the {side} tower is frozen and runs in each step, because {reason}")
             return None
     options = ExtractionOptions(
         dtype=dtype,
@@ -154,7 +156,7 @@ def _open_side(
         whole.to(accelerator.device)
     store = extract(folder, frozen, options)
     done = "read from" if is_complete else "kept in"
-    accelerator.print(f"features: {len(store):,} vectors of the frozen {side} tower, {done} {folder}")
+    inform(accelerator, f"features: {len(store):,} vectors of the frozen {side} tower, {done} {folder}")
     return store
 
 

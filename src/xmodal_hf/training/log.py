@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,10 +12,13 @@ from typing import Any, TextIO
 
 import torch
 from accelerate import Accelerator
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
+from .. import messages
 from ..objectives import ObjectiveOutput
 from .faults import on_main_process
+
+logger = logging.getLogger(__name__)
 
 LOG_NAME = "train_log.jsonl"
 VALIDATION_LOG_NAME = "validation_log.jsonl"
@@ -37,10 +41,16 @@ class TrainingResult:
     best: dict[str, float] | None = None
 
 
+def inform(accelerator: Accelerator, message: str) -> None:
+    """Log a line of the training, in the main process alone."""
+    if accelerator.is_main_process:
+        logger.info(message)
+
+
 def progress_bar(accelerator: Accelerator, description: str, total: int, done: int) -> tqdm:
     """Return the bar of the main process; those of the others are silent."""
     silent = not accelerator.is_main_process
-    return tqdm(total=total, initial=done, desc=description, unit=" items", disable=silent)
+    return messages.progress_bar(total=total, initial=done, desc=description, unit=" items", silent=silent)
 
 
 class StepLog:

@@ -42,7 +42,7 @@ from .checkpoint import (
 )
 from .faults import main_process_first, on_main_process
 from .features import FOLDER_NAME, frozen_sides
-from .log import VALIDATION_LOG_NAME, StepLog, TrainingResult
+from .log import VALIDATION_LOG_NAME, StepLog, TrainingResult, inform
 from .sharding import is_sharded
 
 # Of the folder of feature stores, where the held-out items' vectors lie.
@@ -127,7 +127,7 @@ class Validation:
             best = self._better(result, values)
             if best is not result.best:
                 self._best_sum = save_weights(model, self.best_path)
-            self.accelerator.print(f"\nstep {result.steps}: " + _in_words(values))
+            inform(self.accelerator, f"step {result.steps}: {_in_words(values)}")
             log.write_validation(result.steps, values)  # last: a step that is logged has been measured
             return best
 

@@ -12,7 +12,7 @@ PEERS := build/bench_peers
 BENCHMARKS := contrastive_step frozen sentence_step operators effective_batch losses padding encode data retrieval growth protocols
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-audio test test-peers check static format bench rehearse-gpu stress clean
+.PHONY: help install demo demo-audio test test-peers check static docs format bench rehearse-gpu stress clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -55,11 +55,18 @@ format: install  ## Sort imports, mend what ruff can, format
 bench: install $(PEERS)  ## Measure against peers, over half an hour on two cores: tables and JSON in benchmarks/results
 	for name in $(BENCHMARKS); do PYTHONPATH=$(PEERS) $(BIN)/python benchmarks/$$name.py || exit 1; done
 
+docs: install $(VENV)/docs  ## Build the documentation site (docs/_build/html); a warning is an error
+	PYTHONPATH=src $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
 rehearse-gpu: install  ## Rehearse the check of a GPU on the CPU: every part at the smallest sizes (build/gpu_check)
 	PYTHON=$(BIN)/python bash benchmarks/gpu_check.sh --device cpu --tiny
 
 stress: install  ## Kill runs a hundred times, damage states and data, disturb a Hub: results in benchmarks/results
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/stress.py
+
+$(VENV)/docs: setup.py $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 # Apart from the package, and without their dependencies: torch and transformers stay those of .venv.
 $(PEERS): benchmarks/requirements.txt $(STAMP)
@@ -68,4 +75,4 @@ $(PEERS): benchmarks/requirements.txt $(STAMP)
 	touch $@
 
 clean:  ## Remove the virtual environment, caches and outputs
-	rm -rf $(VENV) outputs build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) outputs build docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -31,6 +31,7 @@ EXTRAS = {
         "webdataset>=0.2",  # its tars are read
         "efficientnet-lite-pytorch>=0.1",  # the image tower of `towers` is compared with it
     ],
+    "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8"],
     "faiss": ["faiss-cpu>=1.8"],
     "gradio": ["gradio>=6.20,<7"],
     "mteb": ["mteb>=2"],
@@ -41,7 +42,7 @@ EXTRAS = {
     "timm": ["timm>=1"],
     "towers": TOWERS,
 }
-EXTRAS["all"] = sorted({requirement for name in EXTRAS if name != "dev" for requirement in EXTRAS[name]})
+EXTRAS["all"] = sorted({requirement for name in EXTRAS if name not in ("dev", "docs") for requirement in EXTRAS[name]})
 
 
 def read_version() -> str:

@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT / "src"))
 project = "xmodal_hf"
 author = "The xmodal_hf authors"
 copyright = author
-release = re.search(r'__version__ = "([^"]+)"', (ROOT / "src/xmodal_hf/__init__.py").read_text(encoding="utf-8"))[1]
+(release,) = re.findall(r'__version__ = "([^"]+)"', (ROOT / "src/xmodal_hf/__init__.py").read_text(encoding="utf-8"))
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]

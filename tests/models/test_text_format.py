@@ -73,6 +73,20 @@ class TestAFixedLength:
         one = loaded(masked["input_ids"][:1, :3], masked["attention_mask"][:1, :3]).text_embeds
         torch.testing.assert_close(loaded(**masked, text_sub_batches=3).text_embeds[:1], one, atol=1e-6, rtol=0)
 
+    def test_a_model_that_never_met_a_tokenizer_pads_to_all_positions(self, make_sentence_encoder, make_tokenizer):
+        tower, tokenizer = make_sentence_encoder("siglip_text", pooling="pooler").text_model, make_tokenizer()
+        tower.config.pad_token_id = tokenizer.pad_token_id
+        full = tokenizer(TEXTS, padding="max_length", max_length=24, return_tensors="pt")["input_ids"]
+        expected = tower(input_ids=full).pooler_output
+        model = SentenceEncoder.from_text_pretrained(tower, pooling="pooler")
+        again = SentenceEncoder.from_text_pretrained(model, pooling="pooler")
+        for each in (model, again):
+            assert each.config.text_length == 24
+            narrow = each(**tokenizer(TEXTS, padding=True, return_tensors="pt")).pooler_output
+            torch.testing.assert_close(narrow, expected, atol=1e-6, rtol=0)
+        model.config.text_length = 16  # as a tokenizer has said
+        assert SentenceEncoder.from_text_pretrained(model, pooling="pooler").config.text_length == 16
+
     @pytest.mark.parametrize("pooling", ["pooler", "mean"])
     def test_a_tokenizer_that_was_not_prepared_gives_no_mask_either(
         self, pooling, make_sentence_encoder, make_tokenizer

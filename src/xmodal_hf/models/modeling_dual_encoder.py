@@ -340,6 +340,7 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             **config_kwargs,
         )
         model = cls(config, text_model=text_tower, modality_model=modality_tower)
+        model.pad_as_trained(text_source)
         model.check_sees_texts()
         return model
 

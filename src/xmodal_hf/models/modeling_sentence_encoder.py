@@ -135,10 +135,12 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             huggingface_hub.errors.StrictDataclassError: for an unknown pooling or head.
         """
         reject_unknown_fields(cls.config_class, config_kwargs)
-        tower = find_tower(load_model(text_model, "text_model"), ("text_model",))
+        source = load_model(text_model, "text_model")
+        tower = find_tower(source, ("text_model",))
         # A copy: making a composite config resets the attention implementation of the parts it is given.
         config = cls.config_class(text_config=tower.config.to_dict(), pooling=pooling, **config_kwargs)
         model = cls(config, text_model=tower)
+        model.pad_as_trained(source)
         model.check_sees_texts()
         return model
 

@@ -22,6 +22,7 @@ from .text_format import (
     check_reads_texts,
     has_fixed_length,
     longest_text,
+    num_positions,
     prepare_tokenizer,
 )
 from .text_packing import (
@@ -199,6 +200,18 @@ class TextTowerMixin:
         if self.reads_first_token_alone():
             raise ValueError(_FIRST_TOKEN_ALONE.format(self.text_model.config.model_type))
 
+    def pad_as_trained(self, source: PreTrainedModel) -> None:
+        """Let the model of a tower that was trained on texts of one length pad shorter ones to it (`text_length`).
+
+        It is the length that the model names whose tower this is, else all positions of the tower; a tokenizer that
+        the model meets later may say another (`follow_tokenizer`).
+
+        Args:
+            source: the model that the tower comes from, or the tower.
+        """
+        if has_fixed_length(self.text_model) and self.config.text_length is None:
+            self.config.text_length = getattr(source.config, "text_length", None) or num_positions(self.text_model)
+
     def max_tokens(self, tokenizer: PreTrainedTokenizerBase) -> int:
         """Return the longest input that both the tokenizer and the tower take."""
         return longest_text(self.text_model, tokenizer)
@@ -224,8 +237,9 @@ class TextTowerMixin:
             ValueError: when the model's pooling reads the same of every text.
         """
         adopt_special_tokens(self.text_model, tokenizer)
-        if has_fixed_length(self.text_model) and tokenizer.padding_side == "right":
-            self.config.text_length = TextFormat.of(self.text_model, tokenizer).padded_length
+        if has_fixed_length(self.text_model):
+            is_right = tokenizer.padding_side == "right"  # the side on which the model pads
+            self.config.text_length = TextFormat.of(self.text_model, tokenizer).padded_length if is_right else None
         self.check_tokenizer(tokenizer)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:

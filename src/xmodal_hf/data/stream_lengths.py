@@ -1,14 +1,23 @@
 """Headers of sounds that do not say how much follows, as written to pipes, mended for libsndfile.
 
 libsndfile reads no more than a header declares, and what it declares may be nothing (wav, au and RF64 of size 0), no
-number (caf, RF64) or, of an mp3 without a Xing header, an estimate from the bit rate of its first frame, which of a
-variable bit rate can be less than half. Players read to the end of the file, and so do we. FLAC, aiff and w64 need no
-mending. Needs nothing of this package, so that a demo Space carries it.
+number (caf, RF64), too little (a recording whose header was written at its start) or, of an mp3 without a Xing header,
+an estimate from the bit rate of its first frame, which of a variable bit rate can be less than half. What is decoded is
+what is there. Rules for those that declare too little:
+
+- The samples of a wav end where its header says if nothing, a chunk, zeros or a tag of an mp3 player follow there.
+  Where anything else follows, it is more samples.
+- Each frame of a FLAC has its number and checksums: the last frame says how many samples there are.
+
+Aiff and w64 need no mending. Needs nothing of this package, so that a demo Space carries it.
 """
 
 from __future__ import annotations
 
+import io
 import struct
+from functools import cache
+from typing import BinaryIO
 
 # From so many bytes one sees whether a header needs mending.
 HEAD_BYTES = 1 << 16
@@ -21,12 +30,22 @@ _BIT_RATES = {
 _RATES_HZ = (44_100, 48_000, 32_000)
 _XING_FRAMES, _XING_BYTES = 1, 2  # flags of the fields that a Xing header has
 _ID3V1_BYTES = 128
+# Names of chunks that follow the samples of a wav, whatever sizes they declare.
+_KNOWN_CHUNKS = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"fact", b"cue ", b"smpl", b"inst", b"JUNK", b"PAD ", b"iXML")
+# STREAMINFO of a FLAC (RFC 9639 8.2) begins here: the largest block and frame, and 64 bits that end with the total.
+_FLAC_MAX_BLOCK, _FLAC_MAX_FRAME, _FLAC_TOTAL = slice(10, 12), slice(15, 18), slice(18, 26)
+_FLAC_TOTAL_BITS = (1 << 36) - 1
+_FLAC_TAIL = 1 << 17  # where the largest frame is not known
 
 
-def needs_mending(head: bytes, num_bytes: int) -> bool:
-    """Whether a sound that begins with `head`, its first `HEAD_BYTES`, and has `num_bytes` may need `mended`."""
+def needs_mending(file: BinaryIO, num_bytes: int) -> bool:
+    """Whether a sound of `num_bytes`, open at its beginning, may need `mended`; reads its ends only."""
+    head = file.read(HEAD_BYTES)
+    if head[:4] == b"fLaC":
+        tail = _flac_tail(file, head, num_bytes)
+        return _is_tagged(tail) or _flac_total(head, tail) is not None
     if head[:4] in (b"RIFF", b"RF64", b"caff", b".snd"):
-        return _size_field(head) is not None
+        return _size_field(head) is not None or _wav_continues(file, head, num_bytes) is not None
     start = _first_mp3_frame(head)
     return start is not None and not _declares_its_length(head, start, num_bytes)
 
@@ -35,7 +54,13 @@ def mended(content: bytes) -> bytes:
     """A sound with its real length in its header; any other content as it is."""
     if content[:4] == b".snd" and content[8:12] == bytes(4):
         return content[:8] + b"\xff\xff\xff\xff" + content[12:]  # "to the end of the file"
+    if content[:4] == b"fLaC":
+        content = content[:-_ID3V1_BYTES] if _is_tagged(content) else content
+        total = _flac_total(content, _flac_tail(io.BytesIO(content), content, len(content)))
+        return content if total is None else content[:18] + total.to_bytes(8, "big") + content[26:]
     field = _size_field(content)
+    if field is None:
+        field = _wav_continues(io.BytesIO(content), content[:HEAD_BYTES], len(content))
     if field is not None:
         layout, position, data = field
         if _is_chain_of_chunks(content, data):
@@ -71,6 +96,113 @@ def _size_field(content: bytes) -> tuple[str, int, int] | None:
             return ("<I", position + 4, position + 8) if size == 0 else None
         position += 8 + size + size % 2
     return None
+
+
+def _wav_continues(file: BinaryIO, head: bytes, num_bytes: int) -> tuple[str, int, int] | None:
+    """As `_size_field`, of a wav with more samples than it declares, by the rule of this module."""
+    position = 12
+    while head[:4] == b"RIFF" and head[8:12] == b"WAVE" and position + 8 <= len(head):
+        name, size = struct.unpack_from("<4sI", head, position)
+        if name == b"data":
+            ends = {position + 8 + size, position + 8 + size + size % 2}
+            more = all(_are_samples(file, end, num_bytes) for end in ends)
+            return ("<I", position + 4, position + 8) if more else None
+        position += 8 + size + size % 2
+    return None
+
+
+def _are_samples(file: BinaryIO, position: int, num_bytes: int) -> bool:
+    """Whether a place after the samples of a wav holds more of them."""
+    if position + 8 > num_bytes:
+        return False
+    file.seek(position)
+    rest = file.read(HEAD_BYTES)
+    if rest[:3] in (b"TAG", b"ID3") or rest[:4] in _KNOWN_CHUNKS or not any(rest):
+        return False
+    while position + 8 <= num_bytes:
+        file.seek(position)
+        name, size = struct.unpack("<4sI", file.read(8))
+        if not all(32 <= byte < 127 for byte in name):
+            return True
+        position += 8 + size + size % 2
+    return not num_bytes <= position <= num_bytes + 1  # with or without a byte that makes its size even
+
+
+def _is_tagged(content: bytes) -> bool:
+    """Whether a sound ends with a tag ID3v1, at which libsndfile's FLAC decoder loses its way."""
+    return content[-_ID3V1_BYTES:].startswith(b"TAG") and len(content) > _ID3V1_BYTES
+
+
+def _flac_tail(file: BinaryIO, head: bytes, num_bytes: int) -> bytes:
+    """The end of a FLAC, which holds its last frame."""
+    largest = int.from_bytes(head[_FLAC_MAX_FRAME], "big")
+    file.seek(max(0, num_bytes - (largest + _ID3V1_BYTES if largest else _FLAC_TAIL)))
+    return file.read()
+
+
+def _flac_total(head: bytes, tail: bytes) -> int | None:
+    """The eight bytes of a FLAC's header that hold its total, with that of its last frame, where that is larger."""
+    packed = int.from_bytes(head[_FLAC_TOTAL], "big")
+    declared = packed & _FLAC_TOTAL_BITS
+    if not declared:  # libsndfile reads to the end then
+        return None
+    tail = tail[:-_ID3V1_BYTES] if _is_tagged(tail) else tail
+    end = _end_of_last_frame(tail, int.from_bytes(head[_FLAC_MAX_BLOCK], "big"), declared)
+    return None if end is None or end > _FLAC_TOTAL_BITS else packed - declared + end
+
+
+def _end_of_last_frame(tail: bytes, max_block: int, declared: int) -> int | None:
+    """Where the frame that ends with `tail` ends, in samples of a channel; None if that is no more than declared."""
+    position = len(tail)
+    while (position := tail.rfind(b"\xff", 0, position)) >= 0:
+        end = _end_of_frame(tail[position : position + 16], max_block)
+        if end is not None and end <= declared:
+            return None
+        if end is not None and _crc(tail[position:-2], 16, 0x8005) == int.from_bytes(tail[-2:], "big"):
+            return end
+    return None
+
+
+def _end_of_frame(header: bytes, max_block: int) -> int | None:
+    """The number of samples up to the end of a frame, from its header (RFC 9639 9.1); None where there is none."""
+    if len(header) < 6 or header[1] & 0xFE != 0xF8 or header[3] & 1:
+        return None
+    ones = f"{header[4]:08b}".index("0") if header[4] != 0xFF else 8
+    if ones in (1, 8):
+        return None
+    number, length = header[4] & (0x7F >> ones), max(ones, 1)
+    for byte in header[5 : 4 + length]:
+        number = number << 6 | byte & 0x3F
+    size_code, position = header[2] >> 4, 4 + length
+    extra = {6: 1, 7: 2}.get(size_code, 0)
+    end = position + extra + {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
+    if size_code == 0 or end >= len(header) or _crc(header[:end], 8, 0x07) != header[end]:
+        return None
+    if extra:
+        block = 1 + int.from_bytes(header[position : position + extra], "big")
+    else:
+        block = 192 if size_code == 1 else 576 << size_code - 2 if size_code < 6 else 256 << size_code - 8
+    return number * (1 if header[1] & 1 else max_block) + block
+
+
+def _crc(content: bytes, bits: int, polynomial: int) -> int:
+    """The checksum of a FLAC's headers (8 bits) and frames (16 bits)."""
+    table, mask, value = _crc_table(bits, polynomial), (1 << bits) - 1, 0
+    for byte in content:
+        value = (value << 8 & mask) ^ table[value >> bits - 8 ^ byte]
+    return value
+
+
+@cache
+def _crc_table(bits: int, polynomial: int) -> tuple[int, ...]:
+    table = []
+    for byte in range(256):
+        value = byte << bits - 8
+        for _ in range(8):
+            value = (value << 1) ^ (polynomial if value >> bits - 1 else 0)
+            value &= (1 << bits) - 1
+        table.append(value)
+    return tuple(table)
 
 
 def _caf_size_field(content: bytes) -> tuple[str, int, int] | None:

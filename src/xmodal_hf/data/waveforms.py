@@ -21,7 +21,7 @@ from torchaudio.functional import resample
 from .errors import BadItemError, naming
 from .formats import conversion, ending, is_unreadable
 from .local_files import check_size, open_regular, read_regular
-from .stream_lengths import HEAD_BYTES, mended, needs_mending
+from .stream_lengths import mended, needs_mending
 
 # Shorter clips have not one frame of 25 ms, which front ends need.
 MIN_SECONDS = 0.025
@@ -225,7 +225,7 @@ class _Sound:
         else:
             with open_regular(source) as file:
                 num_bytes = os.fstat(file.fileno()).st_size
-                is_wrong = needs_mending(file.read(HEAD_BYTES), num_bytes)
+                is_wrong = needs_mending(file, num_bytes)
             self._path = source
             if not num_bytes or is_wrong:
                 self._content = mended(read_regular(source))

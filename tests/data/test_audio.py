@@ -151,6 +151,10 @@ class TestSetClipSeconds:
         with pytest.raises(ValueError, match=f"{type(extractor).__name__} has a length of its own"):
             set_clip_seconds(extractor, 2.5)
 
+    @pytest.mark.parametrize("seconds", [30, 5])
+    def test_of_whisper_is_its_own(self, seconds):
+        assert clip_seconds(WhisperFeatureExtractor(chunk_length=seconds)) == seconds
+
     def test_needs_a_frame(self):
         with pytest.raises(ValueError, match=r"--clip_seconds must be at least 0.025, got 0.01"):
             set_clip_seconds(Wav2Vec2FeatureExtractor(), 0.01)

@@ -99,8 +99,19 @@ def test_other_encodings_say_how_to_convert(tmp_path):
     (tmp_path / "a.csv").write_bytes("file,caption\na.png,déjà vu\n".encode("latin1"))
     with pytest.raises(ValueError, match=r"a\.csv is not UTF-8 .*iconv -f latin1"):
         load_table(tmp_path / "a.csv")
+    for encoding in ("utf-16", "utf-16-le"):
+        text = "file\tcaption\na.png\tdéjà vu\n"
+        (tmp_path / "a.csv").write_bytes((text if encoding == "utf-16" else f"\ufeff{text}").encode(encoding))
+        with pytest.raises(ValueError, match=r"a\.csv is not UTF-8 .*iconv -f utf-16"):
+            load_table(tmp_path / "a.csv")
     (tmp_path / "a.csv").write_bytes("file,caption\na.png,déjà vu\n".encode("utf-8-sig"))
     assert load_table(tmp_path / "a.csv").column_names == ["file", "caption"]
+
+
+def test_a_note_for_excel_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("\ufeffsep=;\nfile;caption\na.png;a dog\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.csv begins with 'sep=;', a note for Excel: remove that line"):
+        load_table(tmp_path / "a.csv")
 
 
 def test_columns_are_numbers_only_where_each_field_is_the_usual_spelling_of_one(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from xmodal_hf.data.sentences import load_sentences
 from xmodal_hf.data.sources import load_pairs
+from xmodal_hf.data.tables import load_table
 
 
 def content(name):
@@ -313,3 +315,69 @@ def test_texts_beyond_the_size_limit_of_files_are_not_read(tmp_path, ending, in_
     (empty,), (found,) = ([text for key, text in captions.items() if f"{n}.png" in key] for n in (0, 1))
     assert "dog" not in str(empty) and "a cat" in str(found)
     assert f"0.{ending}" in caplog.text and "file too large" in caplog.text
+
+
+def test_links_are_followed_and_no_class_vanishes(tmp_path, caplog):
+    fill(tmp_path / "elsewhere", "a.png", "deep/b.png")
+    data = fill(tmp_path / "data", "dog/0.png")
+    (data / "cat").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (data / "dog" / "1.png").symlink_to(tmp_path / "elsewhere" / "a.png")
+    (data / "dog" / "around").symlink_to(data, target_is_directory=True)  # would be walked for ever
+    pairs = load_pairs(data)
+    assert dict(zip(pairs["id"][:], pairs["text"][:], strict=True)) == {
+        "cat/a.png": "cat",
+        "cat/deep/b.png": "deep",
+        "dog/0.png": "dog",
+        "dog/1.png": "dog",
+    }
+    assert pairs[1]["image"].size == (8, 8)
+
+
+def test_names_that_are_no_regular_files_are_counted(tmp_path, caplog):
+    data = fill(tmp_path / "data", "cat/0.png", "dog/0.png")
+    (data / "dog" / "1.png").symlink_to("nowhere.png")
+    os.mkfifo(data / "dog" / "2.png")
+    os.mkfifo(data / "captions.csv")  # not opened, which would block
+    assert len(load_pairs(data)) == 2
+    assert (
+        "3 names are left out that are no regular files (broken links, FIFOs): captions.csv, dog/1.png" in caplog.text
+    )
+
+
+@pytest.mark.parametrize("place", [".", "train"])
+def test_files_that_a_table_of_metadata_does_not_name_are_counted(tmp_path, caplog, place):
+    folder = fill(tmp_path / place, "0.png", "1.png", "2.jpg")
+    (folder / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n")
+    assert len(load_pairs(tmp_path)) == 2
+    assert "metadata.csv: 1 files are left out that it does not name: 1 .jpg" in caplog.text
+    caplog.clear()
+    (folder / "2.jpg").unlink()
+    load_pairs(tmp_path)
+    assert "left out" not in caplog.text
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_table_above_a_folder_is_found(tmp_path, levels):
+    folder = fill(tmp_path / "data" / "images" / "train", "0.png", "1.png")
+    table = folder.parents[levels - 1] / "captions.csv"
+    prefix = folder.relative_to(table.parent).as_posix()
+    table.write_text(f"file_name,text\n{prefix}/0.png,a\n{prefix}/1.png,b\n")
+    assert load_pairs(folder)["text"][:] == ["a", "b"]
+
+
+@pytest.mark.parametrize("source", ["outer.zip", "."])
+def test_an_archive_within_an_archive_says_what_to_do(tmp_path, source):
+    inner = zipped(fill(tmp_path / "in", "cat/0.png"), tmp_path / "inner.zip")
+    data = tmp_path / "data"
+    data.mkdir()
+    with zipfile.ZipFile(data / "outer.zip", "w") as outer:
+        outer.write(inner, "inner.zip")
+    with pytest.raises(ValueError, match=r"outer\.zip holds the archive inner\.zip.*`unzip outer\.zip -d outer`"):
+        load_pairs(data / source)
+
+
+def test_a_data_set_that_is_no_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pairs.csv")
+    for read in (load_pairs, load_table):
+        with pytest.raises(ValueError, match=r"pairs\.csv is a FIFO: pass a regular file or a folder"):
+            read(tmp_path / "pairs.csv")

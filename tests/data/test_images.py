@@ -113,6 +113,8 @@ def test_paths_bytes_and_pictures_are_the_same(tmp_path):
     [
         (b"", "empty file"),
         (b"This is a text file, whatever its name is.\n" * 20, "not an image"),
+        (b"\0\0\0\x18ftypheic" + bytes(100), "unsupported format"),
+        (b"\xff\x0a" + bytes(100), "unsupported format"),
         (encoded(photo(), "JPEG")[:400], "corrupt image"),
         (encoded(photo(), "PNG")[:100], "corrupt image"),
         (encoded(Image.new("RGB", (1, 1)), "PNG"), "image without content"),
@@ -127,6 +129,18 @@ def test_unusable_pictures_say_why(content, reason):
     assert caught.value.reason == reason
     copied = pickle.loads(pickle.dumps(caught.value))  # as when it travels from a worker
     assert (copied.reason, copied.detail) == (caught.value.reason, caught.value.detail)
+
+
+def test_a_format_that_pillow_lacks_says_how_to_convert(tmp_path):
+    """Wherever the file is named: in a table, in a folder, with the ending of another format."""
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypmif1" + bytes(100))
+    (tmp_path / "b.cr2").write_bytes(b"raw" * 100)
+    for name, message in (
+        ("a.jpg", r"a\.jpg: HEIF .*: convert it with `magick"),
+        ("b.cr2", r"convert it with `magick .*b\.cr2"),
+    ):
+        with pytest.raises(BadItemError, match=rf"unsupported format: .*{message}"):
+            decode_image(tmp_path / name)
 
 
 def test_a_missing_file_says_so(tmp_path):

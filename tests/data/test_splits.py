@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 
 import pyarrow as pa
@@ -111,7 +112,15 @@ VALUES = ["Train", "TRAIN ", None, "val", "Dev", "", "test", "restval"]
 
 @pytest.mark.parametrize(
     ("split", "rows"),
-    [("train", [0, 1]), ("validation", [3, 4]), ("val", [3]), ("test", [6]), ("restval", [7]), ("all", list(range(8)))],
+    [
+        ("train", [0, 1]),
+        ("train+restval", [0, 1, 7]),
+        ("validation", [3, 4]),
+        ("val", [3]),
+        ("test", [6]),
+        ("restval", [7]),
+        ("all", list(range(8))),
+    ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet"])
 def test_a_column_split_may_have_nulls_and_any_case(tmp_path, name, split, rows):
@@ -123,8 +132,9 @@ def test_a_column_split_may_have_nulls_and_any_case(tmp_path, name, split, rows)
     if name == "a.parquet":
         streamed = stream_pairs(path, split=split)
         assert list(streamed["id"]) == [streamed[n]["id"] for n in range(len(rows))] == [f"{n}.png" for n in rows]
-    with pytest.raises(ValueError, match=r"no row of the split 'nowhere', only of Dev, TRAIN"):
-        load_pairs(path, split="nowhere")
+    for wrong in ("nowhere", "train+nowhere"):
+        with pytest.raises(ValueError, match=rf"no row of the split '{re.escape(wrong)}', only of Dev, TRAIN"):
+            load_pairs(path, split=wrong)
 
 
 @pytest.mark.parametrize("column", ["Split", "SPLIT"])

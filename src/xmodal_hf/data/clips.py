@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import ASTFeatureExtractor, BatchFeature, ClapFeatureExtractor, SequenceFeatureExtractor
+from transformers import (
+    ASTFeatureExtractor,
+    BatchFeature,
+    ClapFeatureExtractor,
+    SequenceFeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 # Shorter clips have not one frame of 25 ms, which front ends need.
 MIN_SECONDS = 0.025
@@ -38,6 +44,8 @@ def clip_seconds(extractor: SequenceFeatureExtractor) -> float | None:
         return None if extractor.truncation == "fusion" else extractor.max_length_s
     if isinstance(extractor, ASTFeatureExtractor):
         return extractor.max_length * _AST_HOP_SECONDS
+    if isinstance(extractor, WhisperFeatureExtractor):
+        return extractor.n_samples / extractor.sampling_rate
     return getattr(extractor, _CLIP_SECONDS, None)
 
 
@@ -100,7 +108,9 @@ def group_by_length(extractor: SequenceFeatureExtractor, waveforms: Sequence[np.
 
 def _is_fixed_length(extractor: SequenceFeatureExtractor, shorter: np.ndarray, longer: np.ndarray) -> bool:
     """Whether the features of two clips are equally long."""
-    if is_log_mel(extractor) or isinstance(extractor, ClapFeatureExtractor | ASTFeatureExtractor):
+    if is_log_mel(extractor) or isinstance(
+        extractor, ClapFeatureExtractor | ASTFeatureExtractor | WhisperFeatureExtractor
+    ):
         return True
     options: dict[str, Any] = {"sampling_rate": extractor.sampling_rate, "return_tensors": "np"}
     name = extractor.model_input_names[0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _USUAL = {".csv": ",", ".tsv": "\t"}
 _QUOTE = '"'
+# The first line of tables for Excel that says how they are separated.
+_EXCEL_LINE = re.compile(r"sep=\S?")
 _MAX_FIELD = 1 << 30  # characters; the default of the csv module refuses captions of 128 KiB
 
 
@@ -55,6 +58,8 @@ def inspect_delimited(path: Path, suffix: str) -> Delimited:
     try:
         with _open(path) as file:
             header = file.readline()
+        if _EXCEL_LINE.fullmatch(header.strip()):
+            raise ValueError(f"{path} begins with {header.strip()!r}, a note for Excel: remove that line")
         separator = _separator(header, suffix)
         quoted = separator != "\t" or header.startswith(_QUOTE)
         try:
@@ -62,9 +67,10 @@ def inspect_delimited(path: Path, suffix: str) -> Delimited:
         except (csv.Error, _FieldsError) as error:
             found = _without_quoting(path, separator, quoted, error)
     except UnicodeDecodeError as error:
+        is_wide = path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff")  # what Excel calls Unicode text
         raise ValueError(
             f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it, for example with "
-            f"`iconv -f latin1 -t utf-8 {path.name} > utf8{suffix}`"
+            f"`iconv -f {'utf-16' if is_wide else 'latin1'} -t utf-8 {path.name} > utf8{suffix}`"
         ) from error
     if separator != _USUAL.get(suffix, separator):
         logger.info("%s is separated by %s", path, _SEPARATORS[separator])

@@ -2,16 +2,18 @@
 
 Rules, the first one that applies. A table `metadata.*` names the files (imagefolder, audiofolder). Texts beside the
 files are their captions: `a.txt`, `a.caption` or a field of `a.json` beside `a.jpg`, or with its ending, `a.jpg.txt`. A
-table in the folder or above it that names its files is read. Only where nothing else could be the caption, the name of
-the folder that a file lies in is, and the log says so. A folder with zip archives alone is read from the one of the
-split, by these rules. Anything else is an error that says what would work. Files that are left out are counted by
-ending in a warning, and a class of which no file can be decoded is an error.
+table in the folder, or one or two folders above it, that names its files is read. Only where nothing else could be the
+caption, the name of the folder that a file lies in is, and the log says so. A folder with zip archives alone is read
+from the one of the split, by these rules. Anything else is an error that says what would work. Files that are left out
+are counted by ending in a warning, and so are names that are no regular files; a class of which no file can be decoded
+is an error. Links to files and folders are followed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -65,8 +67,9 @@ class FileTree:
 
     def __init__(self, path: Path, modality: Modality) -> None:
         self.path, self.modality = path, modality
-        names = archive_members(path) if path.is_file() else _walk(path)
+        names, irregular = (archive_members(path), []) if path.is_file() else _walk(path)
         self.names = sorted(name for name in names if not _is_hidden(name))
+        self.irregular = sorted(name for name in irregular if not _is_hidden(name))
         self.media = [name for name in self.names if is_readable(name, modality)]
 
     def read(self, name: str) -> bytes:
@@ -120,6 +123,7 @@ def load_folder(path: Path, modality: Modality, split: str, text_column: TextCol
 def load_archive(path: Path, modality: Modality, split: str, text_column: TextColumns = None) -> tuple[Dataset, Path]:
     """The rows of a zip archive, by the rules of this module; tables within are not read."""
     tree = FileTree(path, modality)
+    _refuse_inner_archives(tree)
     tables = [name for name in tree.names if table_suffix(Path(name)) in _TABLE_ENDINGS]
     if tables and not _with_texts(tree, tree.media):
         raise ValueError(
@@ -127,6 +131,15 @@ def load_archive(path: Path, modality: Modality, split: str, text_column: TextCo
             f"{path.stem}`, then pass the folder"
         )
     return _rows_of_tree(tree, split, text_column)
+
+
+def _refuse_inner_archives(tree: FileTree) -> None:
+    inner = [name for name in tree.names if ending(name) == ".zip"]
+    if inner and not tree.media:
+        raise ValueError(
+            f"{tree.path} holds the archive {inner[0]}, and archives within archives are not read: `unzip "
+            f"{tree.path.name} -d {tree.path.stem}`, then pass the folder"
+        )
 
 
 def _in_archives(tree: FileTree, split: str, text_column: TextColumns) -> tuple[Dataset, Path] | None:
@@ -140,6 +153,8 @@ def _in_archives(tree: FileTree, split: str, text_column: TextColumns) -> tuple[
         names = ", ".join(str(path) for path in found)
         raise ValueError(f"{tree.path}: several archives hold files and no table names them, pass one of them: {names}")
     if not found:
+        for path in sorted(tree.path.glob("*.zip")):
+            _refuse_inner_archives(FileTree(path, tree.modality))
         return None
     logger.info("files of %s are in %s", tree.path, found[0])
     return load_archive(found[0], tree.modality, ALL if has_names else split, text_column)
@@ -173,8 +188,22 @@ def captions_of_json(content: bytes, names: Sequence[str]) -> list[str]:
     return []
 
 
-def _walk(path: Path) -> list[str]:
-    return [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+def _walk(path: Path) -> tuple[list[str], list[str]]:
+    """The names of the regular files below a folder, and of what is neither file nor folder: FIFOs, broken links.
+
+    Links to folders are followed, one that leads to a folder above it is not.
+    """
+    files, others = [], []
+    for place, folders, names in os.walk(path, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_up(Path(place, name))]
+        for name in names:
+            file = Path(place, name)
+            (files if file.is_file() else others).append(file.relative_to(path).as_posix())
+    return files, others
+
+
+def _leads_up(folder: Path) -> bool:
+    return folder.is_symlink() and any(folder.samefile(above) for above in folder.absolute().parents)
 
 
 def _is_hidden(name: str) -> bool:
@@ -208,6 +237,7 @@ def _metadata(path: Path, modality: Modality, split: str) -> tuple[Dataset, Path
     if own is None:
         return None
     table = load_file(own)
+    _report_unnamed(table, own, modality)
     if split_column(table.column_names) is not None or (is_whole(split) and not folders):
         return select_split(table, split, own), path
     return _rows_in_folders(table, path, modality, split, folders), path
@@ -217,14 +247,35 @@ def _join_metadata(tables: dict[str, Path], path: Path, modality: Modality) -> t
     """The rows of the tables of some splits; the names in them become relative to `path` where there are several."""
     if len(tables) == 1:
         table = next(iter(tables.values()))
-        return load_file(table), table.parent
+        rows = load_file(table)
+        _report_unnamed(rows, table, modality)
+        return rows, table.parent
     parts = []
     for name, table in tables.items():
         rows = load_file(table)
+        _report_unnamed(rows, table, modality)
         media = next(column for column in media_names(modality) if column in rows.column_names)
         names = [f"{name}/{value}" if isinstance(value, str) else value for value in rows[media]]
         parts.append(rows.remove_columns(media).add_column(media, names))
     return concatenate_datasets(parts), path
+
+
+def _report_unnamed(table: Dataset, path: Path, modality: Modality) -> None:
+    """Say how many files of the folder of a table `metadata.*` it does not name: they are left out."""
+    media = _names_column(table, modality)
+    if media is None:
+        return
+    cells = (cell if isinstance(cell, list) else [cell] for cell in table[media][:])
+    named = {str(name).removeprefix("./") for names in cells for name in names}
+    present = FileTree(path.parent, modality).media
+    others = [name for name in present if name not in named]
+    if 0 < len(others) < len(present):
+        note = left_out_note(others, modality)
+        logger.warning("%s: %d files are left out that it does not name: %s", path, len(others), note)
+
+
+def _names_column(table: Dataset, modality: Modality) -> str | None:
+    return next((column for column in media_names(modality) if column in table.column_names), None)
 
 
 def _rows_in_folders(table: Dataset, path: Path, modality: Modality, split: str, folders: dict[str, Path]) -> Dataset:
@@ -355,11 +406,16 @@ def _report_left_out(tree: FileTree, used: set[str]) -> None:
     others = [name for name in tree.names if name not in used and table_suffix(Path(name)) not in _TABLE_ENDINGS]
     if others:
         logger.warning("%s: %d files are left out: %s", tree.path, len(others), left_out_note(others, tree.modality))
+    if tree.irregular:
+        logger.warning(
+            "%s: %d names are left out that are no regular files (broken links, FIFOs): %s",
+            *(tree.path, len(tree.irregular), shown(tree.irregular)),
+        )
 
 
 def _table_of_files(tree: FileTree, split: str) -> tuple[Dataset, Path] | None:
-    """The table in the folder, or else above it, that names its files; None where there is none."""
-    for folder in (tree.path, tree.path.absolute().parent):
+    """The table in the folder, or else one or two folders above it, that names its files; None where there is none."""
+    for folder in (tree.path, *tree.path.absolute().parents[:2]):
         found, errors = _naming_tables(folder, tree)
         if not found and errors:
             raise errors[0]

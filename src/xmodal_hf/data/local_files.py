@@ -23,6 +23,11 @@ _KINDS = {
 }
 
 
+def kind_of(path: str | os.PathLike) -> str:
+    """What is at a path that holds no regular file, in words."""
+    return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "no file")
+
+
 def open_regular(path: str | os.PathLike) -> BinaryIO:
     """Open a regular file for reading.
 
@@ -32,10 +37,8 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
         FileNotFoundError: there is no such file.
         BadItemError: "not a regular file".
     """
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
-        raise BadItemError("not a regular file", f"{os.fspath(path)} is {kind}")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise BadItemError("not a regular file", f"{os.fspath(path)} is {kind_of(path)}")
     # A file without a name: soundfile would take "x.raw" for samples without a header, whatever it holds.
     return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
 

@@ -60,8 +60,14 @@ def is_whole(split: str) -> bool:
 
 
 def matching(split: str, present: Iterable[str]) -> set[str]:
-    """Those of some names of splits that are the one asked for: the very name, or else its synonyms."""
+    """Those of some names of splits that are the one asked for: the very name, or else its synonyms.
+
+    "train+restval" asks for both, as in `datasets`, and is none where one of them is missing.
+    """
     names = set(present)
+    if "+" in split and split not in names:
+        parts = [matching(part, names) for part in split.split("+")]
+        return set().union(*parts) if all(parts) else set()
     exact = {name for name in names if _clean(name) == _clean(split)}
     synonyms = next((group for group in _SYNONYMS if _clean(split) in group), ())
     return exact or {name for name in names if _clean(name) in synonyms}

@@ -17,6 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from .annotations import is_document, load_document
 from .delimited import inspect_delimited, unquoted
+from .local_files import kind_of
 from .splits import ALL, files_of_split, is_whole, no_splits, no_such_split, rows_of_split, split_column, split_folders
 from .splits import matching as matching_splits
 
@@ -54,6 +55,8 @@ def load_table(source: str | os.PathLike, *, split: str = "train") -> Dataset:
         return select_split(load_file(path), split, source)
     if path.is_dir():
         return _load_folder(path, split)
+    if path.exists():
+        raise ValueError(f"{source} is {kind_of(path)}: pass a regular file or a folder")
     if _looks_like_path(str(source)):
         raise FileNotFoundError(f"There is no file or folder {source}.")
     name, _, configuration = str(source).partition(":")

@@ -193,7 +193,8 @@ def _walk(path: Path) -> tuple[list[str], list[str]]:
 
     Links to folders are followed, one that leads to a folder above it is not.
     """
-    files, others = [], []
+    files: list[str] = []
+    others: list[str] = []
     for place, folders, names in os.walk(path, followlinks=True):
         folders[:] = [name for name in folders if not _leads_up(Path(place, name))]
         for name in names:

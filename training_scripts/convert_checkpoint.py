@@ -74,7 +74,7 @@ class Source(NamedTuple):
 
 def main(args: Sequence[str] | None = None) -> None:
     """Convert, check, write, tell."""
-    (arguments,) = parse_arguments((ConversionArguments,), "Convert a checkpoint.", args)
+    (arguments,) = parse_arguments((ConversionArguments,), __doc__, args)
     check_sources([("--model", "model", arguments.model), ("--tokenizer", "model", arguments.tokenizer)])
 
     # After parsing: --help and a wrong option answer without torch.

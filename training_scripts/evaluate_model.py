@@ -26,9 +26,16 @@ if TYPE_CHECKING:
     from xmodal_hf.evaluation.suite import Resamples, Results
 
 
+# Options that --help shows first.
+EVERYDAY = (
+    *("model", "tasks", "output_dir", "modality", "pairs", "pairs_split", "text_column", "id_column", "sts_data"),
+    *("sts_protocol", "transfer_data", "zero_shot_data", "label_column", "batch_size", "device"),
+)
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Evaluate, write results and plots, print the tables."""
-    arguments, data = parse_arguments((EvaluationArguments, EvaluationDataArguments), "Evaluate a model.", args)
+    arguments, data = parse_arguments((EvaluationArguments, EvaluationDataArguments), __doc__, args, None, EVERYDAY)
     check_tasks(arguments, data)
     check_inputs(arguments, data)
 

@@ -1,6 +1,6 @@
 """Embed every item of a data set once with a tower that stays as it is, and keep the pooled vectors.
 
-    accelerate launch training_scripts/extract_features.py --model openai/clip-vit-base-patch32 \
+    accelerate launch training_scripts/extract_features.py --model openai/clip-vit-base-patch32 \\
         --dataset my_pictures --output_dir outputs/features/my_pictures
     python training_scripts/extract_features.py --text_model outputs/simcse --dataset my_pictures
 
@@ -17,12 +17,17 @@ from xmodal_hf.options import check_inputs, parse_arguments
 from xmodal_hf.training.arguments import PairArguments
 from xmodal_hf.training.feature_arguments import FeatureArguments, check_extraction
 
-DESCRIPTION = "Embed every item of a data set once."
+# Options that --help shows first.
+EVERYDAY = (
+    *("model", "image_model", "audio_model", "text_model", "dataset", "modality", "split", "output_dir"),
+    *("batch_size", "num_workers"),
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Write the vectors."""
-    features, pairs = parse_arguments((FeatureArguments, PairArguments), DESCRIPTION, args, check_extraction)
+    classes = (FeatureArguments, PairArguments)
+    features, pairs = parse_arguments(classes, __doc__, args, check_extraction, EVERYDAY)
 
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.training.feature_extraction import run_extraction

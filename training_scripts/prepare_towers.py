@@ -2,7 +2,7 @@
 
     pip install 'xmodal_hf[towers]' && pip install --no-deps aisfx
     python training_scripts/prepare_towers.py                      # all three: outputs/towers/image, text and audio
-    python training_scripts/train_contrastive.py --dataset my_pictures --image_model outputs/towers/image \
+    python training_scripts/train_contrastive.py --dataset my_pictures --image_model outputs/towers/image \\
         --text_model outputs/towers/text --freeze image --output_dir outputs/clip
 
 Image: EfficientNet-Lite0 on ImageNet (Apache-2.0). Text: all-MiniLM-L6-v2 (Apache-2.0). Audio: aiSFX, on sound effects

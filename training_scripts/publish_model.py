@@ -32,10 +32,14 @@ MARKER = ".publish_model"
 SPACE = {"repo_type": "space", "space_sdk": "gradio"}
 
 
+# Options that --help shows first.
+EVERYDAY = ("checkpoint", "repo_id", "private", "license", "results", "space", "tag", "dry_run")
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Write what is published and send it; with `--dry_run`, list it."""
     classes = (PublishArguments, CardArguments, SpaceArguments)
-    arguments, card, space = parse_arguments(classes, "Publish a model on the Hub.", args)
+    arguments, card, space = parse_arguments(classes, __doc__, args, None, EVERYDAY)
 
     if arguments.card_only:
         print(write_card(arguments, card))

@@ -1,6 +1,6 @@
 """Search a feature store in words, by a picture or by a sound.
 
-    python training_scripts/search.py --model outputs/clip --features outputs/features/image-0123456789ab \
+    python training_scripts/search.py --model outputs/clip --features outputs/features/image-0123456789ab \\
         "a red bicycle" "two dogs in the snow"
     python training_scripts/search.py --model outputs/clip --features FOLDER --image photo.jpg
 

@@ -1,13 +1,13 @@
 """Phase 2: train a dual encoder on image-text or audio-text pairs (CLIP, CyCLIP, SigLIP, CLAP).
 
-    accelerate launch training_scripts/train_contrastive.py --dataset openmoji --text_model outputs/simcse \
+    accelerate launch training_scripts/train_contrastive.py --dataset openmoji --text_model outputs/simcse \\
         --objective cyclip --output_dir outputs/clip
 
 The language encoder comes from phase 1, from any text model, or from scratch. With --sentences or --triplets both
 phases are trained jointly, as here, where somebody's model gets a better language encoder and a small adapter is all
 that is published:
 
-    accelerate launch training_scripts/train_contrastive.py --dataset my_pairs --sentences corpus.txt.gz \
+    accelerate launch training_scripts/train_contrastive.py --dataset my_pairs --sentences corpus.txt.gz \\
         --model some/dual-encoder --lora_rank 16 --output_dir outputs/adapter
 
 The output folder is an `ImageTextDualEncoder` or `AudioTextDualEncoder` checkpoint (or an adapter) with its processor.
@@ -32,7 +32,13 @@ from xmodal_hf.training.arguments import (
 )
 from xmodal_hf.training.loss_arguments import with_weights_of
 
-DESCRIPTION = "Train a dual encoder on pairs, alone or jointly with sentences."
+# Options that --help shows first.
+EVERYDAY = (
+    *("dataset", "modality", "split", "image_column", "audio_column", "text_column", "id_column"),
+    *("model", "text_model", "image_model", "audio_model", "objective", "sentences", "triplets", "freeze", "lora_rank"),
+    *("output_dir", "num_epochs", "batch_size", "learning_rate", "mixed_precision", "num_workers", "seed"),
+    *("eval_steps", "eval_split", "resume", "dry_run"),
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -42,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
         *(with_weights_of(ContrastiveArguments, LOSSES), with_weights_of(SentenceArguments, SENTENCE_LOSSES)),
         LoraArguments,
     )
-    arguments = parse_arguments(classes, DESCRIPTION, args, check_phase_2)
+    arguments = parse_arguments(classes, __doc__, args, check_phase_2, EVERYDAY)
     training, validation, text, pairs, contrastive, sentence, lora = arguments
 
     if not training.dry_run:  # which makes up what is not there

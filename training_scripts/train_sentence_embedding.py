@@ -1,6 +1,6 @@
 """Phase 1: train a language encoder as a sentence encoder (SimCSE), unsupervised or supervised.
 
-    accelerate launch training_scripts/train_sentence_embedding.py --sentences corpus.txt.gz \
+    accelerate launch training_scripts/train_sentence_embedding.py --sentences corpus.txt.gz \\
         --text_model bert-base-uncased --pooling cls --head mlp --learning_rate 3e-5 --output_dir outputs/simcse
 
 The output folder is a `SentenceEncoder` checkpoint with its tokenizer.
@@ -22,14 +22,19 @@ from xmodal_hf.training.arguments import (
 )
 from xmodal_hf.training.loss_arguments import with_weights_of
 
-DESCRIPTION = "Train a sentence encoder (SimCSE)."
+# Options that --help shows first.
+EVERYDAY = (
+    *("sentences", "sentence_column", "triplets", "text_model", "pooling", "head", "max_length", "temperature"),
+    *("output_dir", "num_epochs", "batch_size", "learning_rate", "mixed_precision", "num_workers", "seed"),
+    *("eval_steps", "eval_sts", "resume", "dry_run"),
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run phase 1 and write the checkpoint, the log, its plot and the resolved recipe."""
     sentence_class = with_weights_of(SentenceArguments, SENTENCE_LOSSES)
     classes = (TrainingArguments, ValidationArguments, TextModelArguments, sentence_class)
-    arguments = parse_arguments(classes, DESCRIPTION, args, check_phase_1)
+    arguments = parse_arguments(classes, __doc__, args, check_phase_1, EVERYDAY)
     training, validation, text, sentence = arguments
 
     if not training.dry_run:  # which makes up what is not there

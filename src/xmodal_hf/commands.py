@@ -109,13 +109,26 @@ class CommandParser(OneLineErrors):
         return options
 
 
+class ManualFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that keeps the lines of the description and shows the default of every option whose text does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        is_told = "efault" in text or "Required" in text
+        if is_told or action.required or not action.option_strings or action.nargs == 0:
+            return text
+        values = action.default if isinstance(action.default, list | tuple) else [action.default]
+        shown = ", ".join(str(value) for value in values if value not in (None, ""))
+        return f"{text} (default: {shown.replace('%', '%%') or 'none'})"
+
+
 def command_parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of a command that declares its options one by one.
 
     Args:
         description: shown by `--help` as it is.
     """
-    parser = CommandParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=description, formatter_class=ManualFormatter)
     parser.add_common_options()
     return parser
 

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import json
 import sys
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from types import UnionType
@@ -17,7 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .commands import CommandParser, check_sources, read_yaml
+from .commands import CommandParser, ManualFormatter, check_sources, read_yaml
 from .shipped import find_recipe
 
 
@@ -38,20 +38,30 @@ class OptionParser(CommandParser):
     a text, one of the choices of a `Literal`, several values for a list, true or false for `bool` (a bare `--option`
     means true, and `--no_option` false where true is the default); `None` in a union is the value without the option.
 
+    The help shows each option once: the everyday ones first, then the others by topic. A class may name topics in
+    `TOPICS`, a mapping of headings to the names of its options; the rest of its options stand under the first line of
+    its docstring.
+
     Args:
-        classes: dataclasses of `option` fields; each is a group of the help.
-        description: shown by `--help`.
+        classes: dataclasses of `option` fields.
+        description: shown by `--help` as it is, with an example.
+        everyday: names of the options that come first.
     """
 
-    def __init__(self, classes: Sequence[type], description: str) -> None:
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    def __init__(self, classes: Sequence[type], description: str | None, everyday: Sequence[str] = ()) -> None:
+        super().__init__(usage="%(prog)s [options]", description=description, formatter_class=ManualFormatter)
         self.classes = classes
+        items = {item.name: (item, class_) for class_ in classes for item in dataclasses.fields(class_)}
+        self._optionals.title = "everyday options" if everyday else "options"
+        recipe_help = "YAML file of these options, or the name of a recipe of this package; the command line wins."
+        self.add_argument("--recipe", metavar="TEXT", help=recipe_help)
+        topics = [(self._optionals, everyday)]
         for class_ in classes:
-            group = self.add_argument_group((class_.__doc__ or class_.__name__).splitlines()[0].rstrip("."))
-            types = get_type_hints(class_)
-            for item in dataclasses.fields(class_):
-                _add_option(group, item, types[item.name])
-        self.add_argument("--recipe", help="YAML file of these options, or the name of a recipe of this package.")
+            topics += [(self.add_argument_group(title), names) for title, names in _topics(class_, everyday)]
+        for group, names in topics:
+            for name in names:
+                item, class_ = items[name]
+                _add_option(group, item, get_type_hints(class_)[name])
         self.add_common_options()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -72,10 +82,22 @@ class OptionParser(CommandParser):
         )
 
 
+def _topics(class_: type, everyday: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the headings of a class of options, each with the names of those below it, without the everyday ones."""
+    topics: Mapping[str, Sequence[str]] = getattr(class_, "TOPICS", {})
+    seen = {*everyday, *(name for names in topics.values() for name in names)}
+    rest = [item.name for item in dataclasses.fields(class_) if item.name not in seen]
+    heading = (class_.__doc__ or class_.__name__).splitlines()[0].rstrip(".")
+    for title, names in {heading: rest, **topics}.items():
+        if shown := [name for name in names if name not in everyday]:
+            yield title, shown
+
+
 def _add_option(group: Any, item: dataclasses.Field, type_: Any) -> None:
     """Add the option of a field."""
     default = item.default_factory() if callable(item.default_factory) else item.default
     settings: dict[str, Any] = {"default": default, **item.metadata}
+    settings["help"] = settings["help"].replace("%", "%%")  # argparse fills in placeholders
     options = [part for part in get_args(type_) if part is not type(None)]
     value_type = options[0] if get_origin(type_) in (Union, UnionType) else type_
     if get_origin(value_type) is Literal:
@@ -86,9 +108,17 @@ def _add_option(group: Any, item: dataclasses.Field, type_: Any) -> None:
         settings |= {"nargs": "?", "const": True, "type": _truth, "metavar": "BOOL"}
     else:
         settings["type"] = value_type
-    group.add_argument(f"--{item.name}", **settings)
+    if "choices" not in settings and "metavar" not in settings:
+        settings["metavar"] = _METAVARS[settings["type"]]
     if default is True:
-        group.add_argument(f"--no_{item.name}", action="store_false", dest=item.name, default=True, **item.metadata)
+        settings["help"] += f" (default: true; --no_{item.name} means false)"
+        hidden = {"default": True, "help": argparse.SUPPRESS}
+        group.add_argument(f"--no_{item.name}", action="store_false", dest=item.name, **hidden)
+    group.add_argument(f"--{item.name}", **settings)
+
+
+# How the help shows the value of an option.
+_METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT"}
 
 
 def _truth(text: str) -> bool:
@@ -101,16 +131,18 @@ def _truth(text: str) -> bool:
 
 def parse_arguments(
     classes: Sequence[type],
-    description: str,
+    description: str | None,
     args: Sequence[str] | None = None,
     check: Callable[..., None] | None = None,
+    everyday: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """Parse `--recipe NAME` and the command line into one instance of each dataclass; the command line wins.
 
-    `check` gets the instances and raises a ValueError for a combination that makes no sense. Exits with one line and
-    status 2 for an unknown option, a wrong value or a rejected combination.
+    `description` and `everyday` are those of `OptionParser`, for `--help`. `check` gets the instances and raises a
+    ValueError for a combination that makes no sense. Exits with one line and status 2 for an unknown option, a wrong
+    value or a rejected combination.
     """
-    parser = OptionParser(classes, description)
+    parser = OptionParser(classes, description, everyday)
     args = list(sys.argv[1:] if args is None else args)
     recipe = parser.parse_args(args).recipe
     try:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Features
 
+from .column_names import ID_COLUMNS, TEXT_COLUMNS
 from .formats import Modality
 from .identity import is_empty
 from .tables import find_column
@@ -37,13 +38,6 @@ AUDIO_COLUMNS = (
     *("audio", "sound", "wav", "flac", "mp3", "ogg", "audio_path", "audio_file", "audio_file_name"),
     *PATH_COLUMNS,
 )
-TEXT_COLUMNS = ("text", "texts", "caption", "captions", "sentence", "sentences", "txt", "description", "title")
-# Of captions that are wrong: SugarCrepe's, ARO's, and what users write.
-NEGATIVE_TEXT_COLUMNS = (
-    *("negative_text", "negative_texts", "negative_caption", "negative_captions", "false_caption", "false_captions"),
-    *("wrong_caption", "wrong_captions", "hard_negative", "hard_negatives", "negative", "negatives"),
-)
-ID_COLUMNS = ("id", "image_id", "audio_id", "img_id", "youtube_id", "key", "__key__")
 # Columns whose values may be the names of files without their endings: WavCaps, AudioCaps, img2dataset.
 NAME_COLUMNS = ("id", "youtube_id", "audiocap_id", "key", "image_id", "audio_id")
 # What img2dataset writes beside each row; rows that it could not download hold nothing.

@@ -22,7 +22,7 @@ from datasets import Dataset
 
 from .builtin.openmoji import load_openmoji, openmoji_captions
 from .builtin.soundfont import Clip, captions, load_soundfont, make_clip
-from .columns import NEGATIVE_TEXT_COLUMNS, TEXT_COLUMNS
+from .column_names import NEGATIVE_TEXT_COLUMNS, TEXT_COLUMNS
 from .formats import Modality
 from .mixing import undecoded
 from .sources import load_pairs, load_rows

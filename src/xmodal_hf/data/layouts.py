@@ -24,7 +24,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from datasets import Dataset, LargeList, List, Value, concatenate_datasets
 
-from .columns import NAME_COLUMNS, NUMBERED, TEXT_COLUMNS, TextColumns, media_names, shown
+from .column_names import TEXT_COLUMNS
+from .columns import NAME_COLUMNS, NUMBERED, TextColumns, media_names, shown
 from .errors import BadItemError
 from .formats import Modality, conversion, ending, is_readable, is_unreadable, left_out_note
 from .local_files import read_at_most, read_regular

@@ -14,11 +14,10 @@ from datasets import Dataset
 
 from .builtin.openmoji import openmoji_caption_lists, openmoji_captions
 from .builtin.soundfont import load_soundfont, soundfont_captions
+from .column_names import ID_COLUMNS, TEXT_COLUMNS
 from .columns import (
     AUDIO_COLUMNS,
-    ID_COLUMNS,
     IMAGE_COLUMNS,
-    TEXT_COLUMNS,
     TextColumns,
     class_names_of,
     find_ids,

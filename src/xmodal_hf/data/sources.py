@@ -19,12 +19,12 @@ from datasets import Audio, Dataset, Image, Json, LargeList, List, Value
 
 from .builtin.openmoji import load_openmoji
 from .builtin.soundfont import load_soundfont
+from .column_names import TEXT_COLUMNS
 from .columns import (
     AUDIO_COLUMNS,
     IMAGE_COLUMNS,
     NAME_COLUMNS,
     STATUS_COLUMN,
-    TEXT_COLUMNS,
     TextColumns,
     class_names_of,
     downloaded,

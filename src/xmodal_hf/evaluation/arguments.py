@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from xmodal_hf.data.column_names import ID_COLUMNS, NEGATIVE_TEXT_COLUMNS, TEXT_COLUMNS
 from xmodal_hf.options import one_or_several, option
 
 from .prompts import PROMPT_SETS
@@ -93,12 +94,15 @@ class EvaluationDataArguments:
     )
     text_column: list[str] | None = field(
         default=None,
-        metadata={"help": "Column of the captions of --pairs; several make a list. Default: found by its usual names."},
+        metadata={
+            "help": "Column of the captions of --pairs; several make a list. Default: the first of "
+            f"{', '.join(TEXT_COLUMNS)} that is there."
+        },
     )
     id_column: str | None = option(
         None,
-        "Column of the ids of --pairs; rows with equal ids are captions of one item. Default: found by its usual "
-        "names, else the path or the bytes of the item.",
+        "Column of the ids of --pairs; rows with equal ids are captions of one item. Default: the first of "
+        f"{', '.join(ID_COLUMNS)} that is there, else the path or the bytes of the item.",
     )
     query_bank: str | None = option(
         None,
@@ -151,7 +155,8 @@ class EvaluationDataArguments:
         default=None,
         metadata={
             "help": "Column of the wrong captions of --composition_data, each a text or a list of texts; several "
-            "make a list. Default: found by its usual names. --text_column names that of the right ones."
+            f"make a list. Default: the first of {', '.join(NEGATIVE_TEXT_COLUMNS)} that is there. --text_column names "
+            "that of the right ones."
         },
     )
 

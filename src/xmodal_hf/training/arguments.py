@@ -1,10 +1,12 @@
 """Options of the training scripts: each documented once, on its dataclass field; `--help` is the manual."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..commands import require_package
+from ..data.column_names import ID_COLUMNS, TEXT_COLUMNS
 from ..losses.registry import LOSSES, SENTENCE_LOSSES, join_choices
 from ..options import one_or_several, option
 from .loss_arguments import add_weights, describe_losses
@@ -40,6 +42,21 @@ _MIN_SECONDS, _MAX_SECONDS = 0.025, 2**28 // 48_000
 @dataclass
 class TrainingArguments:
     """Options of the training loop, the same for every phase."""
+
+    TOPICS: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Optimization": (
+            *("learning_rate", "text_learning_rate", "modality_learning_rate", "weight_decay", "adam_beta1"),
+            *("adam_beta2", "adam_epsilon", "warmup_steps", "lr_schedule", "max_grad_norm", "ema_decay"),
+            "max_bad_steps",
+        ),
+        "Precision, memory and speed": (
+            *("micro_batch_size", "mixed_precision", "gradient_checkpointing", "torch_compile", "num_workers"),
+            "text_sub_batches",
+        ),
+        "Logs, checkpoints and dry runs": (
+            *("report_to", "tracker_project", "checkpoint_steps", "keep_last", "resume", "dry_run", "expected_items"),
+        ),
+    }
 
     output_dir: str = option("outputs/run", "Folder for the trained model, the log, plots and the resolved recipe.")
     seed: int = option(0, "Seed of weights, data order, caption choice, augmentation and dropout.")
@@ -204,7 +221,8 @@ class SentenceArguments:
         "set (openmoji, soundfont).",
     )
     sentence_column: str | None = option(
-        None, "Column of --sentences or --paraphrases. Default: found by its usual names."
+        None,
+        f"Column of --sentences or --paraphrases. Default: the first of {', '.join(TEXT_COLUMNS)} that is there.",
     )
     max_sentences: int | None = option(None, "Use only that many sentences, drawn with the seed.")
     triplets: str | None = option(
@@ -255,6 +273,16 @@ class SentenceArguments:
 class PairArguments:
     """Options of phase 2, contrastive training on pairs."""
 
+    TOPICS: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Reading of pairs: shares, order and items that cannot be used": (
+            *("dataset_weights", "max_samples", "streaming", "shuffle_buffer", "on_bad_item", "max_bad_fraction"),
+        ),
+        "Augmentation of images, windows of clips": (
+            *("augment", "spec_augment", "audio_window", "audio_padding", "clip_seconds"),
+        ),
+        "Pooled vectors of frozen towers": ("features", "feature_views", "feature_dtype"),
+    }
+
     dataset: list[str] = field(
         default_factory=list,
         metadata={
@@ -273,13 +301,13 @@ class PairArguments:
         default=None,
         metadata={
             "help": "Column of captions, each a text or a list of texts; several columns make a list of captions "
-            "(caption_1 ... caption_5 of Clotho). Default: found by its usual names."
+            f"(caption_1 ... caption_5 of Clotho). Default: the first of {', '.join(TEXT_COLUMNS)} that is there."
         },
     )
     id_column: str | None = option(
         None,
         "Column of ids. Rows with equal ids are one item: each is a positive of the others, never a negative. Default: "
-        "found by its usual names, else the path of the item, else its bytes.",
+        f"the first of {', '.join(ID_COLUMNS)} that is there, else the path of the item, else its bytes.",
     )
     max_samples: int | None = option(None, "Use only the first rows.")
     streaming: bool = option(
@@ -358,6 +386,13 @@ class PairArguments:
 @add_weights(LOSSES)
 class ContrastiveArguments:
     """Options of the dual encoder and its objective."""
+
+    TOPICS: ClassVar[Mapping[str, Sequence[str]]] = {
+        "Image or audio tower and projections": (
+            *("image_model", "image_config", "image_size", "audio_model", "audio_config", "audio_preset"),
+            *("max_seconds", "projection_dim", "projection_type", "modality_pooling"),
+        ),
+    }
 
     model: str | None = option(
         None,

@@ -45,4 +45,7 @@ def with_weights_of(class_: type, losses: Losses) -> type:
     """Return a class of options with a field for each weight of the losses, those that a program has added included."""
     added = _missing_weights(class_, losses)
     fields = [(name, float, option(weight.default, weight.description)) for name, weight in added.items()]
-    return dataclasses.make_dataclass(class_.__name__, fields, bases=(class_,)) if fields else class_
+    namespace = {"__doc__": class_.__doc__}  # the heading of its options in the help
+    return (
+        dataclasses.make_dataclass(class_.__name__, fields, bases=(class_,), namespace=namespace) if fields else class_
+    )

@@ -5,14 +5,15 @@ connects, sends the command, working folder and environment as JSON along with t
 receives the process id, then the status as `os.waitstatus_to_exitcode` gives it. A command is what follows `python`: a
 script, `-m` and a module, or `-c` and code, each with arguments. It is run as a new interpreter would run it (in a
 process of its own, with signals and an exit status), except that `torch`, `transformers` and the like are imported
-already and have read their environment variables; the Hub's client is offline. For it, `sys.executable` is
-FOLDER/bin/python, a client of the same server, so that launchers such as torchrun and scripts that start others are
-fast too.
+already and have read their environment variables. The Hub's client is offline, unless the environment names a Hub
+(HF_ENDPOINT): then its variables are read anew. For the process, `sys.executable` is FOLDER/bin/python, a client of
+the same server, so that launchers such as torchrun and scripts that start others are fast too.
 
 A test of the start of an interpreter (what is imported, environment variables of packages) starts a new one instead.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import runpy
@@ -222,8 +223,22 @@ def start(connection: socket.socket, executable: str) -> Callable[[], Any]:
     os.chdir(content["folder"])
     os.environ.clear()
     os.environ.update(content["environment"])
+    if "HF_ENDPOINT" in os.environ:
+        read_hub_variables()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return lambda: run(content["command"], executable)
+
+
+def read_hub_variables() -> None:
+    """Have the clients of the Hub take address, caches and mode from the environment, as at the start of Python."""
+    import datasets.config
+    import huggingface_hub
+    import transformers.utils.hub
+
+    importlib.reload(huggingface_hub.constants)
+    importlib.reload(datasets.config)
+    huggingface_hub.hf_api.api.endpoint = huggingface_hub.constants.ENDPOINT
+    transformers.utils.hub._hf_api = None  # keeps the address at which it was made
 
 
 def report(connection: socket.socket, child: int) -> None:

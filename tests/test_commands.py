@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -331,13 +330,13 @@ def test_a_tracker_without_its_package(main_of: Callable, failed: Callable, monk
     )
 
 
-def test_a_script_as_a_process(tmp_path: Path) -> None:
+def test_a_script_as_a_process(interpreters: Any, tmp_path: Path) -> None:
     """The status of a real process, and nothing but the line."""
-    command = [sys.executable, str(SCRIPTS / "publish_model.py"), "--checkpoint", str(tmp_path), "--repo_id", "a/b"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [SCRIPTS / "publish_model.py", "--checkpoint", tmp_path, "--repo_id", "a/b"]
+    done = interpreters.run(command)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"publish_model.py: error: {tmp_path} has no config.json: pass a folder")
     assert done.stderr.count("\n") == 1
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    done = subprocess.run([*command, "--debug"], capture_output=True, text=True)
+    done = interpreters.run([*command, "--debug"])
     assert done.returncode == 2 and "Traceback" in done.stderr and "is of model type 'clip'" in done.stderr

@@ -114,3 +114,13 @@ def client_environment(hub: Any, tmp_path: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
     }
     return {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | own
+
+
+@pytest.fixture
+def run_script(interpreters: Any, client_environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess]:
+    """Give `run_script(script, *options, **environment)`, which runs it to its end in a process that talks to `hub`."""
+
+    def run(*command: object, **environment: str) -> subprocess.CompletedProcess:
+        return interpreters.run(command, environment={**client_environment, **environment})
+
+    return run

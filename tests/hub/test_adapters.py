@@ -3,8 +3,6 @@
 import copy
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,10 +238,9 @@ for name, model in ways.items():
 """
 
 
-@pytest.mark.slow
 def test_published_and_loaded_in_a_new_process(
     client: Any,
-    client_environment: dict[str, str],
+    run_script: Callable,
     checkpoint: Path,
     image_text_model: ImageTextDualEncoder,
     image_inputs: dict,
@@ -254,8 +251,7 @@ def test_published_and_loaded_in_a_new_process(
     torch.save((image_inputs, tensors), tmp_path / "expected.pt")
     push_folder(tmp_path / "base", BASE)
     push_folder(stage_adapter(checkpoint, tmp_path / "staged", "someone/adapter", CARD), "someone/adapter")
-    command = [sys.executable, "-c", LOAD_FROM_THE_HUB, str(tmp_path / "expected.pt")]
-    done = subprocess.run(command, env=client_environment, capture_output=True, text=True)
+    done = run_script("-c", LOAD_FROM_THE_HUB, tmp_path / "expected.pt")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == ["peft True", "class True", "merged True"]
 

@@ -1,8 +1,6 @@
 """The conversion script on models that are on the Hub, those of transformers and those of open_clip."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,6 @@ from xmodal_hf.hub.publish import push_folder
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "convert_checkpoint.py"
 
 
-def convert(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess:
-    """Run the script in a process of its own."""
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-
 @pytest.fixture
 def clip(text_config: Callable, image_config: Callable) -> CLIPModel:
     """A CLIPModel with heads 64 wide, as open_clip's are."""
@@ -32,16 +24,15 @@ def clip(text_config: Callable, image_config: Callable) -> CLIPModel:
     return CLIPModel(CLIPConfig(**{name: part.to_dict() for name, part in parts.items()}, projection_dim=16)).eval()
 
 
-@pytest.mark.slow
 def test_a_clip_by_its_id(
-    client: Any, client_environment: dict[str, str], clip: CLIPModel, tokenizer: Any, images: list, tmp_path: Path
+    client: Any, run_script: Callable, clip: CLIPModel, tokenizer: Any, images: list, tmp_path: Path
 ) -> None:
     size = {"height": 16, "width": 16}
     clip.save_pretrained(tmp_path / "clip")
     processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size), tokenizer)
     processor.save_pretrained(tmp_path / "clip")
     push_folder(tmp_path / "clip", "someone/clip")
-    done = convert(client_environment, "--model", "someone/clip", "--output_dir", tmp_path / "ours")
+    done = run_script(SCRIPT, "--model", "someone/clip", "--output_dir", tmp_path / "ours")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "someone/clip -> ImageTextDualEncoder" in done.stdout
     ours, its_processor = AutoModel.from_pretrained(tmp_path / "ours"), AutoProcessor.from_pretrained(tmp_path / "ours")
@@ -51,18 +42,17 @@ def test_a_clip_by_its_id(
         torch.testing.assert_close(ours(**inputs).logits_per_image, clip(**inputs).logits_per_image, atol=1e-5, rtol=0)
 
 
-@pytest.mark.slow
-def test_an_open_clip_by_its_id(client: Any, client_environment: dict[str, str], tmp_path: Path) -> None:
+def test_an_open_clip_by_its_id(client: Any, run_script: Callable, tmp_path: Path) -> None:
     folder = tmp_path / "open_clip"
     folder.mkdir()
     save_file({"unlike": torch.zeros(1)}, folder / "open_clip_model.safetensors")
     config = {"model_cfg": {"embed_dim": 16, "vision_cfg": {}, "text_cfg": {}}}
     (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     push_folder(folder, "someone/open_clip")
-    done = convert(client_environment, "--model", "someone/open_clip", "--output_dir", tmp_path / "ours")
+    done = run_script(SCRIPT, "--model", "someone/open_clip", "--output_dir", tmp_path / "ours")
     # Found and read; the weights are none of its layout.
     assert done.returncode == 2 and "do not have the layout of open_clip or OpenAI's CLIP" in done.stderr
-    done = convert(client_environment, "--model", "someone/nothing", "--output_dir", tmp_path / "ours")
+    done = run_script(SCRIPT, "--model", "someone/nothing", "--output_dir", tmp_path / "ours")
     assert (
         done.returncode == 2
         and "neither a file or folder someone/nothing nor a model" in done.stderr

@@ -2,9 +2,8 @@
 
 import io
 import json
-import subprocess
-import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +72,9 @@ def published(client: Any, tmp_path: Path) -> Any:
     return client
 
 
-@pytest.mark.slow
-def test_a_hub_id_and_addresses_are_read_whole_and_in_place(published: Any, client_environment: dict[str, str]) -> None:
+def test_a_hub_id_and_addresses_are_read_whole_and_in_place(published: Any, run_script: Callable) -> None:
     """In a process with an empty cache."""
-    command = [sys.executable, "-c", READ, REPO, published.url]
-    done = subprocess.run(command, env=client_environment, capture_output=True, text=True)
+    done = run_script("-c", READ, REPO, published.url)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [[f"picture {number}", number] for number in range(12)]
     assert json.loads(done.stdout.splitlines()[-1]) == {

@@ -4,8 +4,8 @@ import ast
 import importlib.util
 import json
 import re
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,20 +73,14 @@ def test_pushed_and_loaded(client: Any, tmp_path: Path, monkeypatch: pytest.Monk
     assert metric.compute(**example) == {"recall@1": 0.5, "recall@2": 1.0, "median_rank": 1.5}
 
 
-@pytest.mark.slow
-def test_the_script(hub: Any, client_environment: dict[str, str]) -> None:
-    command = [sys.executable, str(SCRIPT), "--metric", "sts_correlation", "--repo_id"]
-    done = subprocess.run([*command, "someone/sts_correlation"], env=client_environment, capture_output=True, text=True)
+def test_the_script(hub: Any, run_script: Callable) -> None:
+    options = ("--metric", "sts_correlation", "--repo_id")
+    done = run_script(SCRIPT, *options, "someone/sts_correlation")
     assert done.returncode == 0, done.stderr
     assert "app.py" in done.stdout and ("space", "someone/sts_correlation") in hub.repos
-    done = subprocess.run([*command, "someone/other"], env=client_environment, capture_output=True, text=True)
+    done = run_script(SCRIPT, *options, "someone/other")
     assert done.returncode == 2 and "pass --repo_id user/sts_correlation" in done.stderr
-    done = subprocess.run(
-        [*command[:2], "--metric", "bleu", "--repo_id", "someone/bleu"],
-        env=client_environment,
-        capture_output=True,
-        text=True,
-    )
+    done = run_script(SCRIPT, "--metric", "bleu", "--repo_id", "someone/bleu")
     assert done.returncode == 2 and "error: no metric 'bleu': one of" in done.stderr
 
 

@@ -42,11 +42,6 @@ NUM_ITEMS = 15
 PUBLISH = Path(__file__).parents[2] / "training_scripts" / "publish_model.py"
 
 
-def publish(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(PUBLISH), "--repo_id", "someone/model", *options]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-
 def load_module(path: Path) -> ModuleType:
     """Import a file as a module of its own name."""
     specification = importlib.util.spec_from_file_location(path.stem, path)
@@ -428,13 +423,13 @@ def test_the_page_of_sounds(browse: ModuleType, audio_space: Path) -> None:
 
 
 def test_the_script_publishes_a_space_beside_the_model(
-    hub: Any, client_environment: dict[str, str], image_text_folder: Path, pictures: Path, tmp_path: Path
+    hub: Any, run_script: Callable, image_text_folder: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    options = ["--checkpoint", str(image_text_folder), "--space", "someone/demo"]
-    broken = publish(client_environment, *options, "--gallery", str(tmp_path / "missing.jsonl"))
+    options = ["--repo_id", "someone/model", "--checkpoint", str(image_text_folder), "--space", "someone/demo"]
+    broken = run_script(PUBLISH, *options, "--gallery", str(tmp_path / "missing.jsonl"))
     assert broken.returncode == 2 and "missing.jsonl" in broken.stderr
     assert hub.repos == {}  # nothing is sent before all is written
-    done = publish(client_environment, *options, "--gallery", str(pictures), "--gallery_split", "train")
+    done = run_script(PUBLISH, *options, "--gallery", str(pictures), "--gallery_split", "train")
     assert done.returncode == 0, done.stderr
     model, space = hub.repos["model", "someone/model"], hub.repos["space", "someone/demo"]
     settings = json.loads(space.find("main").files["space.json"].content)
@@ -444,11 +439,12 @@ def test_the_script_publishes_a_space_beside_the_model(
 
 @pytest.mark.parametrize("option", [["--text_only"], []], ids=["text only", "adapter"])
 def test_no_space_of_what_has_no_items(
-    option: list[str], hub: Any, client_environment: dict[str, str], image_text_folder: Path
+    option: list[str], hub: Any, run_script: Callable, image_text_folder: Path
 ) -> None:
     if not option:
         (image_text_folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
         (image_text_folder / "config.json").unlink()
-    done = publish(client_environment, "--checkpoint", str(image_text_folder), "--space", "someone/demo", *option)
+    options = ["--repo_id", "someone/model", "--checkpoint", str(image_text_folder), "--space", "someone/demo"]
+    done = run_script(PUBLISH, *options, *option)
     assert done.returncode == 2 and done.stderr.startswith("publish_model.py: error: ")
     assert hub.repos == {}

@@ -253,11 +253,6 @@ def test_whatever_happens_no_half_folder_stays(error: BaseException, tmp_path: P
     assert caught.value is error and not (tmp_path / "staged").exists()
 
 
-def run_script(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *options]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
-
-
 def test_help_and_wrong_options_need_no_torch() -> None:
     code = (
         "import sys, runpy\n"
@@ -271,10 +266,10 @@ def test_help_and_wrong_options_need_no_torch() -> None:
     assert "--repo_id must be user/name, got 'x'" in done.stderr
 
 
-def test_the_script(hub: Any, client_environment: dict[str, str], checkpoint: Path, tmp_path: Path) -> None:
+def test_the_script(run_script: Callable, hub: Any, checkpoint: Path, tmp_path: Path) -> None:
     """A dry run, the push, a push again, and a push that fails: nothing of the token is anywhere."""
     options = ("--checkpoint", str(checkpoint), "--repo_id", REPO)
-    dry = run_script(client_environment, *options, "--dry_run", "--output_dir", str(tmp_path / "dry"))
+    dry = run_script(SCRIPT, *options, "--dry_run", "--output_dir", str(tmp_path / "dry"))
     assert dry.returncode == 0, dry.stderr
     assert hub.requests == []
     left_out, *table, _, _ = dry.stdout.splitlines()
@@ -286,16 +281,16 @@ def test_the_script(hub: Any, client_environment: dict[str, str], checkpoint: Pa
     }
     assert {line.split()[1] for line in lines if line.startswith("LFS")} == {"model.safetensors", "map.png"}
 
-    pushed = run_script(client_environment, *options, "--private", "--tag", "v1", "--message", "First")
+    pushed = run_script(SCRIPT, *options, "--private", "--tag", "v1", "--message", "First")
     assert pushed.returncode == 0, pushed.stderr
     repo = hub.repos["model", REPO]
     assert {path: file.content for path, file in repo.files.items() if path != ".gitattributes"} == expected
     assert repo.private and repo.tags["v1"] is repo.branches["main"][-1] and hub.commit_count(REPO) == 1
 
-    again = run_script(client_environment, *options, "--private", "--tag", "v1")
+    again = run_script(SCRIPT, *options, "--private", "--tag", "v1")
     assert "nothing had changed" in again.stdout and hub.commit_count(REPO) == 1
-    reader = {**client_environment, "HF_TOKEN": hub.read_token}
-    refused = run_script(reader, "--checkpoint", str(checkpoint), "--repo_id", "someone/other")
+    options = ("--checkpoint", str(checkpoint), "--repo_id", "someone/other")
+    refused = run_script(SCRIPT, *options, HF_TOKEN=hub.read_token)
     assert refused.returncode == 2
     assert "error: the access token may not write to someone/other" in refused.stderr
     assert "Traceback" not in refused.stderr

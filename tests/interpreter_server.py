@@ -158,7 +158,8 @@ def import_packages() -> None:
     import matplotlib.pyplot  # noqa: F401
     import peft  # noqa: F401
     import scipy.optimize  # noqa: F401
-    import sklearn.linear_model  # noqa: F401
+    import sklearn.linear_model
+    import sklearn.manifold  # noqa: F401
     import torch.utils.data
     import torch.utils.tensorboard
     import torchaudio  # noqa: F401

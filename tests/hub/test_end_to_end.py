@@ -1,7 +1,5 @@
 """From a checkpoint over the Hub to somebody who has nothing but transformers."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ np.save({path!r}, embeds.numpy())
 @pytest.mark.slow
 def test_pushed_by_the_script_and_pulled_by_a_stranger(
     hub: Any,
-    client_environment: dict[str, str],
+    run_script: Callable,
     tmp_path: Path,
     image_text_folder: Path,
     image_text_model: ImageTextDualEncoder,
@@ -38,9 +36,7 @@ def test_pushed_by_the_script_and_pulled_by_a_stranger(
     run_with_only: Callable,
 ) -> None:
     """In a fresh process with an empty cache, and then in another one with that cache and no Hub."""
-    options = ["--checkpoint", str(image_text_folder), "--repo_id", REPO, "--private", "--tag", "v1.0"]
-    command = [sys.executable, str(SCRIPT), *options]
-    done = subprocess.run(command, env=client_environment, capture_output=True, text=True)
+    done = run_script(SCRIPT, "--checkpoint", image_text_folder, "--repo_id", REPO, "--private", "--tag", "v1.0")
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         expected = image_text_model(**image_text_processor(text=TEXTS, return_tensors="pt")).text_embeds.numpy()

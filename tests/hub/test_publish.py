@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -509,7 +507,3 @@ def test_what_is_no_secret(client: Any, folder: Path) -> None:
 def test_links_inside_the_folder_are_files(client: Any, folder: Path) -> None:
     link(folder, "weights.safetensors", folder / "model.safetensors")
     assert "weights.safetensors" in {file.path for file in list_files(folder)}
-
-
-def run_script(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(SCRIPT), *options], env=environment, capture_output=True, text=True)

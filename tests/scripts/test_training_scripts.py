@@ -52,13 +52,13 @@ def sentences(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def phase1(tmp_path_factory, sentences, script_command):
+def phase1(tmp_path_factory, sentences, interpreters, script_command):
     """Phase 1 through `accelerate launch`, as the README has it."""
     folder = tmp_path_factory.mktemp("phase1")
-    launcher = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch"]
     args = ["--sentences", sentences, "--text_config", TEXT, "--head", "mlp", "--pooling", "cls", *SHORT]
     command = [*launcher, *script_command("train_sentence_embedding.py", *args, "--output_dir", folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = interpreters.run(command, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -191,7 +191,8 @@ def test_a_stop_while_the_only_process_reads_itself(start, tmp_path):
     assert read_state(find_states(tmp_path)[-1])["step"] == number_of_steps(tmp_path) == ROWS // BATCH
 
 
-def test_one_process_fails_and_the_readers_of_the_other_hang(start, tmp_path):
+def test_one_process_fails_and_the_readers_of_the_other_hang(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(faults, "_TELL_SECONDS", 0.5)  # for which the first one waits in vain
     running = start({0: {"bad": 2}, 1: {"hang": 2}}, 2)
     running[0].join(SECONDS)
     assert running[0].exitcode == 1

@@ -73,13 +73,15 @@ def test_study_is_run_resumed_and_reported(recipe, run_script, tmp_path):
     (tmp_path / "out" / "evaluations" / "none_seed0" / "results.json").unlink()
     listed = run_script("run_study.py", *options, "--list").stdout.splitlines()
     assert [line.split()[0] for line in listed] == ["done", "open", "done", "done", "done"]
+    run_script("run_study.py", *options)
+    assert weights.stat().st_mtime_ns == before
+    again = json.loads((tmp_path / "card" / "results.json").read_text())
+    assert again["cells"] == results["cells"]
+
     run = tmp_path / "out" / "run.json"
     elsewhere = json.loads(run.read_text()) | {"hardware": {"processor": "another machine", "cores": 64}}
     run.write_text(json.dumps(elsewhere), encoding="utf-8")
     run_script("run_study.py", *options)  # trains nothing, so that the machine stays
-    assert weights.stat().st_mtime_ns == before
-    again = json.loads((tmp_path / "card" / "results.json").read_text())
-    assert again["cells"] == results["cells"]
     run_script("run_study.py", *options, "--report_only")
     meta = json.loads((tmp_path / "card" / "results.json").read_text())["meta"]
     assert meta["hardware"] == elsewhere["hardware"] and meta["versions"] == results["meta"]["versions"]

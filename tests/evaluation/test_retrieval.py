@@ -257,7 +257,7 @@ def test_distinct_items():
         (np.ones((2, 4)), np.ones((3, 4)), [[0], [1, 1]], "query 1 needs at least one gold and each once"),
         (np.ones((2, 4)), np.ones((3, 4)), [0, 3], r"gold\[1\] is 3, outside 0..2"),
         (np.ones((2, 4)), np.ones((3, 4)), [0.0, 1.0], "vector of integers"),
-        (np.full((2, 4), np.nan), np.ones((3, 4)), [0, 1], "NaN or infinite values in 2 of 2 rows"),
+        (np.full((2, 4), np.nan), np.ones((3, 4)), [0, 1], "2 of 2 rows of query_embeds hold NaN"),
         (np.ones(4), np.ones((3, 4)), [0], "must be a matrix"),
     ],
 )
@@ -279,3 +279,21 @@ def test_k_starts_at_one():
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, xmodal_hf.evaluation; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_pairs_that_are_listed_several_times_do_not_count_against_each_other(caplog):
+    """Ranks of the distinct pairs, a row each; equal queries of different items, and collapse, count as before."""
+    generator = np.random.default_rng(0)
+    queries, items = generator.normal(size=(2, 6, 4))
+    alone = retrieval_ranks(queries, items).ranks
+    assert not caplog.records
+    order = np.array([0, 1, 2, 0, 3, 4, 5, 2, 2])
+    repeated = retrieval_ranks(queries[order], items[order])
+    assert repeated.ranks.tolist() == alone[order].tolist() and repeated.query_index.tolist() == list(range(9))
+    assert "3 of 9 pairs are equal to an earlier one" in caplog.text
+    perfect = np.eye(10).repeat(16, axis=0)
+    assert (retrieval_ranks(perfect, perfect).ranks == 1).all()
+    assert (retrieval_ranks(np.ones((8, 4)), np.ones((8, 4))).ranks == 8).all()
+    assert (retrieval_ranks(np.ones((8, 4)), np.eye(8)[:, :4] + 1e-3).ranks > 1).any()  # equal texts of different items
+    said = retrieval_ranks(perfect, perfect, texts=[str(number) for number in range(160)])
+    assert (said.ranks == 16).all()  # different texts

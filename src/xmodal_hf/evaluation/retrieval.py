@@ -80,10 +80,12 @@ def retrieval_ranks(
         query_embeds: (Q, D) array or tensor; rows are normalised here.
         gallery_embeds: (G, D), likewise, each item once.
         gold: (Q,) gallery index of each query's gold, or Q sequences of indices where a query has several.
-            None pairs row i with row i.
+            None pairs row i with row i. Without texts, pairs whose rows are equal to the bit on both sides are then
+            one pair that is listed several times, which a line of the log says: none of them counts against another.
+            That all pairs are equal is a model that maps everything to one point, whose ties count against it.
         texts: (Q,) of queries that are captions: equal ones become one query with the golds of all of them, in the
-            order of the texts' first rows. Without them no two queries are taken for one, however equal their
-            embeddings are.
+            order of the texts' first rows. Without them no two queries are taken for one because their embeddings
+            are equal.
 
     Raises:
         ValueError: an empty or non-finite matrix, different widths, or a query whose gold is missing, out of range or
@@ -98,8 +100,28 @@ def retrieval_ranks(
     """
     queries, gallery = as_embeds(query_embeds, "query_embeds"), as_embeds(gallery_embeds, "gallery_embeds")
     pairs = gold_pairs(gold, len(queries), len(gallery))
+    if gold is None and texts is None:
+        first_rows, number_of = _distinct_pairs(queries, gallery)
+        distinct = np.arange(len(first_rows))
+        ranks = _rank_directions(queries[first_rows], gallery[first_rows], distinct, distinct, backward=False)[0].ranks
+        return GoldRanks(ranks[number_of], pairs[0])
     queries, pair_query, pair_gallery = _merge_equal_texts(queries, *pairs, texts)
     return _rank_directions(queries, gallery, pair_query, pair_gallery, backward=False)[0]
+
+
+def _distinct_pairs(queries: torch.Tensor, gallery: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """(M,) the first row of each distinct pair, and (Q,) the number of each row's; each is one where all are equal."""
+    numbers: dict[bytes, int] = {}
+    rows = zip(queries.cpu().numpy(), gallery.cpu().numpy(), strict=True)
+    number_of = np.array([numbers.setdefault(query.tobytes() + item.tobytes(), len(numbers)) for query, item in rows])
+    if len(numbers) in (1, len(number_of)):
+        return np.arange(len(number_of)), np.arange(len(number_of))
+    logger.warning(
+        "%d of %d pairs are equal to an earlier one on both sides and taken for repetitions of it: pass texts=... or "
+        "gold=... to say which rows belong together",
+        *(len(number_of) - len(numbers), len(number_of)),
+    )
+    return np.unique(number_of, return_index=True)[1], number_of
 
 
 def both_directions(

@@ -67,22 +67,44 @@ class CrossModalObjective:
         loss_type: name of an entry of `losses.LOSSES`: `clip` (Radford et al. 2021; CLAP's is the same), `cyclip` (Goel
             et al. 2022), `siglip` (Zhai et al. 2023; the model needs a `logit_bias`) or one that was added.
         text_sub_batches: number of sub-batches of similar length that the text tower runs in; the result is the same.
+        captions_per_item: k, captions of each item in a batch: neighbouring rows of texts.
+        has_negative_texts: whether a negative caption follows the captions of each item: (k + 1) B rows of texts.
+        negative_text_weight: a logit that is added to each item's own negative caption.
         weights: those of the loss by name, such as CyCLIP's `in_modal_weight`. Default: as its entry says.
 
     Raises:
-        ValueError: there is no such loss, or it has no weight of a given name.
+        ValueError: there is no such loss, it has no weight of a given name, or it takes one caption an item only.
     """
 
-    def __init__(self, loss_type: str = "clip", *, text_sub_batches: int = 1, **weights: float) -> None:
+    def __init__(
+        self,
+        loss_type: str = "clip",
+        *,
+        text_sub_batches: int = 1,
+        captions_per_item: int = 1,
+        has_negative_texts: bool = False,
+        negative_text_weight: float = 0.0,
+        **weights: float,
+    ) -> None:
         self.loss_type = loss_type
         self.text_sub_batches = text_sub_batches
+        self.captions_per_item = captions_per_item
+        self.has_negative_texts = has_negative_texts
+        self.negative_text_weight = negative_text_weight
         self._entry = find_loss(loss_type)
         self._function = self._entry.load()
         self.weights = self._entry.fill_weights(weights)
+        if (captions_per_item > 1 or has_negative_texts) and not self._entry.takes_several_texts:
+            raise ValueError(f"loss_type {loss_type!r} takes one caption an item, and no negative ones: pass clip")
 
     @property
     def scale_bounds(self) -> tuple[float, float] | None:
         return self._entry.scale_bounds
+
+    @property
+    def texts_per_item(self) -> int:
+        """Rows of texts of each item in a batch, negative captions included."""
+        return self.captions_per_item + self.has_negative_texts
 
     @property
     def uses_logit_bias(self) -> bool:
@@ -90,7 +112,8 @@ class CrossModalObjective:
         return self._entry.needs_bias
 
     def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
-        return _split_rows(batch, _count_micro_batches(_num_texts(batch), micro_batch_size))
+        items = _num_texts(batch) // self.texts_per_item
+        return _split_rows(batch, _count_micro_batches(items, micro_batch_size), rows_per_item=self.texts_per_item)
 
     def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
         output = model(**_model_inputs(batch), text_sub_batches=self.text_sub_batches, return_logits=False)
@@ -98,10 +121,12 @@ class CrossModalObjective:
         if output.get("text_embeds") is None or modality_embeds is None:
             raise ValueError(f"pairs need inputs of both modalities, the batch has {', '.join(batch)}")
         embeds = {
-            "text_embeds": output.text_embeds,
+            **self._texts("embeds", output.text_embeds),
             "modality_embeds": modality_embeds,
             "logit_scale": output.logit_scale,
         }
+        if self.has_negative_texts:
+            embeds |= self._texts("ids", batch["text_ids"])
         if self.uses_logit_bias:
             if output.get("logit_bias") is None:
                 raise ValueError(
@@ -113,15 +138,25 @@ class CrossModalObjective:
             embeds["group_ids"] = batch["group_ids"]
         return embeds
 
+    def _texts(self, name: str, rows: Tensor) -> Embeddings:
+        """Rows of texts ((k + 1) B, ...) as those of captions (k B, ...) and of negative captions (B, ...)."""
+        if not self.has_negative_texts:
+            return {f"text_{name}": rows}
+        of_items = rows.unflatten(0, (-1, self.texts_per_item))  # (B, k + 1, ...)
+        return {f"text_{name}": of_items[:, :-1].flatten(0, 1), f"negative_text_{name}": of_items[:, -1]}
+
     def loss(self, embeds: Embeddings) -> ObjectiveOutput:
         modality_embeds, text_embeds = embeds["modality_embeds"], embeds["text_embeds"]
         scale = embeds["logit_scale"]
-        bias = {"logit_bias": embeds["logit_bias"]} if self.uses_logit_bias else {}
+        options: dict[str, Any] = {"logit_bias": embeds["logit_bias"]} if self.uses_logit_bias else {}
+        if self.has_negative_texts:
+            options |= {"extra_texts": embeds["negative_text_embeds"], "extra_text_weight": self.negative_text_weight}
+            options |= {"text_ids": embeds["text_ids"], "extra_text_ids": embeds["negative_text_ids"]}
         loss, own_logs = self._function(
-            modality_embeds, text_embeds, scale, group_ids=embeds.get("group_ids"), **bias, **self.weights
+            modality_embeds, text_embeds, scale, group_ids=embeds.get("group_ids"), **options, **self.weights
         )
         logs = {"loss": loss.detach(), "logit_scale": scale.detach()}
-        logs |= _geometry_logs(modality=modality_embeds, text=text_embeds)
+        logs |= _geometry_logs(modality=modality_embeds, text=text_embeds[:: self.captions_per_item])
         return ObjectiveOutput(loss, logs | own_logs)
 
     def __call__(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
@@ -238,8 +273,10 @@ class JointObjective:
     def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         # As many micro-batches of both: each then uses every parameter, as distributed training needs of the last one.
         sentences = len(batch["sentences"]["input_ids"]) // self.sentence.num_views
-        count = _count_micro_batches(max(_num_texts(batch["pairs"]), sentences), micro_batch_size)
-        pairs = _split_rows(batch["pairs"], count)
+        texts_per_item = self.cross_modal.texts_per_item
+        items = _num_texts(batch["pairs"]) // texts_per_item
+        count = _count_micro_batches(max(items, sentences), micro_batch_size)
+        pairs = _split_rows(batch["pairs"], count, rows_per_item=texts_per_item)
         texts = _split_rows(batch["sentences"], count, self.sentence.num_views)
         return [{"pairs": pair, "sentences": text} for pair, text in zip(pairs, texts, strict=True)]
 
@@ -283,12 +320,13 @@ def _count_micro_batches(items: int, micro_batch_size: int) -> int:
     return max(1, -(-items // micro_batch_size))
 
 
-def _split_rows(batch: Mapping[str, Any], count: int, num_views: int = 1) -> list[Batch]:
+def _split_rows(batch: Mapping[str, Any], count: int, num_views: int = 1, *, rows_per_item: int = 1) -> list[Batch]:
     """Cut the items of a view-major batch into `count` micro-batches, each view-major again, padded to its own longest.
 
-    With one view the micro-batches are views of the batch's tensors: pictures of a large batch lie on a GPU once.
+    With one view the micro-batches are views of the batch's tensors: pictures of a large batch lie on a GPU once. Texts
+    may then have several neighbouring rows an item, `rows_per_item`.
     """
-    items = _num_texts(batch) // num_views
+    items = _num_texts(batch) // (num_views * rows_per_item)
     if items < count:
         raise ValueError(
             f"{items} items cannot be cut into {count} micro-batches: raise micro_batch_size or the batch size"
@@ -297,15 +335,16 @@ def _split_rows(batch: Mapping[str, Any], count: int, num_views: int = 1) -> lis
     micro_batches, start = [], 0
     for numbers in torch.arange(items).tensor_split(count):
         chosen = slice(start, start := start + len(numbers))
-        rows = {name: _take(value, chosen, num_views) for name, value in batch.items()}
-        micro_batches.append(rows if ends is None else _cut_text(rows, max(_take(ends, chosen, num_views))))
+        rows = {name: _take(value, chosen, num_views, items) for name, value in batch.items()}
+        micro_batches.append(rows if ends is None else _cut_text(rows, max(_take(ends, chosen, num_views, items))))
     return micro_batches
 
 
-def _take(value: Any, items: slice, num_views: int) -> Any:
-    """Return the rows of neighbouring items in all views of a view-major tensor or list."""
+def _take(value: Any, items: slice, num_views: int, num_items: int) -> Any:
+    """Return the rows of neighbouring items, of which there are `num_items`, in all views of a tensor or list."""
     if num_views == 1:
-        return value[items]
+        rows_per_item = len(value) // num_items
+        return value[items.start * rows_per_item : items.stop * rows_per_item]
     if isinstance(value, Tensor):
         return value.unflatten(0, (num_views, -1))[:, items].flatten(0, 1)
     rows = len(value) // num_views

@@ -75,6 +75,12 @@ def _clip(out, batch, **options):
     return clip_loss(out["a"], out["b"], out["logit_scale"], chunk_size=4, **options)
 
 
+def _clip_of_captions(out, batch, **options):
+    """Sides b and c are two captions of the items a."""
+    captions = torch.stack([out["b"], out["c"]], dim=1).flatten(0, 1)
+    return clip_loss(out["a"], captions, out["logit_scale"], chunk_size=4, **options)
+
+
 def _sigmoid(out, batch, **options):
     return sigmoid_loss(out["a"], out["b"], out["logit_scale"], out["logit_bias"], chunk_size=4, **options)
 
@@ -98,6 +104,20 @@ CASES = {
     "info_nce biased for own": Case(lambda o, b: _hard_negatives(o, 3 * b["bias"][:, 0]), sides=("a", "b", "c")),
     "clip": Case(_clip, scalars=SCALE),
     "clip by group": Case(lambda o, b: _clip(o, b, group_ids=b["groups"]), scalars=SCALE),
+    "clip with several captions": Case(lambda o, b: _clip_of_captions(o, b), sides=("a", "b", "c"), scalars=SCALE),
+    "clip with negative captions": Case(
+        lambda o, b: _clip_of_captions(
+            o,
+            b,
+            extra_texts=o["d"],
+            extra_text_weight=1.5,
+            text_ids=b["texts"][:, :2].flatten(),
+            extra_text_ids=b["texts"][:, 2],
+            group_ids=b["groups"],
+        ),
+        sides=("a", "b", "c", "d"),
+        scalars=SCALE,
+    ),
     "cyclip": Case(_cyclip, scalars=SCALE),
     "in-modal": Case(lambda o, b: cyclic_losses(o["a"], o["b"])[0]),
     "cross-modal": Case(lambda o, b: cyclic_losses(o["a"], o["b"])[1]),
@@ -135,7 +155,7 @@ def joined_batch(dtype: torch.dtype) -> dict[str, Tensor]:
     """The batch of all processes: features of three sides, group ids, a mask of positives and biases."""
     generator = torch.Generator().manual_seed(1)
     n = JOINED_ROWS
-    batch = {side: torch.randn(n, FEATURES, generator=generator, dtype=torch.float64).to(dtype) for side in "abc"}
+    batch = {side: torch.randn(n, FEATURES, generator=generator, dtype=torch.float64).to(dtype) for side in "abcd"}
     batch["groups"] = torch.tensor([7, 1, -3, 7, 1, 2, 7, 4, 4, -3, 0, 1])
     batch["texts"] = torch.randint(0, 9, (n, 3), generator=torch.Generator().manual_seed(2))
     batch["texts"][::5, 2] = -1  # rows without a hard negative

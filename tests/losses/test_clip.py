@@ -135,3 +135,79 @@ def test_memory_is_linear(unit_rows, memory_meter):
 def test_errors_name_argument_shape_and_fix(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def dense_with_texts(items, texts, scale, extra, groups, ids, extra_ids, weight):
+    """Loops: k captions of an item are its positives; extra captions are further columns of items over texts only."""
+    k = len(texts) // len(items)
+    owners = groups.repeat_interleave(k)
+    to_texts, to_items = [], []
+    for i in range(len(items)):
+        target = (owners == groups[i]).double()
+        logits = [scale * items[i] @ text for text in texts]
+        for j in range(len(extra)):
+            if extra_ids[j] >= 0 and extra_ids[j] not in ids[k * i : k * i + k]:
+                logits.append(scale * items[i] @ extra[j] + (weight if i == j else 0.0))
+        log_softmax = torch.stack(logits).log_softmax(dim=0)[: len(texts)]
+        to_texts.append(-(target / target.sum()) @ log_softmax)
+    for t in range(len(texts)):
+        target = (groups == owners[t]).double()
+        to_items.append(-(target / target.sum()) @ (scale * items @ texts[t]).log_softmax(dim=0))
+    return (torch.stack(to_texts).mean() + torch.stack(to_items).mean()) / 2 + 0 * extra.sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 6),
+    k=st.integers(1, 3),
+    grouped=st.booleans(),
+    weight=st.sampled_from([0.0, 1.5]),
+    chunk_size=st.sampled_from([None, 1, 4]),
+    seed=st.integers(0, 99),
+)
+def test_several_captions_and_negative_ones_equal_loops(
+    unit_rows, assert_agree, n, k, grouped, weight, chunk_size, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.randint(0, 3, (n,), generator=generator) if grouped else torch.arange(n)
+    ids = torch.randint(0, 9, (k * n,), generator=generator)
+    extra_ids = torch.randint(-1, 9, (n,), generator=generator)
+    options = {"group_ids": groups if grouped else None, "text_ids": ids, "extra_text_ids": extra_ids}
+    rows = [unit_rows(n, 5, seed), unit_rows(k * n, 5, seed + 1), torch.tensor(4.0, dtype=torch.float64)]
+    assert_agree(
+        lambda x, y, s, e: clip_loss(
+            x, y, s, extra_texts=e, extra_text_weight=weight, chunk_size=chunk_size, **options
+        ),
+        lambda x, y, s, e: dense_with_texts(x, y, s, e, groups, ids, extra_ids, weight),
+        [*rows, unit_rows(n, 5, seed + 2)],
+        tolerance=1e-9,
+        allow_zero=True,
+    )
+
+
+def test_several_captions_are_no_negatives_of_each_other(unit_rows):
+    """In closed form: all embeddings equal, every softmax is uniform; then the oracle refuses what is wrong."""
+    items, texts = unit_rows(1, 8).expand(5, 8), unit_rows(1, 8).expand(15, 8)
+    assert clip_loss(items, texts, 7.0).item() == pytest.approx((math.log(15) + math.log(5)) / 2)
+    with_extra = clip_loss(items, texts, 7.0, extra_texts=unit_rows(1, 8).expand(4, 8))
+    assert with_extra.item() == pytest.approx((math.log(19) + math.log(5)) / 2)
+    items, texts = unit_rows(5, 8), unit_rows(15, 8, 1)
+    ids = torch.arange(5)
+    expected = dense_with_texts(items, texts, 3.0, texts[:0], ids, torch.arange(15), [], 0.0)
+    assert clip_loss(items, texts, 3.0).item() == pytest.approx(expected.item())
+    # As rows of one item each, every direction has the item k times: another loss.
+    repeated = clip_loss(items.repeat_interleave(3, dim=0), texts, 3.0, group_ids=ids.repeat_interleave(3))
+    assert repeated.item() != pytest.approx(expected.item())
+    with pytest.raises(ValueError, match="or the same number of rows for each"):
+        clip_loss(items, texts[:7], 3.0)
+    with pytest.raises(ValueError, match="pass extra_text_ids too"):
+        clip_loss(items, texts, 3.0, text_ids=torch.arange(15))
+
+
+def test_memory_with_several_captions_is_linear(unit_rows, memory_meter):
+    n, k = 2_000, 4
+    image, text = unit_rows(n, 8, 0, torch.float32).requires_grad_(), unit_rows(k * n, 8, 1, torch.float32)
+    with memory_meter:
+        clip_loss(image, text.requires_grad_(), torch.tensor(100.0), extra_texts=text[:n].detach()).backward()
+    assert memory_meter.largest <= 4 * streaming.CPU_TILE_EDGE**2
+    assert memory_meter.peak < 4 * n * k * n / 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from xmodal_hf import SentenceEncoder
+from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 
@@ -64,3 +64,56 @@ def test_captions_of_one_item_train_and_resume(run_main, sentence_options, image
     made_up = [*sentence_options, "--paraphrases", tmp_path / "nothing.csv"]
     run_main("train_sentence_embedding.py", *made_up, "--dry_run", "--output_dir", tmp_path / "none")
     assert "the data cannot be reached" in capsys.readouterr().out
+
+
+@pytest.fixture
+def pair_options(image_rows, tower_configs, tmp_path):
+    """Options of a tiny image-text model; every other picture has negative captions."""
+    rows = [json.loads(line) for line in image_rows.read_text("utf-8").splitlines()]
+    for number, row in enumerate(rows):
+        row["image"] = str(image_rows.parent / row["image"])
+        row["wrong"] = [f"no {row['captions'][0]}", "nothing"] if number % 2 else []
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    text, image = tower_configs
+    options = ["--dataset", path, "--text_config", json.dumps(text), "--image_config", json.dumps(image)]
+    options += ["--image_size", 16, "--projection_dim", 8, "--vocab_size", 300, "--max_length", 8, "--batch_size", 8]
+    return [*options, "--learning_rate", 0.01]
+
+
+def test_several_captions_and_negative_ones_train_and_resume(run_main, pair_options, tmp_path, capsys):
+    options = [*pair_options, "--captions_per_item", 2, "--negative_text_column", "wrong", "--micro_batch_size", 4]
+    options += ["--negative_text_weight", 0.5]
+    check_resumed(run_main, "train_contrastive.py", options, tmp_path, ImageTextDualEncoder)
+    run_main("train_contrastive.py", *options, "--dry_run", "--output_dir", tmp_path / "none")
+    assert "the data cannot be reached" not in capsys.readouterr().out
+    plain = losses_of_first_step(run_main, [*pair_options, "--freeze", "image"], tmp_path / "plain")
+    several = losses_of_first_step(
+        run_main, [*pair_options, "--freeze", "image", "--captions_per_item", 2], tmp_path / "two"
+    )
+    assert plain != several
+
+
+def losses_of_first_step(run_main, options, folder):
+    run_main("train_contrastive.py", *options, "--report_to", "none", "--max_steps", 1, "--output_dir", folder)
+    return losses(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--captions_per_item", 0], "--captions_per_item must be at least 1"),
+        (
+            ["--captions_per_item", 2, "--objective", "cyclip"],
+            "--captions_per_item does not go with --objective cyclip",
+        ),
+        (["--negative_text_column", "wrong", "--objective", "siglip"], "does not go with --objective siglip"),
+        (["--negative_text_column", "wrong", "--streaming"], "--negative_text_column and --streaming exclude"),
+        (["--negative_text_weight", 1], "--negative_text_weight needs --negative_text_column"),
+        (["--negative_text_column", "wrong", "--freeze", "text"], "pass --features off"),
+    ],
+)
+def test_combinations_that_make_no_sense_exit_with_the_fix(run_main, options, message, capsys):
+    with pytest.raises(SystemExit):
+        run_main("train_contrastive.py", "--dataset", "a", *options)
+    assert message in " ".join(capsys.readouterr().err.split())

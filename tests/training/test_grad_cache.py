@@ -19,6 +19,7 @@ def accelerator():
 def objectives():
     return {
         "clip": CrossModalObjective("clip"),
+        "captions": CrossModalObjective("clip", captions_per_item=2, has_negative_texts=True, negative_text_weight=0.5),
         "cyclip": CrossModalObjective("cyclip"),
         "siglip": CrossModalObjective("siglip"),
         "unsupervised": SentenceObjective(num_views=1),
@@ -39,6 +40,9 @@ def build(name, dual_encoder, sentence_encoder, pair_batch, text_batch, dropout=
         return sentence_encoder(dropout, head="mlp"), batch
     bias = {"logit_bias_init_value": -10.0} if name == "siglip" else {}
     batch = pair_batch(ROWS)
+    if name == "captions":  # two captions and a negative one of each item, some of them equal, one not there
+        batch |= text_batch(3 * ROWS) | {"text_ids": torch.arange(3 * ROWS) % 13}
+        batch["text_ids"][2] = -1
     if name == "joint":
         batch = {"pairs": batch, "sentences": text_batch(2 * 7, seed=1)}
     return dual_encoder(dropout, **bias), batch

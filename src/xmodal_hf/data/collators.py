@@ -32,7 +32,9 @@ class PairCollator:
     Returns (when called with B rows):
         input_ids, attention_mask (B, T) and what else the tokenizer gives; pixel_values (B, C, height, width) or
         input_features (with CLAP's extractor also is_longer); group_ids (B,) int64; ids, a list of B str. Rows with
-        pooled vectors of a side give {"image" | "audio" | "text"}_pooler_output (B, H) in the place of its inputs; rows
+        several captions or a negative one have these as neighbouring rows of texts, and with negatives there are
+        text_ids, equal for equal texts. Rows with pooled vectors of a side give
+        {"image" | "audio" | "text"}_pooler_output (B, H) in the place of its inputs; rows
         of a `PairDataset` that has `defer_bad_items` also bad_items, a list.
 
     Raises:
@@ -71,7 +73,9 @@ class PairCollator:
             return _stacked("text_pooler_output", rows)
         # Text options go in a dictionary of their own: a flat `padding` would reach the feature extractor too.
         text_kwargs = {"padding": self.padding, "truncation": True, "max_length": self.max_length}
-        return dict(self.processor(text=[row["text"] for row in rows], text_kwargs=text_kwargs, return_tensors="pt"))
+        texts, text_ids = _texts_of(rows)
+        inputs = dict(self.processor(text=texts, text_kwargs=text_kwargs, return_tensors="pt"))
+        return inputs | ({} if text_ids is None else {"text_ids": text_ids})
 
     def media(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The inputs of the image or audio tower, or its pooled vectors (B, H) where the rows have them."""
@@ -103,7 +107,22 @@ class PairCollator:
 
 
 def _stacked(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {name: torch.stack([row[name] for row in rows])}
+    vectors = torch.stack([row[name] for row in rows])  # (B, H), or (B, k, H) of several captions
+    return {name: vectors if vectors.ndim == 2 else vectors.flatten(0, 1)}
+
+
+def _texts_of(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor | None]:
+    """The captions of each row, after these its negative caption where rows have some, and then the ids of all texts.
+
+    In the place of a negative caption that is not there stands the shortest caption of the batch, with the id -1.
+    """
+    captions = [row["text"] if isinstance(row["text"], list) else [row["text"]] for row in rows]
+    if "negative_text" not in rows[0]:
+        return [text for of_row in captions for text in of_row], None
+    shortest = min((of_row[0] for of_row in captions), key=len)
+    cells = [cell for of_row, row in zip(captions, rows, strict=True) for cell in [*of_row, row["negative_text"]]]
+    text_ids = torch.tensor([NO_TEXT if cell is None else text_id(cell) for cell in cells], dtype=torch.int64)
+    return [shortest if cell is None else cell for cell in cells], text_ids
 
 
 def _crop_seed(position: EpochIndex) -> int:

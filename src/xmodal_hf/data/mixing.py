@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from datasets import Audio, Dataset, Image
+from datasets import Audio, Dataset, Image, List, Value
 
 from .orders import MixedOrder, Order, ShardOrder, ShuffledOrder
 from .parquet import ParquetPairs
@@ -60,12 +60,41 @@ def undecoded(table: Any) -> Any:
 def without_media(table: Any) -> Any:
     """The table without its pictures or sounds, which are then not read: rows have `id` and `text` only."""
     if isinstance(table, Dataset):
-        return table.select_columns(["id", "text"])
+        return table.select_columns([name for name in ("id", "text", "negative_text") if name in table.column_names])
     if isinstance(table, ParquetPairs):
         return table.without_media()
     stripped = copy.copy(table)
     stripped.tables = [without_media(part) for part in table.tables]
     return stripped
+
+
+def one_row_an_item(table: Dataset) -> Dataset:
+    """Rows with equal ids as one row, that of the first, whose `text` lists the captions of all, each once.
+
+    A table without such rows stays as it is; `negative_text` is joined likewise.
+
+    Args:
+        table: from `load_pairs`.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, item_id in enumerate(table["id"][:]):
+        rows_of.setdefault(item_id, []).append(row)
+    if len(rows_of) == len(table):
+        return table
+    names = [name for name in ("text", "negative_text") if name in table.column_names]
+    merged = table.select([rows[0] for rows in rows_of.values()])
+    for name in names:
+        cells = table[name][:]
+        texts = [_joined([cells[row] for row in rows]) for rows in rows_of.values()]
+        merged = merged.add_column(f"all_{name}", texts, feature=List(Value("string")))
+        merged = merged.remove_columns(name).rename_column(f"all_{name}", name)
+    return merged.select_columns(table.column_names)
+
+
+def _joined(cells: Sequence[Any]) -> list[Any]:
+    """The texts of several cells, each a text or a list, in order and each once."""
+    texts = (text for cell in cells for text in (cell if isinstance(cell, list) else [cell]))
+    return list(dict.fromkeys(texts))
 
 
 def training_order(

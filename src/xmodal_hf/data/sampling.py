@@ -28,7 +28,14 @@ SENTENCE_VIEWS = ("anchor", "positive", "negative")
 # Captions longer than this are a page of text that got into the column, in characters.
 MAX_CAPTION_LENGTH = 10_000
 # 1: augmentation, 4: token masks, 5: crops of fused CLAP
-_CAPTION_STREAM, _REPLACEMENT_STREAM, _WINDOW_STREAM, _VIEW_STREAM, _PARAPHRASE_STREAM = 0, 2, 3, 6, 7
+_CAPTION_STREAM, _REPLACEMENT_STREAM, _WINDOW_STREAM, _VIEW_STREAM, _PARAPHRASE_STREAM, _NEGATIVE_STREAM = (
+    0,
+    2,
+    3,
+    6,
+    7,
+    8,
+)
 
 
 class PooledVectors(Protocol):
@@ -109,6 +116,10 @@ class PairDataset(TorchDataset):
             several of them in `ConcatenatedPairs`.
         seed: of the training run.
         captions: `random` draws one caption a row and epoch, `first` takes the first one.
+        captions_per_item: give a list of that many captions as "text"; of an item with fewer, some come again. None:
+            one, which is no list.
+        negatives: also draw one of the column `negative_text` a row and epoch, "negative_text"; None where there is
+            none.
         min_image_size: decode JPEGs at a reduced scale that keeps the shorter side at least this long (pixels).
         sampling_rate: of the waveforms, in Hz; audio needs it.
         max_seconds: longest waveform; of longer clips one window is decoded.
@@ -128,6 +139,8 @@ class PairDataset(TorchDataset):
         *,
         seed: int,
         captions: Literal["random", "first"] = "random",
+        captions_per_item: int | None = None,
+        negatives: bool = False,
         min_image_size: int | None = None,
         sampling_rate: int | None = None,
         max_seconds: float | None = None,
@@ -147,6 +160,8 @@ class PairDataset(TorchDataset):
         self.rows = without_media(self.dataset) if self.modality in self.features else self.dataset
         self.seed = seed
         self.captions = captions
+        self.captions_per_item = captions_per_item
+        self.negatives = negatives
         self.min_image_size = min_image_size
         self.sampling_rate = sampling_rate
         self.max_seconds = max_seconds
@@ -201,6 +216,7 @@ class PairDataset(TorchDataset):
         return {
             "id": row["id"],
             **self._text(captions, position),
+            **(self._negative(row.get("negative_text") or [], position) if self.negatives else {}),
             **media,
             "group_id": self._group_id(row, position.index),
             "position": position,
@@ -241,6 +257,8 @@ class PairDataset(TorchDataset):
 
     def _text(self, captions: dict[int, str], position: EpochIndex) -> dict[str, Any]:
         """One of the usable captions, which have their numbers in the row."""
+        if self.captions_per_item is not None:
+            return self._several_texts(captions, position, self.captions_per_item)
         drawn = 0
         if self.captions == "random" and len(captions) > 1:
             drawn = int(row_generator(self.seed, position, stream=_CAPTION_STREAM).integers(len(captions)))
@@ -249,6 +267,24 @@ class PairDataset(TorchDataset):
         if "text" in self.features:
             text["text_pooler_output"] = self.features["text"].vector(position.index, number)
         return text
+
+    def _several_texts(self, captions: dict[int, str], position: EpochIndex, count: int) -> dict[str, Any]:
+        order = list(captions)
+        if self.captions == "random":
+            generator = row_generator(self.seed, position, stream=_CAPTION_STREAM)
+            order = [order[place] for place in generator.permutation(len(order))]
+        numbers = [order[place % len(order)] for place in range(count)]
+        texts: dict[str, Any] = {"text": [captions[number] for number in numbers]}
+        if "text" in self.features:
+            vectors = [self.features["text"].vector(position.index, number) for number in numbers]
+            texts["text_pooler_output"] = torch.stack(vectors)  # (k, H)
+        return texts
+
+    def _negative(self, texts: Sequence[str], position: EpochIndex) -> dict[str, Any]:
+        if not texts:
+            return {"negative_text": None}
+        drawn = int(row_generator(self.seed, position, stream=_NEGATIVE_STREAM).integers(len(texts)))
+        return {"negative_text": texts[drawn]}
 
     def _bad_item(self, index: int, error: BadItemError) -> BadItem:
         return BadItem(index, *self.describe(index), error.reason, error.detail)

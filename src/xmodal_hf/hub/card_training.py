@@ -13,6 +13,7 @@ import yaml
 
 from ..commands import looks_like_path
 from ..losses.registry import LOSSES, SENTENCE_LOSSES, Loss, SentenceLoss
+from .methods import describe_methods
 from .remote_code import read_json
 
 RUN_NAMES = RECIPE_NAME, _RUN_NAME = "recipe.yaml", "run.json"
@@ -123,6 +124,7 @@ def describe_phase(phase: TrainingRecord, follows: bool) -> str:
     if recipe.get("lora_rank"):
         text += f" The text tower was trained as a LoRA adapter of rank {recipe['lora_rank']} and alpha"
         text += f" {_lora_alpha(recipe):g}{', merged into the weights' if recipe.get('lora_merge') else ''}."
+    text = f"{text} {describe_methods(recipe)}".rstrip()
     if "steps" in run:
         text += f" {run['steps']:,} steps over {run['items']:,} items in {_duration(run['seconds'])}."
     return f"{text} {describe_choice(phase)}".rstrip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .card_training import TrainingRecord
+from .methods import methods_of
 
 STUDY = """@inproceedings{zhao2024language,
   title={On the Language Encoder of Contrastive Cross-modal Models},
@@ -27,7 +28,7 @@ def citations(phases: Iterable[TrainingRecord], modality: str | None) -> list[st
     """Return the BibTeX entries of a model.
 
     Args:
-        phases: the trainings behind it, whose losses have their own.
+        phases: the trainings behind it, whose losses and methods have their own.
         modality: `image`, `audio` or None.
     """
     phases = list(phases)
@@ -36,4 +37,5 @@ def citations(phases: Iterable[TrainingRecord], modality: str | None) -> list[st
     if modality == "audio":
         entries.append(CLAP)
     entries += [entry for phase in phases if phase.sentence_loss is not None for entry in phase.sentence_loss.citations]
+    entries += [method.citation for phase in phases for method in methods_of(phase.recipe)]
     return list(dict.fromkeys(entries))

@@ -57,6 +57,24 @@ def check_pairs(
         check_group_ids("group_ids", group_ids, len(modality_embeds), modality_embeds.device)
 
 
+def check_items_and_texts(
+    modality_embeds: Tensor,
+    text_embeds: Tensor,
+    extra_texts: Tensor,
+    group_ids: Tensor | None,
+    chunk_size: int | None,
+) -> None:
+    """The arguments of a loss on items with as many texts each, neighbouring rows, and further texts."""
+    check_embeddings(modality_embeds=modality_embeds, text_embeds=text_embeds, extra_texts=extra_texts)
+    if len(text_embeds) % max(1, len(modality_embeds)) or bool(len(text_embeds)) != bool(len(modality_embeds)):
+        check_same_rows(
+            "text_embeds", text_embeds, "modality_embeds", modality_embeds, ", or the same number of rows for each"
+        )
+    check_chunk_size(chunk_size)
+    if group_ids is not None:
+        check_group_ids("group_ids", group_ids, len(modality_embeds), modality_embeds.device)
+
+
 def check_chunk_size(chunk_size: int | None) -> None:
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 or None for the default, got {chunk_size}.")

@@ -1,11 +1,14 @@
 """The symmetric contrastive loss of CLIP (Radford et al. 2021, figure 3) and CLAP (Wu et al. 2023, eq. 1)."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
-from ..distributed import gather_with_grad
-from .checks import as_scalar, check_pairs, exchange_batch
-from .cross_entropy import CrossEntropyPlan, summed_cross_entropy
-from .positives import pair_positives
+from ..distributed import RowShards, gather_with_grad
+from .checks import as_scalar, check_group_ids, check_items_and_texts, exchange_batch
+from .cross_entropy import CrossEntropyPlan, ExtraBias, summed_cross_entropy
+from .positives import NO_TEXT, ExcludedTexts, text_positives
 from .streaming import TileGrid, tile_edge
 
 
@@ -15,18 +18,32 @@ def clip_loss(
     logit_scale: float | Tensor,
     *,
     group_ids: Tensor | None = None,
+    extra_texts: Tensor | None = None,
+    extra_text_weight: float = 0.0,
+    text_ids: Tensor | None = None,
+    extra_text_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
     """Mean of the two cross-entropies: each item over all texts and each text over all items.
 
     Equal to (info_nce(modality, text) + info_nce(text, modality)) / 2, with every logit computed once for both.
 
+    Several captions of an item in one step are all its positives (DreamLIP, Zheng et al. 2024), with soft targets of
+    one over their number; each has the item as its own positive. Negative captions (NegCLIP, Yuksekgonul et al. 2023,
+    section 4) are further columns of the cross-entropy of items over texts, and no rows of the other one.
+
     Args:
         modality_embeds: (B, D) image or audio embeddings of this process, of unit norm; B may differ between processes.
-        text_embeds: (B, D), row i describes item i.
+        text_embeds: (k B, D), k the same in all processes; rows i k to i k + k - 1 describe item i.
         logit_scale: what multiplies the cosines (already exp'ed): a float or a 0-dim tensor, which gets its gradient.
         group_ids: (B,) integers, equal for pairs of one item in all processes: its pairs are then positives of each
             other with soft targets (WavCaps), never negatives. None: every pair is its own item.
+        extra_texts: (E, D) negative captions of this process, seen by the items of all processes.
+        extra_text_weight: a logit, added after the scale to each item's own negative caption, row i of item i, as
+            SimCSE's `hard_negative_weight`; other than 0 it needs E = B.
+        text_ids: (k B,) non-negative integers, equal for equal captions in all processes.
+        extra_text_ids: (E,) of the negative captions, likewise; -1: there is none, and its embedding is not seen. With
+            both, an item does not see negative captions that are equal to one of its own. None: all are different.
         chunk_size: rows and columns of a tile; None is the measured default of the device. No effect on the value.
 
     Returns:
@@ -36,7 +53,15 @@ def clip_loss(
         ValueError: a shape, dtype or device does not fit, or the global batch is empty.
     """
     return clip_loss_with_accuracy(
-        modality_embeds, text_embeds, logit_scale, group_ids=group_ids, chunk_size=chunk_size
+        modality_embeds,
+        text_embeds,
+        logit_scale,
+        group_ids=group_ids,
+        extra_texts=extra_texts,
+        extra_text_weight=extra_text_weight,
+        text_ids=text_ids,
+        extra_text_ids=extra_text_ids,
+        chunk_size=chunk_size,
     )[0]
 
 
@@ -46,6 +71,10 @@ def clip_loss_with_accuracy(
     logit_scale: float | Tensor,
     *,
     group_ids: Tensor | None = None,
+    extra_texts: Tensor | None = None,
+    extra_text_weight: float = 0.0,
+    text_ids: Tensor | None = None,
+    extra_text_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`clip_loss` and both accuracies within the global batch, from the same tiles.
@@ -54,21 +83,69 @@ def clip_loss_with_accuracy(
         (loss, item-to-text accuracy, text-to-item accuracy): the shares of rows that rank a positive above every
         negative, 0-dim without gradient; a tie counts as a miss.
     """
-    check_pairs(modality_embeds, text_embeds, group_ids, chunk_size)
-    (shards,) = exchange_batch(modality_embeds, len(modality_embeds))
+    if extra_texts is None:
+        extra_texts = text_embeds.new_empty(0, *text_embeds.shape[1:])
+    check_items_and_texts(modality_embeds, text_embeds, extra_texts, group_ids, chunk_size)
+    _check_ids(text_embeds, extra_texts, text_ids, extra_text_ids)
+    counts = len(modality_embeds), len(text_embeds), len(extra_texts)
+    shards, text_shards, extra_shards = exchange_batch(modality_embeds, *counts)
+    texts_per_item = _texts_per_item(shards, text_shards)
+    columns = gather_with_grad(text_embeds, text_shards)  # (k N, D)
+    if extra_shards.total > 0:
+        columns = torch.cat([columns, gather_with_grad(extra_texts, extra_shards)])  # (k N + E, D)
     edge = tile_edge(chunk_size, modality_embeds.device)
-    grid = TileGrid(len(modality_embeds), shards.total, edge, boundary=shards.total)
-    positives = pair_positives(group_ids, modality_embeds, shards)
-    plan = CrossEntropyPlan(positives, grid, column_counts=positives.column_counts)
-    all_texts = gather_with_grad(text_embeds, shards)  # (N, D)
+    positives = text_positives(group_ids, texts_per_item, modality_embeds, shards, text_shards)
+    excluded = None
+    if extra_text_ids is not None:
+        own = modality_embeds.new_full((len(modality_embeds), 1), NO_TEXT, dtype=torch.long)
+        own = own if text_ids is None else text_ids.view(len(modality_embeds), texts_per_item)
+        excluded = ExcludedTexts.of(own, extra_text_ids, shards, extra_shards)
+    plan = CrossEntropyPlan(
+        positives,
+        TileGrid(len(modality_embeds), len(columns), edge, boundary=text_shards.total),
+        bias=ExtraBias.of(extra_text_weight or None, modality_embeds, extra_texts, extra_shards),
+        excluded=excluded,
+        column_counts=positives.column_counts,
+        column_weight=1 / texts_per_item,
+    )
     scale = as_scalar("logit_scale", logit_scale, modality_embeds)
-    result = summed_cross_entropy(modality_embeds, all_texts, scale, plan)
-    return result.loss / (2 * shards.total), result.row_hits / shards.total, result.column_hits / shards.total
+    result = summed_cross_entropy(modality_embeds, columns, scale, plan)
+    return result.loss / (2 * shards.total), result.row_hits / shards.total, result.column_hits / text_shards.total
 
 
 def clip_loss_with_logs(
-    modality_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, *, group_ids: Tensor | None = None
+    modality_embeds: Tensor,
+    text_embeds: Tensor,
+    logit_scale: Tensor,
+    *,
+    group_ids: Tensor | None = None,
+    **extra: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`clip_loss` as `LOSSES` needs it: with the loss and the mean of both accuracies to log."""
-    loss, to_text, to_modality = clip_loss_with_accuracy(modality_embeds, text_embeds, logit_scale, group_ids=group_ids)
+    loss, to_text, to_modality = clip_loss_with_accuracy(
+        modality_embeds, text_embeds, logit_scale, group_ids=group_ids, **extra
+    )
     return loss, {"contrastive_loss": loss.detach(), "accuracy": (to_text + to_modality) / 2}
+
+
+def _texts_per_item(shards: RowShards, text_shards: RowShards) -> int:
+    """How many texts each item has, the same in all processes."""
+    texts_per_item = text_shards.total // shards.total
+    expected = tuple(size * texts_per_item for size in shards.sizes)
+    if texts_per_item < 1 or text_shards.sizes != expected:
+        raise ValueError(
+            "text_embeds must have the same number of rows for each item in all processes; items "
+            f"{list(shards.sizes)}, texts {list(text_shards.sizes)} by rank."
+        )
+    return texts_per_item
+
+
+def _check_ids(
+    text_embeds: Tensor, extra_texts: Tensor, text_ids: Tensor | None, extra_text_ids: Tensor | None
+) -> None:
+    if text_ids is not None and extra_text_ids is None:
+        raise ValueError("text_ids say which extra_texts are equal to captions: pass extra_text_ids too")
+    if text_ids is not None:
+        check_group_ids("text_ids", text_ids, len(text_embeds), text_embeds.device)
+    if extra_text_ids is not None:
+        check_group_ids("extra_text_ids", extra_text_ids, len(extra_texts), text_embeds.device)

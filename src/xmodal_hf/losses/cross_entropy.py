@@ -129,11 +129,11 @@ def info_nce_with_accuracy(
     else:
         found = TextPositives.of(text_ids[0], text_ids[1], key_shards, edge)
         if extra_shards.total > 0:
-            excluded = ExcludedTexts.of(text_ids[0], text_ids[1], text_ids[2], key_shards, extra_shards)
+            excluded = ExcludedTexts.of(text_ids[:2].T.contiguous(), text_ids[2], key_shards, extra_shards)
     plan = CrossEntropyPlan(
         positives=found,
         grid=TileGrid(len(queries), len(columns), edge, boundary=key_shards.total),
-        bias=_ExtraBias.of(extra_logit_bias, queries, extra_keys, extra_shards),
+        bias=ExtraBias.of(extra_logit_bias, queries, extra_keys, extra_shards),
         excluded=excluded,
     )
     result = summed_cross_entropy(queries, columns, as_scalar("logit_scale", logit_scale, queries), plan)
@@ -146,10 +146,12 @@ class CrossEntropyPlan:
 
     positives: Positives
     grid: TileGrid
-    bias: "_ExtraBias | None" = None
+    bias: "ExtraBias | None" = None
     excluded: ExcludedTexts | None = None
     # (M,) how many positives each key has, where the keys' cross-entropies over all queries are wanted too
     column_counts: Tensor | None = None
+    # what their cross-entropies are multiplied with
+    column_weight: float = 1.0
 
 
 class CrossEntropySum(NamedTuple):
@@ -181,7 +183,7 @@ class _CrossEntropy(torch.autograd.Function):
             column_hits = row_hits.new_zeros(())
             if columns is not None:
                 columns.merge_processes()
-                loss = loss + columns.cross_entropy().sum()
+                loss = loss + plan.column_weight * columns.cross_entropy().sum()
                 column_hits = columns.best.hits().to(tiles.dtype)
         ctx.save_for_backward(queries, keys, logit_scale)
         ctx.plan, ctx.rows, ctx.columns = plan, rows.frozen(), columns.frozen() if columns is not None else None
@@ -199,7 +201,8 @@ class _CrossEntropy(torch.autograd.Function):
             scratch = tiles.workspace()
             for tile, positives in _tiles_and_positives(tiles, plan):
                 space = scratch.view(*tile.logits.shape)
-                gradient.add(tile, _logit_gradient(tile, positives, ctx.rows, ctx.columns, space))
+                columns = ctx.columns if tile.columns.start < plan.grid.boundary else None  # extra keys are no queries
+                gradient.add(tile, _logit_gradient(tile, positives, ctx.rows, columns, space, plan.column_weight))
             grads = gradient.finish(global_sum(grad_loss))
         cast_back = zip(grads, (queries, keys, logit_scale), strict=True)
         return *(None if grad is None else grad.to(source) for grad, source in cast_back), None
@@ -212,7 +215,7 @@ def _softmax_statistics(tiles: LogitTiles, plan: CrossEntropyPlan) -> tuple["_So
     for tile, positives in _tiles_and_positives(tiles, plan):
         space = scratch.view(*tile.logits.shape)
         rows.update(tile.rows, tile.logits, positives, space)
-        if columns is not None:
+        if columns is not None and tile.columns.start < plan.grid.boundary:
             columns.update(tile.columns, tile.logits.T, positives and positives.transposed, space.T)
     return rows, columns
 
@@ -233,16 +236,21 @@ def _tiles_and_positives(tiles: LogitTiles, plan: CrossEntropyPlan) -> Iterator[
 
 
 def _logit_gradient(
-    tile: Tile, positives: Entries | None, rows: "_FrozenSoftmax", columns: "_FrozenSoftmax | None", grad: Tensor
+    tile: Tile,
+    positives: Entries | None,
+    rows: "_FrozenSoftmax",
+    columns: "_FrozenSoftmax | None",
+    grad: Tensor,
+    column_weight: float,
 ) -> Tensor:
     """d loss / d logit of a tile, probabilities minus targets, written to `grad` (r, c); overwrites the tile."""
     torch.sub(tile.logits, rows.log_sum[tile.rows, None], out=grad).exp2_()
     if positives is not None:
         grad[positives] -= rows.target_weights[tile.rows][positives.rows]
     if columns is not None:
-        grad += tile.logits.sub_(columns.log_sum[tile.columns]).exp2_()
+        grad.add_(tile.logits.sub_(columns.log_sum[tile.columns]).exp2_(), alpha=column_weight)
         if positives is not None:
-            grad[positives] -= columns.target_weights[tile.columns][positives.columns]
+            grad[positives] -= column_weight * columns.target_weights[tile.columns][positives.columns]
     return grad
 
 
@@ -297,7 +305,7 @@ class _FrozenSoftmax(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _ExtraBias:
+class ExtraBias:
     """A constant added to the logits of extra keys."""
 
     values: Tensor  # in bits; (n,) for each query's own extra key, or (n, E) for all
@@ -306,7 +314,7 @@ class _ExtraBias:
     @classmethod
     def of(
         cls, bias: float | Tensor | None, queries: Tensor, extra_keys: Tensor, shards: RowShards
-    ) -> "_ExtraBias | None":
+    ) -> "ExtraBias | None":
         if bias is None:
             return None
         values = torch.as_tensor(bias, dtype=torch.promote_types(queries.dtype, torch.float32), device=queries.device)

@@ -120,28 +120,27 @@ class TextPositives:
 
 @dataclass(frozen=True)
 class ExcludedTexts:
-    """Extra keys that a query does not see: those that are not there, and those with its own or its positive's text."""
+    """Extra keys that a query does not see: those that are not there, and those with its own or a positive's text."""
 
-    anchors: Tensor  # (n,) ids of the texts of the local anchors
-    positives: Tensor  # (n,)
+    own: Tensor  # (n, q) ids of the texts of the local queries and of their positives
     extra_keys: Tensor  # (E,) of the extra keys of all processes, NO_TEXT where a row has none
 
     @classmethod
-    def of(
-        cls, anchors: Tensor, positives: Tensor, extra_keys: Tensor, shards: RowShards, extra_shards: RowShards
-    ) -> "ExcludedTexts | None":
-        """For local ids (n,), (n,) and (e,); None where every query of every process sees every extra key."""
+    def of(cls, own: Tensor, extra_keys: Tensor, shards: RowShards, extra_shards: RowShards) -> "ExcludedTexts | None":
+        """For local ids (n, q) and (e,); None where every query of every process sees every extra key."""
         gathered = gather(extra_keys, extra_shards)
-        seen = torch.cat([gather(anchors, shards), gather(positives, shards)])
+        seen = gather(own, shards)
         if bool((gathered == NO_TEXT).any()) or bool(torch.isin(gathered, seen).any()):
-            return cls(anchors, positives, gathered)
+            return cls(own, gathered)
         return None
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """(r, c) bool, which extra keys of a tile are hidden from its queries; columns count extra keys from 0."""
         keys = self.extra_keys[columns]
-        own = (self.anchors[rows, None] == keys) | (self.positives[rows, None] == keys)
-        return own | (keys == NO_TEXT)
+        hidden = (keys == NO_TEXT).expand(rows.stop - rows.start, -1)
+        for own in self.own[rows].unbind(dim=1):
+            hidden = hidden | (own[:, None] == keys)
+        return hidden
 
 
 @dataclass(frozen=True)
@@ -175,6 +174,24 @@ def pair_positives(group_ids: Tensor | None, queries: Tensor, shards: RowShards)
         return PairPositives.of(queries, shards)
     counts = sizes[groups]  # (N,)
     return GroupPositives(counts[shards.own], counts, groups[shards.own], groups)
+
+
+def text_positives(
+    group_ids: Tensor | None, texts_per_item: int, items: Tensor, shards: RowShards, text_shards: RowShards
+) -> PairPositives | GroupPositives:
+    """The positives of local items (n, D) among the texts, of which each item has as many neighbouring rows.
+
+    Items with equal group ids (n,) have all their texts in common.
+    """
+    if texts_per_item == 1:
+        return pair_positives(group_ids, items, shards)
+    if group_ids is None:
+        group_ids = torch.arange(shards.own.start, shards.own.stop, device=items.device)
+    _, groups, sizes = torch.unique(gather(group_ids, shards), return_inverse=True, return_counts=True)
+    text_groups = gather(groups[shards.own].repeat_interleave(texts_per_item), text_shards)
+    return GroupPositives(
+        sizes[groups[shards.own]] * texts_per_item, sizes[text_groups], groups[shards.own], text_groups
+    )
 
 
 def _entries(mask: Tensor) -> Entries | None:

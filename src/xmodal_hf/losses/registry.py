@@ -81,6 +81,9 @@ class Loss(_Entry):
         citations: BibTeX entries.
         scale_bounds: bounds within which the exponentiated scale is kept after each step; None: it is not bounded.
         initial_scale: the exponentiated scale of a new model; None: CLIP's.
+        takes_several_texts: whether `text_embeds` may have several rows for each item, neighbouring ones, and whether
+            the function takes negative captions by the keywords `extra_texts`, `extra_text_weight`, `text_ids` and
+            `extra_text_ids`, as `clip_loss` describes them.
         initial_bias: the bias of a new model; None: the loss takes no bias, and models need none.
 
     Example:
@@ -96,6 +99,7 @@ class Loss(_Entry):
     # CLIP keeps the scale at or below 100 "to prevent training instability" (Radford et al. 2021, section 2.5), and the
     # reference implementation at or above 1.
     scale_bounds: tuple[float, float] | None = (1.0, 100.0)
+    takes_several_texts: bool = False
     initial_scale: float | None = None
     initial_bias: float | None = None
 
@@ -165,6 +169,7 @@ LOSSES: dict[str, Loss] = {
         "xmodal_hf.losses.clip:clip_loss_with_logs",
         description="CLIP's and CLAP's symmetric cross-entropy",
         card="The symmetric contrastive loss of CLIP and CLAP",
+        takes_several_texts=True,
         citations=(_CLIP,),
     ),
     "cyclip": Loss(  # Goel et al. 2022, section 3

@@ -309,6 +309,18 @@ class PairArguments:
         "Column of ids. Rows with equal ids are one item: each is a positive of the others, never a negative. Default: "
         f"the first of {', '.join(ID_COLUMNS)} that is there, else the path of the item, else its bytes.",
     )
+    captions_per_item: int = option(
+        1,
+        "Captions of each item in a step, all of them its positives (DreamLIP); of an item with fewer, some come "
+        "again. Rows with equal ids are joined.",
+    )
+    negative_text_column: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Column of captions that are wrong about the item, each a text or a list of texts; one is drawn "
+            "each epoch, and every item is contrasted with those of the whole batch (NegCLIP)."
+        },
+    )
     max_samples: int | None = option(None, "Use only the first rows.")
     streaming: bool = option(
         False, "Read parquet files in place, local or remote, instead of downloading and converting them first."
@@ -359,6 +371,8 @@ class PairArguments:
         if isinstance(self.dataset, str):  # from Python, one is enough
             self.dataset = [self.dataset]
         self.text_column = one_or_several(self.text_column)
+        if isinstance(self.negative_text_column, str):
+            self.negative_text_column = [self.negative_text_column]
         if not self.dataset:
             raise ValueError("pass --dataset: a folder, file, Hub id, openmoji or soundfont")
         if self.dataset_weights is not None and len(self.dataset_weights) != len(self.dataset):
@@ -369,6 +383,11 @@ class PairArguments:
             raise ValueError("--dataset names a data set twice: give it more weight instead")
         if self.streaming and self.max_samples is not None:
             raise ValueError("--max_samples and --streaming exclude each other")
+        if self.captions_per_item < 1:
+            raise ValueError(f"--captions_per_item must be at least 1, got {self.captions_per_item}")
+        if self.streaming and (self.negative_text_column or self.captions_per_item > 1):
+            name = "negative_text_column" if self.negative_text_column else "captions_per_item"
+            raise ValueError(f"--{name} and --streaming exclude each other")
         if self.shuffle_buffer is not None and self.shuffle_buffer < 1:
             raise ValueError(f"--shuffle_buffer must be at least 1, got {self.shuffle_buffer}")
         if self.feature_views < 1:
@@ -424,6 +443,9 @@ class ContrastiveArguments:
     projection_type: Literal["linear", "mlp", "none"] = option("linear", "Projection of each tower.")
     modality_pooling: Literal["cls", "mean", "max", "pooler"] | None = option(
         None, "Pooling of the image or audio tower. Default: the one it was trained with, else mean."
+    )
+    negative_text_weight: float = option(
+        0.0, "Added to the logit of each item's own negative caption (--negative_text_column)."
     )
     objective: str = option("clip", f"Contrastive loss of pairs: {describe_losses(LOSSES)}.", LOSSES)
 
@@ -509,6 +531,16 @@ def check_phase_2(
     other = "audio" if pairs.modality == "image" else "image"
     if other in contrastive.freeze:
         raise ValueError(f"--freeze {other} with --modality {pairs.modality}: there is no such tower")
+    several = pairs.captions_per_item > 1 or pairs.negative_text_column is not None
+    if several and not LOSSES[contrastive.objective].takes_several_texts:
+        name = "negative_text_column" if pairs.negative_text_column else "captions_per_item"
+        raise ValueError(f"--{name} does not go with --objective {contrastive.objective}: pass clip")
+    if contrastive.negative_text_weight and pairs.negative_text_column is None:
+        raise ValueError("--negative_text_weight needs --negative_text_column")
+    if pairs.negative_text_column and "text" in contrastive.freeze and pairs.features != "off":
+        raise ValueError(
+            "--negative_text_column with --freeze text: stores keep no vectors of them; pass --features off"
+        )
     if contrastive.model is not None and (text.text_model or text.text_config or text.tokenizer):
         raise ValueError("--model brings its own text tower: drop --text_model, --text_config and --tokenizer")
     for part in (text, contrastive) if contrastive.model is not None else ():

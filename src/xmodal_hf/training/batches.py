@@ -29,7 +29,7 @@ from ..data.clips import clip_seconds, set_clip_seconds, set_padding
 from ..data.collators import PairCollator, SentenceCollator
 from ..data.exclusion import evaluation_keys, without_texts
 from ..data.images import ImageAugment
-from ..data.mixing import ConcatenatedPairs, PairTable, training_order
+from ..data.mixing import ConcatenatedPairs, PairTable, one_row_an_item, training_order
 from ..data.orders import Order, ShuffledOrder
 from ..data.parquet import ParquetPairs
 from ..data.sampling import EpochBatchSampler, PairDataset, PooledVectors, SentenceDataset
@@ -209,8 +209,11 @@ def load_pair_table(pairs: PairArguments, exclude_texts: Sequence[str] = ()) -> 
     if pairs.streaming:
         load = partial(stream_pairs, buffer_size=pairs.shuffle_buffer or DEFAULT_BUFFER_SIZE)
     else:
-        load = partial(load_pairs, max_samples=pairs.max_samples)
+        negatives = pairs.negative_text_column
+        load = partial(load_pairs, max_samples=pairs.max_samples, negative_text_column=negatives)
     tables = {source: load(source, **options) for source in pairs.dataset}
+    if pairs.captions_per_item > 1:
+        tables = {source: one_row_an_item(table) for source, table in tables.items()}
     if exclude_texts:
         keys = evaluation_keys(exclude_texts)
         tables = {source: _without_texts(table, keys, source) for source, table in tables.items()}
@@ -330,6 +333,9 @@ def build_pair_loader(
     """Return the training batches of pairs, with pooled vectors in the place of the sides that have `features`."""
     bad_items = _bad_item_log(accelerator, table, training, pairs)
     options: dict[str, Any] = {"bad_items": bad_items, "defer_bad_items": True, "features": features}
+    if pairs.captions_per_item > 1:
+        options["captions_per_item"] = pairs.captions_per_item
+    options["negatives"] = pairs.negative_text_column is not None
     rows, collator = pair_rows(table, processor, text, pairs, training.seed, any_longer=any_longer, **options)
     order = training_order(table, seed=training.seed, weights=pairs.dataset_weights, buffer_size=pairs.shuffle_buffer)
     return build_loader(accelerator, rows, collator, training, order=order, bad_items=bad_items)

@@ -50,6 +50,7 @@ from .arguments import (
     NEW_TOWER_SECONDS,
     ContrastiveArguments,
     LoraArguments,
+    PairArguments,
     SentenceArguments,
     TextModelArguments,
     check_trains_new_tower,
@@ -300,10 +301,19 @@ def build_trained_dual_encoder(
     return model if lora.lora_rank is None else add_lora(model, lora)
 
 
-def build_cross_modal_objective(contrastive: ContrastiveArguments, text_sub_batches: int) -> CrossModalObjective:
+def build_cross_modal_objective(
+    contrastive: ContrastiveArguments, pairs: PairArguments, text_sub_batches: int
+) -> CrossModalObjective:
     """Return the objective of pairs."""
     weights = _weights_of(LOSSES[contrastive.objective], contrastive)
-    return CrossModalObjective(contrastive.objective, text_sub_batches=text_sub_batches, **weights)
+    return CrossModalObjective(
+        contrastive.objective,
+        text_sub_batches=text_sub_batches,
+        captions_per_item=pairs.captions_per_item,
+        has_negative_texts=pairs.negative_text_column is not None,
+        negative_text_weight=contrastive.negative_text_weight,
+        **weights,
+    )
 
 
 def build_sentence_objective(sentence: SentenceArguments, table: Dataset, text_sub_batches: int) -> SentenceObjective:

@@ -83,7 +83,7 @@ def build_pair_phase(
     if pairs.modality == "audio" and not is_sharded(accelerator):
         check_clip_length(model, processor, contrastive, pairs)
     sub_batches = text_sub_batches(training, accelerator)
-    cross_modal = build_cross_modal_objective(contrastive, sub_batches)
+    cross_modal = build_cross_modal_objective(contrastive, pairs, sub_batches)
     freeze_unused_bias(model, cross_modal)
     features = {} if training.dry_run else open_features(accelerator, model, table, processor, training, text, pairs)
     any_longer = "audio" not in frozen_sides(model)

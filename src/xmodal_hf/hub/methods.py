@@ -1,0 +1,76 @@
+"""What a card says of the methods beside the loss, each known by an option of the recipe, and whom it cites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of training.
+
+    Attributes:
+        option: of the recipe; the method was used where its value counts.
+        counts: whether a value does; by default each that is neither null, 0 nor empty.
+        sentence: for the card, with {} for the value; empty: the description of the data says it.
+        citation: BibTeX.
+    """
+
+    option: str
+    sentence: str
+    citation: str
+    counts: Callable[[Any], bool] = bool
+
+
+METHODS = (
+    Method(
+        "paraphrases",
+        "",
+        """@article{huang2024llm2clip,
+  title={{LLM2CLIP}: Powerful Language Model Unlocks Richer Visual Representation},
+  author={Huang, Weiquan and Wu, Aoqi and Yang, Yifan and others},
+  journal={arXiv preprint arXiv:2411.04997},
+  year={2024}
+}""",
+    ),
+    Method(
+        "captions_per_item",
+        "{} captions of each item were its positives in every step.",
+        """@inproceedings{zheng2024dreamlip,
+  title={{DreamLIP}: Language-Image Pre-training with Long Captions},
+  author={Zheng, Kecheng and Zhang, Yifei and Wu, Wei and others},
+  booktitle={European Conference on Computer Vision},
+  year={2024}
+}""",
+        counts=lambda value: value is not None and value > 1,
+    ),
+    Method(
+        "negative_text_column",
+        "Negative captions (column {}) were further columns of the cross-entropy of items over texts.",
+        """@inproceedings{yuksekgonul2023when,
+  title={When and Why Vision-Language Models Behave like Bags-of-Words, and What to Do About It?},
+  author={Yuksekgonul, Mert and Bianchi, Federico and Kalluri, Pratyusha and Jurafsky, Dan and Zou, James},
+  booktitle={International Conference on Learning Representations},
+  year={2023}
+}""",
+    ),
+)
+
+
+def methods_of(recipe: Mapping[str, Any]) -> Iterator[Method]:
+    """The methods that a run used, by its recipe; recipes of before a method have no such option."""
+    return (method for method in METHODS if method.option in recipe and method.counts(recipe[method.option]))
+
+
+def describe_methods(recipe: Mapping[str, Any]) -> str:
+    """What a run did beside its loss, in sentences; empty where there is nothing to say."""
+    sentences = (
+        method.sentence.format(_shown(recipe[method.option])) for method in methods_of(recipe) if method.sentence
+    )
+    return " ".join(sentences)
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -24,8 +24,8 @@ $(STAMP): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
-	# Apart, because it pins an old NumPy: only its weights are used.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps aisfx
+	# Apart, because aisfx pins an old NumPy (only its weights are used) and tinysoundfont needs loudspeakers.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps aisfx tinysoundfont
 	touch $@
 
 demo: install  ## Train, evaluate, save and load back on the built-in emoji pictures (outputs/demo)

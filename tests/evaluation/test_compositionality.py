@@ -218,7 +218,7 @@ def test_openmoji_has_captions_of_other_emoji():
 
 
 def test_soundfont_swaps_the_two_events():
-    pytest.importorskip("symusic")
+    pytest.importorskip("tinysoundfont")
     (tests,) = load_composition("soundfont", modality="audio")
     assert len(tests) == 600 and len(set(tests.ids)) == 200
     for right, wrong, wording in zip(tests.right, tests.wrong, tests.categories, strict=True):

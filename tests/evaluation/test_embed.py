@@ -161,7 +161,7 @@ def test_long_clips_are_the_mean_of_their_windows(clap, batch_size):
 
 
 def test_rendered_sounds_are_rendered(clap):
-    pytest.importorskip("symusic")
+    pytest.importorskip("tinysoundfont")
     cells = load_soundfont("test", num_clips=2)["audio"]
     embeds = as_embedder(*clap).encode_audio(cells)
     waveforms = [load_waveform(cell, 8000) for cell in cells]

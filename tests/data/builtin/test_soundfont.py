@@ -1,5 +1,7 @@
+import dataclasses
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -40,7 +42,7 @@ def test_test_clips_are_combinations_that_training_never_has():
 
 def test_every_source_and_every_attribute_is_heard_in_training():
     heard = [event for clip in events("train") for event in clip]
-    assert {event.source for event in heard} == set(range(128 + 47)) - {78}
+    assert {event.source for event in heard} == set(range(128 + 47))
     assert {event.register for event in heard} == {"low", "middle", "high", ""}
     assert {event.manner for event in heard} == {*soundfont._MANNERS, *soundfont._DRUM_MANNERS}
 
@@ -88,22 +90,27 @@ def test_an_address_always_gives_the_same_sound(rate):
     assert first.shape == (round(soundfont.CLIP_SECONDS * rate),) and first.dtype == np.float32
 
 
-def test_every_test_clip_is_audible_and_as_loud_as_it_says():
-    for index in range(soundfont.SPLIT_SIZES["test"]):
-        clip = make_clip("test", index)
-        peak = np.abs(render(clip, 32_000)).max()
-        assert peak == pytest.approx(max(soundfont._GAINS[event.loudness] for event in clip.events), rel=0.1)
+def test_what_was_played_before_is_not_heard():
+    """Also where another thread plays at the same time."""
+    alone = render(make_clip("test", 3), 16_000)
+    for index in range(5):
+        render(make_clip("train", index), 16_000)
+    assert np.array_equal(render(make_clip("test", 3), 16_000), alone)
+    with ThreadPoolExecutor(2) as threads:
+        for sound in threads.map(lambda _: render(make_clip("test", 3), 16_000), range(8)):
+            assert np.array_equal(sound, alone)
 
 
-def test_every_note_that_can_be_asked_for_is_audible():
-    """Some programs are silent at some pitches; the registers avoid them."""
+def test_every_note_that_can_be_asked_for_is_audible_and_as_loud_as_it_says():
     for event in soundfont._all_events():
         pitches = soundfont._REGISTERS.get(event.register) or (35 + event.source - 128,)
-        for pitch in pitches[:1] if event.is_drum else pitches:
-            sound = soundfont._play(event, pitch)
-            assert np.isfinite(sound).all() and np.array_equal(sound, soundfont._play(event, pitch))
-    whistle = soundfont._score(soundfont.Event(78, "short note"), 82)  # not in a register: the check is not vacuous
-    assert not soundfont._synthesizer(32_000).render(whistle, False).any()
+        if event.manner in ("short note", "rising phrase", "once"):  # the notes of the other manners are among these
+            for pitch in pitches:
+                loud, quiet = (
+                    soundfont._play(dataclasses.replace(event, loudness=loudness), pitch)
+                    for loudness in ("loudly", "quietly")
+                )
+                assert np.isfinite(loud).all() and 1 >= np.abs(loud).max() > 5 * np.abs(quiet).max() > 3e-4, event
 
 
 def test_high_notes_are_higher_than_low_ones():
@@ -118,7 +125,11 @@ def test_high_notes_are_higher_than_low_ones():
 def test_wrong_use(monkeypatch):
     with pytest.raises(ValueError, match="train, test, not 'dev'"):
         load_soundfont("dev")
-    for package, function in (("symusic", soundfont._import_symusic), ("pretty_midi", soundfont._import_pretty_midi)):
+    hints = {
+        "tinysoundfont": (soundfont._import_tinysoundfont, "pip install --no-deps tinysoundfont"),
+        "pretty_midi": (soundfont._import_pretty_midi, r"pip install 'xmodal_hf\[demo\]'"),
+    }
+    for package, (function, hint) in hints.items():
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ImportError, match=r"pip install 'xmodal_hf\[demo\]'"):
+        with pytest.raises(ImportError, match=hint):
             function()

@@ -1,17 +1,19 @@
 """The built-in audio dataset: notes, phrases and drums of a General-MIDI soundfont, described in words.
 
-The sounds are those of `TimGM6mb.sf2`, which the `pretty_midi` package ships, played by `symusic`. Both install with
-`pip install xmodal_hf[demo]`. A clip is a function of its address, so nothing is stored: a row holds the address, and
-decoding it renders the clip (well under a millisecond).
+The sounds are those of `TimGM6mb.sf2`, which the `pretty_midi` package ships (`pip install 'xmodal_hf[demo]'`), played
+by `tinysoundfont` (`pip install --no-deps tinysoundfont`: it depends on a package for loudspeakers, which has to be
+compiled and is not used). A clip is a function of its address, so nothing is stored: a row holds the address, and
+decoding it renders the clip, in a few milliseconds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +32,18 @@ TEST_FRACTION = 0.15
 ADDRESS_SCHEME = "soundfont://"
 
 _SEED = 20240811
-# Rendering at another rate is not safe: symusic 0.5.9 never returns from some notes at 16 kHz (program 7, pitch 88).
-_RENDER_RATE_HZ = 32_000
+# Of the synthesizer, whose filters sound otherwise at other rates: a clip is the same sound at any rate.
+_RENDER_RATE_HZ = 48_000
 _LEAD_SECONDS, _GAP_SECONDS, _FADE_SECONDS = 0.1, 0.2, 0.01
-_GAINS = {"loudly": 0.8, "quietly": 0.08}  # peak of an event; symusic ignores velocities
+# MIDI velocities: 20 dB apart, since amplitude is in proportion to velocity.
+_VELOCITIES = {"loudly": 120, "quietly": 12}
+_GAIN_DB = -3.0  # the loudest notes reach full scale without it (measured)
+# After this time a stopped note is silent: longer than the synthesizer's fade of 0.01 s.
+_STOP_SECONDS = 0.02
 _DRUM_CHANNEL_FIRST_PITCH = 35  # General MIDI: 35 acoustic bass drum ... 81 open triangle
 _NUM_PROGRAMS, _NUM_DRUMS = 128, 47
-_UNUSABLE_PROGRAMS = {78}  # the whistle: symusic reads beyond its samples, each rendering differs (measured)
-# MIDI pitches of the first note. Outside 50..78 some programs of this soundfont are silent, and so is pitch 64 of the
-# alto saxophone (measured); these, with the steps below, avoid both.
+_CHANNEL, _DRUM_BANK = 0, 128
+# MIDI pitches of the first note: all programs of this soundfont sound there, and at the steps below (tested).
 _REGISTERS = {"low": (50, 51, 53), "middle": (59, 60, 62), "high": (70, 71, 72)}
 # Manner -> ((semitones above the first note, seconds), ...).
 _MANNERS = {
@@ -82,7 +87,7 @@ class Clip:
 def load_soundfont(split: str = "train", *, num_clips: int | None = None) -> Dataset:
     """Sounds with captions; the test split has combinations that the training split never has.
 
-    Half of the clips are one event (an instrument in a register and a manner: 127 x 3 x 4, or a drum hit once or three
+    Half of the clips are one event (an instrument in a register and a manner: 128 x 3 x 4, or a drum hit once or three
     times: 47 x 2), half are two events in sequence. A combination is held out when the SHA-256 of its key is below
     `TEST_FRACTION` (of single drum hits, none), likewise an unordered pair of sources. One-event test clips are
     held-out combinations; two-event test clips are held-out pairs of sources, of training combinations.
@@ -152,7 +157,7 @@ def make_clip(split: str, index: int) -> Clip:
 
 
 def render(clip: Clip, sampling_rate: int) -> np.ndarray:
-    """Play a clip: float32 (samples,)."""
+    """Play a clip at a rate in Hz: float32 (samples,)."""
     waveform = np.zeros(round(CLIP_SECONDS * _RENDER_RATE_HZ), dtype=np.float32)
     start = round(_LEAD_SECONDS * _RENDER_RATE_HZ)
     for event, pitch in zip(clip.events, clip.pitches, strict=True):
@@ -222,7 +227,7 @@ def _combinations(is_test: bool) -> tuple[Event, ...]:
 
 
 def _all_events() -> Iterator[Event]:
-    for source in sorted(set(range(_NUM_PROGRAMS)) - _UNUSABLE_PROGRAMS):
+    for source in range(_NUM_PROGRAMS):
         yield from (Event(source, manner, register) for register in _REGISTERS for manner in _MANNERS)
     for source in range(_NUM_PROGRAMS, _NUM_PROGRAMS + _NUM_DRUMS):
         yield from (Event(source, manner) for manner in _DRUM_MANNERS)
@@ -239,7 +244,7 @@ def _draw_sequence(split: str, generator: np.random.Generator) -> tuple[Event, .
 
 
 def _with_loudness(event: Event, generator: np.random.Generator) -> Event:
-    loudness = tuple(_GAINS)[generator.integers(len(_GAINS))]
+    loudness = tuple(_VELOCITIES)[generator.integers(len(_VELOCITIES))]
     return Event(event.source, event.manner, event.register, loudness)
 
 
@@ -263,33 +268,38 @@ def _hash_fraction(key: str) -> float:
 
 
 def _play(event: Event, pitch: int) -> np.ndarray:
-    """One event at `_RENDER_RATE_HZ`, its peak at the gain of its loudness, faded out: float32 (samples,)."""
-    notes = (_DRUM_MANNERS if event.is_drum else _MANNERS)[event.manner]
-    sound = _synthesizer(_RENDER_RATE_HZ).render(_score(event, pitch), False)[0]
-    sound = sound[: round(sum(seconds for _, seconds in notes) * _RENDER_RATE_HZ)]
-    sound = sound * (_GAINS[event.loudness] / np.abs(sound).max())
+    """One event at `_RENDER_RATE_HZ`, faded out: float32 (samples,)."""
+    synthesizer, font = _SYNTHESIZER.synthesizer, _SYNTHESIZER.font
+    # What was played before must not be heard.
+    synthesizer.sounds_off(_CHANNEL)
+    synthesizer.generate(round(_STOP_SECONDS * _RENDER_RATE_HZ))
+    bank, program = (_DRUM_BANK, 0) if event.is_drum else (0, event.source)
+    synthesizer.program_select(_CHANNEL, font, bank, program, event.is_drum)
+    parts = []
+    for semitones, seconds in (_DRUM_MANNERS if event.is_drum else _MANNERS)[event.manner]:
+        synthesizer.noteon(_CHANNEL, pitch + semitones, _VELOCITIES[event.loudness])
+        stereo = memoryview(synthesizer.generate(round(seconds * _RENDER_RATE_HZ))).cast("f")
+        parts.append(np.array(stereo, dtype=np.float32).reshape(-1, 2).mean(axis=1))
+        synthesizer.noteoff(_CHANNEL, pitch + semitones)
+    sound = np.concatenate(parts)
     fade = round(_FADE_SECONDS * _RENDER_RATE_HZ)
     sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
     return sound
 
 
-def _score(event: Event, pitch: int) -> Any:
-    symusic = _import_symusic()
-    score = symusic.Score(480, ttype="second")  # 480 ticks a quarter; times are in seconds all the same
-    program = 0 if event.is_drum else event.source
-    track = symusic.Track("", program, event.is_drum, ttype="second")
-    start = 0.0
-    for semitones, seconds in (_DRUM_MANNERS if event.is_drum else _MANNERS)[event.manner]:
-        track.notes.append(symusic.Note(start, seconds, pitch + semitones, 100, ttype="second"))
-        start += seconds
-    score.tracks.append(track)
-    return score
+class _Synthesizer(threading.local):
+    """The synthesizer of a thread, made when it first plays, and the number of the soundfont in it."""
+
+    @cached_property
+    def synthesizer(self) -> Any:
+        return _import_tinysoundfont().Synth(gain=_GAIN_DB, samplerate=_RENDER_RATE_HZ)
+
+    @cached_property
+    def font(self) -> int:
+        return self.synthesizer.sfload(str(Path(_import_pretty_midi().__file__).with_name("TimGM6mb.sf2")))
 
 
-@lru_cache(maxsize=1)
-def _synthesizer(rate: int) -> Any:
-    font = Path(_import_pretty_midi().__file__).with_name("TimGM6mb.sf2")
-    return _import_symusic().Synthesizer(sf_path=str(font), sample_rate=rate)
+_SYNTHESIZER = _Synthesizer()
 
 
 def _import_pretty_midi() -> Any:
@@ -300,9 +310,11 @@ def _import_pretty_midi() -> Any:
     return pretty_midi
 
 
-def _import_symusic() -> Any:
+def _import_tinysoundfont() -> Any:
     try:
-        import symusic
+        import tinysoundfont
     except ImportError as error:
-        raise missing_package("the soundfont data set", "symusic", "demo") from error
-    return symusic
+        raise ImportError(
+            "the soundfont data set needs the package tinysoundfont: pip install --no-deps tinysoundfont"
+        ) from error
+    return tinysoundfont

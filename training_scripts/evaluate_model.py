@@ -105,18 +105,16 @@ def build_embedder(arguments: EvaluationArguments, state: PartialState) -> Embed
 
 def remembering(embedder: Embedder, arguments: EvaluationArguments) -> Embedder:
     """Give an embedder a memory of what it has encoded."""
-    from xmodal_hf.evaluation.cache import CachedEmbedder
+    from xmodal_hf.evaluation.frozen import with_memory
     from xmodal_hf.evaluation.loading import model_identity
 
-    if arguments.cache_dir is None:
-        return CachedEmbedder(embedder)
     settings = (
         arguments.pooling,
         arguments.max_length,
         arguments.long_clips,
         arguments.dtype,
     )  # that change embeddings
-    return CachedEmbedder(embedder, arguments.cache_dir, f"{model_identity(arguments.model)} {settings}")
+    return with_memory(embedder, arguments.cache_dir, f"{model_identity(arguments.model)} {settings}")
 
 
 if __name__ == "__main__":

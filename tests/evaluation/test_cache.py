@@ -1,15 +1,19 @@
 """The embedding memory: nothing is encoded twice, nothing is mixed up, a folder outlives the process."""
 
+import copy
 import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from xmodal_hf.data.builtin.soundfont import ADDRESS_SCHEME
 from xmodal_hf.data.errors import BadItemError
-from xmodal_hf.evaluation import Embedder
+from xmodal_hf.evaluation import Embedder, as_embedder
 from xmodal_hf.evaluation.cache import CachedEmbedder, content_digest
+from xmodal_hf.evaluation.embed import EmbedOptions
+from xmodal_hf.evaluation.frozen import with_memory
 
 
 class Counting(Embedder):
@@ -105,6 +109,45 @@ def test_the_text_tower_has_a_memory_of_its_own(tmp_path):
     assert model.seen == ["aa"] and model.text_tower.seen == ["aa", "b"]
     alone = CachedEmbedder(Counting())
     assert alone.text_tower is alone
+
+
+def test_models_on_the_same_frozen_towers_share_their_vectors(
+    tmp_path, image_text_model, image_text_processor, images
+):
+    other = copy.deepcopy(image_text_model)
+    trained = copy.deepcopy(image_text_model)
+    with torch.no_grad():
+        other.image_projection.weight.normal_()
+        other.text_projection.weight.normal_()
+        for parameter in trained.image_model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    runs, embeds, texts = [], [], ["rain", "a dog"]
+    for name, model, expected in (
+        ("first", image_text_model, ["first image", "first text"]),
+        ("other", other, []),
+        ("trained", trained, ["trained image"]),
+    ):
+        for side, tower in (("image", model.image_model), ("text", model.text_model)):
+            tower.register_forward_hook(lambda *_, run=f"{name} {side}": runs.append(run))
+        embedder = as_embedder(model, image_text_processor)
+        kept = with_memory(embedder, tmp_path, f"model {name}")
+        found = kept.encode_image(images), kept.encode_text(texts), kept.text_tower.encode_text(texts)
+        assert list(dict.fromkeys(runs)) == expected
+        wanted = embedder.encode_image(images), embedder.encode_text(texts), embedder.text_tower.encode_text(texts)
+        for mine, theirs in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-6)
+        runs.clear()
+        embeds.append(found)
+    assert np.abs(embeds[0][0] - embeds[1][0]).max() > 0.01 < np.abs(embeds[0][0] - embeds[2][0]).max()
+
+
+def test_a_tower_of_sounds_is_shared_too(tmp_path, audio_text_model, audio_text_processor, clips):
+    embedder = as_embedder(audio_text_model, audio_text_processor)
+    kept = with_memory(embedder, tmp_path, "model").encode_audio(clips)
+    np.testing.assert_allclose(kept, embedder.encode_audio(clips), atol=1e-6)
+    # Means over windows of unit vectors are the model's, not the tower's.
+    windows = as_embedder(audio_text_model, audio_text_processor, options=EmbedOptions(long_clips="mean"))
+    assert isinstance(with_memory(windows, tmp_path, "model"), CachedEmbedder)
 
 
 def test_bad_input_is_named(tmp_path):

@@ -126,6 +126,36 @@ def test_projection(
     reload(model)
 
 
+def test_each_side_has_its_projection(make_image_text: Callable, reload: Callable) -> None:
+    fields = {"projection_type": "mlp", "text_projection_type": "linear", "projection_hidden_size": 24}
+    model = make_image_text(projection_dim=16, **fields)
+    assert isinstance(model.text_projection, torch.nn.Linear)
+    assert model.image_projection.linear1.out_features == 24 and model.image_projection.linear2.out_features == 16
+    reload(model)
+
+
+def test_dropout_of_the_projections(
+    make_image_text: Callable, make_text_batch: Callable, make_images: Callable, reload: Callable
+) -> None:
+    model = make_image_text(projection_dropout=0.5)
+    batch = {**make_text_batch(), "pixel_values": make_images()}
+    plain = model.eval()(**batch)
+    for tower in (model.text_model, model.image_model):
+        tower.eval()
+    model.training = True  # the projections only
+    dropped = model(**batch)
+    for side, module in (("text", model.text_projection), ("image", model.image_projection)):
+        pooled = plain[f"{side}_model_output"].pooler_output
+        assert torch.equal(dropped[f"{side}_model_output"].pooler_output, pooled)  # what a feature store holds
+        assert (dropped[f"{side}_embeds"] - plain[f"{side}_embeds"]).abs().max() > 0.01
+        torch.manual_seed(0)
+        features = getattr(model, f"get_{side}_features")(**{f"{side}_pooler_output": pooled}).pooler_output
+        torch.manual_seed(0)
+        kept = torch.nn.functional.dropout(pooled, 0.5) != 0
+        torch.testing.assert_close(features, module(pooled * kept * 2))
+    assert torch.equal(reload(model.eval())(**batch).image_embeds, plain.image_embeds)
+
+
 def test_features_are_projected_and_not_normalised(
     image_text_model: ImageTextDualEncoder, make_text_batch: Callable, make_images: Callable
 ) -> None:

@@ -16,6 +16,8 @@ import torch
 
 from ..features.frozen import Side, tower_fields
 from ..features.identity import processor_fields, tokenizer_fields
+from ..models.modeling_dual_encoder import DualEncoder
+from ..models.towers import evaluation_mode
 from .cache import CachedEmbedder
 from .embed import DualEncoderEmbedder, Embedder, Modality, WrappedEmbedder
 
@@ -41,7 +43,7 @@ class FrozenTowersEmbedder(WrappedEmbedder):
 
     @property
     def text_tower(self) -> Embedder:
-        return self._embedder.text_tower
+        return self._pooled.get("text", self._embedder.text_tower)
 
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
         if "text" not in self._pooled or isinstance(texts, str) or len(texts) == 0:
@@ -52,7 +54,7 @@ class FrozenTowersEmbedder(WrappedEmbedder):
     def project(self, side: Side, pooled: np.ndarray) -> np.ndarray:
         """(n, H) pooled vectors -> (n, D) embeddings by the model's projection as it is now, of any length."""
         projection = getattr(self._model, f"{side}_projection")
-        with torch.inference_mode():
+        with torch.inference_mode(), evaluation_mode(self._model):
             vectors = torch.from_numpy(pooled).to(self._model.device, self._model.dtype)
             return projection(vectors).float().cpu().numpy()
 
@@ -87,6 +89,29 @@ def _identity(embedder: DualEncoderEmbedder, side: Side) -> str:
         inputs = tokenizer_fields(processor.tokenizer)
     else:
         inputs = processor_fields(processor.image_processor if side == "image" else processor.feature_extractor)
-    fields = {"tower": tower_fields(embedder.model, side), "input": inputs, "long_clips": embedder.options.long_clips}
+    fields: dict[str, Any] = {"tower": tower_fields(embedder.model, side), "input": inputs, "long_clips": embedder.options.long_clips}
+    if embedder.options.dtype is not None:
+        fields["dtype"] = str(embedder.options.dtype)
     text = json.dumps(fields, sort_keys=True, default=str)
     return f"pooled {side} {hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def with_memory(embedder: Embedder, folder: str | os.PathLike | None, identity: str) -> Embedder:
+    """Give an embedder a memory in a folder, or in this process alone.
+
+    Of one of our dual encoders the folder keeps what its towers pool, before the projections: models that share a
+    frozen tower embed each text, picture and sound once, and their text towers are measured from the same vectors.
+
+    Args:
+        embedder: of any model.
+        folder: where vectors are kept; None keeps embeddings in memory only.
+        identity: names the model and everything that changes its embeddings.
+    """
+    if (
+        folder is None
+        or not isinstance(embedder, DualEncoderEmbedder)
+        or not isinstance(embedder.model, DualEncoder)
+        or embedder.options.long_clips != "first"  # means over windows are of unit vectors after the projection
+    ):
+        return CachedEmbedder(embedder, folder, identity)
+    return FrozenTowersEmbedder(embedder, ("text", embedder.model.config.modality), folder)

@@ -61,6 +61,10 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
         projection_type: `linear` (no bias, as CLIP), `mlp` (Linear, activation, Linear, as CLAP) or `none`
             (both towers already have width `projection_dim`, as SigLIP).
         projection_hidden_act: activation of the `mlp` projection.
+        projection_hidden_size: width between the two layers of the `mlp` projection; None: `projection_dim`.
+        projection_dropout: share of the numbers of a pooled vector that training sets to zero, and of those between the
+            two layers of the `mlp` projection.
+        text_projection_type: projection of the text tower, where it is another one; None: `projection_type`.
         logit_scale_init_value: initial **logarithm** of the factor on cosines.
         logit_bias_init_value: initial bias on logits (SigLIP); None: the model has no bias.
         text_logit_scale_offset: added to the log scale for `logits_per_text` only. ClapModel has a scale of its own
@@ -73,6 +77,9 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
     projection_dim: int = 512
     projection_type: str = "linear"
     projection_hidden_act: str = "relu"
+    projection_hidden_size: int | None = None
+    projection_dropout: float = 0.0
+    text_projection_type: str | None = None
     logit_scale_init_value: int | float = CLIP_LOGIT_SCALE
     logit_bias_init_value: int | float | None = None
     text_logit_scale_offset: int | float = 0.0
@@ -95,20 +102,25 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
         check_pooling(f"{self.modality}_pooling", self.modality_pooling, MODALITY_POOLINGS)
         check_eos("text_pooling", self.text_pooling, getattr(self.text_config, "eos_token_id", None))
 
+    def projection_type_of(self, side: str) -> str:
+        """The projection of a tower: `side` is text, image or audio."""
+        return self.text_projection_type if side == "text" and self.text_projection_type else self.projection_type
+
     def validate_projection(self) -> None:
-        """Reject an unknown projection, a non-positive width, and `none` between towers of unequal width."""
-        if self.projection_type not in PROJECTION_TYPES:
-            raise ValueError(
-                f"unknown projection_type {self.projection_type!r}: pass one of {', '.join(PROJECTION_TYPES)}"
-            )
-        if self.projection_dim < 1:
-            raise ValueError(f"projection_dim must be positive, got {self.projection_dim}")
-        sizes = {
-            "text_config": tower_hidden_size(self.text_config, "text_config"),
-            f"{self.modality}_config": tower_hidden_size(self.modality_config, f"{self.modality}_config"),
-        }
-        if self.projection_type == "none" and set(sizes.values()) != {self.projection_dim}:
-            widths = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        """Reject an unknown projection, sizes that are none, and `none` for a tower of another width."""
+        for name in (self.projection_type, self.text_projection_type or self.projection_type):
+            if name not in PROJECTION_TYPES:
+                raise ValueError(f"unknown projection_type {name!r}: pass one of {', '.join(PROJECTION_TYPES)}")
+        for field in ("projection_dim", "projection_hidden_size"):
+            if getattr(self, field) is not None and getattr(self, field) < 1:
+                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+        if not 0 <= self.projection_dropout < 1:
+            raise ValueError(f"projection_dropout must lie between 0 and 1, got {self.projection_dropout}")
+        configs = {"text": self.text_config, self.modality: self.modality_config}
+        sizes = {f"{side}_config": tower_hidden_size(config, f"{side}_config") for side, config in configs.items()}
+        plain = [f"{side}_config" for side in configs if self.projection_type_of(side) == "none"]
+        if any(sizes[name] != self.projection_dim for name in plain):
+            widths = ", ".join(f"{name} has {sizes[name]}" for name in plain)
             raise ValueError(
                 f"projection_type 'none' needs towers of width projection_dim={self.projection_dim}, but {widths}: "
                 "pass projection_type='linear' or towers of equal width"

@@ -229,6 +229,7 @@ def to_clip(model: ImageTextDualEncoder) -> CLIPModel:
             "text_pooling": poolings,
             "image_pooling": ("pooler",),
             "projection_type": ("linear",),
+            "text_projection_type": (None, "linear"),
             "logit_bias_init_value": (None,),
             "text_logit_scale_offset": (0.0,),
         },
@@ -259,6 +260,8 @@ def to_clap(model: AudioTextDualEncoder) -> ClapModel:
             "text_pooling": ("pooler",),
             "audio_pooling": ("pooler",),
             "projection_type": ("mlp",),
+            "text_projection_type": (None, "mlp"),
+            "projection_hidden_size": (None, model.config.projection_dim),
             "logit_bias_init_value": (None,),
         },
     )

@@ -70,25 +70,30 @@ class DualEncoderOutput(ModelOutput):
 
 
 class ProjectionMLP(nn.Module):
-    """Linear, activation, Linear: CLAP's projection (Wu et al. 2023, section 3.1)."""
+    """Linear, activation, dropout, Linear: CLAP's projection (Wu et al. 2023, section 3.1), whose dropout is 0."""
 
-    def __init__(self, hidden_size: int, projection_dim: int, activation: str):
+    def __init__(self, hidden_size: int, middle_size: int, projection_dim: int, activation: str, dropout: float):
         super().__init__()
-        self.linear1 = nn.Linear(hidden_size, projection_dim)
+        self.linear1 = nn.Linear(hidden_size, middle_size)
         self.activation = ACT2FN[activation]
-        self.linear2 = nn.Linear(projection_dim, projection_dim)
+        self.dropout = dropout
+        self.linear2 = nn.Linear(middle_size, projection_dim)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """(B, H) -> (B, D)."""
-        return self.linear2(self.activation(self.linear1(pooled)))
+        hidden = nn.functional.dropout(self.activation(self.linear1(pooled)), self.dropout, self.training)
+        return self.linear2(hidden)
 
 
-def build_projection(config: DualEncoderConfig, hidden_size: int) -> nn.Module:
-    """Return the projection from `hidden_size` that the config names."""
-    if config.projection_type == "none":
+def build_projection(config: DualEncoderConfig, side: str, hidden_size: int) -> nn.Module:
+    """Return the projection of a side (text, image or audio) from `hidden_size` that the config names."""
+    kind = config.projection_type_of(side)
+    if kind == "none":
         return nn.Identity()
-    if config.projection_type == "mlp":
-        return ProjectionMLP(hidden_size, config.projection_dim, config.projection_hidden_act)
+    if kind == "mlp":
+        middle_size = config.projection_hidden_size or config.projection_dim
+        activation, dropout = config.projection_hidden_act, config.projection_dropout
+        return ProjectionMLP(hidden_size, middle_size, config.projection_dim, activation, dropout)
     return nn.Linear(hidden_size, config.projection_dim, bias=False)
 
 
@@ -140,8 +145,8 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
 
         text_size = tower_hidden_size(config.text_config, "text_config")
         modality_size = tower_hidden_size(config.modality_config, f"{modality}_config")
-        self.text_projection = build_projection(config, text_size)
-        setattr(self, f"{modality}_projection", build_projection(config, modality_size))
+        self.text_projection = build_projection(config, "text", text_size)
+        setattr(self, f"{modality}_projection", build_projection(config, modality, modality_size))
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value, dtype=torch.float32))
         if config.logit_bias_init_value is not None:
             self.logit_bias = nn.Parameter(torch.tensor(config.logit_bias_init_value, dtype=torch.float32))
@@ -203,7 +208,7 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids)
         flags = output_flags(output_attentions, output_hidden_states)
         outputs = self._text_output(inputs, text_pooler_output, 1, flags)
-        outputs.pooler_output = self.text_projection(outputs.pooler_output)
+        outputs.pooler_output = self.text_projection(self._with_dropout(outputs.pooler_output))
         return outputs
 
     def _modality_features(
@@ -214,7 +219,7 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         output_hidden_states: bool | None,
     ) -> BaseModelOutputWithPooling:
         outputs = self._modality_output(inputs, pooled, output_flags(output_attentions, output_hidden_states))
-        outputs.pooler_output = self.modality_projection(outputs.pooler_output)
+        outputs.pooler_output = self.modality_projection(self._with_dropout(outputs.pooler_output))
         return outputs
 
     def _text_output(
@@ -263,11 +268,15 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
                 f"return_tensors='pt', got {describe(values)}"
             )
 
+    def _with_dropout(self, pooled: torch.Tensor) -> torch.Tensor:
+        """(B, H), in training with zeros in it, for a projection."""
+        return nn.functional.dropout(pooled, self.config.projection_dropout, self.training)
+
     def _dual_forward(
         self,
         text_inputs: dict[str, torch.Tensor | None],
         modality_inputs: dict[str, torch.Tensor | None],
-        pooled: tuple[torch.Tensor | None, torch.Tensor | None],
+        pooled_given: tuple[torch.Tensor | None, torch.Tensor | None],
         text_sub_batches: int,
         return_loss: bool,
         return_logits: bool,
@@ -275,7 +284,7 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
     ) -> DualEncoderOutput:
         """Run the towers that have inputs, take the pooled vectors of the others; logits and loss where both are."""
         modality, main_input = self.config.modality, self.main_input_name
-        text_pooled, modality_pooled = pooled
+        text_pooled, modality_pooled = pooled_given
         given = (text_inputs["input_ids"], text_inputs["inputs_embeds"], text_pooled)
         has_text = any(value is not None for value in given)
         has_modality = modality_inputs[main_input] is not None or modality_pooled is not None
@@ -290,11 +299,13 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         if has_text:
             text_output = self._text_output(text_inputs, text_pooled, text_sub_batches, flags)
             fields["text_model_output"] = text_output
-            fields["text_embeds"] = unit_norm(self.text_projection(text_output.pooler_output))  # (B, D)
+            pooled = self._with_dropout(text_output.pooler_output)
+            fields["text_embeds"] = unit_norm(self.text_projection(pooled))  # (B, D)
         if has_modality:
             modality_output = self._modality_output(modality_inputs, modality_pooled, flags)
             fields[f"{modality}_model_output"] = modality_output
-            fields[f"{modality}_embeds"] = unit_norm(self.modality_projection(modality_output.pooler_output))  # (B, D)
+            pooled = self._with_dropout(modality_output.pooler_output)
+            fields[f"{modality}_embeds"] = unit_norm(self.modality_projection(pooled))  # (B, D)
         if has_text and has_modality and (return_logits or return_loss):
             text_embeds = fields["text_embeds"]
             device = text_embeds.device  # with a device map the parts may lie on several

@@ -441,6 +441,15 @@ class ContrastiveArguments:
     )
     projection_dim: int = option(512, "Width of the shared space.")
     projection_type: Literal["linear", "mlp", "none"] = option("linear", "Projection of each tower.")
+    text_projection_type: Literal["linear", "mlp", "none"] | None = option(
+        None, "Projection of the text tower. Default: --projection_type."
+    )
+    projection_hidden_size: int | None = option(
+        None, "Width between the two layers of an mlp projection. Default: --projection_dim."
+    )
+    projection_dropout: float = option(
+        0.0, "Dropout of what goes into the projections; frozen towers on few pairs gain by 0.3."
+    )
     modality_pooling: Literal["cls", "mean", "max", "pooler"] | None = option(
         None, "Pooling of the image or audio tower. Default: the one it was trained with, else mean."
     )
@@ -455,6 +464,8 @@ class ContrastiveArguments:
         if self.max_seconds is not None and not _MIN_SECONDS <= self.max_seconds <= _MAX_SECONDS:
             limits = f"{_MIN_SECONDS:g} and {_MAX_SECONDS:g} seconds"
             raise ValueError(f"--max_seconds must lie between {limits}, got {self.max_seconds:g}")
+        if not 0 <= self.projection_dropout < 1:
+            raise ValueError(f"--projection_dropout must lie between 0 and 1, got {self.projection_dropout}")
         unknown = sorted(set(self.freeze) - {"text", "image", "audio"})
         if unknown:
             raise ValueError(f"--freeze takes text, image and audio, not {', '.join(unknown)}")
@@ -499,7 +510,8 @@ class LoraArguments:
 # Options that say nothing of a model that is there.
 _OF_A_NEW_MODEL = frozenset(
     (
-        *("pooling", "projection_dim", "projection_type", "modality_pooling"),
+        *("pooling", "projection_dim", "projection_type", "modality_pooling", "text_projection_type"),
+        *("projection_hidden_size", "projection_dropout"),
         *("image_size", "audio_preset", "max_seconds"),
     )
 )

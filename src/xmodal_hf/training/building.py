@@ -254,6 +254,9 @@ def build_dual_encoder(
     options: dict[str, Any] = {
         "projection_dim": contrastive.projection_dim,
         "projection_type": contrastive.projection_type,
+        "text_projection_type": contrastive.text_projection_type,
+        "projection_hidden_size": contrastive.projection_hidden_size,
+        "projection_dropout": contrastive.projection_dropout,
         "pooling": text.pooling,
         f"{modality}_pooling": contrastive.modality_pooling,
     }

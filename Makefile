@@ -12,7 +12,7 @@ PEERS := build/bench_peers
 BENCHMARKS := contrastive_step frozen sentence_step operators effective_batch losses padding encode data retrieval growth protocols
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-audio test test-peers check static docs format bench rehearse-gpu stress clean
+.PHONY: help install demo demo-scratch demo-audio test test-peers check static docs format bench rehearse-gpu stress clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ $(STAMP): setup.py constraints.txt
 
 demo: install  ## Train, evaluate, save and load back on the built-in emoji pictures (outputs/demo)
 	$(BIN)/python training_scripts/run_demo.py
+
+demo-scratch: install  ## The demo on emoji without pretrained towers (outputs/demo_scratch)
+	$(BIN)/python training_scripts/run_demo.py --from_scratch
 
 demo-audio: install  ## The same on the built-in notes and drums (outputs/demo_audio)
 	$(BIN)/python training_scripts/run_demo.py --modality audio

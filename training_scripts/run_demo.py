@@ -1,20 +1,25 @@
 """The main job on built-in data: both training phases, evaluation, save, load back, search.
 
     python training_scripts/run_demo.py                    # emoji and their names: outputs/demo
+    python training_scripts/run_demo.py --from_scratch     # the same without pretrained towers: outputs/demo_scratch
     python training_scripts/run_demo.py --modality audio   # notes and drums with captions: outputs/demo_audio
+
+On emoji, both phases start from towers that pip installs (`prepare_towers.py`): phase 1 goes on with the sentence encoder
+on the captions, and phase 2 trains the projections of both frozen towers, which embed each picture and caption once.
 
 Everything that it reports is in `results.json` there; pictures and the trained model lie beside it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +27,11 @@ from xmodal_hf.commands import command_parser, run_command
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS / "recipes"
-# Said in full, so that the launcher neither warns nor uses one core only, which is its default on a CPU.
+# Said in full, so that the launcher neither warns nor uses one core only, which is its default on a CPU; where others use
+# the machine too, OMP_NUM_THREADS says how many.
 LAUNCH_OPTIONS = (
     *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-    *("--num_cpu_threads_per_process", str(os.cpu_count())),
+    *("--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())),
 )
 # What of the results `--card_dir` gets.
 SHOWN_FILES = ("results.json", "contact_sheet.png", "map.png", "loss_curves.png")
@@ -44,6 +50,7 @@ class Demo:
         num_held_out: items of the test split that are evaluated.
         top_k: answers to a query.
         queries: free text that no training item is captioned with (checked at the start).
+        towers: modality to options of its pretrained tower, as `prepare_towers` takes them; empty: from scratch.
     """
 
     modality: Literal["image", "audio"]
@@ -54,14 +61,15 @@ class Demo:
     num_held_out: int
     top_k: int
     queries: tuple[str, ...]
+    towers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-DEMOS = {
+FROM_SCRATCH = {
     "image": Demo(
         modality="image",
-        output_dir=Path("outputs/demo"),
+        output_dir=Path("outputs/demo_scratch"),
         dataset="openmoji",
-        recipes=("demo_sentences.yaml", "demo_pairs.yaml"),
+        recipes=("demo_scratch_sentences.yaml", "demo_scratch_pairs.yaml"),
         split="openmoji, test split (whole base emoji held out)",
         num_held_out=300,
         top_k=5,
@@ -85,19 +93,32 @@ DEMOS = {
         ),
     ),
 }
+# 160 pixels take half the time of 224.
+PRETRAINED = {
+    "image": dataclasses.replace(
+        FROM_SCRATCH["image"],
+        output_dir=Path("outputs/demo"),
+        recipes=("demo_sentences.yaml", "demo_pairs.yaml"),
+        towers={"image": {"image_size": 160}, "text": {}},
+    )
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the stages one after the other, each as a user would."""
     parser = command_parser(__doc__)
-    parser.add_argument("--modality", choices=tuple(DEMOS), default="image", help="What is paired with text.")
+    parser.add_argument("--modality", choices=tuple(FROM_SCRATCH), default="image", help="What is paired with text.")
+    parser.add_argument("--from_scratch", action="store_true", help="Emoji: no pretrained towers (audio has none).")
     parser.add_argument("--output_dir", type=Path, help="Folder of all results.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of everything.")
     parser.add_argument("--max_steps", type=int, help="Stop each phase after that many steps (for a quick trial).")
+    parser.add_argument("--max_held_out", type=int, help="Measure fewer held-out items (for a quick trial).")
     parser.add_argument("--card_dir", type=Path, help="Also copy what the README shows and the model card needs there.")
     parser.add_argument("--search", action="store_true", help="Only answer the queries with the saved model.")
     options = parser.parse_args(args)
-    demo = DEMOS[options.modality]
+    demo = FROM_SCRATCH[options.modality] if options.from_scratch else (FROM_SCRATCH | PRETRAINED)[options.modality]
+    if options.max_held_out is not None:
+        demo = dataclasses.replace(demo, num_held_out=min(options.max_held_out, demo.num_held_out))
     folder: Path = options.output_dir or demo.output_dir
     if options.search:
         search(demo, folder)
@@ -108,7 +129,8 @@ def main(args: Sequence[str] | None = None) -> None:
     train_phases(demo, folder, options.seed, options.max_steps)
     results = evaluate_before_and_after(demo, folder, options.seed)
     # A process of its own, which knows nothing but the saved folder.
-    run([sys.executable, __file__, "--search", "--modality", demo.modality, "--output_dir", str(folder)])
+    same = ["--modality", demo.modality, "--output_dir", str(folder), "--max_held_out", str(demo.num_held_out)]
+    run([sys.executable, __file__, "--search", *same])
     results["search"] = json.loads((folder / "search.json").read_text(encoding="utf-8"))
     results["meta"]["seconds"] = round(time.perf_counter() - started, 1)
     (folder / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -131,16 +153,34 @@ def check_queries(demo: Demo) -> None:
 
 
 def train_phases(demo: Demo, folder: Path, seed: int, max_steps: int | None) -> None:
-    """Run both training scripts as they are launched by hand."""
+    """Run both training scripts as they are launched by hand, on towers from packages where the demo has some."""
+    towers = make_towers(demo, folder / "towers")
     limit = [] if max_steps is None else ["--max_steps", str(max_steps)]
     sentences, pairs = demo.recipes
     phases: tuple[tuple[str, str, Path, list[str]], ...] = (
-        ("train_sentence_embedding.py", sentences, folder / "phase1", []),
-        ("train_contrastive.py", pairs, folder / "model", ["--text_model", str(folder / "phase1")]),
+        ("train_sentence_embedding.py", sentences, folder / "phase1", tower_options(towers, "text")),
+        (
+            *("train_contrastive.py", pairs, folder / "model"),
+            ["--text_model", str(folder / "phase1"), *tower_options(towers, demo.modality)],
+        ),
     )
     for script, recipe, output, extra in phases:
         options = ["--recipe", str(RECIPES / recipe), "--output_dir", str(output), "--seed", str(seed)]
         run(["accelerate", "launch", *LAUNCH_OPTIONS, str(SCRIPTS / script), *options, *extra, *limit])
+
+
+def make_towers(demo: Demo, folder: Path) -> dict[str, Path]:
+    """Write the towers of a demo, as `prepare_towers.py` does, and return their folders by modality."""
+    if not demo.towers:
+        return {}
+    from xmodal_hf.hub.packaged_towers import prepare_towers
+
+    return prepare_towers(folder, demo.towers)
+
+
+def tower_options(towers: Mapping[str, Path], modality: str) -> list[str]:
+    """Return the option of a training script that names a tower; none from scratch."""
+    return [f"--{modality}_model", str(towers[modality])] if modality in towers else []
 
 
 def run(command: Sequence[str]) -> None:
@@ -158,6 +198,7 @@ def evaluate_before_and_after(demo: Demo, folder: Path, seed: int) -> dict[str, 
     from transformers import AutoModel, AutoProcessor
 
     from xmodal_hf.evaluation import as_embedder, embed_pairs
+    from xmodal_hf.evaluation.frozen import with_memory
     from xmodal_hf.evaluation.plots import alignment_uniformity_scatter, cosine_histogram, joint_map, loss_curves
     from xmodal_hf.training.log import LOG_NAME
 
@@ -166,7 +207,8 @@ def evaluate_before_and_after(demo: Demo, folder: Path, seed: int) -> dict[str, 
     rows = held_out(demo)
     results: dict[str, Any] = {}
     for name, model in (("before", untrained_copy(folder, processor, seed)), ("after", trained)):
-        embedder = as_embedder(model, processor)
+        # With one memory of the held-out items, which a frozen tower embeds once.
+        embedder = with_memory(as_embedder(model, processor), folder / "embeddings", f"{name} phase 2")
         pairs = embed_pairs(embedder, rows, demo.modality)
         results |= {f"{task}_{name}": numbers for task, numbers in measure(embedder, pairs, rows, seed).items()}
     embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
@@ -247,10 +289,12 @@ def search(demo: Demo, folder: Path) -> None:
 
     import xmodal_hf  # noqa: F401  (the Auto classes learn our models from it)
     from xmodal_hf.evaluation import as_embedder
+    from xmodal_hf.evaluation.frozen import with_memory
     from xmodal_hf.evaluation.plots import contact_sheet
 
     processor = AutoProcessor.from_pretrained(folder / "model")
-    embedder = as_embedder(AutoModel.from_pretrained(folder / "model"), processor)
+    trained = as_embedder(AutoModel.from_pretrained(folder / "model"), processor)
+    embedder = with_memory(trained, folder / "embeddings", "after phase 2")
     gallery = held_out(demo)
     items = embedder.encode_items(demo.modality, gallery[demo.modality])
     cosines = embedder.encode_text(list(demo.queries)) @ items.T  # (queries, items)

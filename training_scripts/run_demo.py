@@ -4,8 +4,9 @@
     python training_scripts/run_demo.py --from_scratch     # the same without pretrained towers: outputs/demo_scratch
     python training_scripts/run_demo.py --modality audio   # notes and drums with captions: outputs/demo_audio
 
-On emoji, both phases start from towers that pip installs (`prepare_towers.py`): phase 1 goes on with the sentence encoder
-on the captions, and phase 2 trains the projections of both frozen towers, which embed each picture and caption once.
+On emoji, both phases start from towers that pip installs (`prepare_towers.py`): phase 1 goes on with the sentence
+encoder on the captions, and phase 2 trains the projections of both frozen towers, which embed each picture and caption
+once.
 
 Everything that it reports is in `results.json` there; pictures and the trained model lie beside it.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 import time
@@ -27,12 +27,6 @@ from xmodal_hf.commands import command_parser, run_command
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS / "recipes"
-# Said in full, so that the launcher neither warns nor uses one core only, which is its default on a CPU; where others use
-# the machine too, OMP_NUM_THREADS says how many.
-LAUNCH_OPTIONS = (
-    *("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-    *("--num_cpu_threads_per_process", os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count())),
-)
 # What of the results `--card_dir` gets.
 SHOWN_FILES = ("results.json", "contact_sheet.png", "map.png", "loss_curves.png")
 
@@ -166,7 +160,7 @@ def train_phases(demo: Demo, folder: Path, seed: int, max_steps: int | None) -> 
     )
     for script, recipe, output, extra in phases:
         options = ["--recipe", str(RECIPES / recipe), "--output_dir", str(output), "--seed", str(seed)]
-        run(["accelerate", "launch", *LAUNCH_OPTIONS, str(SCRIPTS / script), *options, *extra, *limit])
+        run([sys.executable, str(SCRIPTS / script), *options, *extra, *limit])
 
 
 def make_towers(demo: Demo, folder: Path) -> dict[str, Path]:
@@ -186,8 +180,6 @@ def tower_options(towers: Mapping[str, Path], modality: str) -> list[str]:
 def run(command: Sequence[str]) -> None:
     """Print and run a command; where it fails, it has said why, and its exit status is the demo's."""
     print("$ " + " ".join(command), flush=True)
-    if command[0] == "accelerate":  # the one of this environment, whether or not that is activated
-        command = [str(Path(sys.executable).parent / "accelerate"), *command[1:]]
     status = subprocess.run(command).returncode
     if status:
         sys.exit(status)

@@ -111,9 +111,7 @@ def test_the_text_tower_has_a_memory_of_its_own(tmp_path):
     assert alone.text_tower is alone
 
 
-def test_models_on_the_same_frozen_towers_share_their_vectors(
-    tmp_path, image_text_model, image_text_processor, images
-):
+def test_models_on_the_same_frozen_towers_share_their_vectors(tmp_path, image_text_model, image_text_processor, images):
     other = copy.deepcopy(image_text_model)
     trained = copy.deepcopy(image_text_model)
     with torch.no_grad():

@@ -58,8 +58,11 @@ class EvaluationArguments:
     dtype: Literal["auto", "bfloat16", "float16"] = option("auto", "Autocast precision; auto keeps the weights' own.")
     device: str | None = option(None, "Such as cpu or cuda:1. Default: a GPU where there is one.")
     trust_remote_code: bool = option(False, "Run the code that comes with a checkpoint.")
-    cache_dir: str | None = option(None, "Keep embeddings here by content, for later runs; of a dual encoder the vectors of its towers, which models on the "
-        "same frozen towers share. Default: in memory only.")
+    cache_dir: str | None = option(
+        None,
+        "Keep embeddings here by content, for later runs; of a dual encoder the vectors of its towers, which models on "
+        "the same frozen towers share. Default: in memory only.",
+    )
     seed: int = option(0, "Of the bootstrap and of the subset that representation is measured on.")
     num_resamples: int = option(1000, "Of the bootstrap intervals; 0 leaves them out.")
 

@@ -89,7 +89,8 @@ def _identity(embedder: DualEncoderEmbedder, side: Side) -> str:
         inputs = tokenizer_fields(processor.tokenizer)
     else:
         inputs = processor_fields(processor.image_processor if side == "image" else processor.feature_extractor)
-    fields: dict[str, Any] = {"tower": tower_fields(embedder.model, side), "input": inputs, "long_clips": embedder.options.long_clips}
+    tower, long_clips = tower_fields(embedder.model, side), embedder.options.long_clips
+    fields: dict[str, Any] = {"tower": tower, "input": inputs, "long_clips": long_clips}
     if embedder.options.dtype is not None:
         fields["dtype"] = str(embedder.options.dtype)
     text = json.dumps(fields, sort_keys=True, default=str)

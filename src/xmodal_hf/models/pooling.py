@@ -29,7 +29,12 @@ def maximum(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
 
 def last_token(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Return the state of the last attended token: (B, T, H), (B, T) -> (B, H), whichever side is padded."""
-    return hidden[torch.arange(len(hidden), device=hidden.device), last_attended(attention_mask)]
+    return _state_at(hidden, last_attended(attention_mask))
+
+
+def _state_at(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return one state of each row: (B, T, H), (B,) -> (B, H). In words that a traced graph keeps for every B."""
+    return hidden.gather(1, index[:, None, None].expand(-1, -1, hidden.shape[-1])).squeeze(1)
 
 
 def end_of_text(
@@ -37,7 +42,7 @@ def end_of_text(
 ) -> torch.Tensor:
     """Return the state of each text's first end-of-text token: (B, T, H), (B, T), (B, T) -> (B, H)."""
     index = end_of_text_index(attention_mask, input_ids, eos_token_id)
-    return hidden[torch.arange(len(hidden), device=hidden.device), index]
+    return _state_at(hidden, index)
 
 
 def last_attended(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -63,12 +68,12 @@ def end_of_text_index(
     """
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
     first = attention_mask.int().argmax(dim=1, keepdim=True)  # (B, 1)
-    is_eos = torch.zeros_like(input_ids, dtype=torch.bool)
+    is_eos = torch.zeros_like(input_ids, dtype=torch.bool)  # changed out of place: the exporter to ONNX knows no |=
     for token_id in eos_ids(eos_token_id):
-        is_eos |= input_ids == token_id
+        is_eos = is_eos | (input_ids == token_id)
     is_real = attention_mask.bool()
     is_empty = ~(is_real & ~is_eos).any(dim=1, keepdim=True)  # (B, 1)
-    is_eos &= is_real & ((positions > first) | is_empty)
+    is_eos = is_eos & is_real & ((positions > first) | is_empty)
     return torch.where(is_eos.any(dim=1), is_eos.int().argmax(dim=1), last_attended(attention_mask))
 
 

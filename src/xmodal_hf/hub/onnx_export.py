@@ -1,0 +1,151 @@
+"""Both towers of a model as ONNX files, for programs without PyTorch: text.onnx beside image.onnx or audio.onnx.
+
+Each file takes what the processor gives and returns unit-norm embeddings (B, D), whose inner products are the cosines
+that the model gives. The batch is of any size, and so is the number of tokens where the tower allows it. Texts are
+padded on the right: a graph cannot move padding.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from ..messages import missing_package
+from ..models.modeling_dual_encoder import DualEncoder
+from ..models.modeling_sentence_encoder import SentenceEncoder
+from ..models.text_format import TextFormat
+
+# Largest difference between the file and the model, of unit-norm embeddings.
+TOLERANCE = 1e-5
+_PACKAGES = ("onnx", "onnxruntime")
+# The export traces these: of different lengths, so that one is padded.
+_TEXTS = ["a picture of a dog in the grass", "rain", "two birds"]
+_OPSET = 18
+
+
+class _Tower(nn.Module):
+    """One tower of a model: named tensors in, embeddings out.
+
+    Args:
+        model: whose forward runs that tower alone on these inputs.
+        names: of the inputs, in the order in which `forward` gets them.
+        field: of the output that holds the embeddings.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str], field: str) -> None:
+        super().__init__()
+        self.model, self.names, self.field = model, names, field
+        self.flags = {"return_logits": False} if isinstance(model, DualEncoder) else {}
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """(B, ...) each -> (B, D) of unit norm."""
+        return self.model(**dict(zip(self.names, inputs, strict=True)), **self.flags)[self.field]
+
+
+def export_onnx(
+    model: DualEncoder | SentenceEncoder, processor: ProcessorMixin | PreTrainedTokenizerBase, folder: Path
+) -> dict[str, float]:
+    """Write the towers of a model as ONNX files, and compare each with the model on inputs of two sizes.
+
+    Args:
+        model: in fp32 on the CPU.
+        processor: of the model; a sentence encoder's is its tokenizer.
+        folder: for the files; it is made.
+
+    Returns:
+        File name to the largest difference of its embeddings from the model's.
+
+    Raises:
+        ImportError: without onnx and onnxruntime, which the extra `onnx` installs.
+        ValueError: when a file gives other embeddings than the model, by more than TOLERANCE.
+    """
+    for name in _PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise missing_package("the export to ONNX", name, "onnx")
+    folder.mkdir(parents=True, exist_ok=True)
+    model.eval()
+    differences = {}
+    for side, inputs in _example_inputs(model, processor).items():
+        tower = _Tower(model, list(inputs), f"{side}_embeds").eval()
+        path = folder / f"{side}.onnx"
+        _write(tower, inputs, path)
+        differences[path.name] = _largest_difference(tower, inputs, path)
+    return differences
+
+
+def _example_inputs(
+    model: DualEncoder | SentenceEncoder, processor: ProcessorMixin | PreTrainedTokenizerBase
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Return inputs of three items for each tower, made by the processor."""
+    tokenizer = processor if isinstance(model, SentenceEncoder) else processor.tokenizer
+    text_format = TextFormat.of(model, tokenizer)
+    examples = {"text": dict(text_format.collate(text_format.tokenize(_TEXTS)))}
+    if isinstance(model, SentenceEncoder):
+        return examples
+    generator = np.random.default_rng(0)
+    if model.config.modality == "image":
+        images = [Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in _TEXTS]
+        examples["image"] = dict(processor(images=images, return_tensors="pt"))
+    else:
+        extractor = processor.feature_extractor
+        clips = [generator.standard_normal(extractor.sampling_rate).astype(np.float32) for _ in _TEXTS]
+        settings = {"sampling_rate": extractor.sampling_rate}
+        examples["audio"] = dict(processor(audio=clips, audio_kwargs=settings, return_tensors="pt"))
+    return examples
+
+
+def _write(tower: _Tower, inputs: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Export a tower with a free batch size, and a free number of tokens for texts.
+
+    By tracing: the exporter on torch.export fixes the batch size of CLIP's text tower (torch 2.11, measured).
+    """
+    free = {0: "batch", 1: "tokens"} if _has_free_length(tower, inputs) else {0: "batch"}
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of checks of shapes, which a trace does not repeat, and of the exporter's successor.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            tower,
+            tuple(inputs.values()),
+            str(path),
+            input_names=list(inputs),
+            output_names=["embeds"],
+            dynamic_axes={**dict.fromkeys(inputs, free), "embeds": {0: "batch"}},
+            opset_version=_OPSET,
+            dynamo=False,
+        )
+
+
+def _has_free_length(tower: _Tower, inputs: Mapping[str, torch.Tensor]) -> bool:
+    return "input_ids" in inputs and tower.model.config.text_length is None
+
+
+def _largest_difference(tower: _Tower, inputs: Mapping[str, torch.Tensor], path: Path) -> float:
+    """Return by how much the file differs from the model: on the traced inputs, and on fewer and shorter ones.
+
+    Raises:
+        ValueError: when that is more than TOLERANCE.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    is_text = _has_free_length(tower, inputs)
+    # The second text is short.
+    fewer = {name: value[1:2, :-1] if is_text else value[1:2] for name, value in inputs.items()}
+    taken = [item.name for item in session.get_inputs()]  # without those that change nothing, such as CLAP's is_longer
+    largest = 0.0
+    for each in (inputs, fewer):
+        with torch.no_grad():
+            expected = tower(*each.values()).numpy()
+        (found,) = session.run(["embeds"], {name: each[name].numpy() for name in taken})
+        largest = max(largest, float(np.abs(found - expected).max()))
+    if not largest <= TOLERANCE:  # in these words a NaN is refused too
+        raise ValueError(f"{path.name} gives other embeddings than the model, by {largest:.1e}: it is of no use")
+    return largest

@@ -48,8 +48,9 @@ static: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-peers: install $(PEERS)  ## The tests that compare with open_clip, timm and img2dataset themselves, which `test` leaves out
-	PYTHONPATH=$(PEERS) $(PYTEST) -m "slow or not slow" tests/models tests/hub tests/data/test_layouts.py
+test-peers: install $(PEERS)  ## The tests that need open_clip, timm, onnx, torchao and other peers, which `test` leaves out
+	PYTHONPATH=$(PEERS) $(PYTEST) -m "slow or not slow" tests/models tests/hub tests/data/test_layouts.py \
+		tests/test_interoperability.py
 
 format: install  ## Sort imports, mend what ruff can, format
 	$(BIN)/ruff check --fix .

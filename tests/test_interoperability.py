@@ -1,8 +1,8 @@
 """Programs of others on our models, as their users call them: Trainer, FAISS through datasets, torchao.
 
 Tested elsewhere: pipelines (models/test_pipelines.py), sentence-transformers (hub/test_sentence_transformers.py),
-torch.compile (models/test_dual_encoder.py), ONNX (hub/test_onnx_export.py), mteb (evaluation/test_mteb.py). What needs a
-package that is not installed is skipped; `make test-peers` has them all but mteb's.
+torch.compile (models/test_dual_encoder.py), ONNX (hub/test_onnx_export.py), mteb (evaluation/test_mteb.py). What needs
+a package that is not installed is skipped; `make test-peers` has them all but mteb's.
 """
 
 import copy

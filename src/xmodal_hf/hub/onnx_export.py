@@ -40,7 +40,9 @@ class _Tower(nn.Module):
         field: of the output that holds the embeddings.
     """
 
-    def __init__(self, model: nn.Module, names: list[str], field: str) -> None:
+    model: DualEncoder | SentenceEncoder
+
+    def __init__(self, model: DualEncoder | SentenceEncoder, names: list[str], field: str) -> None:
         super().__init__()
         self.model, self.names, self.field = model, names, field
         self.flags = {"return_logits": False} if isinstance(model, DualEncoder) else {}

@@ -90,7 +90,7 @@ def stage(arguments: PublishArguments, card: CardArguments, folder: Path) -> Pat
         return stage_metric(arguments.metric, folder)
     checkpoint = Path(str(arguments.checkpoint))
     if arguments.text_only:
-        return stage_text_encoder(checkpoint, folder, arguments.repo_id, card)
+        return stage_text_encoder(checkpoint, folder, arguments.repo_id, card, arguments.truncate_dim)
     if is_adapter(checkpoint):
         return stage_adapter(checkpoint, folder, arguments.repo_id, card)
     stage_checkpoint(checkpoint, folder, arguments.repo_id, card, arguments.include)

@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, D embedding, V views of a sentence batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -296,6 +296,67 @@ class JointObjective:
 
     def __call__(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
         return self.loss(self.encode(model, batch))
+
+
+class MatryoshkaObjective:
+    """Another objective at nested prefixes of the embeddings (Kusupati et al. 2022, eq. 1), whose losses are added.
+
+    Each prefix is scaled to length one again. The terms of an objective that do not depend on embeddings, such as
+    masked language modelling, are counted once.
+
+    Args:
+        objective: of pairs, sentences or both.
+        dims: widths of the prefixes; the whole width is always among them.
+
+    Raises:
+        ValueError: no width, or one below 1; when the loss is taken, one above that of the embeddings.
+
+    Example:
+        >>> objective = MatryoshkaObjective(CrossModalObjective("clip"), [256, 128, 64])
+    """
+
+    def __init__(self, objective: Any, dims: Sequence[int]) -> None:
+        if not dims or min(dims) < 1:
+            raise ValueError(f"dims must be widths of at least 1, got {list(dims)}")
+        self.objective = objective
+        self.dims = sorted(set(dims), reverse=True)
+
+    @property
+    def scale_bounds(self) -> tuple[float, float] | None:
+        return self.objective.scale_bounds
+
+    def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
+        return self.objective.micro_batches(batch, micro_batch_size)
+
+    def encode(self, model: nn.Module, batch: Batch) -> Embeddings:
+        return self.objective.encode(model, batch)
+
+    def loss(self, embeds: Embeddings) -> ObjectiveOutput:
+        whole = self.objective.loss(embeds)
+        total, logs = whole.loss, dict(whole.logs)
+        for dim in self.dims:
+            widths = {len(rows.T) for name, rows in embeds.items() if name.endswith("_embeds")}
+            if dim > min(widths):
+                raise ValueError(
+                    f"a prefix of {dim} dimensions needs embeddings of at least as many, got {min(widths)}"
+                )
+            if widths == {dim}:
+                continue
+            part = self.objective.loss(_prefixes(embeds, dim)).loss
+            total, logs[f"loss@{dim}"] = total + part, part.detach()
+        return ObjectiveOutput(total, logs | {"loss": total.detach()})
+
+    def __call__(self, model: nn.Module, batch: Batch) -> ObjectiveOutput:
+        return self.loss(self.encode(model, batch))
+
+
+def _prefixes(embeds: Embeddings, dim: int) -> Embeddings:
+    """The first dimensions of all embeddings, of length one; without what does not depend on them."""
+    return {
+        name: nn.functional.normalize(rows[:, :dim], dim=1) if name.endswith("_embeds") else rows
+        for name, rows in embeds.items()
+        if not name.startswith("mlm_")
+    }
 
 
 def _text_ids(embeds: Embeddings) -> Tensor | None:

@@ -232,3 +232,23 @@ def save_recipe(path: Path, *arguments: Any) -> None:
     for instance in arguments:
         resolved |= dataclasses.asdict(instance)
     path.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+
+
+def parse_dims(values: Any) -> list[int] | None:
+    """Return widths given as "512,256", as several values or as a list; None for none.
+
+    Raises:
+        ValueError: one is no integer of at least 1.
+
+    Example:
+        >>> parse_dims(["512,256", 64])
+        [512, 256, 64]
+    """
+    if values is None:
+        return None
+    words = [
+        word.strip() for value in ([values] if isinstance(values, str) else values) for word in str(value).split(",")
+    ]
+    if not words or not all(word.isdigit() and int(word) for word in words):
+        raise ValueError(f"--matryoshka_dims takes integers of at least 1, such as 512,256,128; got {' '.join(words)}")
+    return [int(word) for word in words]

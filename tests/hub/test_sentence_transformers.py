@@ -61,6 +61,18 @@ def test_export_of_every_head(
     assert expected.shape == (4, fields.get("head_dim", 32))
 
 
+@pytest.mark.parametrize("fields", [{"head": "none"}, {"head": "mlp", "head_dim": 12}])
+def test_export_of_the_first_dimensions(
+    fields: dict, tmp_path: Path, make_sentence_encoder: Callable, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    model = make_sentence_encoder(**fields)
+    export_sentence_transformers(model, tokenizer, tmp_path, truncate_dim=5)
+    expected = model.encode(SENTENCES, tokenizer=tokenizer, normalize=False)[:, :5]
+    assert_same(vectors(tmp_path, SENTENCES), torch.nn.functional.normalize(expected, dim=1))
+    with pytest.raises(ValueError, match="truncate_dim must lie between 1 and the model's"):
+        export_sentence_transformers(model, tokenizer, tmp_path / "other", truncate_dim=64)
+
+
 @pytest.mark.parametrize("tower", PLAIN_TOWERS)
 def test_export_of_every_tower(
     tower: str, tmp_path: Path, make_sentence_encoder: Callable, tokenizer: PreTrainedTokenizerBase

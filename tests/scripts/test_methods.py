@@ -5,11 +5,15 @@ import runpy
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
+from xmodal_hf.data.sources import load_pairs
+from xmodal_hf.evaluation.embed import TruncatedEmbedder, embed_pairs
+from xmodal_hf.evaluation.loading import load_embedder
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 
@@ -117,3 +121,23 @@ def test_combinations_that_make_no_sense_exit_with_the_fix(run_main, options, me
     with pytest.raises(SystemExit):
         run_main("train_contrastive.py", "--dataset", "a", *options)
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_matryoshka_trains_resumes_and_is_measured_at_each_width(run_main, pair_options, tmp_path):
+    options = [*pair_options, "--matryoshka_dims", "8,4", 2]
+    check_resumed(run_main, "train_contrastive.py", options, tmp_path, ImageTextDualEncoder)
+    out = tmp_path / "results"
+    pairs = pair_options[1]
+    measure = ["--model", tmp_path / "whole", "--tasks", "retrieval", "--pairs", pairs, "--num_resamples", 5]
+    run_main("evaluate_model.py", *measure, "--output_dir", out, "--matryoshka_dims", "4,2")
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert {"retrieval", "retrieval_dim4", "retrieval_dim2"} < results.keys()
+    assert results["retrieval_dim2"]["num_items"] == results["retrieval"]["num_items"] == 48
+    embedder = load_embedder(str(tmp_path / "whole"))
+    items = [json.loads(line) for line in Path(pairs).read_text("utf-8").splitlines()]
+    found = embed_pairs(TruncatedEmbedder(embedder, 2), load_pairs(pairs))
+    whole = embed_pairs(embedder, load_pairs(pairs))
+    cut = whole.text_embeds[:, :2] / np.linalg.norm(whole.text_embeds[:, :2], axis=1, keepdims=True)
+    assert len(items) == len(found.modality_embeds) and np.allclose(found.text_embeds, cut, atol=1e-5)
+    with pytest.raises(ValueError, match="--matryoshka_dims 9: the model's vectors have 8 dimensions"):
+        run_main("evaluate_model.py", *measure, "--output_dir", out, "--matryoshka_dims", 9)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from xmodal_hf.data.column_names import ID_COLUMNS, NEGATIVE_TEXT_COLUMNS, TEXT_COLUMNS
-from xmodal_hf.options import one_or_several, option
+from xmodal_hf.options import one_or_several, option, parse_dims
 
 from .prompts import PROMPT_SETS
 from .tasks import TASKS
@@ -55,6 +55,13 @@ class EvaluationArguments:
             "are near to many queries. csls looks at all queries of the test, or at --query_bank; querybank needs it."
         },
     )
+    matryoshka_dims: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Widths, such as 256,128,64: the tasks are also measured with the first dimensions of each vector, "
+            "of length one again, under the names <task>_dim<width>."
+        },
+    )
     dtype: Literal["auto", "bfloat16", "float16"] = option("auto", "Autocast precision; auto keeps the weights' own.")
     device: str | None = option(None, "Such as cpu or cuda:1. Default: a GPU where there is one.")
     trust_remote_code: bool = option(False, "Run the code that comes with a checkpoint.")
@@ -73,6 +80,7 @@ class EvaluationArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")
+        self.matryoshka_dims = parse_dims(self.matryoshka_dims)  # type: ignore[assignment]
         if isinstance(self.retrieval_scores, str):  # from Python, one is enough
             self.retrieval_scores = [self.retrieval_scores]
         unknown = [name for name in self.retrieval_scores if name not in RETRIEVAL_SCORES]

@@ -179,6 +179,52 @@ class FunctionEmbedder(Embedder):
         return _float32(self._encode_sentences(_checked_texts(texts)), normalize)
 
 
+class TruncatedEmbedder(Embedder):
+    """The first dimensions of another embedder's vectors, of length one again.
+
+    Args:
+        embedder: of vectors with at least that many dimensions.
+        dim: how many are kept.
+    """
+
+    def __init__(self, embedder: Embedder, dim: int):
+        self._embedder, self._dim = embedder, dim
+
+    @property
+    def modality(self) -> Modality | None:
+        return self._embedder.modality
+
+    @property
+    def logit_scale(self) -> float | None:
+        return self._embedder.logit_scale
+
+    @property
+    def sampling_rate(self) -> int | None:
+        return self._embedder.sampling_rate
+
+    @property
+    def max_seconds(self) -> float | None:
+        return self._embedder.max_seconds
+
+    @property
+    def text_tower(self) -> Embedder:
+        return TruncatedEmbedder(self._embedder.text_tower, self._dim)
+
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
+        return self._cut(self._embedder.encode_text(texts, normalize=False), normalize)
+
+    def encode_image(self, images: Iterable[Any]) -> np.ndarray:
+        return self._cut(self._embedder.encode_image(images))
+
+    def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
+        return self._cut(self._embedder.encode_audio(clips))
+
+    def _cut(self, embeds: np.ndarray, normalize: bool = True) -> np.ndarray:
+        if embeds.shape[1] < self._dim:
+            raise ValueError(f"--matryoshka_dims {self._dim}: the model's vectors have {embeds.shape[1]} dimensions")
+        return _float32(np.ascontiguousarray(embeds[:, : self._dim]), normalize)
+
+
 class TextModelEmbedder(Embedder):
     """A text model: a `SentenceEncoder`, or any Auto text model with a pooling over its last hidden state."""
 

@@ -19,10 +19,10 @@ from xmodal_hf.data.bad_items import summary
 from . import plots
 from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
 from .bootstrap import keep_resamples, percentile_interval
-from .embed import Embedder
+from .embed import Embedder, TruncatedEmbedder
 from .loading import model_identity
 from .tasks import TASKS, headline_metrics
-from .tasks.context import TaskContext
+from .tasks.context import Run, TaskContext
 
 RESULTS_NAME = "results.json"
 RESAMPLES_NAME = "resamples.npz"
@@ -47,8 +47,12 @@ def run_suite(
         After each task the results so far, {task: {metric: number}, "meta": {...}}, with the resamples of those that
         have intervals, and what draws the task's figures by file name.
     """
-    context = TaskContext(embedder, arguments, data)
-    runs = {task: TASKS[task].loader()(context) for task in task_names(arguments)}
+    runs: dict[str, Run] = {}
+    for dim in (None, *(arguments.matryoshka_dims or ())):
+        measured = embedder if dim is None else TruncatedEmbedder(embedder, int(dim))
+        context = TaskContext(measured, arguments, data)
+        suffix = "" if dim is None else f"_dim{dim}"
+        runs |= {f"{task}{suffix}": TASKS[task].loader()(context) for task in task_names(arguments)}
     results: Results = {}
     resamples: Resamples = {}
     task_meta: dict[str, Any] = {}
@@ -67,7 +71,7 @@ def run_suite(
             "name": model_name(arguments),
             "tasks": dict(task_meta),
         }
-        yield results | {"meta": meta}, resamples, outcome.draw
+        yield results | {"meta": meta}, resamples, outcome.draw if task in TASKS else dict
 
 
 def model_name(arguments: EvaluationArguments) -> str:

@@ -18,6 +18,9 @@ class PublishArguments:
         "Of --checkpoint, publish the language encoder alone (pooling, projection, normalisation), as a "
         "sentence-transformers model that needs no code of this package.",
     )
+    truncate_dim: int | None = option(
+        None, "With --text_only: keep that many of the first dimensions, as --matryoshka_dims of training allows."
+    )
     repo_id: str = option("", "Repository on the Hub, user/name; made when missing. Required.")
     private: bool = option(False, "Make a new repository private; an existing one stays what it is.")
     branch: str = option("main", "Branch that gets the commit; made from main when missing.")
@@ -53,6 +56,8 @@ class PublishArguments:
             raise ValueError(f"--repo_id must be user/name, got {self.repo_id!r}")
         if (self.checkpoint is None) == (self.metric is None):
             raise ValueError("pass one of --checkpoint and --metric")
+        if self.truncate_dim is not None and not (self.text_only and self.truncate_dim >= 1):
+            raise ValueError("--truncate_dim takes a width of at least 1 and needs --text_only")
         if self.timeout <= 0:
             raise ValueError(f"--timeout must be positive, got {self.timeout}")
         if self.card_only and self.checkpoint is None:

@@ -47,6 +47,16 @@ METHODS = (
         counts=lambda value: value is not None and value > 1,
     ),
     Method(
+        "matryoshka_dims",
+        "The loss was also taken of the first {} dimensions, so that vectors can be cut there.",
+        """@inproceedings{kusupati2022matryoshka,
+  title={Matryoshka Representation Learning},
+  author={Kusupati, Aditya and Bhatt, Gantavya and Rege, Aniket and others},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2022}
+}""",
+    ),
+    Method(
         "negative_text_column",
         "Negative captions (column {}) were further columns of the cross-entropy of items over texts.",
         """@inproceedings{yuksekgonul2023when,

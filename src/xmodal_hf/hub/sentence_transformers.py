@@ -62,7 +62,11 @@ _IDENTITY = nn.Identity
 
 
 def export_sentence_transformers(
-    model: SentenceEncoder | DualEncoder, tokenizer: PreTrainedTokenizerBase, folder: str | Path
+    model: SentenceEncoder | DualEncoder,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    truncate_dim: int | None = None,
 ) -> Path:
     """Write the language encoder of a model for `SentenceTransformer(folder)` and `AutoModel.from_pretrained(folder)`.
 
@@ -70,6 +74,8 @@ def export_sentence_transformers(
         model: a sentence encoder, or a dual encoder, whose text projection is exported too.
         tokenizer: the model's.
         folder: made when missing.
+        truncate_dim: keep that many of the first dimensions, as a model trained with `--matryoshka_dims` allows; the
+            vectors are of length one again. None: all.
 
     SigLIP's text tower, which `AutoModel` does not know alone, is written as the MegatronBERT that it is, with its
     head as a Dense module. Texts are padded as the model pads them: those of SigLIP's tower to its length, without a
@@ -93,6 +99,8 @@ def export_sentence_transformers(
         _check_ends_texts(model, tokenizer)
     if pooling == "pooler" and has_fixed_length(model.text_model):  # of the last position
         pooling, layers = "last", [(model.text_model.head, _IDENTITY), *layers]
+    if truncate_dim is not None:
+        layers = _cut_layers(layers, tower_hidden_size(tower.config, "text_config"), truncate_dim)
     tower.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -152,6 +160,25 @@ def _dense_layers(model: SentenceEncoder | DualEncoder) -> list[tuple[nn.Linear,
     if isinstance(model.head, nn.Sequential):
         return _linear(model.head[0], type(model.head[1]))
     return _linear(model.head)
+
+
+def _cut_layers(
+    layers: list[tuple[nn.Linear, type[nn.Module]]], hidden_size: int, dim: int
+) -> list[tuple[nn.Linear, type[nn.Module]]]:
+    """Return the layers after the pooling, of which the last gives the first `dim` dimensions only."""
+    width = layers[-1][0].out_features if layers else hidden_size
+    if not 1 <= dim <= width:
+        raise ValueError(f"truncate_dim must lie between 1 and the model's {width} dimensions, got {dim}")
+    if not layers:
+        cut = nn.Linear(hidden_size, dim, bias=False)
+        cut.weight.data = torch.eye(dim, hidden_size)
+        return [(cut, _IDENTITY)]
+    last, activation = layers[-1]
+    cut = nn.Linear(last.in_features, dim, bias=last.bias is not None)
+    cut.weight.data = last.weight.data[:dim].clone()
+    if last.bias is not None:
+        cut.bias.data = last.bias.data[:dim].clone()
+    return [*layers[:-1], (cut, activation)]
 
 
 def _linear(layer: nn.Module, activation: type[nn.Module] = _IDENTITY) -> list[tuple[nn.Linear, type[nn.Module]]]:

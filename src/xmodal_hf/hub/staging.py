@@ -83,7 +83,9 @@ def stage_checkpoint(
     return folder
 
 
-def stage_text_encoder(checkpoint: Path, folder: Path, repo_id: str, card: CardArguments) -> Path:
+def stage_text_encoder(
+    checkpoint: Path, folder: Path, repo_id: str, card: CardArguments, truncate_dim: int | None = None
+) -> Path:
     """Fill a new folder with the language encoder of a checkpoint alone, which needs no code of this package.
 
     Args:
@@ -91,6 +93,7 @@ def stage_text_encoder(checkpoint: Path, folder: Path, repo_id: str, card: CardA
         folder: made here; may exist if it is empty.
         repo_id: what the card tells people to load.
         card: what the card says beside what the files do.
+        truncate_dim: keep that many of the first dimensions; None: all.
 
     Raises:
         ValueError: as `stage_checkpoint` and `export_sentence_transformers` do.
@@ -104,7 +107,7 @@ def stage_text_encoder(checkpoint: Path, folder: Path, repo_id: str, card: CardA
     with new_folder(folder):
         model = AutoModel.from_pretrained(checkpoint)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, config=model.config.text_config)
-        export_sentence_transformers(model, tokenizer, folder)
+        export_sentence_transformers(model, tokenizer, folder, truncate_dim=truncate_dim)
         (folder / CARD_NAME).write_text(render_card(sources, repo_id, card), encoding="utf-8")
         check_folder(folder, repo_id)
     return folder

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from ..commands import require_package
 from ..data.column_names import ID_COLUMNS, TEXT_COLUMNS
 from ..losses.registry import LOSSES, SENTENCE_LOSSES, join_choices
-from ..options import one_or_several, option
+from ..options import one_or_several, option, parse_dims
 from .loss_arguments import add_weights, describe_losses
 
 # Tracker of Accelerate -> the module that it imports, the package that has it, and the extra that installs that. A
@@ -89,6 +89,13 @@ class TrainingArguments:
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast precision.")
     gradient_checkpointing: bool = option(False, "Recompute tower activations in backward: less memory, more time.")
     torch_compile: bool = option(False, "Compile the towers with torch.compile; the first steps then take longer.")
+    matryoshka_dims: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Widths, such as 512,256,128,64: the loss is also taken of the first dimensions of each vector, of "
+            "length one again, so that vectors can be cut there (Matryoshka). The whole width is always among them."
+        },
+    )
     ema_decay: float | None = option(
         None, "Average the weights over the steps with that decay (0.999, say); the average is evaluated and released."
     )
@@ -130,6 +137,7 @@ class TrainingArguments:
     )
 
     def __post_init__(self) -> None:
+        self.matryoshka_dims = parse_dims(self.matryoshka_dims)  # type: ignore[assignment]
         for name in ("num_epochs", "batch_size", "max_steps", "micro_batch_size", "text_sub_batches", "keep_last"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -9,7 +9,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..objectives import JointObjective, Objective
+from ..objectives import JointObjective, MatryoshkaObjective, Objective
 from .arguments import (
     ContrastiveArguments,
     LoraArguments,
@@ -56,7 +56,8 @@ def build_sentence_phase(
     tokenizer = build_tokenizer(text, lambda: texts_of(None, table))
     model = build_sentence_encoder(text, sentence, tokenizer)
     check_max_length(model, tokenizer, text)
-    objective = build_sentence_objective(sentence, table, text_sub_batches(training, accelerator))
+    objective: Objective = build_sentence_objective(sentence, table, text_sub_batches(training, accelerator))
+    objective = with_matryoshka(objective, training)
     loader = build_sentence_loader(accelerator, table, tokenizer, training, text, sentence)
     return Phase(model, objective, loader, tokenizer)
 
@@ -89,11 +90,17 @@ def build_pair_phase(
     any_longer = "audio" not in frozen_sides(model)
     loader = build_pair_loader(accelerator, table, processor, training, text, pairs, features, any_longer)
     if sentences is None:
-        return Phase(model, cross_modal, loader, processor)
+        return Phase(model, with_matryoshka(cross_modal, training), loader, processor)
     objective = JointObjective(
         cross_modal, build_sentence_objective(sentence, sentences, sub_batches), contrastive.sentence_weight
     )
     sentence_part = build_sentence_loader(
         accelerator, sentences, processor.tokenizer, training, text, sentence, contrastive.sentence_batch_size
     )
-    return Phase(model, objective, JointLoader(loader, sentence_part), processor)
+    return Phase(model, with_matryoshka(objective, training), JointLoader(loader, sentence_part), processor)
+
+
+def with_matryoshka(objective: Objective, training: TrainingArguments) -> Objective:
+    """Return the objective, at nested prefixes of the embeddings where the options ask for it."""
+    dims = training.matryoshka_dims
+    return objective if dims is None else MatryoshkaObjective(objective, dims)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from transformers import ClapFeatureExtractor, PreTrainedTokenizerBase, Processo
 
 from ..losses.positives import NO_TEXT
 from .clips import check_equal_lengths, clap_features, to_clip_length
+from .modalities import MODALITY_NAMES, modality_of_columns
 from .sampling import SENTENCE_VIEWS, text_id
 from .seeding import EpochIndex, row_generator
 
@@ -79,15 +80,19 @@ class PairCollator:
 
     def media(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The inputs of the image or audio tower, or its pooled vectors (B, H) where the rows have them."""
-        for name in ("image_pooler_output", "audio_pooler_output"):
+        for name in (f"{modality}_pooler_output" for modality in MODALITY_NAMES):
             if name in rows[0]:
                 return _stacked(name, rows)
-        if "audio" not in rows[0]:
-            images = [row["image"] for row in rows]
-            if self.image_augment is not None:
-                positions = [row["position"] for row in rows]
-                images = [self.image_augment(*item) for item in zip(images, positions, strict=True)]
-            return dict(self.processor(images=images, return_tensors="pt"))
+        return {"image": self._images, "audio": self._sounds}[modality_of_columns(rows[0])](rows)
+
+    def _images(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        images = [row["image"] for row in rows]
+        if self.image_augment is not None:
+            positions = [row["position"] for row in rows]
+            images = [self.image_augment(*item) for item in zip(images, positions, strict=True)]
+        return dict(self.processor(images=images, return_tensors="pt"))
+
+    def _sounds(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         inputs = self._audio(rows)
         if self.feature_augment is not None:
             name = self.processor.feature_extractor.model_input_names[0]  # input_features, or AST's input_values

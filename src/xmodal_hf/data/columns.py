@@ -21,23 +21,11 @@ from datasets import ClassLabel, Features
 from .column_names import ID_COLUMNS, TEXT_COLUMNS
 from .formats import Modality
 from .identity import is_empty
+from .modalities import MODALITIES
 from .tables import find_column
 
 logger = logging.getLogger(__name__)
 
-# Usual names, the most specific first.
-PATH_COLUMNS = (
-    *("file_name", "file_names", "filename", "filepath", "file_path", "slice_file_name", "fname", "file", "path"),
-    "sound_name",
-)
-IMAGE_COLUMNS = (
-    *("image", "images", "img", "jpg", "jpeg", "png", "webp", "image_path", "image_file", "image_file_name"),
-    *PATH_COLUMNS,
-)
-AUDIO_COLUMNS = (
-    *("audio", "sound", "wav", "flac", "mp3", "ogg", "audio_path", "audio_file", "audio_file_name"),
-    *PATH_COLUMNS,
-)
 # Columns whose values may be the names of files without their endings: WavCaps, AudioCaps, img2dataset.
 NAME_COLUMNS = ("id", "youtube_id", "audiocap_id", "key", "image_id", "audio_id")
 # What img2dataset writes beside each row; rows that it could not download hold nothing.
@@ -49,7 +37,7 @@ TextColumns = str | Sequence[str] | None
 
 def media_names(modality: Modality) -> tuple[str, ...]:
     """Usual names of the column of a modality."""
-    return IMAGE_COLUMNS if modality == "image" else AUDIO_COLUMNS
+    return MODALITIES[modality].columns
 
 
 def find_media(columns: Sequence[str], modality: Modality, given: str | None) -> str:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO
 
 import fsspec
-from datasets import Value
+from datasets import Image, Value
 from fsspec.implementations.local import LocalFileSystem
 
 from .errors import BadItemError
@@ -22,6 +22,8 @@ from .local_files import MAX_FILE_BYTES, check_size, open_regular, read_at_most,
 
 # "zip://member::/path/archive.zip", the way fsspec and datasets write a member of an archive.
 _ZIP_SCHEME, _TAR_SCHEME, _SEPARATOR = "zip://", "tar://", "::"
+# Of an image column.
+PICTURE_CELL = Image()
 # The undecoded form of an audio column; the `Audio` feature would want torchcodec.
 AUDIO_CELL = {"bytes": Value("binary"), "path": Value("string")}
 _REMOTE = "://"

@@ -8,7 +8,7 @@ with the command that converts it (`conversion`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import PurePosixPath
 from typing import Literal
@@ -58,13 +58,22 @@ def image_formats() -> tuple[str, ...]:
 @cache
 def readable_endings(modality: Modality) -> frozenset[str]:
     """Endings, in lower case with their dot, of the files that the decoder of a modality reads here."""
-    if modality == "image":
-        Image.init()
-        return frozenset(ending for ending, name in Image.registered_extensions().items() if name in image_formats())
+    return _READABLE[modality]()
+
+
+def _picture_endings() -> frozenset[str]:
+    Image.init()
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in image_formats())
+
+
+def _sound_endings() -> frozenset[str]:
     import soundfile  # not installed in demo Spaces of image models, which carry this module
 
     present = soundfile.available_formats()
     return frozenset(ending for name, endings in _SOUNDFILE_ENDINGS.items() if name in present for ending in endings)
+
+
+_READABLE: dict[Modality, Callable[[], frozenset[str]]] = {"image": _picture_endings, "audio": _sound_endings}
 
 
 def ending(name: str) -> str:

@@ -30,6 +30,7 @@ from .errors import BadItemError
 from .formats import Modality, conversion, ending, is_readable, is_unreadable, left_out_note
 from .local_files import read_at_most, read_regular
 from .located import TABLE_FOLDERS, archive_members, find_places, locate
+from .modalities import MODALITY_NAMES
 from .splits import (
     ALL,
     files_of_split,
@@ -163,8 +164,7 @@ def _in_archives(tree: FileTree, split: str, text_column: TextColumns) -> tuple[
 
 def modality_of(path: Path) -> Modality:
     """What a folder or archive holds more of, pictures or sounds: for those who read its texts alone."""
-    images, sounds = (len(FileTree(path, modality).media) for modality in ("image", "audio"))
-    return "audio" if sounds > images else "image"
+    return max(MODALITY_NAMES, key=lambda modality: len(FileTree(path, modality).media))
 
 
 def decoded_text(content: bytes) -> str:
@@ -499,7 +499,8 @@ def is_text_table(path: Path) -> bool:
     with path.open("rb") as file:
         header = file.readline(1 << 12).decode(errors="replace").lower().strip()
     names = {name.strip() for separator in ",\t;|" for name in header.split(separator)}
-    return bool(names & {*media_names("image"), *media_names("audio")}) and bool(names & set(TEXT_COLUMNS))
+    has_media = any(names & {*media_names(modality)} for modality in MODALITY_NAMES)
+    return has_media and bool(names & set(TEXT_COLUMNS))
 
 
 def load_named_table(path: Path) -> Dataset:

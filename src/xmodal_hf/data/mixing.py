@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from datasets import Audio, Dataset, Image, List, Value
 
+from .modalities import modality_of_columns
 from .orders import MixedOrder, Order, ShardOrder, ShuffledOrder
 from .parquet import ParquetPairs
 from .parts import PartedPairs
@@ -28,9 +29,7 @@ class ConcatenatedPairs(PartedPairs):
     """
 
     def __init__(self, tables: dict[str, Dataset | ParquetPairs]) -> None:
-        modalities: set[Literal["image", "audio"]] = {
-            "image" if "image" in table.column_names else "audio" for table in tables.values()
-        }
+        modalities = {modality_of_columns(table.column_names) for table in tables.values()}
         if len(modalities) != 1:
             raise ValueError("images and audio cannot be mixed in one training run")
         super().__init__(modalities.pop(), [len(table) for table in tables.values()])

@@ -18,9 +18,11 @@ from torch.utils.data import Sampler
 from .audio import load_waveform
 from .bad_items import BadItem, BadItemLog, path_of
 from .errors import BadItemError, naming
+from .formats import Modality
 from .identity import item_key
 from .images import load_image
 from .mixing import PairTable, undecoded, without_media
+from .modalities import MODALITIES, modality_of_columns
 from .orders import Order
 from .seeding import EpochIndex, row_generator
 
@@ -152,7 +154,7 @@ class PairDataset(TorchDataset):
         _check_choice("captions", captions, ("random", "first"))
         _check_choice("window", window, ("first", "center", "random"))
         self.modality = _modality(dataset)
-        if (sampling_rate is not None) != (self.modality == "audio"):
+        if (sampling_rate is not None) != MODALITIES[self.modality].is_sampled:
             raise ValueError("Audio needs sampling_rate, that of the feature extractor in Hz; images have none.")
         self.dataset = undecoded(dataset)
         self.features = dict(features or {})
@@ -400,15 +402,14 @@ def _position(key: EpochIndex | int) -> EpochIndex:
     return key if isinstance(key, EpochIndex) else EpochIndex(0, int(key))
 
 
-def _modality(dataset: PairTable) -> Literal["image", "audio"]:
-    columns = set(dataset.column_names)
-    present = columns & {"image", "audio"}
-    if not {"id", "text"} <= columns or len(present) != 1:
+def _modality(dataset: PairTable) -> Modality:
+    if not {"id", "text"} <= set(dataset.column_names):
+        found = ", ".join(sorted(dataset.column_names))
         raise ValueError(
-            f"Pairs have the columns id, text and one of image, audio; found {', '.join(sorted(columns))}. "
-            "load_pairs brings any source into this form."
+            f"Pairs have the columns id, text and one of image, audio; found {found}. load_pairs brings any source "
+            "into this form."
         )
-    return "image" if "image" in present else "audio"
+    return modality_of_columns(dataset.column_names)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

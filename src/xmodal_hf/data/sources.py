@@ -21,8 +21,6 @@ from .builtin.openmoji import load_openmoji
 from .builtin.soundfont import load_soundfont
 from .column_names import TEXT_COLUMNS
 from .columns import (
-    AUDIO_COLUMNS,
-    IMAGE_COLUMNS,
     NAME_COLUMNS,
     STATUS_COLUMN,
     TextColumns,
@@ -31,6 +29,7 @@ from .columns import (
     find_ids,
     find_media,
     find_texts,
+    media_names,
     row_text,
 )
 from .files import AUDIO_CELL
@@ -38,6 +37,7 @@ from .formats import Modality
 from .identity import id_of, unique_or_rows
 from .layouts import load_archive, load_folder, load_named_table, path_columns, spellings
 from .located import find_places, locate
+from .modalities import MODALITIES, cell_feature
 from .parquet import ParquetPairs, find_parquet, parquet_features, parquet_nulls
 from .tables import empty_columns, load_table, select_split
 from .tars import find_tars, load_tars
@@ -95,9 +95,9 @@ def load_pairs(
             files of one name, or files without captions.
         FileNotFoundError: no such file.
     """
-    if modality not in ("image", "audio"):
-        raise ValueError(f"modality is 'image' or 'audio', not {modality!r}.")
-    given = image_column if modality == "image" else audio_column
+    if modality not in MODALITIES:
+        raise ValueError(f"modality is {' or '.join(map(repr, MODALITIES))}, not {modality!r}.")
+    given = {"image": image_column, "audio": audio_column}[modality]
     if str(source) in BUILT_IN:
         _check_no_negatives(source, negative_text_column)
         pairs = _built_in(BUILT_IN[str(source)](split), modality)
@@ -172,7 +172,7 @@ def stream_pairs(
             text_column=text_column,
             id_column=id_column,
         )
-    given = image_column if modality == "image" else audio_column
+    given = {"image": image_column, "audio": audio_column}[modality]
     files, row_split = find_parquet(str(source), split)
     features = parquet_features(files[0])
     texts = find_texts(features, text_column, empty=() if text_column else parquet_nulls(files))
@@ -263,7 +263,7 @@ def _holds_media(feature: Any) -> bool:
 def _media_column(table: Dataset, modality: Modality, given: str | None) -> str | None:
     if given is not None:
         return given if given in table.column_names else None
-    usual = IMAGE_COLUMNS if modality == "image" else AUDIO_COLUMNS
+    usual = media_names(modality)
     by_lower_name = {column.lower(): column for column in reversed(table.column_names)}
     return next((by_lower_name[name] for name in usual if name in by_lower_name), None)
 
@@ -295,11 +295,10 @@ def _canonical(
     pairs = _with_text(pairs, texts, media, keep_class_labels)
     if located is not None:
         cells = [None if found is None else {"bytes": None, "path": found[1]} for found in located]
-        feature = Image() if modality == "image" else AUDIO_CELL
-        pairs = pairs.remove_columns(media).add_column(modality, cells, feature=feature)
+        pairs = pairs.remove_columns(media).add_column(modality, cells, feature=cell_feature(modality))
     else:
         pairs = pairs.rename_column(media, modality) if media != modality else pairs
-        pairs = _undecoded_audio(pairs) if modality == "audio" else pairs.cast_column("image", Image())
+        pairs = _CANONICAL_CELLS[modality](pairs)
     return pairs.add_column("id", ids).select_columns(["id", modality, "text"])
 
 
@@ -363,6 +362,14 @@ def _undecoded_audio(pairs: Dataset) -> Dataset:
         cells = [None if content is None else {"bytes": content, "path": None} for content in pairs["audio"][:]]
         return pairs.remove_columns("audio").add_column("audio", cells, feature=AUDIO_CELL)
     return pairs
+
+
+def _pictures(pairs: Dataset) -> Dataset:
+    return pairs.cast_column("image", Image())
+
+
+# What brings the column of a modality into its canonical form.
+_CANONICAL_CELLS: dict[Modality, Callable[[Dataset], Dataset]] = {"image": _pictures, "audio": _undecoded_audio}
 
 
 def _ids(table: Dataset, media: str, located: list[tuple[str, str] | None] | None, row_id: str | None) -> list[str]:

@@ -20,22 +20,22 @@ from typing import Any
 
 import fsspec
 import pyarrow.compute as pc
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
-from .columns import AUDIO_COLUMNS, IMAGE_COLUMNS, TextColumns
+from .columns import TextColumns
 from .errors import BadItemError
-from .files import AUDIO_CELL, read_range, tar_member
+from .files import read_range, tar_member
 from .formats import Modality, is_readable, is_unreadable, left_out_note
 from .layouts import TEXT_ENDINGS, captions_of_json, decoded_text
 from .local_files import check_size
+from .modalities import MODALITIES, cell_feature
 from .splits import ALL, files_of_split, is_whole, matching, no_splits, no_such_split, split_folders
 
 logger = logging.getLogger(__name__)
 
 # Changes when the rules by which samples are read do, so that what was cached by other rules is not used.
 _RULES = 3
-_A = {"image": "a picture", "audio": "a sound"}
 # Which tar a row lies in, for orders that read one after the other (`ShardOrder`).
 SHARD_COLUMN = "shard"
 _LOCAL = "file://"
@@ -156,7 +156,7 @@ def load_tars(
     features = Features(
         {
             "id": Value("string"),
-            modality: Image() if modality == "image" else AUDIO_CELL,
+            modality: cell_feature(modality),
             "text": List(Value("string")),
             SHARD_COLUMN: Value("int32"),
         }
@@ -201,7 +201,7 @@ def _what_is_missing(tars: Sequence[str], modality: Modality, text_columns: Sequ
     members = Counter(member.ending for member in _members(tars[0]))
     if not has_media:
         found = left_out_note([f"a{ending}" for ending in members.elements()], modality)
-        return f"no sample of {_named(tars)} has {_A[modality]}; the members of the first are {found}"
+        return f"no sample of {_named(tars)} has {MODALITIES[modality].noun}; the members of the first are {found}"
     found = ", ".join(f"{ending} ({count})" for ending, count in members.most_common(10))
     wanted = " or ".join(text_columns) or "a .txt, a .caption, or a .json with a field of a usual name"
     return (
@@ -235,12 +235,12 @@ def _rows(
             yield {"id": key, modality: cell, "text": texts, SHARD_COLUMN: shard}
     if left_out:
         note = left_out_note([f"a{ending}" for ending in left_out.elements()], modality)
-        logger.warning("%s: samples without %s that can be decoded: %s", tars[0][1], _A[modality], note)
+        logger.warning("%s: samples without %s that can be decoded: %s", tars[0][1], MODALITIES[modality].noun, note)
 
 
 def _media_member(tar: str, key: str, members: Sequence[_Member]) -> _Member | None:
     """The picture or sound of a sample: the only one, or of several the one that is named so, or has no name."""
-    usual = {*IMAGE_COLUMNS, *AUDIO_COLUMNS, ""}
+    usual = {*(name for spec in MODALITIES.values() for name in spec.columns), ""}
     named = members if len(members) < 2 else [member for member in members if member.field.lower() in usual]
     if len(named) > 1 or (members and not named):
         names = " and ".join(member.name for member in members)

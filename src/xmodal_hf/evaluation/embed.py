@@ -37,6 +37,7 @@ from xmodal_hf.data.errors import BadItemError, naming
 from xmodal_hf.data.identity import item_key
 from xmodal_hf.data.images import load_image
 from xmodal_hf.data.mixing import undecoded
+from xmodal_hf.data.modalities import MODALITIES, MODALITY_NAMES, find_address
 from xmodal_hf.data.sampling import usable_captions
 from xmodal_hf.models.modeling_dual_encoder import DualEncoder
 from xmodal_hf.models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
@@ -57,8 +58,6 @@ OnBadItem = Literal["skip", "error"]
 _SECONDS_BEFORE_BAR = 2.0
 _TOKENIZED_AT_ONCE = 10_000
 _FUSION_SEED = 0
-# Modality -> the processor's part that prepares it.
-_ENCODER_PART: dict[Modality, str] = {"image": "image_processor", "audio": "feature_extractor"}
 
 
 @dataclass(frozen=True)
@@ -127,9 +126,9 @@ class Embedder:
 
     def encode_items(self, modality: str, items: Iterable[Any]) -> np.ndarray:
         """`encode_image(items)` or `encode_audio(items)`."""
-        if modality not in _ENCODER_PART:
-            raise ValueError(f"unknown modality {modality!r}: one of {', '.join(_ENCODER_PART)}")
-        return self.encode_image(items) if modality == "image" else self.encode_audio(items)
+        if modality not in MODALITIES:
+            raise ValueError(f"unknown modality {modality!r}: one of {', '.join(MODALITIES)}")
+        return getattr(self, f"encode_{modality}")(items)
 
 
 class WrappedEmbedder(Embedder):
@@ -275,15 +274,19 @@ class DualEncoderEmbedder(Embedder):
     @property
     def modality(self) -> Modality | None:
         parts = self.processor.get_attributes()
-        return next((modality for modality, part in _ENCODER_PART.items() if part in parts), None)
+        return next((name for name in MODALITY_NAMES if MODALITIES[name].processor_part in parts), None)
+
+    @property
+    def _is_sampled(self) -> bool:
+        return self.modality is not None and MODALITIES[self.modality].is_sampled
 
     @property
     def sampling_rate(self) -> int | None:
-        return self.processor.feature_extractor.sampling_rate if self.modality == "audio" else None
+        return self.processor.feature_extractor.sampling_rate if self._is_sampled else None
 
     @property
     def max_seconds(self) -> float | None:
-        if self.modality != "audio" or self.options.long_clips == "mean":
+        if not self._is_sampled or self.options.long_clips == "mean":
             return None
         return clip_seconds(self.processor.feature_extractor)
 
@@ -567,13 +570,15 @@ def load_item(embedder: Embedder, modality: str, item: Any) -> Any:
     Raises:
         BadItemError: it cannot be used.
     """
-    if modality == "image":
-        return load_image(item)
-    if modality != "audio":
-        raise ValueError(f"unknown modality {modality!r}: one of {', '.join(_ENCODER_PART)}")
+    spec = MODALITIES.get(modality)
+    if spec is None:
+        raise ValueError(f"unknown modality {modality!r}: one of {', '.join(MODALITIES)}")
+    decode = find_address(spec.decoder)
+    if not spec.is_sampled:
+        return decode(item)
     if embedder.sampling_rate is None:  # it decodes its clips itself
         return item
-    return load_waveform(item, embedder.sampling_rate, max_seconds=embedder.max_seconds)
+    return decode(item, embedder.sampling_rate, max_seconds=embedder.max_seconds)
 
 
 def _item_key(index: int, row: Mapping[str, Any], modality: str) -> Any:

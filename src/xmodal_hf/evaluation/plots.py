@@ -22,11 +22,13 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
+from xmodal_hf.data.modalities import MODALITIES
+
 from .representation import singular_spectrum, unit_rows
 from .retrieval import gold_pairs
 
 # Okabe & Ito's palette, which people with any colour vision tell apart.
-COLOURS = {"text": "#D55E00", "image": "#0072B2", "audio": "#009E73"}
+COLOURS: dict[str, str] = {"text": "#D55E00", **{name: spec.colour for name, spec in MODALITIES.items()}}
 _CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^v"  # one each time the colours come round
 _GREY = "#8C8C8C"

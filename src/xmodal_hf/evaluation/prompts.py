@@ -6,6 +6,8 @@ them once with "a" and once with "the"; they are composed from these here.
 
 from __future__ import annotations
 
+from xmodal_hf.data.modalities import MODALITIES
+
 _ARTICLES = ("a", "the")
 _PHOTO_QUALITIES = (
     "bad", "good", "bright", "dark", "blurry", "cropped", "close-up", "pixelated", "low resolution", "jpeg corrupted",
@@ -51,7 +53,7 @@ PROMPT_SETS: dict[str, tuple[str, ...]] = {
     "msclap": ("this is the sound of {}",),
     "name": ("{}",),
 }
-DEFAULT_PROMPTS = {"image": "imagenet", "audio": "laion_clap"}
+DEFAULT_PROMPTS = {name: spec.prompts for name, spec in MODALITIES.items()}
 
 
 def clean_class_name(name: str) -> str:

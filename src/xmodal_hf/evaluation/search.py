@@ -273,7 +273,7 @@ class Gallery:
         cell = self.item(item_id)
         if cell is None:
             return Image.new("RGB", (64, 64), "#D9D9D9")
-        return load_image(cell) if self.modality == "image" else spectrogram_of(cell)
+        return _PICTURES[self.modality](cell)
 
 
 def spectrogram_of(cell: Any, sampling_rate_hz: int = 16_000) -> Image.Image:
@@ -288,3 +288,7 @@ def spectrogram_of(cell: Any, sampling_rate_hz: int = 16_000) -> Image.Image:
 def file_name(item_id: str) -> str:
     """The last part of an id that is a path."""
     return Path(item_id).name
+
+
+# What a contact sheet shows of the cell of an item.
+_PICTURES: dict[str, Callable[[Any], Image.Image]] = {"image": load_image, "audio": spectrogram_of}

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import xmodal_hf
 from xmodal_hf.data.bad_items import summary
+from xmodal_hf.data.modalities import MODALITY_NAMES
 
 from . import plots
 from .arguments import EvaluationArguments, EvaluationDataArguments, task_names
@@ -159,7 +160,7 @@ def comparison_table(models: Mapping[str, Results]) -> str:
     """
     rows: list[str] = []
     *_, last = models.values()
-    for task, metric in headline_metrics(last, ("image", "audio")):
+    for task, metric in headline_metrics(last, MODALITY_NAMES):
         values = [results.get(task, {}).get(metric) for results in models.values()]
         comparable = [_same_data(results, last, task) for results in models.values()]
         shown = zip(values, comparable, strict=True)
@@ -180,7 +181,7 @@ def difference_table(models: Mapping[str, Results], resamples: Mapping[str, Resa
     """
     *others, last = models
     rows: list[str] = []
-    for task, metric in headline_metrics(models[last], ("image", "audio")):
+    for task, metric in headline_metrics(models[last], MODALITY_NAMES):
         cells = [_shown_difference(models, resamples, (other, last), task, metric) for other in others]
         if any(cells):
             rows.append(f"| {task}: {metric} | {' | '.join(cells)} |")

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..data.collators import PairCollator
+from ..data.modalities import MODALITIES, MODALITY_NAMES
 from ..data.sampling import PairDataset
 from ..models.modeling_dual_encoder import DualEncoder
 from ..models.modeling_sentence_encoder import SentenceEncoder, default_tokens_per_batch
@@ -22,7 +23,7 @@ from ..models.text_tower import token_batches
 from .identity import config_fields, data_fields, processor_fields, tokenizer_fields, weights_checksum
 
 Side = Literal["image", "audio", "text"]
-SIDES: tuple[Side, ...] = ("image", "audio", "text")
+SIDES: tuple[Side, ...] = (*MODALITY_NAMES, "text")
 # Precision of the computation, as Accelerate names it -> autocast type.
 COMPUTE = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,10 +75,12 @@ class FrozenSide:
         if self.side == "text":
             lengths = {"max_length": self.collator.max_length, "padding": self.collator.padding}
             return {"tokenizer": tokenizer_fields(processor.tokenizer), **lengths}
-        if self.side == "image":
-            return {"processor": processor_fields(processor.image_processor), "min_size": self.rows.min_image_size}
-        window = {"max_seconds": self.rows.max_seconds, "window": self.rows.window}
-        return {"processor": processor_fields(processor.feature_extractor), **window}
+        part = getattr(processor, MODALITIES[self.side].processor_part)
+        settings: dict[str, dict[str, Any]] = {
+            "image": {"min_size": self.rows.min_image_size},
+            "audio": {"max_seconds": self.rows.max_seconds, "window": self.rows.window},
+        }
+        return {"processor": processor_fields(part), **settings[self.side]}
 
     def pooled(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B, H) float32 vectors on the CPU. The caller puts the model into evaluation mode."""

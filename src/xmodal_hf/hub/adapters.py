@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..commands import looks_like_path
+from ..data.modalities import MODALITIES
 from ..evaluation.adapters import ADAPTER_CONFIG_NAME, is_adapter, load_adapted
 from .arguments import CardArguments
 from .card_results import RESULTS_NAME, model_index, result_tables
@@ -31,9 +32,8 @@ ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 _BASE = "base_model_name_or_path"
 _TEMPLATE = Path(__file__).with_name("templates") / "adapter_card.md"
 # Class of the base -> modality, and pipeline tag as the Hub has it.
-_CLASSES = {
-    "ImageTextDualEncoder": ("image", "zero-shot-image-classification"),
-    "AudioTextDualEncoder": ("audio", "feature-extraction"),
+_CLASSES: dict[str, tuple[str | None, str]] = {
+    **{spec.model_class.partition(":")[2]: (name, spec.pipeline_tag) for name, spec in MODALITIES.items()},
     "SentenceEncoder": (None, "sentence-similarity"),
 }
 # Options of the recipe that the card lists.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..data.modalities import MODALITIES
 from .card_training import TrainingRecord
 from .methods import methods_of
 
@@ -16,26 +17,18 @@ STUDY = """@inproceedings{zhao2024language,
   year={2024}
 }"""
 
-CLAP = """@inproceedings{wu2023large,
-  title={Large-Scale Contrastive Language-Audio Pretraining with Feature Fusion and Keyword-to-Caption Augmentation},
-  author={Wu, Yusong and Chen, Ke and Zhang, Tianyu and Hui, Yuchen and Berg-Kirkpatrick, Taylor and Dubnov, Shlomo},
-  booktitle={International Conference on Acoustics, Speech and Signal Processing},
-  year={2023}
-}"""
-
 
 def citations(phases: Iterable[TrainingRecord], modality: str | None) -> list[str]:
     """Return the BibTeX entries of a model.
 
     Args:
         phases: the trainings behind it, whose losses and methods have their own.
-        modality: `image`, `audio` or None.
+        modality: what is paired with text, or None.
     """
     phases = list(phases)
     entries = [STUDY]
     entries += [entry for phase in phases if phase.pair_loss is not None for entry in phase.pair_loss.citations]
-    if modality == "audio":
-        entries.append(CLAP)
+    entries += MODALITIES[modality].citations if modality is not None else ()
     entries += [entry for phase in phases if phase.sentence_loss is not None for entry in phase.sentence_loss.citations]
     entries += [method.citation for phase in phases for method in methods_of(phase.recipe)]
     return list(dict.fromkeys(entries))

@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from ..data.modalities import MODALITIES
 from ..evaluation.tasks import TASKS
 from .arguments import CardArguments
 from .card_results import RESULTS_NAME, model_index, result_tables
@@ -34,10 +35,8 @@ CARD_NAME = "README.md"
 PHASE1_FOLDER = "phase1"
 _TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
 _SENTENCE_ENCODER = "xmodal_sentence_encoder"
-_MODALITIES = {"xmodal_image_text": "image", "xmodal_audio_text": "audio", _SENTENCE_ENCODER: None}
-# Pipeline tags that the Hub has; it has none for zero-shot audio classification.
-_PIPELINE_TAGS = {"image": "zero-shot-image-classification", "audio": "feature-extraction", None: "sentence-similarity"}
-_TAGS = {"image": ["clip"], "audio": ["clap", "audio"], None: []}
+_MODALITY_OF_TYPE = {spec.model_type: name for name, spec in MODALITIES.items()}
+_TEXT_PIPELINE = "sentence-similarity"
 # Plots in the order in which a card shows them, and what they show; pictures of other names are not published.
 _PLOTS = {
     "contact_sheet": "Queries and the best answers to each",
@@ -110,7 +109,7 @@ class CardSources:
     @property
     def modality(self) -> str | None:
         """`image`, `audio`, or None for texts alone."""
-        return None if self.text_only else _MODALITIES[self.model_type]
+        return None if self.text_only else _MODALITY_OF_TYPE.get(self.model_type)
 
     @property
     def phases(self) -> list[TrainingRecord]:
@@ -158,6 +157,7 @@ def card_metadata(sources: CardSources, name: str, card: CardArguments) -> Model
         name: of the model in the model index.
         card: licence, languages and so on.
     """
+    spec = None if sources.modality is None else MODALITIES[sources.modality]
     recipes = [phase.recipe for phase in sources.phases]
     datasets = card.datasets or hub_ids(recipes, ("sentences", "triplets", "paraphrases", "dataset"))
     base_models = card.base_models or hub_ids(recipes, ("model", "text_model", "image_model", "audio_model"))
@@ -168,8 +168,8 @@ def card_metadata(sources: CardSources, name: str, card: CardArguments) -> Model
         language=card.language or None,
         license=card.license,
         library_name="sentence-transformers" if sources.text_only else "transformers",
-        pipeline_tag=_PIPELINE_TAGS[sources.modality],
-        tags=["xmodal_hf", *readers, *_TAGS[sources.modality], *card.tags],
+        pipeline_tag=spec.pipeline_tag if spec else _TEXT_PIPELINE,
+        tags=["xmodal_hf", *readers, *(spec.tags if spec else ()), *card.tags],
         datasets=datasets or None,
         base_model=base_models or None,
         model_name=name,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from ..data.modalities import MODALITIES
 from .arguments import SpaceArguments
 from .remote_code import read_model_type
 from .safety import check_folder
@@ -31,7 +33,7 @@ _DECODERS = {
 }
 # "from ...data.pictures import x" and "from .errors import y", which lie beside each other in a Space.
 _RELATIVE_IMPORT = re.compile(r"^( *)from \.+(?:data\.)?(\w+) import", re.MULTILINE)
-_MODALITIES = {"xmodal_image_text": "image", "xmodal_audio_text": "audio"}
+_MODALITIES = {spec.model_type: name for name, spec in MODALITIES.items()}
 # Version of Gradio for a Space where none is installed here; the page was tested with it.
 _GRADIO = "6.31.0"
 # What the app imports beside Gradio, which Spaces install by themselves, in the ranges of setup.py.
@@ -50,7 +52,6 @@ _LABELS = {
     "openmoji": ["a face", "a flag", "an animal", "food", "a building", "a symbol"],
     "soundfont": ["a piano", "a guitar", "strings", "a brass instrument", "drums", "a synthesizer"],
 }
-_TEMPLATES = {"image": "{}", "audio": "This is a sound of {}."}
 # Side of the emoji that people look at, in pixels: those that the model is trained on are too small for a page.
 _EMOJI_SIZE = 160
 # Longer side of the gallery's images, in pixels, and their WebP quality.
@@ -140,10 +141,7 @@ def _write_gallery(
     (folder / "gallery").mkdir()
     entries = []
     for number, (cell, caption) in enumerate(zip(cells, captions, strict=True)):
-        if modality == "image":
-            file = _write_image(cell, folder / "gallery" / f"{number:04}.webp")
-        else:
-            file = _write_sound(cell, folder / "gallery" / f"{number:04}.flac", processor)
+        file = _WRITERS[modality](cell, folder / "gallery" / f"{number:04}", processor)
         entries.append({"file": file.relative_to(folder).as_posix(), "caption": caption})
     _write_json(folder / "gallery.json", entries)
 
@@ -164,16 +162,16 @@ def _gallery_embeds(
     return Search(model, processor, FeatureStore.open(features)).embeds(ids)
 
 
-def _write_image(cell: Any, path: Path) -> Path:
+def _write_image(cell: Any, stem: Path, processor: Any) -> Path:
     from ..data.images import load_image
 
     image = load_image(cell)
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
-    image.save(path, quality=_QUALITY)
+    image.save(path := stem.with_suffix(".webp"), quality=_QUALITY)
     return path
 
 
-def _write_sound(cell: dict[str, Any], path: Path, processor: Any) -> Path:
+def _write_sound(cell: dict[str, Any], stem: Path, processor: Any) -> Path:
     """Write what the model hears of a clip, as FLAC, which browsers play."""
     import soundfile
 
@@ -182,8 +180,11 @@ def _write_sound(cell: dict[str, Any], path: Path, processor: Any) -> Path:
 
     extractor = processor.feature_extractor
     clip = load_waveform(cell, extractor.sampling_rate, max_seconds=clip_seconds(extractor))
-    soundfile.write(path, clip, extractor.sampling_rate)
+    soundfile.write(path := stem.with_suffix(".flac"), clip, extractor.sampling_rate)
     return path
+
+
+_WRITERS: dict[str, Callable[[Any, Path, Any], Path]] = {"image": _write_image, "audio": _write_sound}
 
 
 def _settings(
@@ -192,7 +193,7 @@ def _settings(
     """Return what the page says."""
     gallery = arguments.gallery
     link = f"[{model}](https://huggingface.co/{model})" if "/" in model else "The model of this folder"
-    kind = "images" if modality == "image" else "sounds"
+    kind = MODALITIES[modality].plural
     return {
         "model": model,
         "revision": revision,
@@ -201,7 +202,7 @@ def _settings(
         "description": f"{link} finds what you describe among {len(captions):,} {kind}. It never reads their captions.",
         "queries": arguments.queries or _QUERIES.get(gallery) or captions[:_NUM_QUERIES],
         "labels": arguments.labels or _LABELS.get(gallery) or captions[:_NUM_LABELS],
-        "template": arguments.template or _TEMPLATES[modality],
+        "template": arguments.template or MODALITIES[modality].prompt,
         "attribution": _ATTRIBUTIONS.get(
             gallery, f"Gallery: {_split_in_words(arguments.gallery_split)} `{Path(gallery).name}`."
         ),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from ..data.modalities import MODALITIES
 from ..models.sentence_transformers_files import write_json, write_sentence_transformers_files
 from ..models.text_tower_config import FIXED_LENGTH_TOWERS
 from .arguments import CardArguments
@@ -37,8 +38,10 @@ _KEPT_AS_IT_IS = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json",
 _TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 # Model type -> modality -> the method that returns its vector.
 _VECTOR_METHODS = {
-    "xmodal_image_text": {"text": "get_text_features", "image": "get_image_features"},
-    "xmodal_audio_text": {"text": "get_text_features", "audio": "get_audio_features"},
+    **{
+        spec.model_type: {"text": "get_text_features", name: f"get_{name}_features"}
+        for name, spec in MODALITIES.items()
+    },
     "xmodal_sentence_encoder": {"text": "forward"},
 }
 

@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 from ..commands import require_package
 from ..data.column_names import ID_COLUMNS, TEXT_COLUMNS
+from ..data.formats import Modality
+from ..data.modalities import MODALITIES
 from ..losses.registry import LOSSES, SENTENCE_LOSSES, join_choices
 from ..options import one_or_several, option, parse_dims
 from .loss_arguments import add_weights, describe_losses
@@ -302,7 +304,7 @@ class PairArguments:
         metadata={"help": "Share of each --dataset in every epoch, of any sum. Default: by their lengths."},
     )
     split: str = option("train", "Split of the data sets.")
-    modality: Literal["image", "audio"] = option("image", "What is paired with text.")
+    modality: Modality = option("image", "What is paired with text.")  # noqa: RUF009
     image_column: str | None = option(None, "Column of images. Default: found by its usual names.")
     audio_column: str | None = option(None, "Column of audio. Default: found by its usual names.")
     text_column: list[str] | None = field(
@@ -404,7 +406,7 @@ class PairArguments:
             raise ValueError("--feature_views keeps pooled vectors, which --features off turns off: drop one of them")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}")
-        for name in {"image": ("spec_augment", "audio_padding", "clip_seconds"), "audio": ("augment",)}[self.modality]:
+        for name in (name for other in MODALITIES if other != self.modality for name in MODALITIES[other].own_options):
             if getattr(self, name):
                 raise ValueError(f"--{name} does not go with --modality {self.modality}")
 
@@ -474,10 +476,10 @@ class ContrastiveArguments:
             raise ValueError(f"--max_seconds must lie between {limits}, got {self.max_seconds:g}")
         if not 0 <= self.projection_dropout < 1:
             raise ValueError(f"--projection_dropout must lie between 0 and 1, got {self.projection_dropout}")
-        unknown = sorted(set(self.freeze) - {"text", "image", "audio"})
+        unknown = sorted(set(self.freeze) - {"text", *MODALITIES})
         if unknown:
             raise ValueError(f"--freeze takes text, image and audio, not {', '.join(unknown)}")
-        for kind in ("image", "audio"):
+        for kind in MODALITIES:
             if self.model and (getattr(self, f"{kind}_model") or getattr(self, f"{kind}_config")):
                 raise ValueError(f"--model brings its own {kind} tower: drop --{kind}_model and --{kind}_config")
             if getattr(self, f"{kind}_model") and getattr(self, f"{kind}_config"):
@@ -548,9 +550,9 @@ def check_phase_2(
     lora: LoraArguments,
 ) -> None:
     """Raise a ValueError for options of phase 2, alone or joint, that do not go together."""
-    other = "audio" if pairs.modality == "image" else "image"
-    if other in contrastive.freeze:
-        raise ValueError(f"--freeze {other} with --modality {pairs.modality}: there is no such tower")
+    for other in MODALITIES:
+        if other != pairs.modality and other in contrastive.freeze:
+            raise ValueError(f"--freeze {other} with --modality {pairs.modality}: there is no such tower")
     several = pairs.captions_per_item > 1 or pairs.negative_text_column is not None
     if several and not LOSSES[contrastive.objective].takes_several_texts:
         name = "negative_text_column" if pairs.negative_text_column else "captions_per_item"
@@ -586,9 +588,7 @@ def check_phase_2(
         raise ValueError("--mlm_weight and --head belong to phase 1: a dual encoder has no such layers")
 
 
-def check_trains_new_tower(
-    contrastive: ContrastiveArguments, lora: LoraArguments, modality: Literal["image", "audio"]
-) -> None:
+def check_trains_new_tower(contrastive: ContrastiveArguments, lora: LoraArguments, modality: Modality) -> None:
     """Raise a ValueError when an image or audio tower from scratch would keep its random weights."""
     is_new = contrastive.model is None and getattr(contrastive, f"{modality}_model") is None
     if lora.lora_rank is not None and is_new and not lora.train_modality:

@@ -30,12 +30,12 @@ from ..data.collators import PairCollator, SentenceCollator
 from ..data.exclusion import evaluation_keys, without_texts
 from ..data.images import ImageAugment
 from ..data.mixing import ConcatenatedPairs, PairTable, one_row_an_item, training_order
+from ..data.modalities import modality_of_processor
 from ..data.orders import Order, ShuffledOrder
 from ..data.parquet import ParquetPairs
 from ..data.sampling import EpochBatchSampler, PairDataset, PooledVectors, SentenceDataset
 from ..data.sentences import load_paraphrases, load_sentences, load_triplets
 from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs, stream_pairs
-from ..models.processing_dual_encoder import ImageTextProcessor
 from ..models.text_format import NO_LIMIT, pads_to_max_length
 from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
@@ -300,14 +300,36 @@ def pair_rows(
         any_longer: of `PairCollator`.
         options: further ones of `PairDataset`.
     """
-    lengths = text_lengths(processor.tokenizer, text)
-    if isinstance(processor, ImageTextProcessor):
-        size = image_side(processor.image_processor)
-        # JPEGs are decoded at reduced scale: a random crop then still has the pixels that the tower sees.
-        min_image_size = round(size * _CROP_MARGIN) if pairs.augment else size
-        rows = PairDataset(table, seed=seed, min_image_size=min_image_size, **options)
-        augment = ImageAugment(size, seed=seed) if pairs.augment else None
-        return rows, PairCollator(processor, image_augment=augment, **lengths)
+    build = {"image": _image_rows, "audio": _sound_rows}[modality_of_processor(processor)]
+    return build(table, processor, text, pairs, seed, any_longer, options)
+
+
+def _image_rows(
+    table: PairTable,
+    processor: ProcessorMixin,
+    text: TextModelArguments,
+    pairs: PairArguments,
+    seed: int,
+    any_longer: bool,
+    options: Mapping[str, Any],
+) -> tuple[PairDataset, PairCollator]:
+    size = image_side(processor.image_processor)
+    # JPEGs are decoded at reduced scale: a random crop then still has the pixels that the tower sees.
+    min_image_size = round(size * _CROP_MARGIN) if pairs.augment else size
+    rows = PairDataset(table, seed=seed, min_image_size=min_image_size, **options)
+    augment = ImageAugment(size, seed=seed) if pairs.augment else None
+    return rows, PairCollator(processor, image_augment=augment, **text_lengths(processor.tokenizer, text))
+
+
+def _sound_rows(
+    table: PairTable,
+    processor: ProcessorMixin,
+    text: TextModelArguments,
+    pairs: PairArguments,
+    seed: int,
+    any_longer: bool,
+    options: Mapping[str, Any],
+) -> tuple[PairDataset, PairCollator]:
     extractor = processor.feature_extractor
     if pairs.audio_padding is not None:
         set_padding(extractor, pairs.audio_padding)
@@ -316,6 +338,7 @@ def pair_rows(
     max_seconds, window = clip_seconds(extractor), pairs.audio_window
     rate = extractor.sampling_rate
     rows = PairDataset(table, seed=seed, sampling_rate=rate, max_seconds=max_seconds, window=window, **options)
+    lengths = text_lengths(processor.tokenizer, text)
     spec_augment = SpecAugment(seed) if pairs.spec_augment else None
     return rows, PairCollator(processor, feature_augment=spec_augment, any_longer=any_longer, **lengths)
 

@@ -17,6 +17,7 @@ from transformers import (
     AutoFeatureExtractor,
     AutoImageProcessor,
     AutoTokenizer,
+    BaseImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,15 +26,16 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from ..data.formats import Modality
+from ..data.modalities import MODALITIES, find_address, modality_of_processor
 from ..data.sampling import SentenceDataset
 from ..data.sentences import num_negatives
 from ..evaluation.adapters import is_adapter, load_adapted, processor_source
 from ..losses.registry import LOSSES, SENTENCE_LOSSES, Loss, SentenceLoss, join_choices
 from ..models.conversion import load_dual_encoder, load_dual_processor
 from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
-from ..models.modeling_dual_encoder import AudioTextDualEncoder, DualEncoder, ImageTextDualEncoder, trained_pooling
+from ..models.modeling_dual_encoder import DualEncoder, trained_pooling
 from ..models.modeling_sentence_encoder import SentenceEncoder
-from ..models.processing_dual_encoder import AudioTextProcessor, ImageTextProcessor
 from ..models.text_format import (
     adopt_special_tokens,
     choose_pad_token,
@@ -242,13 +244,13 @@ def build_dual_encoder(
     if contrastive.model is not None:
         return _load_dual_encoder(contrastive, processor)
     text_model = build_text_model(text, processor.tokenizer)
-    modality: Literal["image", "audio"] = "image" if isinstance(processor, ImageTextProcessor) else "audio"
+    modality = modality_of_processor(processor)
     source = getattr(contrastive, f"{modality}_model")
     if source is None:
         config_text = getattr(contrastive, f"{modality}_config")
-        known = _input_sizes(contrastive, processor)
+        known = _INPUT_SIZES[modality](contrastive, processor)
         config = config_from_json(modality, config_text, **known)
-        if modality == "audio":
+        if MODALITIES[modality].is_sampled:
             check_new_audio_tower(config, processor.feature_extractor, contrastive.max_seconds or NEW_TOWER_SECONDS)
         source = new_tower(modality, config)
     options: dict[str, Any] = {
@@ -265,29 +267,22 @@ def build_dual_encoder(
         options["logit_scale_init_value"] = math.log(loss.initial_scale)
     if loss.initial_bias is not None:
         options["logit_bias_init_value"] = loss.initial_bias
-    model: DualEncoder
-    if modality == "image":
-        model = ImageTextDualEncoder.from_text_image_pretrained(text_model, source, **options)
-    else:
-        model = AudioTextDualEncoder.from_text_audio_pretrained(text_model, source, **options)
+    model_class = find_address(MODALITIES[modality].model_class)
+    model: DualEncoder = getattr(model_class, f"from_text_{modality}_pretrained")(text_model, source, **options)
     model.follow_tokenizer(processor.tokenizer)
     return model
 
 
 def build_processor(
     contrastive: ContrastiveArguments,
-    modality: Literal["image", "audio"],
+    modality: Modality,
     build_tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> ProcessorMixin:
     """Return the processor: that of `--model`, the pretrained tower's own, or one for a tower from scratch."""
     if contrastive.model is not None:
         return load_dual_processor(processor_source(contrastive.model))
-    if modality == "audio":
-        return AudioTextProcessor(_build_feature_extractor(contrastive), build_tokenizer())
-    if contrastive.image_model is not None:
-        return ImageTextProcessor(AutoImageProcessor.from_pretrained(contrastive.image_model), build_tokenizer())
-    size = {"height": contrastive.image_size, "width": contrastive.image_size}
-    return ImageTextProcessor(ViTImageProcessor(size=size), build_tokenizer())
+    processor_class = find_address(MODALITIES[modality].processor_class)
+    return processor_class(_BUILD_PREPARATION[modality](contrastive), build_tokenizer())
 
 
 def build_trained_dual_encoder(
@@ -298,7 +293,7 @@ def build_trained_dual_encoder(
     Raises:
         ValueError: an adapter beside an image or audio tower from scratch, which would keep its random weights.
     """
-    check_trains_new_tower(contrastive, lora, "image" if isinstance(processor, ImageTextProcessor) else "audio")
+    check_trains_new_tower(contrastive, lora, modality_of_processor(processor))
     model = build_dual_encoder(text, contrastive, processor)
     freeze_towers(model, contrastive.freeze)
     return model if lora.lora_rank is None else add_lora(model, lora)
@@ -347,10 +342,10 @@ def _weights_of(loss: Loss | SentenceLoss, arguments: Any) -> dict[str, float]:
 def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMixin) -> DualEncoder:
     source = contrastive.model
     model = load_adapted(source, merge=True) if is_adapter(source) else load_dual_encoder(source)  # type: ignore[arg-type]
-    wanted = ImageTextDualEncoder if isinstance(processor, ImageTextProcessor) else AudioTextDualEncoder
+    wanted = find_address(MODALITIES[modality_of_processor(processor)].model_class)
     if not isinstance(model, wanted):
         raise ValueError(f"--model {contrastive.model} is a {type(model).__name__}, not an {wanted.__name__}")
-    rows = len(model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    rows = len(model.get_input_embeddings().weight)
     if len(processor.tokenizer) > rows:
         raise ValueError(
             f"the tokenizer of --model {contrastive.model} has {len(processor.tokenizer)} tokens, its text tower "
@@ -365,13 +360,20 @@ def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMi
     return model
 
 
-def _input_sizes(contrastive: ContrastiveArguments, processor: ProcessorMixin) -> dict[str, int]:
-    """Return the config fields of a tower from scratch that its inputs settle."""
-    if isinstance(processor, ImageTextProcessor):
-        return {"image_size": contrastive.image_size}
+def _image_sizes(contrastive: ContrastiveArguments, processor: ProcessorMixin) -> dict[str, int]:
+    return {"image_size": contrastive.image_size}
+
+
+def _spectrogram_sizes(contrastive: ContrastiveArguments, processor: ProcessorMixin) -> dict[str, int]:
     extractor = processor.feature_extractor
     frames = extractor.num_frames or round(extractor.max_length_s * extractor.sampling_rate / extractor.hop_length)
     return {"num_mel_bins": extractor.feature_size, "max_length": frames}
+
+
+def _build_image_processor(contrastive: ContrastiveArguments) -> BaseImageProcessor:
+    if contrastive.image_model is not None:
+        return AutoImageProcessor.from_pretrained(contrastive.image_model)
+    return ViTImageProcessor(size={"height": contrastive.image_size, "width": contrastive.image_size})
 
 
 def _build_feature_extractor(contrastive: ContrastiveArguments) -> SequenceFeatureExtractor:
@@ -382,3 +384,14 @@ def _build_feature_extractor(contrastive: ContrastiveArguments) -> SequenceFeatu
         num_frames = round(seconds * _AST_FRAMES_PER_SECOND)
         return LogMelFeatureExtractor.from_preset(preset, num_frames=num_frames)
     return LogMelFeatureExtractor.from_preset(preset, max_length_s=seconds)
+
+
+# What prepares the items of a modality, and the config fields of a tower from scratch that its inputs settle.
+_BUILD_PREPARATION: dict[Modality, Callable[[ContrastiveArguments], Any]] = {
+    "image": _build_image_processor,
+    "audio": _build_feature_extractor,
+}
+_INPUT_SIZES: dict[Modality, Callable[[ContrastiveArguments, ProcessorMixin], dict[str, int]]] = {
+    "image": _image_sizes,
+    "audio": _spectrogram_sizes,
+}

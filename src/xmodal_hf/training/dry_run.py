@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import Dataset, Image
+from datasets import Dataset
 from datasets.data_files import EmptyDatasetError
 from datasets.exceptions import DataFilesNotFoundError
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
@@ -37,7 +37,8 @@ from transformers import AutoConfig, AutoTokenizer
 from ..commands import check_sources, format_size, one_line
 from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items
 from ..data.exclusion import evaluation_keys
-from ..data.files import AUDIO_CELL
+from ..data.mixing import undecoded
+from ..data.modalities import MODALITIES, cell_feature
 from ..data.sources import BUILT_IN
 from ..objectives import Batch
 from .arguments import (
@@ -295,7 +296,7 @@ def placeholders(
     if contrastive is None:
         return text, None
     check_sources([("--model", "model", contrastive.model)])
-    for kind in ("image", "audio"):
+    for kind in MODALITIES:
         source = getattr(contrastive, f"{kind}_model")
         if source is not None and not _is_reachable(source):
             config = _known_config(source, kind, notes)
@@ -357,13 +358,12 @@ def _made_up_table(kind: Literal["image", "audio", "sentences", "triplets", "par
         return Dataset.from_dict({"paraphrases": [texts[row : row + 2] for row in range(num_rows)]})
     if kind == "triplets":
         return Dataset.from_dict({"anchor": texts[0::3], "positive": texts[1::3], "negative": texts[2::3]})
-    make = _made_up_image if kind == "image" else _made_up_sound
+    make = {"image": _made_up_image, "audio": _made_up_sound}[kind]
     rows = [
         {"id": str(row), "text": texts[row], kind: {"bytes": make(generator), "path": f"{row}.{kind}"}}
         for row in range(num_rows)
     ]
-    table = Dataset.from_list(rows)
-    return table.cast_column(kind, Image(decode=False) if kind == "image" else AUDIO_CELL)
+    return undecoded(Dataset.from_list(rows).cast_column(kind, cell_feature(kind)))
 
 
 def _pairs(pairs: PairArguments, training: TrainingArguments, notes: list[str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import ProcessorMixin
 from ..data.clips import clip_seconds
 from ..data.collators import PairCollator
 from ..data.mixing import PairTable
+from ..data.modalities import MODALITIES, modality_of_columns
 from ..data.sampling import PairDataset
 from ..features.extraction import ExtractionOptions, extract
 from ..features.frozen import SIDES, FrozenSide, Side
@@ -49,10 +51,19 @@ def frozen_sides(model: nn.Module) -> list[Side]:
 
 def changing_input(side: Side, pairs: PairArguments, processor: ProcessorMixin) -> str | None:
     """Return what makes the input of a tower another one in each epoch; None where it stays the same."""
-    if side == "image":
-        return "--augment" if pairs.augment else None
-    if side == "text":
-        return None
+    changes: dict[Side, Callable[[PairArguments, ProcessorMixin], str | None]] = {
+        "image": _changes_of_images,
+        "audio": _changes_of_sounds,
+        "text": lambda pairs, processor: None,
+    }
+    return changes[side](pairs, processor)
+
+
+def _changes_of_images(pairs: PairArguments, processor: ProcessorMixin) -> str | None:
+    return "--augment" if pairs.augment else None
+
+
+def _changes_of_sounds(pairs: PairArguments, processor: ProcessorMixin) -> str | None:
     if pairs.spec_augment:
         return "--spec_augment"
     extractor = processor.feature_extractor
@@ -205,7 +216,8 @@ def build_frozen_side(
         compute: precision of the computation: no, bf16 or fp16.
     """
     if side == "text":
-        rate = None if "image" in table.column_names else 1  # no sound is decoded
+        # The rate of sounds, of which none is decoded.
+        rate = 1 if MODALITIES[modality_of_columns(table.column_names)].is_sampled else None
         rows = PairDataset(table, seed=_VIEW_SEED, sampling_rate=rate)
         collator = PairCollator(processor, **text_lengths(processor.tokenizer, text))
     else:

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import get_scheduler
 
+from ..data.modalities import MODALITY_NAMES
 from ..models.modeling_dual_encoder import DualEncoder
 from .arguments import NEW_LAYERS_RATE, TrainingArguments
 from .sharding import is_sharded
@@ -51,7 +52,7 @@ def _learning_rate(name: str, arguments: TrainingArguments) -> float:
     parts, rate = name.split("."), arguments.learning_rate or NEW_LAYERS_RATE
     if "text_model" in parts:
         return arguments.text_learning_rate or rate
-    if "image_model" in parts or "audio_model" in parts:
+    if any(f"{modality}_model" in parts for modality in MODALITY_NAMES):
         return arguments.modality_learning_rate or rate
     return rate
 

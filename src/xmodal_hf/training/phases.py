@@ -9,6 +9,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..data.modalities import MODALITIES
 from ..objectives import JointObjective, MatryoshkaObjective, Objective
 from .arguments import (
     ContrastiveArguments,
@@ -81,7 +82,7 @@ def build_pair_phase(
         raise ValueError("--lora_rank is for models that every process holds whole: drop FSDP or DeepSpeed")
     model = build_trained_dual_encoder(text, contrastive, lora, processor)
     check_max_length(model, processor.tokenizer, text)
-    if pairs.modality == "audio" and not is_sharded(accelerator):
+    if MODALITIES[pairs.modality].is_sampled and not is_sharded(accelerator):
         check_clip_length(model, processor, contrastive, pairs)
     sub_batches = text_sub_batches(training, accelerator)
     cross_modal = build_cross_modal_objective(contrastive, pairs, sub_batches)

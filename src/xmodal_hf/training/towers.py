@@ -9,11 +9,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..data.modalities import MODALITY_NAMES
 from ..objectives import CrossModalObjective
 
 logger = logging.getLogger(__name__)
 
-_TOWERS = ("text_model", "image_model", "audio_model")
+_TOWERS = ("text_model", *(f"{modality}_model" for modality in MODALITY_NAMES))
 
 
 def freeze_towers(model: PreTrainedModel, towers: Iterable[str]) -> None:

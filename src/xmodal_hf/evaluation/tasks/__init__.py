@@ -25,7 +25,7 @@ class Task:
             `tasks.context.Outcome`. What is missing is raised by `load`, before any task runs.
         title: name of the task in model cards.
         index_type: type of the task in the Hub's model index.
-        headlines: metrics that comparisons show; `{0}` stands for `image` or `audio`.
+        headlines: metrics that comparisons show; `{0}` stands for the modality.
         needs: option that the task cannot do without.
         check: function of (name of the task, `EvaluationArguments`, `EvaluationDataArguments`) that raises a ValueError
             for options that the task cannot run with.

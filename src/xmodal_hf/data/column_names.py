@@ -1,4 +1,4 @@
-"""Usual names of the columns of texts and ids, the most specific first; those of a modality are in `columns`.
+"""Usual names of the columns of texts and ids, the most specific first; those of a modality are in `MODALITIES`.
 
 This module imports nothing, because `--help` lists the names.
 """

@@ -16,17 +16,17 @@ from .builtin.openmoji import openmoji_caption_lists, openmoji_captions
 from .builtin.soundfont import load_soundfont, soundfont_captions
 from .column_names import ID_COLUMNS, TEXT_COLUMNS
 from .columns import (
-    AUDIO_COLUMNS,
-    IMAGE_COLUMNS,
     TextColumns,
     class_names_of,
     find_ids,
     find_texts,
+    media_names,
     row_text,
 )
 from .identity import is_empty
 from .layouts import load_archive, load_folder, load_named_table, modality_of
 from .mixing import undecoded
+from .modalities import MODALITY_NAMES
 from .tables import load_table, select_split
 from .tars import find_tars, load_tars
 
@@ -220,7 +220,7 @@ def _texts_of_items(
 
 def _item_keys(table: Dataset, id_column: str | None, texts: Sequence[str]) -> Sequence[Any]:
     """What tells the item of each row; Nones where no column does."""
-    usual = [*ID_COLUMNS, *IMAGE_COLUMNS, *AUDIO_COLUMNS]
+    usual = [*ID_COLUMNS, *(name for modality in MODALITY_NAMES for name in media_names(modality))]
     by_lower_name = {name.lower(): name for name in reversed(table.column_names) if name not in texts}
     if id_column is not None:
         names = [find_ids(table.column_names, id_column)]

@@ -328,13 +328,11 @@ class DualEncoderEmbedder(Embedder):
         self, modality: Modality, items: Iterable[Any], forward: Callable[[Modality, Any], torch.Tensor]
     ) -> np.ndarray:
         """Run the image or audio tower: items -> (n, D or H) float32 rows."""
-        run = self._on_pictures if modality == "image" else self._on_clips
-        unit = "image" if modality == "image" else "clip"
+        run, unit = {"image": (self._on_pictures, "image"), "audio": (self._on_clips, "clip")}[modality]
         return _encode_items(items, self.model, run(lambda inputs: forward(modality, inputs)), unit, self.options)
 
     def _projected(self, modality: Modality, inputs: Any) -> torch.Tensor:
-        features = self.model.get_image_features if modality == "image" else self.model.get_audio_features
-        return features(**inputs).pooler_output  # (B, D)
+        return getattr(self.model, f"get_{modality}_features")(**inputs).pooler_output  # (B, D)
 
     def _pooled(self, modality: Modality, inputs: Any) -> torch.Tensor:
         return self.model(**inputs, return_logits=False)[f"{modality}_model_output"].pooler_output  # (B, H)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.modalities import MODALITIES
 from ..features.frozen import Side, tower_fields
 from ..features.identity import processor_fields, tokenizer_fields
 from ..models.modeling_dual_encoder import DualEncoder
@@ -88,7 +89,7 @@ def _identity(embedder: DualEncoderEmbedder, side: Side) -> str:
     if side == "text":
         inputs = tokenizer_fields(processor.tokenizer)
     else:
-        inputs = processor_fields(processor.image_processor if side == "image" else processor.feature_extractor)
+        inputs = processor_fields(getattr(processor, MODALITIES[side].processor_part))
     tower, long_clips = tower_fields(embedder.model, side), embedder.options.long_clips
     fields: dict[str, Any] = {"tower": tower, "input": inputs, "long_clips": long_clips}
     if embedder.options.dtype is not None:

@@ -38,7 +38,7 @@ def load_document(path: Path) -> Rows | None:
     """
     with fsspec.open(str(path), "rb", compression="infer") as file:
         document = json.load(file)
-    reader = next((read for keys, read in _LAYOUTS.items() if keys <= document.keys()), _numbered)
+    reader = next((read for keys, read in LAYOUTS.items() if keys <= document.keys()), _numbered)
     return reader(document, path)
 
 
@@ -88,7 +88,7 @@ def _numbered(document: Mapping[str, Any], path: Path) -> Rows | None:
 
 
 # Keys of the object -> reader; the first layout whose keys are all there.
-_LAYOUTS: dict[frozenset[str], Callable[[Mapping[str, Any], Path], Rows | None]] = {
+LAYOUTS: dict[frozenset[str], Callable[[Mapping[str, Any], Path], Rows | None]] = {
     frozenset({"images", "annotations"}): _coco,
     frozenset({"images"}): _images,
     frozenset({"data"}): _data,

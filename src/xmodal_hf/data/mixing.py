@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -49,11 +49,21 @@ PairTable: TypeAlias = Dataset | ParquetPairs | ConcatenatedPairs
 
 def undecoded(table: Any) -> Any:
     """The table with pictures and sounds as cells of bytes and path: decoding is done later, errors and all."""
-    if isinstance(table, Dataset) and "image" in table.column_names:
-        return table.cast_column("image", Image(decode=False))
-    if isinstance(table, Dataset) and isinstance(table.features.get("audio"), Audio):
-        return table.cast_column("audio", Audio(decode=False))
-    return table
+    if not isinstance(table, Dataset):
+        return table
+    present = [undecode for name, undecode in _UNDECODED.items() if name in table.column_names]
+    return present[0](table) if present else table
+
+
+def _undecoded_images(table: Dataset) -> Dataset:
+    return table.cast_column("image", Image(decode=False))
+
+
+def _undecoded_sounds(table: Dataset) -> Dataset:
+    return table.cast_column("audio", Audio(decode=False)) if isinstance(table.features["audio"], Audio) else table
+
+
+_UNDECODED: dict[str, Callable[[Dataset], Dataset]] = {"image": _undecoded_images, "audio": _undecoded_sounds}
 
 
 def without_media(table: Any) -> Any:

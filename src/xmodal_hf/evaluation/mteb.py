@@ -73,8 +73,12 @@ class MtebEncoder(AbsEncoder):
     def _encode_column(self, inputs: Any, column: str) -> np.ndarray:
         if column == "text":
             return self.embedder.encode_text(list(_values(inputs, "text")))
-        if column == "image":
-            return self.embedder.encode_image(_values(inputs, "image"))
+        return {"image": self._encode_images, "audio": self._encode_sounds}[column](inputs)
+
+    def _encode_images(self, inputs: Any) -> np.ndarray:
+        return self.embedder.encode_image(_values(inputs, "image"))
+
+    def _encode_sounds(self, inputs: Any) -> np.ndarray:
         inputs.collate_fn = AudioCollator(target_sampling_rate=self.embedder.sampling_rate)
         return self.embedder.encode_audio(clip["array"] for clip in _values(inputs, "audio"))
 

@@ -225,7 +225,10 @@ def _describe_pairs(phase: TrainingRecord) -> str:
 def _describe_sentences(phase: TrainingRecord) -> str:
     recipe, loss = phase.recipe, phase.sentence_loss
     triplets, paraphrases = recipe.get("triplets"), recipe.get("paraphrases")
-    source = _sources(paraphrases or triplets or recipe["sentences"])
+    names = paraphrases or triplets or recipe.get("sentences")
+    if not names:
+        return ""
+    source = _sources(names)
     if loss is None:
         return f"the loss `{phase.sentence_loss_name}` on {source}"
     supervised = loss.supervised_card if triplets else loss.paraphrases_card if paraphrases else None

@@ -209,7 +209,8 @@ class TextModelArguments:
     )
     max_length: int | None = option(
         None,
-        "Tokens a text at most; longer ones are cut. Default: as many as the text tower takes, 77 for one from "
+        "Tokens a text at most; longer ones are cut. A CLIP text tower with fewer positions is stretched to that many, "
+        "the first 20 kept (Long-CLIP has 248). Default: as many as the text tower takes, 77 for one from "
         "scratch; in phase 1 SimCSE's 32, or fewer where the tower takes fewer.",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -36,6 +37,7 @@ from ..models.conversion import load_dual_encoder, load_dual_processor
 from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from ..models.modeling_dual_encoder import DualEncoder, trained_pooling
 from ..models.modeling_sentence_encoder import SentenceEncoder
+from ..models.position_stretching import KEPT_POSITIONS, can_stretch, stretch_positions
 from ..models.text_format import (
     adopt_special_tokens,
     choose_pad_token,
@@ -60,6 +62,8 @@ from .arguments import (
 from .clip_lengths import check_new_audio_tower
 from .tokenizer import train_tokenizer
 from .towers import freeze_towers
+
+logger = logging.getLogger(__name__)
 
 # Towers from scratch when no config is given: small enough for two cores (the demo's are in its recipes).
 _DEFAULT_CONFIGS: dict[str, dict[str, Any]] = {
@@ -191,8 +195,23 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
             f"the tokenizer has {len(tokenizer)} tokens, the text tower embeds {rows}: pass the --tokenizer that "
             "belongs to the --text_model"
         )
+    if text.text_model is not None:
+        stretch_to_length(tower, tokenizer, text)
     adopt_special_tokens(tower, tokenizer)
     return model
+
+
+def stretch_to_length(tower: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> None:
+    """Give CLIP's text tower, and its tokenizer, as many positions as `--max_length` asks for, where it has fewer."""
+    positions = num_positions(tower)
+    if text.max_length is None or text.max_length <= positions or not can_stretch(tower):
+        return
+    stretch_positions(tower, text.max_length)
+    tokenizer.model_max_length = text.max_length
+    logger.info(
+        "--max_length %d: the %d positions of the text tower are stretched; the first %d stay as they are",
+        *(text.max_length, positions, KEPT_POSITIONS),
+    )
 
 
 def build_sentence_encoder(
@@ -242,7 +261,7 @@ def build_dual_encoder(
         ValueError: `--model` is of the other modality, or has no `logit_bias` for an objective that needs one.
     """
     if contrastive.model is not None:
-        return _load_dual_encoder(contrastive, processor)
+        return _load_dual_encoder(contrastive, processor, text)
     text_model = build_text_model(text, processor.tokenizer)
     modality = modality_of_processor(processor)
     source = getattr(contrastive, f"{modality}_model")
@@ -339,7 +358,9 @@ def _weights_of(loss: Loss | SentenceLoss, arguments: Any) -> dict[str, float]:
     return {name: getattr(arguments, name) for name in loss.weights if hasattr(arguments, name)}
 
 
-def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMixin) -> DualEncoder:
+def _load_dual_encoder(
+    contrastive: ContrastiveArguments, processor: ProcessorMixin, text: TextModelArguments
+) -> DualEncoder:
     source = contrastive.model
     model = load_adapted(source, merge=True) if is_adapter(source) else load_dual_encoder(source)  # type: ignore[arg-type]
     wanted = find_address(MODALITIES[modality_of_processor(processor)].model_class)
@@ -356,6 +377,7 @@ def _load_dual_encoder(contrastive: ContrastiveArguments, processor: ProcessorMi
         raise ValueError(
             f"--objective {contrastive.objective} needs a logit_bias, which --model does not have: pass {others}"
         )
+    stretch_to_length(model.text_model, processor.tokenizer, text)
     model.adopt_tokenizer(processor.tokenizer)
     return model
 

@@ -40,9 +40,9 @@ class Record:
     """The results of one part, on the disk after every measurement.
 
     Args:
-        folder: of the results.
-        part: name of the part.
-        about: what is true of the whole part: device, machine, sizes.
+        folder: Folder of the results.
+        part: Name of the part.
+        about: Facts about the whole part: device, machine, sizes.
     """
 
     def __init__(self, folder: Path, part: str, about: Mapping[str, Any]) -> None:
@@ -113,8 +113,8 @@ def merge(folder: Path, statuses: Mapping[str, str]) -> dict[str, Any]:
     """Write one file of all parts: results, the machine, and what was cut.
 
     Args:
-        folder: of the parts' files, and of the merged one.
-        statuses: of the parts that were started or left out: an exit status, or the reason in words.
+        folder: Folder of the parts' files, and of the merged one.
+        statuses: Statuses of the parts that were started or left out: an exit status, or the reason in words.
     """
     parts: dict[str, Any] = {}
     cut: dict[str, str] = {}

@@ -121,7 +121,7 @@ class Runner:
     """Starts runs of the training script in processes of their own.
 
     Args:
-        folder: of data and outputs.
+        folder: Folder of data and outputs.
     """
 
     def __init__(self, folder: Path) -> None:

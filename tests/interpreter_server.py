@@ -34,9 +34,9 @@ class StartedProcess:
     """A process of the server, with the part of the interface of `subprocess.Popen` that tests need.
 
     Args:
-        connection: to the server, where the request has been sent.
-        outputs: the files of standard output and standard error.
-        command: for messages.
+        connection: Connection to the server, over which the request has been sent.
+        outputs: Files of standard output and standard error.
+        command: Command line, for messages.
     """
 
     def __init__(self, connection: socket.socket, outputs: Sequence[Any], command: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ class InterpreterServer:
     """A client of a running server.
 
     Args:
-        folder: the one that the server was started with.
+        folder: Folder that the server was started with.
     """
 
     def __init__(self, folder: str) -> None:
@@ -179,7 +179,7 @@ def serve(folder: str) -> Callable[[], Any] | None:
     """Fork a process for each request.
 
     Args:
-        folder: where the socket is made.
+        folder: Folder of the socket.
 
     Returns:
         In each process that was asked for: what it runs. In the server, at the end of its standard input: None.

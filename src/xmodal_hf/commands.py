@@ -126,7 +126,7 @@ def command_parser(description: str | None) -> argparse.ArgumentParser:
     """Return the parser of a command that declares its options one by one.
 
     Args:
-        description: shown by `--help` as it is.
+        description: Text that `--help` shows, with its line breaks.
     """
     parser = CommandParser(description=description, formatter_class=ManualFormatter)
     parser.add_common_options()
@@ -137,9 +137,9 @@ def run_command(main: Callable[[Sequence[str] | None], Any], args: Sequence[str]
     """Run the main function of a command; an error of the user's becomes one line and the exit status 2.
 
     Args:
-        main: takes the arguments of the command line, without the name of the program. Where it exits with a message,
-            that is an error of the user's too.
-        args: default: those of this process.
+        main: Function that takes the arguments of the command line, without the name of the program. If it exits with a
+            message, that counts as an error of the user too.
+        args: Arguments of the command line. Default: those of this process.
 
     Raises:
         SystemExit: with status 2 for an error of the user's, else as `main` raises it.
@@ -214,7 +214,7 @@ def format_size(gigabytes: float) -> str:
     """Return a size for people: in MB, small or large, so that the numbers of two reports can be compared.
 
     Args:
-        gigabytes: in 10^9 bytes.
+        gigabytes: Size in 10^9 bytes.
 
     Example:
         >>> format_size(1.234), format_size(0.0123)
@@ -227,8 +227,8 @@ def read_yaml(path: Path, kind: str = "recipe") -> Any:
     """Read a YAML file.
 
     Args:
-        path: of the file.
-        kind: what it is, for messages.
+        path: Path of the file.
+        kind: Noun for messages that says what the file is, such as "recipe".
 
     Raises:
         ValueError: when it is missing, no text or no YAML; names the file, the line and the column.
@@ -260,7 +260,7 @@ def check_sources(sources: Iterable[tuple[str, Literal["model", "dataset"], str 
     repository that is not in the cache.
 
     Args:
-        sources: option, kind and value; a value may be missing or a list.
+        sources: Triples (option, kind, value). A value may be None or a list.
 
     Raises:
         FileNotFoundError: for a path that does not exist, or a repository that does not exist or is not public.

@@ -68,8 +68,8 @@ def gather(rows: Tensor, shards: RowShards | None = None) -> Tensor:
     """Concatenates the rows of all processes in rank order, without a gradient.
 
     Args:
-        rows: (n, ...); n may differ between processes, the other dimensions may not.
-        shards: what `exchange_sizes` said about n, if it is known already; saves a collective.
+        rows: Tensor of shape (n, ...). n may differ between processes, the other dimensions may not.
+        shards: Result of `exchange_sizes` for n, if known already; it saves a collective.
 
     Returns:
         (N, ...), N the sum of all n, the same on every process.

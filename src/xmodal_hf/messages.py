@@ -30,9 +30,9 @@ def missing_package(user: str, package: str, extra: str | None = None) -> Import
     """Return the error of an optional package that is not installed.
 
     Args:
-        user: what needs it, such as an option or a data set.
-        package: its name on the package index.
-        extra: of this package, which installs it.
+        user: Name of what needs the package, such as an option or a dataset.
+        package: Name of the package on the package index.
+        extra: Extra of `xmodal_hf` that installs the package.
 
     Example:
         >>> str(missing_package("use_faiss", "faiss-cpu", "faiss"))
@@ -49,8 +49,8 @@ def show_messages(verbosity: str = "info") -> None:
     program that has set up a log of its own keeps it.
 
     Args:
-        verbosity: lowest level that is printed, one of VERBOSITIES. With `warning` and `error` there are no progress
-            bars either; `error` and `debug` also hold for transformers and datasets.
+        verbosity: Lowest level that is printed, one of VERBOSITIES. With `warning` and `error` there are no progress
+            bars either; `error` and `debug` also apply to transformers and datasets.
     """
     log = logging.getLogger(PACKAGE)
     if not (log.handlers or logging.getLogger().handlers or int(os.environ.get("RANK", 0))):
@@ -107,9 +107,9 @@ def progress_bar(items: Iterable[Any] | None = None, *, silent: bool = False, **
     """Return tqdm's bar; where standard error is no terminal, a line of the log every half minute instead.
 
     Args:
-        items: what is counted, if the bar is to be iterated over.
-        silent: report nothing, as TQDM_DISABLE=1 does for all bars.
-        settings: for tqdm, such as `total` and `desc`.
+        items: Iterable that the bar counts, if the bar is to be iterated over.
+        silent: Whether to show no bar, as TQDM_DISABLE=1 does for all bars.
+        settings: Arguments of tqdm, such as `total` and `desc`.
 
     Example:
         >>> [item for item in progress_bar([1, 2], silent=True)]

@@ -64,13 +64,14 @@ class CrossModalObjective:
     """Contrastive loss of image-text or audio-text pairs.
 
     Args:
-        loss_type: name of an entry of `losses.LOSSES`: `clip` (Radford et al. 2021; CLAP's is the same), `cyclip` (Goel
+        loss_type: Name of an entry of `losses.LOSSES`: `clip` (Radford et al. 2021; CLAP's is the same), `cyclip` (Goel
             et al. 2022), `siglip` (Zhai et al. 2023; the model needs a `logit_bias`) or one that was added.
-        text_sub_batches: number of sub-batches of similar length that the text tower runs in; the result is the same.
-        captions_per_item: k, captions of each item in a batch: neighbouring rows of texts.
-        has_negative_texts: whether a negative caption follows the captions of each item: (k + 1) B rows of texts.
-        negative_text_weight: a logit that is added to each item's own negative caption.
-        weights: those of the loss by name, such as CyCLIP's `in_modal_weight`. Default: as its entry says.
+        text_sub_batches: Number of sub-batches of texts of similar length in which the text tower runs; the result is
+            the same.
+        captions_per_item: Number k of captions of each item in a batch, in neighbouring rows of texts.
+        has_negative_texts: Whether a negative caption follows the captions of each item: (k + 1) B rows of texts.
+        negative_text_weight: Constant that is added to the logit of each item's own negative caption.
+        weights: Weights of the loss by name, such as CyCLIP's `in_modal_weight`. Default: those of its entry.
 
     Raises:
         ValueError: there is no such loss, it has no weight of a given name, or it takes one caption an item only.
@@ -167,15 +168,17 @@ class SentenceObjective:
     """Contrastive loss of sentences on the text tower of a `SentenceEncoder` or a dual encoder.
 
     Args:
-        num_views: 1: unsupervised, each sentence twice under two dropout masks (SimCSE, Gao et al. 2021, eq. 1); 2:
-            anchors with positives; 3: with hard negatives too (eq. 5). Batches are view-major: V*B rows, all anchors
-            first. By their `text_ids`, equal texts are no negatives of each other, and rows may lack a hard negative.
-        loss_type: name of an entry of `losses.SENTENCE_LOSSES`.
-        mlm_weight: weight of the auxiliary masked-language-modelling loss (section 3.2; 0.1 where the authors use it).
+        num_views: Number of views: 1 for unsupervised, each sentence twice under two dropout masks (SimCSE, Gao et al.
+            2021, eq. 1); 2 for anchors with positives; 3 with hard negatives too (eq. 5). Batches are view-major: V*B
+            rows, all anchors first. Their `text_ids` mark equal texts, which are not negatives of each other, and rows
+            without a hard negative.
+        loss_type: Name of an entry of `losses.SENTENCE_LOSSES`.
+        mlm_weight: Weight of the auxiliary masked-language-modelling loss (section 3.2; 0.1 where the authors use it).
             Batches then hold `mlm_input_ids` and `mlm_labels`, and the model is a `SentenceEncoder` with `mlm_head`.
-        text_sub_batches: number of sub-batches of similar length that the text tower runs in; the result is the same.
-        weights: those of the loss by name, such as SimCSE's `temperature` and `hard_negative_weight`. Default: as its
-            entry says.
+        text_sub_batches: Number of sub-batches of texts of similar length in which the text tower runs; the result is
+            the same.
+        weights: Weights of the loss by name, such as SimCSE's `temperature` and `hard_negative_weight`. Default: those
+            of its entry.
 
     Raises:
         ValueError: there is no such loss, it has no weight of a given name, or `num_views` is not 1, 2 or 3.
@@ -258,8 +261,8 @@ class JointObjective:
     Batches are {"pairs": ..., "sentences": ...}, one of each objective.
 
     Args:
-        cross_modal, sentence: the two objectives.
-        sentence_weight: of the sentence loss; the contrastive loss has weight 1.
+        cross_modal, sentence: Objectives of the pairs and of the sentences.
+        sentence_weight: Weight of the sentence loss; the contrastive loss has weight 1.
     """
 
     cross_modal: CrossModalObjective

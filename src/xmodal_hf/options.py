@@ -43,9 +43,9 @@ class OptionParser(CommandParser):
     its docstring.
 
     Args:
-        classes: dataclasses of `option` fields.
-        description: shown by `--help` as it is, with an example.
-        everyday: names of the options that come first.
+        classes: Dataclasses of `option` fields.
+        description: Text that `--help` shows, with its line breaks and an example.
+        everyday: Names of the options that come first.
     """
 
     def __init__(self, classes: Sequence[type], description: str | None, everyday: Sequence[str] = ()) -> None:

@@ -34,8 +34,8 @@ def shipped_file(kind: Kind, name: str) -> Path:
     """Return the path of a shipped recipe or launch configuration.
 
     Args:
-        kind: what is looked for.
-        name: of the file, without its ending.
+        kind: Noun for messages that says what is looked for.
+        name: Name of the file, without its ending.
 
     Raises:
         ValueError: for an unknown name; the nearest known one and all others are listed.

@@ -75,14 +75,14 @@ class Family:
     """A text family.
 
     Args:
-        config: class of the tower's config, and its fields beside the ids of special tokens.
-        tokens: special tokens in the order of their ids -> names of their attributes.
-        template: of a text.
-        poolings: that make sense for it; the first one is tested in everything.
-        side: that its tokenizer pads on.
-        fixed: its texts have one length.
-        eos_ids: of the config, where they are not the tokenizer's one.
-        tokenizer: further attributes.
+        config: Class of the tower's config, and its fields beside the ids of special tokens.
+        tokens: Dictionary from special tokens, in the order of their ids, to names of their attributes.
+        template: Template of a text.
+        poolings: Poolings that fit the family; the first one is tested in everything.
+        side: Side on which its tokenizer pads.
+        fixed: Whether its texts have one length.
+        eos_ids: End-of-text ids of the config, if they differ from the tokenizer's.
+        tokenizer: Further attributes of the tokenizer.
     """
 
     config: tuple[str, dict[str, Any]]

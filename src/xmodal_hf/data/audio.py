@@ -38,12 +38,12 @@ def load_waveform(
     the window needs.
 
     Args:
-        item: a cell {"bytes", "path"} as in an undecoded `datasets.Audio` column, or one of the two; a path, also of a
-            member of an archive, an address that fsspec opens, or one of the soundfont; encoded bytes; what `datasets`
-            decodes a cell to, {"array", "sampling_rate"} or an `AudioDecoder`; or a mono waveform (n,), an array or
-            tensor, at `sampling_rate`, in which silence is allowed.
-        sampling_rate: wanted, in Hz.
-        max_seconds, offset: as in `decode_audio`.
+        item: Cell {"bytes", "path"} as in an undecoded `datasets.Audio` column, or one of the two alone; a path, which
+            may also name a member of an archive, an address that fsspec opens, or a built-in sound; encoded bytes; what
+            `datasets` decodes a cell to, {"array", "sampling_rate"} or an `AudioDecoder`; or a mono waveform (n,), an
+            array or tensor, at `sampling_rate`, in which silence is allowed.
+        sampling_rate: Sampling rate of the returned waveform, in Hz.
+        max_seconds, offset: Length and position of the window that is decoded, as in `decode_audio`.
 
     Raises:
         BadItemError: as `decode_audio`, `as_channels` and `read_media`; the detail names the path.

@@ -99,9 +99,9 @@ class BadItemLog:
 
     Args:
         path: File of the list, `bad_items.jsonl` beside the output of the run. Its folder must exist.
-        total: number of items of the dataset.
+        total: Number of items in the dataset.
         max_fraction: Largest share of `total` that may be listed; one item more stops the run.
-        is_kept: whether the file outlives the run, so that messages may name it.
+        is_kept: Whether the file remains after the run, so that messages may name it.
     """
 
     def __init__(

@@ -140,11 +140,12 @@ def clap_features(
     Too long clips are cut to their beginning; a fused model gets three crops of them instead.
 
     Args:
-        extractor: of the model.
-        waveforms: B of them, (samples,).
-        seeds: of each clip's crops.
-        any_longer: in a batch for a fused model without a long clip, mark the first one as long. Training in several
-            processes needs that: each must use all weights. (The extractor itself marks one at random.)
+        extractor: CLAP feature extractor of the model.
+        waveforms: List of B waveforms, each of shape (samples,).
+        seeds: Seeds of the random crops, one for each clip.
+        any_longer: Whether the first clip of a batch without a long clip is marked as long, for a fused model. Training
+            in several processes needs that, because each process must use all weights. (The extractor itself marks a
+            random clip.)
 
     Returns:
         `input_features` (B, 1 or 4, frames, F) and `is_longer` (B, 1).

@@ -22,13 +22,14 @@ class PairCollator:
     """Rows of `PairDataset` -> model inputs.
 
     Args:
-        processor: an `ImageTextProcessor` or `AudioTextProcessor`, or a processor like CLIP's or CLAP's.
-        max_length: longest text in tokens; longer ones are cut.
-        image_augment: (image, position) -> image, applied before the processor (`ImageAugment` in training).
-        feature_augment: (features of one clip, position) -> features, applied after it (`SpecAugment` in training).
-        pad_to_max_length: pad texts to `max_length`, not to the longest of the batch.
-        any_longer: for fused CLAP, mark a clip of each batch as long, so that every weight has a gradient. A frozen
-            tower needs none, and the features of a clip then do not depend on its batch.
+        processor: `ImageTextProcessor` or `AudioTextProcessor`, or a processor with the interface of CLIP's or CLAP's.
+        max_length: Maximum number of tokens per text; longer texts are truncated.
+        image_augment: Function (image, position) -> image, applied before the processor (`ImageAugment` in training).
+        feature_augment: Function (features of one clip, position) -> features, applied after the processor
+            (`SpecAugment` in training).
+        pad_to_max_length: Whether to pad texts to `max_length` rather than to the longest text of the batch.
+        any_longer: Whether to mark one clip of each batch as long, for fused CLAP, so that every weight has a gradient.
+            A frozen tower does not need it, and without it the features of a clip do not depend on its batch.
 
     Returns (when called with B rows):
         input_ids, attention_mask (B, T) and what else the tokenizer gives; pixel_values (B, C, height, width) or
@@ -143,12 +144,12 @@ class SentenceCollator:
     shortest anchor of the batch in its place, with the text id -1: the loss does not see it.
 
     Args:
-        tokenizer: of the text tower.
-        max_length: longest text in tokens; 32 as in SimCSE.
-        mlm_probability: above 0, also `mlm_input_ids` and `mlm_labels` (V*B, T) for masked language modelling, that
-            share of the tokens masked; 0.15 in BERT and SimCSE.
-        seed: of the masks, which depend on it and on each row's epoch and index only.
-        pad_to_max_length: pad texts to `max_length`, not to the longest of the batch.
+        tokenizer: Tokenizer of the text tower.
+        max_length: Maximum number of tokens per text; 32 as in SimCSE.
+        mlm_probability: Probability that a token is masked. Above 0, batches also hold `mlm_input_ids` and `mlm_labels`
+            (V*B, T) for masked language modelling. BERT and SimCSE use 0.15.
+        seed: Seed of the masks, which depend only on it and on each row's epoch and index.
+        pad_to_max_length: Whether to pad texts to `max_length` rather than to the longest text of the batch.
 
     Raises:
         ValueError: `mlm_probability` is no share, or the tokenizer has no mask token.

@@ -51,10 +51,10 @@ def find_texts(
     """The columns of the texts.
 
     Args:
-        features: of the table, by column.
-        given: one or several names; None: found.
-        empty: columns that are null or empty in every row.
-        option: what the message says to pass.
+        features: Features of the table, by column name.
+        given: Names of one or several columns. If None, the columns are found by their usual names.
+        empty: Names of the columns that are null or empty in every row.
+        option: Option that an error message recommends, such as `--text_column`.
 
     Raises:
         ValueError: a named column is not there, or none can be found.
@@ -92,8 +92,8 @@ def row_text(values: Sequence[Any], class_names: Sequence[Sequence[str] | None])
     """The text of a row from the cells of its text columns: the cell of one column, the list of several.
 
     Args:
-        values: one of each column.
-        class_names: of the columns that are `ClassLabel`s, None of the others.
+        values: Cells of the row, one for each text column.
+        class_names: Class names of each text column that is a `ClassLabel`, None for the others.
     """
     named = [_named(value, names) for value, names in zip(values, class_names, strict=True)]
     if len(named) == 1:

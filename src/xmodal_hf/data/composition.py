@@ -87,12 +87,13 @@ def load_composition(
     """The sets of a source: one of a file, several of a folder of JSON files such as SugarCrepe's.
 
     Args:
-        source: `openmoji` or `soundfont`; a table in one of the layouts above; a folder of such .json files; a Hub id.
-        modality: of tables; built-in sets have their own.
-        split: of tables that have splits; None: test, or all rows.
-        media_folder: where the files lie that a table names. None: around the table.
-        text_column: of the right captions, of tables of one's own. None: found by the usual names.
-        negative_text_column: of the wrong captions, likewise.
+        source: `openmoji` or `soundfont`; a table in one of the layouts above; a folder of such .json files; or a Hub
+            id.
+        modality: Modality of tables, `image` or `audio`; the built-in sets have their own.
+        split: Split of a table that has splits. If None, the test split, or all rows of a table without splits.
+        media_folder: Folder of the files that a table names. If None, they are looked for around the table.
+        text_column: Column of the right captions, for custom tables. If None, it is found by its usual names.
+        negative_text_column: Column of the wrong captions, for custom tables. If None, it is found by its usual names.
 
     Raises:
         ValueError: a modality that the built-in set does not have, no column of wrong captions (the message lists those

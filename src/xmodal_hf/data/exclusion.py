@@ -28,7 +28,7 @@ def evaluation_keys(sources: Iterable[str | os.PathLike]) -> frozenset[str]:
     """Keys of every text in every column of some tables.
 
     Args:
-        sources: anything that `load_table` reads (all splits of a file), or folders of tables.
+        sources: Sources that `load_table` reads (all splits of a file), or folders of tables.
 
     Raises:
         ValueError: a folder without tables, or an empty table.
@@ -48,9 +48,9 @@ def without_texts(table: Dataset, keys: frozenset[str], source: str | os.PathLik
     its last but one. A sentence or triplet goes as a whole, as soon as one of its texts occurs.
 
     Args:
-        table: of `load_pairs`, `load_sentences`, `load_triplets` or `load_paraphrases`.
-        keys: of `evaluation_keys`.
-        source: what the table was read from, for the message.
+        table: Table that `load_pairs`, `load_sentences`, `load_triplets` or `load_paraphrases` returned.
+        keys: Keys that `evaluation_keys` returned.
+        source: Name of the source of the table, for the message.
 
     Raises:
         ValueError: nothing is left.

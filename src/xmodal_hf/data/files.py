@@ -44,8 +44,9 @@ def read_media(cell: dict[str, Any] | None) -> bytes:
     """The encoded bytes of an image or audio cell.
 
     Args:
-        cell: {"bytes": bytes | None, "path": str | None} as in an undecoded `datasets.Image` column; the path is that
-            of a file, an address that fsspec opens (hf://, https://, ...), or made by `zip_member` or `tar_member`.
+        cell: Cell {"bytes": bytes | None, "path": str | None} as in an undecoded `datasets.Image` column. The path is
+            that of a file, an address that fsspec opens (hf://, https://, ...), or made by `zip_member` or
+            `tar_member`.
 
     Raises:
         BadItemError: there is nothing in the cell; the file is missing, larger than `MAX_FILE_BYTES` or not a regular

@@ -100,8 +100,8 @@ def left_out_note(names: Iterable[str], modality: Modality) -> str:
     """How many files are left out, by ending; of a format that the decoder lacks, the command that converts it.
 
     Args:
-        names: of the files that are left out.
-        modality: what is looked for.
+        names: Names of the files that are left out.
+        modality: Modality that is looked for, `image` or `audio`.
 
     Returns:
         Such as "12 .m4a (cannot be decoded: convert with `ffmpeg -i NAME.m4a NAME.flac`), 3 .txt".

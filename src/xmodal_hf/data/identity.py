@@ -50,8 +50,8 @@ def item_key(row_id: str, cell: Any) -> str:
     """What rows of one item have in common: the id, or the bytes where the id is a number of a row or a path of bytes.
 
     Args:
-        row_id: as from `load_pairs`; also with the name of its table before it.
-        cell: of the picture or sound, undecoded.
+        row_id: Id of the row as `load_pairs` gives it, with or without the name of its table in front.
+        cell: Undecoded cell of the image or audio clip.
     """
     content = cell.get("bytes") if isinstance(cell, dict) else None
     if content is None:

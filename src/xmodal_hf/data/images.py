@@ -26,10 +26,10 @@ def load_image(item: Any, *, min_size: int | None = None) -> Image.Image:
     Training, validation, evaluation and the galleries of demo Spaces call it.
 
     Args:
-        item: a cell {"bytes", "path"} as in an undecoded `datasets.Image` column, or one of the two; a path, also of a
-            member of an archive or an address that fsspec opens; encoded bytes; a Pillow image; or a uint8 array
-            (height, width[, 1, 3 or 4]).
-        min_size: as in `decode_image`.
+        item: Cell {"bytes", "path"} as in an undecoded `datasets.Image` column, or one of the two alone; a path, which
+            may also name a member of an archive or an address that fsspec opens; encoded bytes; a Pillow image; or a
+            uint8 array (height, width[, 1, 3 or 4]).
+        min_size: Shorter side in pixels that is large enough, as in `decode_image`.
 
     Raises:
         BadItemError: as `decode_image` and `read_media`; the detail names the path.

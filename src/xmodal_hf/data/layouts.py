@@ -63,8 +63,8 @@ class FileTree:
     """Names of the files in a folder or zip archive, relative to it, without hidden ones.
 
     Args:
-        path: of the folder or archive.
-        modality: of the files that are looked for.
+        path: Path of the folder or archive.
+        modality: Modality of the files that are looked for, `image` or `audio`.
     """
 
     def __init__(self, path: Path, modality: Modality) -> None:

@@ -90,9 +90,10 @@ def locate(spellings: Sequence[Sequence[str]], folder: Path, modality: Modality)
     """Of each row, the name by which its file was found, and the address; None for a row without a name.
 
     Args:
-        spellings: of each row, the name in the table and then other names that its file may have, which go before it.
-        folder: of the table, or the zip archive that holds the files.
-        modality: of the files.
+        spellings: Names of the file of each row: the name in the table, and then other names that the file may have,
+            which take precedence.
+        folder: Folder of the table, or the zip archive that holds the files.
+        modality: Modality of the files, `image` or `audio`.
 
     Raises:
         ValueError: two places hold a file of one name.

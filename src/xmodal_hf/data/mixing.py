@@ -22,7 +22,7 @@ class ConcatenatedPairs(PartedPairs):
     """Rows of several paired tables, one table after the other; ids are preceded by the name of their table.
 
     Args:
-        tables: by name, each as from `load_pairs`, all of one modality.
+        tables: Dictionary from name to table. Each table is as `load_pairs` returns it, and all have one modality.
 
     Raises:
         ValueError: images and audio are mixed.
@@ -83,7 +83,7 @@ def one_row_an_item(table: Dataset) -> Dataset:
     A table without such rows stays as it is; `negative_text` is joined likewise.
 
     Args:
-        table: from `load_pairs`.
+        table: Table that `load_pairs` returned.
     """
     rows_of: dict[str, list[int]] = {}
     for row, item_id in enumerate(table["id"][:]):
@@ -112,11 +112,11 @@ def training_order(
     """The order of the rows of a table from `load_pairs`, or of several in `ConcatenatedPairs`.
 
     Args:
-        table: rows of streamed parquet files come in a `ShardOrder`; those of tars too, if `buffer_size` is given; all
-            others are shuffled as a whole.
-        seed: of the training run.
-        weights: of the tables in `ConcatenatedPairs`; None mixes them by their lengths.
-        buffer_size: rows that are shuffled together; None is `DEFAULT_BUFFER_SIZE`.
+        table: Paired table. Rows of streamed parquet files come in a `ShardOrder`, and so do those of tars if
+            `buffer_size` is given; all other tables are shuffled as a whole.
+        seed: Seed of the training run.
+        weights: Sampling weights of the tables in `ConcatenatedPairs`. None weights them by their lengths.
+        buffer_size: Number of rows that are shuffled together. None is `DEFAULT_BUFFER_SIZE`.
     """
     if isinstance(table, ConcatenatedPairs):
         orders = [training_order(part, seed=seed, buffer_size=buffer_size) for part in table.tables]

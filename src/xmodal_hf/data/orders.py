@@ -59,9 +59,9 @@ class ShardOrder:
     laid end to end and cut into buffers; the rows of each are permuted.
 
     Args:
-        shard_lengths: rows of each shard, whose rows follow those of the shard before.
-        seed: of the training run.
-        buffer_size: rows that are shuffled together.
+        shard_lengths: Number of rows of each shard. The rows of a shard follow those of the shard before.
+        seed: Seed of the training run.
+        buffer_size: Number of rows that are shuffled together.
 
     Raises:
         ValueError: the buffer holds no row.
@@ -98,9 +98,9 @@ class MixedOrder:
     small sources with large weights repeat, but no row comes again before all others of its source had their turn.
 
     Args:
-        orders: of the sources.
-        weights: of the sources, of any sum.
-        seed: of the training run.
+        orders: Orders of the sources.
+        weights: Sampling weights of the sources; they need not sum to one.
+        seed: Seed of the training run.
 
     Raises:
         ValueError: not one positive weight a source, or an empty source.

@@ -117,13 +117,15 @@ class ParquetPairs(PartedPairs):
     in both cases.
 
     Args:
-        files: paths or addresses that fsspec opens (hf://, https://, s3://, ...).
-        modality: `image` or `audio`.
-        media_column: of the files. The media are encoded bytes, structs of bytes and path, or paths.
-        text_columns: of the files; one gives its cells, several the list of their texts.
-        id_column: None takes the path of the item, where there is one, or else the number of the row.
-        split: rows of this split, by the column `split`; None: all rows.
-        buffer_size: that of the `ShardOrder`; the row groups of one buffer stay in memory.
+        files: Paths or addresses that fsspec opens (hf://, https://, s3://, ...).
+        modality: Modality: `image` or `audio`.
+        media_column: Column of the media in the files. The media are encoded bytes, structs of bytes and path, or
+            paths.
+        text_columns: Columns of the texts in the files. One column gives its cells, several give the list of their
+            texts.
+        id_column: Column of the ids. None takes the path of the item if there is one, otherwise the number of the row.
+        split: Value of the column `split` in the rows that are read. If None, all rows are read.
+        buffer_size: Buffer size of the `ShardOrder`; the row groups of one buffer stay in memory.
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -15,8 +15,8 @@ class PartedPairs(ABC):
     Subclasses say what a row of a part and a column of all parts are.
 
     Args:
-        modality: `image` or `audio`.
-        lengths: rows of each part.
+        modality: Modality: `image` or `audio`.
+        lengths: Number of rows of each part.
     """
 
     def __init__(self, modality: Literal["image", "audio"], lengths: Sequence[int] | np.ndarray) -> None:

@@ -39,9 +39,9 @@ def decode_image(source: Any, *, min_size: int | None = None) -> Image.Image:
     Applies the EXIF orientation; converts CMYK, palette, grey and 16-bit pictures; puts transparent ones on white.
 
     Args:
-        source: encoded bytes, the path of a local file, a Pillow image, or a uint8 array (height, width[, 1, 3 or 4]).
-        min_size: a shorter side of at least this many pixels is enough: JPEG is decoded at the smallest of 1, 1/2,
-            1/4, 1/8 of its size that satisfies it.
+        source: Encoded bytes, the path of a local file, a Pillow image, or a uint8 array (height, width[, 1, 3 or 4]).
+        min_size: Shorter side in pixels that is large enough: JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of
+            its size that satisfies it.
 
     Raises:
         BadItemError: the file is missing, no regular file, larger than `local_files.MAX_FILE_BYTES`, empty, cut off or

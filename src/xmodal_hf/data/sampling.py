@@ -65,9 +65,9 @@ class EpochBatchSampler(Sampler[list[EpochIndex]]):
     part of each: any number of processes sees the same global batches. An incomplete last batch is dropped.
 
     Args:
-        order: of the rows.
-        batch_size: of one process.
-        rank, num_processes: of this process.
+        order: Order of the rows in each epoch.
+        batch_size: Batch size per process.
+        rank, num_processes: Rank of this process and number of processes.
 
     Raises:
         ValueError: when the rows do not fill one global batch.
@@ -114,22 +114,25 @@ class PairDataset(TorchDataset):
     image meets the caption of another.
 
     Args:
-        dataset: with the columns `id`, `text` (str or list of str) and `image` or `audio`; from `load_pairs`, or
-            several of them in `ConcatenatedPairs`.
-        seed: of the training run.
-        captions: `random` draws one caption a row and epoch, `first` takes the first one.
-        captions_per_item: give a list of that many captions as "text"; of an item with fewer, some come again. None:
-            one, which is no list.
-        negatives: also draw one of the column `negative_text` a row and epoch, "negative_text"; None where there is
-            none.
-        min_image_size: decode JPEGs at a reduced scale that keeps the shorter side at least this long (pixels).
-        sampling_rate: of the waveforms, in Hz; audio needs it.
-        max_seconds: longest waveform; of longer clips one window is decoded.
-        window: where that window lies: `first`, `center`, or `random` (training only).
-        bad_items: where unusable rows are listed, and unusable captions of rows that have others. None: all are errors.
-        defer_bad_items: leave it to the user of the rows to list them: each has those that it met, `BadItem`s, under
-            "bad_items". Workers run ahead of the batches that are trained on, by how much is chance.
-        features: pooled vectors by side (`image`, `audio`, `text`). Of several views, one is drawn a row and epoch.
+        dataset: Dataset with the columns `id`, `text` (str or list of str) and `image` or `audio`, from `load_pairs`,
+            or several of them in `ConcatenatedPairs`.
+        seed: Seed of the training run.
+        captions: How a caption is chosen: `random` draws one caption per row and epoch, `first` takes the first one.
+        captions_per_item: Number of captions per item. "text" is then a list of that many; an item with fewer captions
+            repeats some. If None, "text" is one caption and no list.
+        negatives: Whether to draw one caption of the column `negative_text` per row and epoch as "negative_text", which
+            is None for a row without any.
+        min_image_size: Shorter side in pixels that is large enough; JPEGs are decoded at a reduced scale that keeps it.
+        sampling_rate: Sampling rate of the waveforms, in Hz; required for audio.
+        max_seconds: Maximum length of a waveform; one window of longer clips is decoded.
+        window: Position of that window: `first`, `center`, or `random` (training only).
+        bad_items: List to which unusable rows are added, and unusable captions of rows that have usable ones. If None,
+            each of them is an error.
+        defer_bad_items: Whether the user of the rows adds the bad items to the list: each row then has its own,
+            `BadItem`s, under "bad_items". Workers prepare batches ahead of training, and how far ahead is not
+            reproducible.
+        features: Pooled vectors by side (`image`, `audio`, `text`). If there are several views, one is drawn per row
+            and epoch.
 
     Raises:
         ValueError: a canonical column is missing, an option is unknown, or audio comes without a sampling rate.
@@ -306,8 +309,8 @@ class SentenceDataset(TorchDataset):
     Of a list of paraphrases two different ones are drawn, by (seed, epoch, index) only; a negative may be None.
 
     Args:
-        dataset: as from `load_sentences`, `load_triplets` or `load_paraphrases`.
-        seed: of the draws.
+        dataset: Dataset that `load_sentences`, `load_triplets` or `load_paraphrases` returned.
+        seed: Seed of the random draws.
 
     Raises:
         ValueError: there is no column `anchor` or `paraphrases`, or a `negative` without a `positive`.
@@ -355,7 +358,7 @@ def usable_captions(captions: Any) -> tuple[dict[int, str], list[BadItemError]]:
     bad item. White space around a caption is no part of it.
 
     Args:
-        captions: one or a list.
+        captions: One caption or a list of captions.
     """
     usable: dict[int, str] = {}
     bad: list[BadItemError] = []

@@ -78,12 +78,13 @@ def load_sentences(
     """Sentences as rows {"anchor": str}.
 
     Args:
-        source: anything that `load_table` reads, a text file with one sentence a line among them; WebDataset tars, for
-            their captions; or `openmoji` or `soundfont`, the training captions of a built-in dataset. Lists of captions
-            give one sentence each.
-        column: of the sentences, or several; found by its usual name if None. The rules are those of `columns`.
-        max_sentences: draw this many without replacement, kept in their order.
-        seed: of that draw.
+        source: Source that `load_table` reads, such as a text file with one sentence per line; WebDataset tars, for
+            their captions; or `openmoji` or `soundfont`, for the training captions of a built-in dataset. Lists of
+            captions give one sentence each.
+        column: Column of the sentences, or several columns. If None, found by its usual name, by the rules of
+            `columns`.
+        max_sentences: Number of sentences that are drawn without replacement; they keep their order.
+        seed: Seed of that draw.
 
     Raises:
         ValueError: the column cannot be found or is not text, or there is no sentence in it.
@@ -120,10 +121,10 @@ def load_triplets(source: str | os.PathLike, *, split: str = "train", seed: int 
     is drawn for each row.
 
     Args:
-        source: anything that `load_table` reads, with the columns of one of `TRIPLET_LAYOUTS`, `NLI_LAYOUTS` or
+        source: Source that `load_table` reads, with the columns of one of `TRIPLET_LAYOUTS`, `NLI_LAYOUTS` or
             `PAIR_LAYOUTS`.
-        split: of the source.
-        seed: chooses among several contradictions of a premise.
+        split: Split of the source.
+        seed: Seed of the choice among several contradictions of a premise.
 
     Raises:
         ValueError: the columns are of no known layout (the message lists them), or nothing is left.
@@ -167,11 +168,12 @@ def load_paraphrases(source: str | os.PathLike, *, column: TextColumns = None, i
     """Rows {"paraphrases": list of str}: texts of one meaning, such as the captions of one picture or sound.
 
     Args:
-        source: a paired dataset in any layout of `load_pairs`, whose captions are read and nothing else, `openmoji` and
-            `soundfont` among them; or a table with a list of texts, or several columns of texts, in each row.
-        column: of the texts, or several; found by their usual names if None (`set` and `paraphrases` among them).
-        id_column: rows with equal values are of one item. None: a column of ids with its usual name, else that of the
-            paths of pictures or sounds, else every row is an item of its own.
+        source: Paired dataset in any layout of `load_pairs`, also `openmoji` and `soundfont`, of which only the
+            captions are read; or a table with a list of texts, or several columns of texts, in each row.
+        column: Column of the texts, or several columns. If None, found by their usual names (such as `set` and
+            `paraphrases`).
+        id_column: Column whose equal values mark rows of one item. If None, a column of ids with its usual name is
+            used, else the paths of images or audio files, else every row is an item of its own.
 
     Raises:
         ValueError: the column cannot be found, or no item has two different texts.

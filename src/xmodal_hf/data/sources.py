@@ -67,23 +67,26 @@ def load_pairs(
     """A paired dataset in canonical columns. Rows with equal ids are captions of one item; a warning counts them.
 
     Args:
-        source: `openmoji` or `soundfont` (built in); a csv, tsv, json, jsonl or parquet file whose image or audio
-            column has bytes, paths relative to the file (or lists of them: a row for each), or names of members of zip
-            archives beside the file; a folder with metadata.jsonl, .csv or .parquet, with texts beside the files, with
-            a table in it or above it, or with one folder a class (its name is the text), each within `<split>/` or
-            not; a zip archive of such files; WebDataset tars (a file, a folder, "shards/*.tar" or "{000..012}.tar"); a
-            folder of parquet files or from `save_to_disk`; a Hub id ("owner/name:configuration").
-        modality: `image` or `audio`.
-        split: of the source, by its folders, the names of its files or its column `split`; "all" takes every row. A
-            source that says nothing of splits has "train" and "all" alone.
-        image_column, audio_column, id_column: columns of the source; found by their usual names if None. Without an
-            id, the path of the item is its id, and else its bytes tell which rows are one item.
-        text_column: of the source; several make a list of captions. Found by the usual names if None.
-        max_samples: keep the first rows only.
-        keep_class_labels: leave a `ClassLabel` column of texts as it is, numbers with names, for zero-shot tasks.
-        negative_text_column: of captions that are wrong about the item, each a text or a list of texts; several columns
-            make one list. None: the dataset has no such column.
-        media_folder: where the files lie that a table names. None: by the rules of `located`, around the table.
+        source: One of: `openmoji` or `soundfont` (built in); a csv, tsv, json, jsonl or parquet file whose image or
+            audio column has bytes, paths relative to the file (or lists of them: a row for each), or names of members
+            of zip archives beside the file; a folder with metadata.jsonl, .csv or .parquet, with texts beside the
+            files, with a table in it or above it, or with one folder per class (its name is the text), each within
+            `<split>/` or not; a zip archive of such files; WebDataset tars (a file, a folder, "shards/*.tar" or
+            "{000..012}.tar"); a folder of parquet files or from `save_to_disk`; a Hub id ("owner/name:configuration").
+        modality: Modality: `image` or `audio`.
+        split: Split of the source, found by its folders, the names of its files or its column `split`; "all" takes
+            every row. A source without information about splits has only "train" and "all".
+        image_column, audio_column, id_column: Columns of the source. If None, found by their usual names. Without an id
+            column, the path of the item is its id; without a path, rows with equal bytes are one item.
+        text_column: Columns of the captions in the source; several columns make a list of captions. If None, found by
+            their usual names.
+        max_samples: Maximum number of rows; the first ones are kept.
+        keep_class_labels: Whether a `ClassLabel` column of texts is left as it is, numbers with names, for zero-shot
+            tasks.
+        negative_text_column: Column of captions that are wrong about the item, each a text or a list of texts; several
+            columns make one list. If None, the result has no negative captions.
+        media_folder: Folder of the files that a table names. If None, they are looked for around the table, by the
+            rules of `located`.
 
     Returns:
         A `Dataset` with `id` (str), `text` (str or list of str) and `image` (`datasets.Image`) or `audio`
@@ -153,10 +156,11 @@ def stream_pairs(
     """A paired dataset in canonical columns that is read in place, neither downloaded nor converted.
 
     Args:
-        source: parquet files: a Hub id ("owner/name:configuration"), a folder, or a path, pattern or address that
-            fsspec opens; or anything that `load_pairs` reads in place too: WebDataset tars and built-in datasets.
-        modality, split, image_column, audio_column, text_column, id_column: as in `load_pairs`.
-        buffer_size: rows that will be shuffled together; their row groups stay in memory.
+        source: Parquet files, given as a Hub id ("owner/name:configuration"), a folder, or a path, pattern or address
+            that fsspec opens; or another source that `load_pairs` reads without copying: WebDataset tars and built-in
+            datasets.
+        modality, split, image_column, audio_column, text_column, id_column: Same as in `load_pairs`.
+        buffer_size: Number of rows that will be shuffled together; their row groups stay in memory.
 
     Raises:
         ValueError: other kinds of files, no such split, or a column cannot be found.

@@ -39,11 +39,11 @@ def load_table(source: str | os.PathLike, *, split: str = "train") -> Dataset:
     rows of .csv, .tsv and .jsonl files are counted, and a reader that gives another number of them is an error.
 
     Args:
-        source: a .txt, .csv, .tsv, .json, .jsonl or .parquet file (also compressed with gz, xz, zst, bz2; a .json file
-            may be a document that `annotations` knows); a folder: saved by `save_to_disk`, an image folder or audio
-            folder, or of such files; or a Hub id, with a configuration as "owner/name:configuration".
-        split: of the folder or Hub dataset, or by a column `split` of the file; "all" selects every row. The rules are
-            those of `splits`.
+        source: Text, csv, tsv, json, jsonl or parquet file (also compressed with gz, xz, zst, bz2; a .json file may be
+            a document that `annotations` knows); a folder that `save_to_disk` wrote, an image folder or audio folder,
+            or a folder of such files; or a Hub id, with a configuration as "owner/name:configuration".
+        split: Split of the folder or Hub dataset, or value of the column `split` of the file; "all" selects every row.
+            The rules are those of `splits`.
 
     Raises:
         FileNotFoundError: `source` looks like a path and does not exist.

@@ -139,11 +139,11 @@ def load_tars(
     without a picture (sound) or caption, stays and is reported when it is asked for.
 
     Args:
-        tars: paths or addresses that fsspec opens.
-        modality: `image` or `audio`.
-        text_names: usual names of captions.
-        text_column: names of captions, in place of the usual ones.
-        texts_only: pictures (sounds) are not needed: the captions are what is wanted.
+        tars: Paths or addresses that fsspec opens.
+        modality: Modality: `image` or `audio`.
+        text_names: Usual names of the members that hold captions.
+        text_column: Names of the members that hold captions, in place of the usual ones.
+        texts_only: Whether only captions are needed, so that samples without an image or audio file are kept.
 
     Returns:
         A `Dataset` with `id`, `image` or `audio`, `text` (list of str, empty where there is no caption), and `shard`,

@@ -59,11 +59,12 @@ def decode_audio(
     What is decoded is what is there. Files that cannot be sought in are decoded up to the window.
 
     Args:
-        source: the encoded file, or the path of a local one, of which no more is read than the window needs.
-        sampling_rate: wanted, in Hz.
-        max_seconds: only a window of this length is decoded of a longer clip.
-        offset: where that window lies, from 0 (the start) over 0.5 (the middle) to 1 (the end). One that holds zeros
-            only moves to the nearest sound: clips of ESC-50 are padded with zeros, whose caption fits the rest.
+        source: Encoded bytes, or the path of a local file, of which no more is read than the window needs.
+        sampling_rate: Sampling rate of the returned waveform, in Hz.
+        max_seconds: Maximum length of the waveform; of a longer clip only a window of this length is decoded.
+        offset: Position of the window, from 0 (the start of the clip) to 1 (its end). A window that holds zeros only
+            moves to the nearest sound, because clips of ESC-50 are padded with zeros and their caption describes the
+            rest.
 
     Returns:
         float32 waveform (n,), mean of the channels. Where channels are each other's negative (a correlation below

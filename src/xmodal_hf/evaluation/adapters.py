@@ -51,8 +51,9 @@ def load_adapted(source: str | os.PathLike, *, merge: bool = False) -> PeftModel
     `from_pretrained` of our classes loads an adapter too.
 
     Args:
-        source: folder or Hub id of the adapter; its config names the base.
-        merge: add the adapter to the weights and return our plain model: faster, and it can be saved whole.
+        source: Folder or Hub id of the adapter; its config names the base model.
+        merge: Whether to add the adapter to the weights and return a plain model, which is faster and can be saved
+            whole.
 
     Raises:
         ValueError: for a base that is no model of these, or is not named.

@@ -43,9 +43,10 @@ def ratio_resamples(
     """sum(numerators) / sum(denominators) of each resample of whole groups, (num_resamples,).
 
     Args:
-        numerators, denominators: (n,); with denominators of one it is the mean.
-        groups: (n,) a non-negative integer each: what has the same one is drawn together. None draws each alone.
-        num_resamples, seed: of the bootstrap.
+        numerators, denominators: Arrays of shape (n,). With denominators of one, the ratio is the mean.
+        groups: Non-negative integers of shape (n,). Elements with equal integers are drawn together. None draws each
+            element alone.
+        num_resamples, seed: Number of resamples and seed of the bootstrap.
     """
     if groups is None:
         groups = np.arange(len(numerators))

@@ -35,10 +35,10 @@ class CachedEmbedder(WrappedEmbedder):
     """Another embedder with a memory, and with a folder a memory that outlives the process.
 
     Args:
-        embedder: the one that encodes what is new.
-        folder: where embeddings are kept, one feature store a modality; None keeps them in memory only.
-        identity: names the model and everything that changes its embeddings; required with a folder, because two
-            models must not share one memory.
+        embedder: Embedder that encodes items that are not in the cache.
+        folder: Folder of the cached embeddings, one feature store per modality. None keeps them in memory only.
+        identity: Text that identifies the model and everything that changes its embeddings. It is required with a
+            folder, because two models must not share one cache.
 
     Raises:
         ValueError: a folder without an identity.

@@ -35,15 +35,17 @@ def evaluate_compositionality(
     """Accuracy of right captions against wrong ones, in percent.
 
     Args:
-        item_embeds: (R, D) image or audio embeddings.
-        right_embeds: (P, D) of right captions; each is a test of its own against all wrong captions of its row.
-        right_item: (P,) the row of each right caption.
-        wrong_embeds: (Q, D) of wrong captions.
-        wrong_item: (Q,) the row of each wrong caption.
-        categories: (R,) names of the parts of a set; empty: it has none.
-        groups: (R,) what is drawn together in the bootstrap, such as ids of items. Empty: each row.
-        num_resamples: of the bootstrap; 0 leaves the intervals out.
-        seed: of the bootstrap.
+        item_embeds: Image or audio embeddings of shape (R, D).
+        right_embeds: Embeddings of the right captions, of shape (P, D). Each is tested against all wrong captions of
+            its row.
+        right_item: Row of each right caption, of shape (P,).
+        wrong_embeds: Embeddings of the wrong captions, of shape (Q, D).
+        wrong_item: Row of each wrong caption, of shape (Q,).
+        categories: Names of the categories, of shape (R,). Empty if the set has none.
+        groups: Groups of rows that the bootstrap draws together, of shape (R,), such as ids of items. If empty, each
+            row is drawn alone.
+        num_resamples: Number of resamples of the bootstrap; 0 leaves the intervals out.
+        seed: Seed of the bootstrap.
 
     Returns:
         `accuracy` and, with categories, `mean_per_category_accuracy`, both with `_ci95_low` and `_ci95_high`;
@@ -84,10 +86,10 @@ def evaluate_winoground(
     """Text, image and group score of Winoground (Thrush et al. 2022, section 4.2), in percent.
 
     Args:
-        item_embeds: (2 E, D); rows 2 i and 2 i + 1 are the items of example i.
-        text_embeds: (2 E, D), the caption of each item.
-        categories: (E,) or (2 E,) names; empty: none.
-        num_resamples, seed: of the bootstrap over examples.
+        item_embeds: Image or audio embeddings of shape (2 E, D); rows 2 i and 2 i + 1 are the items of example i.
+        text_embeds: Caption embeddings of shape (2 E, D), one for each item.
+        categories: Names of the categories, of shape (E,) or (2 E,). Empty if the set has none.
+        num_resamples, seed: Number of resamples and seed of the bootstrap over examples.
 
     Returns:
         `text_score` (each item prefers its own caption), `image_score` (each caption prefers its own item) and

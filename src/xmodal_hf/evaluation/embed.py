@@ -135,7 +135,7 @@ class WrappedEmbedder(Embedder):
     """Another embedder with something around it: what is known of its model is passed on.
 
     Args:
-        embedder: the other one.
+        embedder: Embedder that this one wraps.
     """
 
     def __init__(self, embedder: Embedder):
@@ -399,12 +399,13 @@ def as_embedder(
     """Give any supported model the `Embedder` interface.
 
     Args:
-        model: an `Embedder`; a two-tower model (ours, CLIPModel, SiglipModel, ClapModel) with its `processor`; a
-            `SentenceEncoder` or an Auto text model with its tokenizer as `processor`; a SentenceTransformer; or a
+        model: `Embedder`; a two-tower model (of this package, CLIPModel, SiglipModel, ClapModel) with its `processor`;
+            a `SentenceEncoder` or an Auto text model with its tokenizer as `processor`; a SentenceTransformer; or a
             function from a list of sentences to (n, D) embeddings.
-        processor: as above; None takes the one in the folder or Hub repository that the model was loaded from.
-        pooling: of an Auto text model: cls, mean, max, eos, last or pooler (its own pooled output).
-        options: batch sizes, precision, progress bar.
+        processor: Processor or tokenizer of the model. None takes the one in the folder or Hub repository that the
+            model was loaded from.
+        pooling: Pooling of an Auto text model: cls, mean, max, eos, last or pooler (its own pooled output).
+        options: Batch sizes, precision and progress bar.
 
     Raises:
         ValueError: a model without its processor, or an object that is none of the above.
@@ -474,10 +475,10 @@ def embed_pairs(
     items without any, items that cannot be read or decoded. A warning counts them.
 
     Args:
-        embedder: an `Embedder`.
-        dataset: the rows.
-        modality: "image" or "audio".
-        on_bad_item: "skip", or "error" to stop at the first item that cannot be used.
+        embedder: `Embedder` of the modality.
+        dataset: Dataset whose rows are embedded.
+        modality: Modality: "image" or "audio".
+        on_bad_item: Treatment of unusable items: "skip", or "error" to stop at the first one.
 
     Raises:
         ValueError: no usable rows, or files of different names with one id.
@@ -538,13 +539,14 @@ def usable_items(
     """The pictures or clips that can be used, decoded; the others are added to `bad_items`.
 
     Args:
-        embedder: which they are for.
-        items: in any form that `encode_image` or `encode_audio` takes.
-        modality: "image" or "audio".
-        bad_items: gets what is left out, with the number of each item as `index`.
-        ids: of the items; None takes their numbers.
-        boxes: (left, upper, width, height) in pixels of what is cropped out of each picture; empty: whole pictures.
-        on_bad_item: as `embed_pairs`.
+        embedder: Embedder that will encode the items.
+        items: Items in any form that `encode_image` or `encode_audio` takes.
+        modality: Modality: "image" or "audio".
+        bad_items: List to which unusable items are added, with the number of each item as `index`.
+        ids: Ids of the items. None takes their numbers.
+        boxes: Boxes (left, upper, width, height) in pixels that are cropped out of each image. If empty, images are
+            taken whole.
+        on_bad_item: Treatment of unusable items, as in `embed_pairs`.
     """
     for index, item in enumerate(items):
         try:

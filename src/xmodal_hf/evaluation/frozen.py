@@ -27,10 +27,10 @@ class FrozenTowersEmbedder(WrappedEmbedder):
     """One of our models with frozen towers, whose pooled vectors are kept; the projections run each time.
 
     Args:
-        embedder: of the model.
-        sides: whose towers are frozen.
-        folder: where the vectors are kept, one feature store a tower and side in float32, whose ids are digests of the
-            contents; None keeps them in memory only.
+        embedder: Embedder of the model.
+        sides: Sides whose towers are frozen: "text", "image", "audio".
+        folder: Folder of the vectors, one feature store in float32 per tower and side, whose ids are digests of the
+            contents. None keeps them in memory only.
     """
 
     def __init__(
@@ -105,9 +105,9 @@ def with_memory(embedder: Embedder, folder: str | os.PathLike | None, identity: 
     frozen tower embed each text, picture and sound once, and their text towers are measured from the same vectors.
 
     Args:
-        embedder: of any model.
-        folder: where vectors are kept; None keeps embeddings in memory only.
-        identity: names the model and everything that changes its embeddings.
+        embedder: Embedder of any model.
+        folder: Folder of the stored vectors. None keeps embeddings in memory only.
+        identity: Text that identifies the model and everything that changes its embeddings.
     """
     if (
         folder is None

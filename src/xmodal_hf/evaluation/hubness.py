@@ -62,10 +62,10 @@ def correction(
     """What `scores` subtract from the cosines of queries (Q, D) and a gallery (G, D); None for cosines.
 
     Args:
-        scores: "cosine", "csls" or "querybank".
-        queries, gallery: of a test.
-        bank: (K, D) other queries, from which the neighbours of the gallery rows are taken. None: CSLS takes those of
-            the test, and is then transductive: it looks at all queries before it answers one.
+        scores: Name of the scores: "cosine", "csls" or "querybank".
+        queries, gallery: Query and gallery embeddings of the test, of shapes (Q, D) and (G, D).
+        bank: Embeddings of other queries, of shape (K, D), from which the neighbours of the gallery rows are taken. If
+            None, CSLS takes the queries of the test and is then transductive: it uses all queries to answer each one.
 
     Raises:
         ValueError: querybank without a bank, or unknown scores.
@@ -99,13 +99,15 @@ def k_occurrence_skewness(query_embeds: Any, gallery_embeds: Any, k: int = NUM_N
     """Skewness of the k-occurrence of the gallery (Radovanovic et al. 2010, section 2): 0 where none is a hub.
 
     Args:
-        query_embeds: (Q, D); rows are normalised here.
-        gallery_embeds: (G, D), likewise. With no more than k rows each is a neighbour of every query: 0.
-        k: neighbours that are counted.
+        query_embeds: Query embeddings of shape (Q, D); rows are normalised here.
+        gallery_embeds: Gallery embeddings of shape (G, D); rows are normalised here. With no more than k rows, each is
+            a neighbour of every query, and the skewness is 0.
+        k: Number of neighbours that are counted.
 
     Example:
-        >>> k_occurrence_skewness([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1]], [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], k=1)
-        0.7071067811865475
+        >>> queries, gallery = [[1.0, 0.0], [1.0, 0.1], [1.0, -0.1]], [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]
+        >>> round(k_occurrence_skewness(queries, gallery, k=1), 4)
+        0.7071
     """
     queries, gallery = (_unit_rows(embeds) for embeds in (query_embeds, gallery_embeds))
     check_same_width(queries, gallery, "queries and gallery")

@@ -35,12 +35,12 @@ def load_embedder(
     """Load any supported model and give it the `Embedder` interface.
 
     Args:
-        model: path or Hub id of one of our checkpoints, of an adapter, whose base is loaded with it, of a CLIPModel,
-            SiglipModel or ClapModel, of a sentence-transformers model, or of any Auto text model.
-        pooling: of an Auto text model: cls, mean, max, eos, last or pooler. The others know theirs.
-        device: such as "cpu" or "cuda:1"; None takes a GPU where there is one.
-        options: batch sizes, precision, progress bar.
-        trust_remote_code: run the code that comes with a checkpoint.
+        model: Path or Hub id of a checkpoint of this package, of an adapter, whose base is loaded with it, of a
+            CLIPModel, SiglipModel or ClapModel, of a sentence-transformers model, or of any Auto text model.
+        pooling: Pooling of an Auto text model: cls, mean, max, eos, last or pooler. Other models have their own.
+        device: Device, such as "cpu" or "cuda:1". None takes a GPU if there is one.
+        options: Batch sizes, precision and progress bar.
+        trust_remote_code: Whether to run the code that comes with a checkpoint.
 
     Raises:
         ImportError: a sentence-transformers model without that package.

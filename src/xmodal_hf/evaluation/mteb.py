@@ -34,11 +34,11 @@ class MtebEncoder(AbsEncoder):
     """Any model that `load_embedder` loads, as mteb's encoder.
 
     Args:
-        model_name: path or Hub id.
-        revision: recorded with the results; the model is loaded as `load_embedder` does.
-        device: such as "cpu" or "cuda:1"; None takes a GPU where there is one.
-        embedder: an embedder that is loaded already, instead of loading `model_name`.
-        kwargs: for `load_embedder`.
+        model_name: Path or Hub id of the model.
+        revision: Revision that is recorded with the results; the model is loaded as `load_embedder` does.
+        device: Device, such as "cpu" or "cuda:1". None takes a GPU if there is one.
+        embedder: Embedder that is used instead of loading `model_name`.
+        kwargs: Further arguments of `load_embedder`.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class MtebEncoder(AbsEncoder):
 
         Args:
             inputs: DataLoader whose batches have some of the columns `text`, `image`, `audio`.
-            task_metadata, hf_split, hf_subset, kwargs: of mteb; the models here take no instructions.
+            task_metadata, hf_split, hf_subset, kwargs: Arguments that mteb passes and that are not used: the models
+                here take no instructions.
 
         Raises:
             ValueError: no column of a known modality, or one that the model does not take.

@@ -55,13 +55,14 @@ def joint_map(
     """Both modalities in two dimensions, each item joined to its first caption by a line.
 
     Args:
-        modality_embeds: (N, D).
-        text_embeds: (M, D).
-        text_to_item: (M,), the item of each caption; None means row i for row i.
-        modality: "image" or "audio".
-        method: "pca" keeps distances between clusters, and so shows the modality gap; "tsne" keeps neighbourhoods.
-        max_items: seeded draw of the items that are shown.
-        seed: of the draw and of t-SNE.
+        modality_embeds: Image or audio embeddings of shape (N, D).
+        text_embeds: Caption embeddings of shape (M, D).
+        text_to_item: Item of each caption, of shape (M,). None means row i for row i.
+        modality: Modality: "image" or "audio".
+        method: Projection method: "pca" keeps distances between clusters, and so shows the modality gap; "tsne" keeps
+            neighbourhoods.
+        max_items: Maximum number of items that are shown; they are drawn with the seed.
+        seed: Seed of the draw and of t-SNE.
     """
     items, texts = _drawn_pairs(modality_embeds, text_embeds, text_to_item, max_items, seed)
     points = _project(np.concatenate([items, texts]), method, seed)  # (2n, 2)
@@ -157,8 +158,9 @@ def loss_curves(logs: Mapping[str, str | Path], key: str = "loss") -> Figure:
     """One panel a training log: `key` at every step, faint, and its running mean.
 
     Args:
-        logs: title to path of a JSONL file whose lines have `step` and `key`; lines without them are skipped.
-        key: the logged number.
+        logs: Dictionary from title to the path of a JSONL file whose lines have `step` and `key`; lines without them
+            are skipped.
+        key: Name of the logged number.
 
     Raises:
         ValueError: a log without a single such line.

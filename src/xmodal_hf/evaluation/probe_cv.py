@@ -36,10 +36,10 @@ def cross_validated_accuracies(
     """Accuracy on each fold of the probe that is fitted to the other folds, (len(fits), K).
 
     Args:
-        rows: (n, F) features.
-        labels: (n,) of two classes.
-        fits: probes fitted to all rows; the folds' probes have their strengths and tolerances.
-        folds: K pairs (indices of the training rows, indices of the rows left out).
+        rows: Features of shape (n, F).
+        labels: Labels of two classes, of shape (n,).
+        fits: Probes fitted to all rows; the probes of the folds take over their strengths and tolerances.
+        folds: List of K pairs (indices of the training rows, indices of the rows left out).
     """
     design = np.column_stack([rows, np.ones(len(rows))])  # (n, F + 1)
     targets = labels == fits[0].classes_[1]
@@ -58,10 +58,10 @@ def cross_validated_coefs(
     """Coefficients of the fits that leave one fold out each, (F + 1, K), the intercept last.
 
     Args:
-        design: (n, F + 1) features with a last column of ones.
-        targets: (n,) bool, the second class.
-        fit: the probe of all rows.
-        folds: as `cross_validated_accuracies`.
+        design: Features of shape (n, F + 1) with a last column of ones.
+        targets: Boolean labels of shape (n,), True for the second class.
+        fit: Probe that was fitted to all rows.
+        folds: Folds, as in `cross_validated_accuracies`.
     """
     coefs, settled = _chord_steps(design, targets, fit, folds)
     for fold in np.flatnonzero(~settled).tolist():

@@ -30,9 +30,9 @@ class SharedEmbedder(WrappedEmbedder):
     bit; texts of similar length are batched with other neighbours, which changes them by rounding.
 
     Args:
-        embedder: of this process; the same model in all of them.
-        state: of the processes.
-        batch_size: of pictures or sounds, that of the embedder.
+        embedder: Embedder of this process; all processes must have the same model.
+        state: State of the processes.
+        batch_size: Number of images or audio clips per batch, the same as the embedder's.
     """
 
     def __init__(self, embedder: Embedder, state: PartialState, batch_size: int, *, of_text_tower: bool = False):

@@ -62,8 +62,8 @@ def describe_source(source: str | os.PathLike, table: Dataset | None = None) -> 
     """What identifies a source in a result: its name, and its checksum or, for a Hub dataset, its commit.
 
     Args:
-        source: a path, a Hub id or the name of a built-in dataset.
-        table: what was loaded from it; `datasets` keeps a Hub dataset in a folder named by its commit.
+        source: Path, Hub id or name of a built-in dataset.
+        table: Table that was loaded from the source; `datasets` keeps a Hub dataset in a folder named by its commit.
     """
     if Path(source).exists():
         return {"dataset": Path(source).name, "sha256": checksum(source)}

@@ -27,8 +27,8 @@ def alignment(first_embeds: Any, second_embeds: Any, alpha: float = 2.0) -> floa
     """Mean distance of positive pairs to the power alpha (Wang & Isola 2020, L_align), from 0 to 2**alpha.
 
     Args:
-        first_embeds: (P, D), row i and
-        second_embeds: (P, D) row i are a positive pair.
+        first_embeds: Embeddings of shape (P, D).
+        second_embeds: Embeddings of shape (P, D); row i and row i of `first_embeds` are a positive pair.
 
     Example:
         >>> alignment([[1.0, 0.0]], [[0.0, 1.0]])
@@ -48,7 +48,7 @@ def uniformity(embeds: Any, t: float = 2.0) -> float:
     0 is total collapse; lower is more uniform. Exact, in tiles: no n x n matrix is held.
 
     Args:
-        embeds: (n, D) with n >= 2.
+        embeds: Embeddings of shape (n, D) with n >= 2.
 
     Example:
         >>> uniformity([[1.0, 0.0], [-1.0, 0.0]])
@@ -133,15 +133,15 @@ def evaluate_representation(
     """Geometry of the joint space on a fixed subset: the same items for every model of the same data and seed.
 
     Args:
-        modality_embeds: (N, D) image or audio embeddings, one row an item.
-        text_embeds: (M, D) caption embeddings.
-        text_to_item: (M,) the item of each caption; None means row i for row i.
-        modality: names the keys.
-        logit_scale: the model's multiplier of cosines, recorded beside the geometry that it goes with.
-        max_items: items (with all their captions) beyond this number are left out, by a seeded draw. Memory is
+        modality_embeds: Image or audio embeddings of shape (N, D), one row per item.
+        text_embeds: Caption embeddings of shape (M, D).
+        text_to_item: Item of each caption, of shape (M,). None means row i for row i.
+        modality: Name of the modality, which occurs in the keys.
+        logit_scale: Factor by which the model multiplies cosines; it is recorded beside the geometry.
+        max_items: Maximum number of items (with all their captions); a seeded draw leaves the others out. Memory is
             quadratic in it.
-        num_resamples: of the bootstrap over items; 0 leaves the intervals out.
-        seed: of the draw and of the bootstrap.
+        num_resamples: Number of resamples of the bootstrap over items; 0 leaves the intervals out.
+        seed: Seed of the draw and of the bootstrap.
 
     Returns:
         `alignment` (text against item), `text_alignment` (captions of one item, where items have several),

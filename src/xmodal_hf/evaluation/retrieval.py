@@ -77,15 +77,15 @@ def retrieval_ranks(
     """Rank every gold in the gallery by cosine, without ever holding the Q x G matrix.
 
     Args:
-        query_embeds: (Q, D) array or tensor; rows are normalised here.
-        gallery_embeds: (G, D), likewise, each item once.
-        gold: (Q,) gallery index of each query's gold, or Q sequences of indices where a query has several.
-            None pairs row i with row i. Without texts, pairs whose rows are equal to the bit on both sides are then
-            one pair that is listed several times, which a line of the log says: none of them counts against another.
-            That all pairs are equal is a model that maps everything to one point, whose ties count against it.
-        texts: (Q,) of queries that are captions: equal ones become one query with the golds of all of them, in the
-            order of the texts' first rows. Without them no two queries are taken for one because their embeddings
-            are equal.
+        query_embeds: Query embeddings of shape (Q, D), array or tensor; rows are normalised here.
+        gallery_embeds: Gallery embeddings of shape (G, D), each item once; rows are normalised here.
+        gold: Gallery index of each query's gold, of shape (Q,), or Q sequences of indices if a query has several. None
+            pairs row i with row i. Without texts, pairs whose rows are equal to the bit on both sides are then one pair
+            that is listed several times, which a line of the log says: none of them counts against another. If all
+            pairs are equal, the model maps everything to one point, and the ties count against it.
+        texts: Texts of queries that are captions, of shape (Q,). Equal texts become one query with the golds of all of
+            them, in the order of the texts' first rows. Without texts, queries with equal embeddings stay different
+            queries.
 
     Raises:
         ValueError: an empty or non-finite matrix, different widths, or a query whose gold is missing, out of range or
@@ -280,24 +280,24 @@ def evaluate_retrieval(
     the first k. Captions that are equal after trimming are one text, as query and in the gallery.
 
     Args:
-        modality_embeds: (N, D) image or audio embeddings, one row an item.
-        text_embeds: (M, D) caption embeddings.
-        text_to_item: (M,) the item of each caption; None means one caption an item, row i for row i.
-        texts: (M,) the captions, by which equal ones are known (`PairEmbeddings.texts`). Without them no two captions
-            are equal, and a warning says so where embeddings are: a model that maps all texts to one point must not
-            look like one text.
-        protocol: "distinct" as above; "plain" takes every caption for a text of its own, as published code does: equal
-            captions of different items then tie, and count against each other.
-        scores: "cosine"; "csls" (Lample et al. 2018) or "querybank" (Bogolin et al. 2022), which rank hubs lower
-            (`hubness`).
-        query_bank: (K, D) embeddings of training captions, which "querybank" needs. With "csls" the neighbours come
-            from them; without, from the queries of the test, which is transductive. A bank of captions says nothing of
-            item to text, whose numbers are then left out.
-        modality: names the direction in the result's keys.
-        ks: cut-offs of the recall.
-        num_resamples: of the bootstrap over items; 0 leaves the intervals out. A text is drawn with the first item that
-            carries it.
-        seed: of the bootstrap.
+        modality_embeds: Image or audio embeddings of shape (N, D), one row per item.
+        text_embeds: Caption embeddings of shape (M, D).
+        text_to_item: Item of each caption, of shape (M,). None means one caption per item, row i for row i.
+        texts: Captions of shape (M,), which tell which captions are equal (`PairEmbeddings.texts`). Without them all
+            captions are taken to be different, and a warning is logged if embeddings are equal: a model that maps all
+            texts to one point must not look like one text.
+        protocol: Treatment of equal captions: "distinct" as above; "plain" treats every caption as a text of its own,
+            as published code does, so that equal captions of different items tie and count against each other.
+        scores: Name of the scores: "cosine"; "csls" (Lample et al. 2018) or "querybank" (Bogolin et al. 2022), which
+            rank hubs lower (`hubness`).
+        query_bank: Embeddings of training captions, of shape (K, D), which "querybank" requires. With "csls" the
+            neighbours come from them; without them, from the queries of the test, which is transductive. A bank of
+            captions does not apply to item to text retrieval, whose numbers are then left out.
+        modality: Name of the modality, which occurs in the keys.
+        ks: Cut-offs of the recall.
+        num_resamples: Number of resamples of the bootstrap over items; 0 leaves the intervals out. A text is drawn with
+            the first item that carries it.
+        seed: Seed of the bootstrap.
 
     Returns:
         For both directions, `text_to_image_...` and `image_to_text_...`: `recall@k` and `map@10` in percent, each with
@@ -356,8 +356,8 @@ def distinct_items(modality_embeds: Any, item_ids: Any) -> tuple[np.ndarray, np.
     """From one row a (caption, item) pair to each item once.
 
     Args:
-        modality_embeds: (M, D), the item's embedding beside each of its captions.
-        item_ids: (M,) integers or strings, equal for the captions of one item.
+        modality_embeds: Item embeddings of shape (M, D), one row beside each caption of the item.
+        item_ids: Integers or strings of shape (M,), equal for the captions of one item.
 
     Returns:
         The items' embeddings, (N, D), and `text_to_item`, (M,).

@@ -64,11 +64,11 @@ class Search:
     """A model and the feature store of one of its towers.
 
     Args:
-        model: a dual encoder whose tower the store is of; its projections may be others.
-        processor: of the model.
-        store: pooled vectors of images, sounds or texts.
-        use_faiss: search through FAISS. None: where it is installed and the store has 100,000 vectors or more. The
-            answers are the same, for the index is exact.
+        model: Dual encoder with the tower that the vectors in the store come from; its projections may differ.
+        processor: Processor of the model.
+        store: Feature store with pooled vectors of images, audio clips or texts.
+        use_faiss: Whether to search with FAISS. None does so if it is installed and the store has 100,000 vectors or
+            more. The index is exact, so the answers are the same.
 
     Raises:
         FeatureError: the store is of another tower; the message says what differs.
@@ -106,10 +106,10 @@ class Search:
         """Load a model and open a store.
 
         Args:
-            model: folder or Hub id of one of our models, a CLIPModel, SiglipModel or ClapModel, or an adapter.
-            features: folder of the store.
-            device: such as "cpu" or "cuda:1"; None takes a GPU where there is one.
-            use_faiss: as above.
+            model: Folder or Hub id of a model of this package, a CLIPModel, SiglipModel or ClapModel, or an adapter.
+            features: Folder of the feature store.
+            device: Device, such as "cpu" or "cuda:1". None takes a GPU if there is one.
+            use_faiss: Whether to search with FAISS, as in `Search`.
         """
         store = FeatureStore.open(features)
         loaded: Any = load_adapted(model, merge=True) if is_adapter(model) else load_dual_encoder(model)
@@ -121,10 +121,10 @@ class Search:
         """Return the k best items for one query, best first, each item once.
 
         Args:
-            text: what to look for.
-            image: a picture in its place: a Pillow image, path or encoded bytes.
-            audio: a sound in its place: a path, encoded bytes, or samples at the model's rate.
-            k: answers at most.
+            text: Query text.
+            image: Query image, in place of a text: a Pillow image, path or encoded bytes.
+            audio: Query audio clip, in place of a text: a path, encoded bytes, or samples at the model's sampling rate.
+            k: Maximum number of answers.
 
         Raises:
             ValueError: not exactly one query, or the model has no tower for it.
@@ -235,8 +235,8 @@ class Gallery:
     """The pictures, sounds or captions that a store was made of.
 
     Args:
-        store: whose manifest names its data.
-        dataset: where the data are now; None: where the manifest says.
+        store: Feature store whose manifest names its data.
+        dataset: Present location of the dataset. If None, the one in the manifest.
 
     Raises:
         ValueError: the manifest does not name the data, or they cannot be loaded.

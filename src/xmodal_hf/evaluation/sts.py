@@ -62,9 +62,10 @@ def load_sts(source: str | os.PathLike | None = None, *, protocol: str = "simcse
     """The seven sets, each as rows of `sentence1`, `sentence2` and `score`.
 
     Args:
-        source: a folder of tables `sts12`, ..., `sts16`, `stsb-test`, `sickr` (.jsonl, .csv, .parquet, compressed or
-            not); None loads mteb's copies from the Hub.
-        protocol: "simcse" takes the test part of SICK-R (rows whose `subset` is "test"); "mteb" takes SICK-R whole.
+        source: Folder of tables `sts12`, ..., `sts16`, `stsb-test`, `sickr` (.jsonl, .csv, .parquet, compressed or
+            not). None loads mteb's copies from the Hub.
+        protocol: Variant of SICK-R: "simcse" takes its test part (rows whose `subset` is "test"); "mteb" takes it
+            whole.
 
     Raises:
         ValueError: unknown protocol; under "simcse" SICK-R without a column `subset`, as mteb's copy.
@@ -96,12 +97,13 @@ def evaluate_sts(
     """Spearman correlation of cosines with human scores, times 100, per set and averaged over the sets.
 
     Args:
-        embedder: an `Embedder`, or what `as_embedder` takes without a processor, such as a function from a list of
+        embedder: `Embedder`, or what `as_embedder` takes without a processor, such as a function from a list of
             sentences to (n, D) embeddings.
-        data: set name to rows of `sentence1`, `sentence2`, `score`; or a source for `load_sts`.
-        protocol: for `load_sts`.
-        num_resamples: of the bootstrap over pairs; 0 leaves the intervals out.
-        seed: of the bootstrap.
+        data: Dictionary from the name of a set to rows of `sentence1`, `sentence2`, `score`; or a source for
+            `load_sts`.
+        protocol: Protocol for `load_sts`.
+        num_resamples: Number of resamples of the bootstrap over pairs; 0 leaves the intervals out.
+        seed: Seed of the bootstrap.
 
     Returns:
         `<set>` and `average`, each with `_ci95_low` and `_ci95_high`.

@@ -173,8 +173,9 @@ def difference_table(models: Mapping[str, Results], resamples: Mapping[str, Resa
     """By how much the last model's headline metrics differ from each other model's, with paired bootstrap intervals.
 
     Args:
-        models: name to results.
-        resamples: of some of them; models are compared that were measured on the same data with the same draws.
+        models: Dictionary from the name of a model to its results.
+        resamples: Bootstrap resamples of some models. Models that were measured on the same data with the same draws
+            are compared.
 
     Returns:
         A Markdown table; None where nothing can be compared.

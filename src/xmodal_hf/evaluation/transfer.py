@@ -81,9 +81,9 @@ def load_transfer(
     """The tables of a folder, as task -> split -> rows of `text` (MRPC: `sentence1`, `sentence2`) and `label`.
 
     Args:
-        source: a folder of tables `mr`, `cr`, `subj`, `mpqa`, `sst2-train`, `sst2-dev`, `sst2-test`, `trec-train`,
+        source: Folder of tables `mr`, `cr`, `subj`, `mpqa`, `sst2-train`, `sst2-dev`, `sst2-test`, `trec-train`,
             `trec-test`, `mrpc-train`, `mrpc-val`, `mrpc-test` (.jsonl, .csv, .parquet, compressed or not).
-        tasks: those to load.
+        tasks: Names of the tasks to load.
 
     Raises:
         ValueError: unknown task.
@@ -116,13 +116,13 @@ def evaluate_transfer(
     cross-validation on train (TREC, MRPC), of train, dev and test by its dev split (SST2).
 
     Args:
-        embedder: an `Embedder`, or what `as_embedder` takes without a processor.
-        data: task -> split -> rows of `text` or of `sentence1` and `sentence2`, and `label`; or a folder for
-            `load_transfer`.
-        num_folds: of the cross-validations; SentEval's results use 10.
-        num_jobs: processes that fit probes; -1 takes all cores.
-        num_resamples: of the bootstrap over test sentences; 0 leaves the intervals out.
-        seed: of folds and bootstrap; SentEval's is 1111.
+        embedder: `Embedder`, or what `as_embedder` takes without a processor.
+        data: Nested dictionary task -> split -> rows of `text` or of `sentence1` and `sentence2`, and `label`; or a
+            folder for `load_transfer`.
+        num_folds: Number of folds of the cross-validations; SentEval's results use 10.
+        num_jobs: Number of processes that fit probes; -1 takes all cores.
+        num_resamples: Number of resamples of the bootstrap over test sentences; 0 leaves the intervals out.
+        seed: Seed of folds and bootstrap; SentEval's is 1111.
 
     Returns:
         `<task>`, `mrpc_f1` and `average`, each with `_ci95_low` and `_ci95_high`.
@@ -172,8 +172,9 @@ def probe(
     """Classify by SentEval's rule for the splits that there are.
 
     Args:
-        features: split name to ((n, F) features, (n,) labels): "all"; "train" and "test"; or those and "dev".
-        num_folds, num_jobs, seed: as `evaluate_transfer`.
+        features: Dictionary from the name of a split to ((n, F) features, (n,) labels). The splits are "all"; "train"
+            and "test"; or those and "dev".
+        num_folds, num_jobs, seed: Same as in `evaluate_transfer`.
     """
     for split, (_, labels) in features.items():
         has_folds = split == "all" or (split == "train" and "dev" not in features)
@@ -207,9 +208,9 @@ def nested_cross_validation(
     """Each fold is tested by a probe whose regularisation was chosen by cross-validation on the other folds.
 
     Args:
-        rows: (n, F) features.
-        labels: (n,).
-        num_folds, num_jobs, seed: as `evaluate_transfer`.
+        rows: Features of shape (n, F).
+        labels: Labels of shape (n,).
+        num_folds, num_jobs, seed: Same as in `evaluate_transfer`.
     """
     folds = list(_folds(num_folds, seed).split(rows, labels))
     parallel = Parallel(n_jobs=num_jobs, return_as="generator")

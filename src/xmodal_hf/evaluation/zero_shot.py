@@ -30,9 +30,9 @@ def class_embeddings(embedder: Embedder, class_names: Sequence[str], templates: 
     """(C, D) unit-norm class embeddings by prompt ensembling; classes of the same name have the same row.
 
     Args:
-        embedder: with a text encoder.
-        class_names: C names, cleaned here (`clean_class_name`).
-        templates: strings with `{}` for the class name, or a name of `PROMPT_SETS`.
+        embedder: Embedder with a text encoder.
+        class_names: List of C class names, cleaned here (`clean_class_name`).
+        templates: Strings with `{}` for the class name, or a name of `PROMPT_SETS`.
 
     Raises:
         ValueError: fewer than two different names, an empty one, an unknown prompt set.
@@ -67,9 +67,9 @@ def merge_classes(scores: Any, labels: Any, class_names: Sequence[str]) -> tuple
     """Make one class of those with the same name: its score is the highest of theirs.
 
     Args:
-        scores: (n, C), higher is better.
-        labels: (n,) class indices.
-        class_names: C names.
+        scores: Scores of shape (n, C); higher is better.
+        labels: Class indices of shape (n,).
+        class_names: List of C class names.
 
     Returns:
         (n, M) scores, (n,) labels and the M different names, cleaned.
@@ -128,14 +128,14 @@ def evaluate_zero_shot(
     """Classify images or clips by their nearest class embedding.
 
     Args:
-        embedder: of a two-tower model (`as_embedder(model, processor)`).
-        items: n pictures or clips, as `Embedder.encode_image` and `encode_audio` take them.
-        labels: (n,) index of each item's class.
-        class_names: C names; underscores become spaces, and classes of the same name count as one.
-        modality: "image" or "audio".
-        templates: strings with `{}` for the class name, or a name of `PROMPT_SETS`; None takes ImageNet's 80 for
-            images and LAION-CLAP's for audio.
-        folds, ks, num_resamples, seed: as `zero_shot_metrics`.
+        embedder: Embedder of a two-tower model (`as_embedder(model, processor)`).
+        items: List of n images or audio clips, in the forms that `Embedder.encode_image` and `encode_audio` take.
+        labels: Class index of each item, of shape (n,).
+        class_names: List of C class names. Underscores become spaces, and classes of the same name count as one.
+        modality: Modality: "image" or "audio".
+        templates: Strings with `{}` for the class name, or a name of `PROMPT_SETS`; None takes ImageNet's 80 for images
+            and LAION-CLAP's for audio.
+        folds, ks, num_resamples, seed: Same as in `zero_shot_metrics`.
 
     Returns:
         As `zero_shot_metrics`.
@@ -160,13 +160,15 @@ def zero_shot_metrics(
     """Accuracies of (n, C) scores, in percent.
 
     Args:
-        scores: (n, C), higher is better.
-        labels: (n,) class indices.
-        class_names: C names for the per-class keys; classes of the same name count as one (`merge_classes`).
-        folds: (n,) fold of each item, where the dataset is published in folds.
-        ks: cut-offs; those that are no smaller than the number of names, where every answer would count, are left out.
-        num_resamples: of the bootstrap over items; 0 leaves the intervals out.
-        seed: of the bootstrap.
+        scores: Scores of shape (n, C); higher is better.
+        labels: Class indices of shape (n,).
+        class_names: List of C class names for the per-class keys. Classes of the same name count as one
+            (`merge_classes`).
+        folds: Fold of each item, of shape (n,), if the dataset is published in folds.
+        ks: Cut-offs of the accuracy. Those that are not smaller than the number of names, where every answer would
+            count, are left out.
+        num_resamples: Number of resamples of the bootstrap over items; 0 leaves the intervals out.
+        seed: Seed of the bootstrap.
 
     Returns:
         `top<k>_accuracy` and `mean_per_class_accuracy` with `_ci95_low` and `_ci95_high`, and `accuracy/<class>` of the
@@ -209,8 +211,8 @@ def top_k_accuracy(scores: Any, labels: Any, k: int = 1) -> float:
     """Share of the items whose true class is among the k best-scored, in [0, 1]; 1 with k at or above C.
 
     Args:
-        scores: (n, C), higher is better.
-        labels: (n,) class indices.
+        scores: Scores of shape (n, C); higher is better.
+        labels: Class indices of shape (n,).
 
     Raises:
         ValueError: empty or non-finite scores, fewer than two classes, a label out of range.

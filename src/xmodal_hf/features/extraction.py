@@ -70,9 +70,9 @@ def extract(folder: str | os.PathLike, side: FrozenSide, options: ExtractionOpti
     shard: a vector depends on its shard and on the batch size only, and on those by less than the rounding of float16.
 
     Args:
-        folder: of the store.
-        side: what is embedded; its model is on the device that it shall run on.
-        options: precision, batches, bad items.
+        folder: Folder of the store.
+        side: Side that is embedded. Its model must be on the device that it runs on.
+        options: Precision, batch sizes and treatment of bad items.
 
     Raises:
         FeatureError: the folder holds vectors of something else; the message says what differs.

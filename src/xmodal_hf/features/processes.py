@@ -15,6 +15,6 @@ def launched_processes(cpu: bool = False) -> PartialState:
     """The processes of `accelerate launch` or torchrun, one without a launcher, whose waits may take hours.
 
     Args:
-        cpu: use no accelerator; where there is none, nothing else is possible.
+        cpu: Whether to use the CPU although there is an accelerator.
     """
     return PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=_TIMEOUT)

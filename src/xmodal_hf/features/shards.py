@@ -81,12 +81,12 @@ def write_shard(
     """Write a file whole or not at all.
 
     Args:
-        path: of the file.
-        ids: of the n items.
-        positions: of each vector within its item: the number of the caption or view.
-        rows: of the data set, rising.
-        vectors: (n, H), finite, in the precision that is kept.
-        groups: `group_id` of each item, where it is not that of its id.
+        path: Path of the file.
+        ids: Ids of the n items.
+        positions: Number of each vector's caption or view within its item.
+        rows: Row number of each item in the dataset, in increasing order.
+        vectors: Finite vectors of shape (n, H), in the precision that is kept.
+        groups: `group_id` of each item, if it differs from the one of its id.
 
     Raises:
         ValueError: an item has more than 65,536 captions or views.

@@ -51,8 +51,8 @@ class FeatureStore:
         """Open a complete store.
 
         Args:
-            folder: of the store.
-            expected: identity that it must have; None takes what is there.
+            folder: Folder of the store.
+            expected: Identity that the store must have. None accepts any store.
 
         Raises:
             FeatureError: there is no store, it is not complete, or it is of another tower, processor or data; the

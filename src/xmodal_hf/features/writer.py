@@ -26,8 +26,8 @@ class StoreWriter:
     finished folder has the same bytes whoever wrote which shard, and whether or not the writing was interrupted.
 
     Args:
-        folder: of the store.
-        manifest: without width and shards, which come with the vectors.
+        folder: Folder of the store.
+        manifest: Manifest without width and shards, which are known once the vectors are written.
 
     Raises:
         FeatureError: the folder holds vectors of something else; the message says what differs.

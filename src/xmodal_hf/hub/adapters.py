@@ -53,11 +53,11 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
     """Fill a new folder with what is published of an adapter: its weights and config, card, results and recipe.
 
     Args:
-        checkpoint: folder that a training script wrote with `--lora_rank`, or peft's `save_pretrained`.
-        folder: made here; may exist if it is empty.
-        repo_id: what the card tells people to load.
-        card: what the card says beside what the files do. Its first base model, where there is one, is the base that
-            the adapter names; else that of its config.
+        checkpoint: Folder that a training script wrote with `--lora_rank`, or that peft's `save_pretrained` wrote.
+        folder: Folder that is made; it may exist if it is empty.
+        repo_id: Hub id that the card tells people to load.
+        card: Facts for the card that the files do not hold. Its first base model, if there is one, is the base that the
+            adapter names; otherwise that of its config.
 
     Raises:
         ValueError: when the base is not on the Hub, or files are missing.
@@ -87,8 +87,8 @@ def _hub_base(base: str | None, local: Collection[str]) -> str:
     """Return the base's Hub id.
 
     Args:
-        base: id or folder.
-        local: names that were folders where the adapter was trained.
+        base: Hub id or folder of the base model.
+        local: Names that were folders on the machine where the adapter was trained.
 
     Raises:
         ValueError: for a folder, which nobody else has.
@@ -107,9 +107,9 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
     """Return the card of a staged adapter as Markdown with its metadata in front.
 
     Args:
-        folder: with the adapter, and recipe and results where there are some.
-        repo_id: what the code of the card loads.
-        card: what the card says beside what the files do.
+        folder: Folder with the adapter, and with recipe and results if there are any.
+        repo_id: Hub id that the code in the card loads.
+        card: Facts for the card that the files do not hold.
 
     Raises:
         ValueError: for an adapter of a model that is none of ours.

@@ -22,7 +22,7 @@ def citations(phases: Iterable[TrainingRecord], modality: str | None) -> list[st
     """Return the BibTeX entries of a model.
 
     Args:
-        phases: the trainings behind it, whose losses and methods have their own.
+        phases: Training phases of the model, whose losses and methods have citations of their own.
         modality: what is paired with text, or None.
     """
     phases = list(phases)

@@ -13,8 +13,8 @@ def render_markdown(template: Path, **values: Any) -> str:
     """Return a template filled in, without runs of empty lines.
 
     Args:
-        template: its file.
-        values: for its variables; one that is missing is an error.
+        template: File of the template.
+        values: Values of the variables of the template; a missing one is an error.
     """
     environment = Environment(
         loader=FileSystemLoader(template.parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -121,9 +121,9 @@ def render_card(sources: CardSources, repo_id: str, card: CardArguments) -> str:
     """Return the card as Markdown with its metadata in front.
 
     Args:
-        sources: of the checkpoint.
-        repo_id: what the code of the card loads: a Hub id (a folder in tests).
-        card: what the card says beside what the files do.
+        sources: Facts that were read from the files of the checkpoint.
+        repo_id: Hub id (in tests a folder) that the code in the card loads.
+        card: Facts for the card that the files do not hold.
     """
     name = repo_id.rpartition("/")[2]
     return render_markdown(
@@ -153,9 +153,9 @@ def card_metadata(sources: CardSources, name: str, card: CardArguments) -> Model
     """Return the metadata in front of a card: what the Hub indexes the model by.
 
     Args:
-        sources: of the checkpoint.
-        name: of the model in the model index.
-        card: licence, languages and so on.
+        sources: Facts that were read from the files of the checkpoint.
+        name: Name of the model in the model index.
+        card: Licence, languages and other facts of the card.
     """
     spec = None if sources.modality is None else MODALITIES[sources.modality]
     recipes = [phase.recipe for phase in sources.phases]

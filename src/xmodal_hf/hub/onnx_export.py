@@ -35,9 +35,9 @@ class _Tower(nn.Module):
     """One tower of a model: named tensors in, embeddings out.
 
     Args:
-        model: whose forward runs that tower alone on these inputs.
-        names: of the inputs, in the order in which `forward` gets them.
-        field: of the output that holds the embeddings.
+        model: Model whose forward runs that tower alone on these inputs.
+        names: Names of the inputs, in the order in which `forward` gets them.
+        field: Field of the output that holds the embeddings.
     """
 
     model: DualEncoder | SentenceEncoder
@@ -58,9 +58,9 @@ def export_onnx(
     """Write the towers of a model as ONNX files, and compare each with the model on inputs of two sizes.
 
     Args:
-        model: in fp32 on the CPU.
-        processor: of the model; a sentence encoder's is its tokenizer.
-        folder: for the files; it is made.
+        model: Model in fp32 on the CPU.
+        processor: Processor of the model; the tokenizer of a sentence encoder.
+        folder: Folder for the files; it is made.
 
     Returns:
         File name to the largest difference of its embeddings from the model's.

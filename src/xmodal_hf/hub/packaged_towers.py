@@ -82,8 +82,9 @@ def prepare_towers(folder: Path, modalities: Mapping[str, Mapping[str, Any]]) ->
     """Write towers as folders that `from_pretrained` and the options `--image_model` and so on take.
 
     Args:
-        folder: gets one folder for each modality, named after it; one that is there already is kept.
-        modalities: modality to options of its conversion: `image_size` in pixels, `max_length_s` in seconds.
+        folder: Folder in which one folder per modality is made, named after it; one that exists is kept.
+        modalities: Dictionary from modality to options of its conversion: `image_size` in pixels, `max_length_s` in
+            seconds.
 
     Returns:
         Modality to folder.

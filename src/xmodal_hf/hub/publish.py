@@ -132,17 +132,17 @@ def push_folder(
     to the folder. When the Hub asks to wait (HTTP 429), the push is repeated after the time that it names.
 
     Args:
-        folder: becomes the content of the repository. Other files that are there stay, except the weights of a model
-            which weights in the folder replace: `model.safetensors`, its shards and their index, at the root.
-        repo_id: user/name; made when missing.
-        repo_type: `model`, `dataset` or `space`.
-        space_sdk: of a new Space.
-        private: make a new repository private.
-        branch: made from main when missing.
-        tag: put on the commit; may exist only there.
-        message: of the commit.
-        delete: patterns (`onnx/*`) of files in the repository that are to be removed.
-        timeout: longest wait for an answer of the Hub, in seconds.
+        folder: Folder that becomes the content of the repository. Other files of the repository stay, except weights of
+            a model that the folder replaces: `model.safetensors`, its shards and their index, at the root.
+        repo_id: Hub id "user/name" of the repository, which is created if it is missing.
+        repo_type: Type of the repository: `model`, `dataset` or `space`.
+        space_sdk: SDK of a new Space.
+        private: Whether a new repository is private.
+        branch: Branch, which is created from main if it is missing.
+        tag: Tag of the commit. A tag that exists must already be on the same commit.
+        message: Message of the commit.
+        delete: Patterns (`onnx/*`) of files in the repository that are removed.
+        timeout: Maximum time to wait for an answer of the Hub, in seconds.
 
     Raises:
         UnsafeFolderError: when something in the folder must not be published.

@@ -56,8 +56,9 @@ def check_folder(folder: Path, repo_id: str = "") -> list[Path]:
     """Return the files of a folder, sorted, when all of them are safe.
 
     Args:
-        folder: what is published.
-        repo_id: what its card tells people to load; the one path that may be in it, where that is a folder.
+        folder: Folder that is published.
+        repo_id: Hub id that its card tells people to load. If it is a folder, it is the one path that the files may
+            hold.
 
     Raises:
         UnsafeFolderError: for a link that leaves the folder, a pickle (by name or content), weights that are no

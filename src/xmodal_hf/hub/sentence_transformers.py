@@ -71,9 +71,9 @@ def export_sentence_transformers(
     """Write the language encoder of a model for `SentenceTransformer(folder)` and `AutoModel.from_pretrained(folder)`.
 
     Args:
-        model: a sentence encoder, or a dual encoder, whose text projection is exported too.
-        tokenizer: the model's.
-        folder: made when missing.
+        model: Sentence encoder, or dual encoder, whose text projection is exported too.
+        tokenizer: Tokenizer of the model.
+        folder: Folder of the export; it is created if it is missing.
         truncate_dim: keep that many of the first dimensions, as a model trained with `--matryoshka_dims` allows; the
             vectors are of length one again. None: all.
 

@@ -69,11 +69,12 @@ def stage_space(
     `python app.py` in the folder runs it, where Gradio is installed.
 
     Args:
-        checkpoint: folder of the model.
-        folder: made here; may exist if it is empty. `<checkpoint>/space` puts the app into a model's folder.
-        model: what the app loads: the Hub id of the model, or its folder relative to the Space's (`..`).
-        arguments: gallery, words on the page, licence.
-        revision: commit of the model on the Hub, whose code the app runs; None: the newest.
+        checkpoint: Folder of the model.
+        folder: Folder that is made; it may exist if it is empty. `<checkpoint>/space` puts the app into a model's
+            folder.
+        model: Model that the app loads: its Hub id, or its folder relative to the Space's (`..`).
+        arguments: Options of the gallery, the texts on the page and the licence.
+        revision: Commit of the model on the Hub, whose code the app runs. If None, the newest.
 
     Raises:
         ValueError: for a model without images or sounds, or a folder that is not empty.

@@ -55,11 +55,11 @@ def stage_checkpoint(
     are linked where the file system can, else copied. In JSON and YAML, absolute paths become their last part.
 
     Args:
-        checkpoint: folder that `save_pretrained` or a training script wrote.
-        folder: made here; may exist if it is empty.
-        repo_id: what the card tells people to load.
-        card: what the card says beside what the files do.
-        include: patterns (`onnx/*`) of further files of the checkpoint.
+        checkpoint: Folder that `save_pretrained` or a training script wrote.
+        folder: Folder that is made; it may exist if it is empty.
+        repo_id: Hub id that the card tells people to load.
+        card: Facts for the card that the files do not hold.
+        include: Patterns (`onnx/*`) of further files of the checkpoint that are published.
 
     Raises:
         ValueError: for a folder that is not empty, a pattern that matches nothing, or no checkpoint of ours with
@@ -92,10 +92,10 @@ def stage_text_encoder(
     """Fill a new folder with the language encoder of a checkpoint alone, which needs no code of this package.
 
     Args:
-        checkpoint: folder of a sentence encoder or dual encoder with its tokenizer.
-        folder: made here; may exist if it is empty.
-        repo_id: what the card tells people to load.
-        card: what the card says beside what the files do.
+        checkpoint: Folder of a sentence encoder or dual encoder with its tokenizer.
+        folder: Folder that is made; it may exist if it is empty.
+        repo_id: Hub id that the card tells people to load.
+        card: Facts for the card that the files do not hold.
         truncate_dim: keep that many of the first dimensions; None: all.
 
     Raises:
@@ -194,10 +194,10 @@ def copy_card_sources(checkpoint: Path, folder: Path, shown: Iterable[Path], pha
     """Copy what a card is rendered from without the weights, for a repository of cards.
 
     Args:
-        checkpoint: of the model.
-        folder: made here; files of the same names are replaced.
-        shown: results.json and the pictures.
-        phase1: output folder of phase 1, where there was one.
+        checkpoint: Folder of the checkpoint.
+        folder: Folder that is made; files of the same names are replaced.
+        shown: Paths of results.json and of the pictures.
+        phase1: Output folder of phase 1, if there was one.
     """
     copy_run(checkpoint, folder)
     if phase1 is not None:

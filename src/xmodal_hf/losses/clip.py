@@ -33,18 +33,24 @@ def clip_loss(
     section 4) are further columns of the cross-entropy of items over texts, and no rows of the other one.
 
     Args:
-        modality_embeds: (B, D) image or audio embeddings of this process, of unit norm; B may differ between processes.
-        text_embeds: (k B, D), k the same in all processes; rows i k to i k + k - 1 describe item i.
-        logit_scale: what multiplies the cosines (already exp'ed): a float or a 0-dim tensor, which gets its gradient.
-        group_ids: (B,) integers, equal for pairs of one item in all processes: its pairs are then positives of each
-            other with soft targets (WavCaps), never negatives. None: every pair is its own item.
-        extra_texts: (E, D) negative captions of this process, seen by the items of all processes.
-        extra_text_weight: a logit, added after the scale to each item's own negative caption, row i of item i, as
-            SimCSE's `hard_negative_weight`; other than 0 it needs E = B.
-        text_ids: (k B,) non-negative integers, equal for equal captions in all processes.
-        extra_text_ids: (E,) of the negative captions, likewise; -1: there is none, and its embedding is not seen. With
-            both, an item does not see negative captions that are equal to one of its own. None: all are different.
-        chunk_size: rows and columns of a tile; None is the measured default of the device. No effect on the value.
+        modality_embeds: Image or audio embeddings of this process, of shape (B, D) and unit norm. B may differ between
+            processes.
+        text_embeds: Text embeddings of shape (k B, D) and unit norm. k must be the same in all processes; the
+            rows from i * k to i * k + k - 1 describe item i.
+        logit_scale: Factor on the cosines (already exponentiated): a float, or a 0-dim tensor, which receives a
+            gradient.
+        group_ids: Integers of shape (B,), equal for pairs of one item in all processes. Pairs of one item are positives
+            of each other with soft targets (WavCaps), never negatives. If None, every pair is its own item.
+        extra_texts: Embeddings of the negative captions of this process, of shape (E, D). The items of all processes
+            see them.
+        extra_text_weight: Constant that is added, after the scale, to the logit of each item's own negative caption,
+            row i of item i, like SimCSE's `hard_negative_weight`. Values other than 0 require E = B.
+        text_ids: Non-negative integers of shape (k B,), equal for equal captions in all processes.
+        extra_text_ids: Integers of shape (E,), equal for equal negative captions in all processes; -1 marks a missing
+            negative caption, whose embedding is ignored. If both kinds of ids are given, an item ignores negative
+            captions that are equal to one of its own. If None, all captions are different.
+        chunk_size: Number of rows and columns of a tile. None is the measured default of the device. It does not change
+            the value.
 
     Returns:
         The loss of the global batch, 0-dim, as `info_nce` returns it, gradients included.

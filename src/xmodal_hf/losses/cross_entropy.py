@@ -61,16 +61,22 @@ def info_nce(
     """Mean softmax cross-entropy of all processes' queries against all processes' keys.
 
     Args:
-        queries: (n, D) of this process, usually of unit norm. n may differ between processes and may be 0 on some.
-        keys: (m, D) of this process; every query sees the keys of all processes, M in total.
-        logit_scale: what multiplies the cosines (already exp'ed): a float or a 0-dim tensor, which gets its gradient.
-        positives: the positives of each query. None: key i of the same process for query i, its only positive.
-            (n,) integers: ids that queries and keys of this process share; all keys of all processes with the query's
-            id are its positives. (n, M) bool: the positives among the keys of all processes in rank order.
-        extra_keys: (e, D) of this process, seen by the queries of all processes, never positives (hard negatives).
-        extra_logit_bias: a constant added to logits of extra keys, after the scale. A float or (n,): to the logit of
-            query i and its own extra key i only (SimCSE's hard_negative_weight). (n, E): to all, E extra keys in total.
-        chunk_size: rows and columns of a tile; None is the measured default of the device. No effect on the value.
+        queries: Query embeddings of this process, of shape (n, D), usually of unit norm. n may differ between processes
+            and may be 0 on some.
+        keys: Key embeddings of this process, of shape (m, D). Every query sees the keys of all processes, M in total.
+        logit_scale: Factor on the cosines (already exponentiated): a float, or a 0-dim tensor, which receives a
+            gradient.
+        positives: Positives of each query. If None, key i of the same process is the only positive of query i. Integers
+            of shape (n,) are ids that queries and keys of this process share; all keys of all processes with the
+            query's id are its positives. A bool tensor of shape (n, M) marks the positives among the keys of all
+            processes in rank order.
+        extra_keys: Embeddings of further keys of this process, of shape (e, D), which the queries of all processes see
+            and which are never positives (hard negatives).
+        extra_logit_bias: Constant that is added to the logits of extra keys, after the scale. A float or a tensor of
+            shape (n,) is added to the logit of query i and its own extra key i only (SimCSE's hard_negative_weight). A
+            tensor of shape (n, E) is added to all, with E extra keys in total.
+        chunk_size: Number of rows and columns of a tile. None is the measured default of the device. It does not change
+            the value.
 
     Returns:
         The loss of the global batch, 0-dim, the same on every process, fp32 (fp64 for fp64 embeddings). The mean over
@@ -104,8 +110,9 @@ def info_nce_with_accuracy(
     """`info_nce` and the accuracy within the global batch, from the same tiles.
 
     Args:
-        text_ids: in the place of `positives`, (2, n) or, with as many extra keys as queries, (3, n) ids of the texts of
-            queries, keys and extra keys, by the rules of `simcse_loss`. The other arguments are those of `info_nce`.
+        text_ids: Ids of texts, in place of `positives`: shape (2, n) for the texts of queries and keys or, with as many
+            extra keys as queries, (3, n) for those of extra keys too, by the rules of `simcse_loss`. The other
+            arguments are those of `info_nce`.
 
     Returns:
         (loss, accuracy): accuracy is the share of the queries of all processes that rank one of their positives above

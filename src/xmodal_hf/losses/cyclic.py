@@ -30,8 +30,9 @@ def cyclic_losses(modality_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor,
     CyCLIP adds each to the contrastive loss with weight 0.25. Neither depends on logit_scale.
 
     Args:
-        modality_embeds: (B, D) image or audio embeddings of this process, of unit norm; B may differ between processes.
-        text_embeds: (B, D), row i describes item i.
+        modality_embeds: Image or audio embeddings of this process, of shape (B, D) and unit norm. B may differ between
+            processes.
+        text_embeds: Text embeddings of shape (B, D) and unit norm; row i describes item i.
 
     Returns:
         (in_modal, cross_modal), 0-dim, of the global batch and the same on every process, fp32 (fp64 for fp64

@@ -25,10 +25,10 @@ class Weight:
     """Number that a loss takes as a keyword argument, and an option of the training scripts under the same name.
 
     Args:
-        default: its value where nobody gives one.
-        description: help text of the option.
-        label: its name among the hyperparameters of a model card; None: cards do not list it.
-        needs_triplets: whether it concerns hard negatives, which only `--triplets` have.
+        default: Value of the weight if the user does not set it.
+        description: Help text of the option.
+        label: Name among the hyperparameters of a model card. If None, cards do not list it.
+        needs_triplets: Whether the weight concerns hard negatives, which only `--triplets` have.
     """
 
     default: float
@@ -70,21 +70,21 @@ class Loss(_Entry):
     """Contrastive loss of image-text or audio-text pairs.
 
     Args:
-        function: the loss, or its address "module:function". It is called as
-            `function(modality_embeds, text_embeds, logit_scale, *, group_ids, **weights)` with (B, D) unit-norm
-            embeddings of this process, the exponentiated 0-dim scale, and (B,) integers that are equal for pairs of one
-            item or None; `logit_bias`, 0-dim, comes as a further keyword where `initial_bias` is given. It returns the
-            loss of the global batch and a dictionary of 0-dim detached tensors to log.
-        description: what it is, in the help text of `--objective`.
-        card: the noun phrase by which a model card calls it, with a capital letter.
-        weights: by name.
+        function: Loss function, or its address "module:function". It is called as `function(modality_embeds,
+            text_embeds, logit_scale, *, group_ids, **weights)` with (B, D) unit-norm embeddings of this process, the
+            exponentiated 0-dim scale, and (B,) integers that are equal for pairs of one item or None. If `initial_bias`
+            is given, `logit_bias`, 0-dim, is a further keyword argument. It returns the loss of the global batch and a
+            dictionary of 0-dim detached tensors to log.
+        description: Description of the loss in the help text of `--objective`.
+        card: Noun phrase for the loss in a model card, with a capital letter.
+        weights: Weights of the loss, by name.
         citations: BibTeX entries.
-        scale_bounds: bounds within which the exponentiated scale is kept after each step; None: it is not bounded.
-        initial_scale: the exponentiated scale of a new model; None: CLIP's.
-        takes_several_texts: whether `text_embeds` may have several rows for each item, neighbouring ones, and whether
-            the function takes negative captions by the keywords `extra_texts`, `extra_text_weight`, `text_ids` and
-            `extra_text_ids`, as `clip_loss` describes them.
-        initial_bias: the bias of a new model; None: the loss takes no bias, and models need none.
+        scale_bounds: Bounds within which the exponentiated scale is kept after each step. If None, it is not bounded.
+        initial_scale: Exponentiated scale of a new model. If None, that of CLIP.
+        takes_several_texts: Whether `text_embeds` may have several neighbouring rows for each item, and whether the
+            function takes negative captions with the keyword arguments `extra_texts`, `extra_text_weight`, `text_ids`
+            and `extra_text_ids`, as `clip_loss` describes them.
+        initial_bias: Bias of a new model. If None, the loss takes no bias, and models need none.
 
     Example:
         >>> from xmodal_hf.losses import LOSSES, Loss, clip_loss
@@ -114,19 +114,18 @@ class SentenceLoss(_Entry):
     """Contrastive loss of sentences, for phase 1 and for joint training.
 
     Args:
-        function: the loss, or its address "module:function". It is called as
-            `function(anchor, positive, hard_negative, **weights)` with (B, D) unit-norm embeddings of this process;
-            `hard_negative` is None unless the data are triplets; with `takes_text_ids`, the keyword `text_ids` has the
-            (V, B) ids of the texts of anchors, positives and hard negatives, as `simcse_loss` describes them. It
-            returns the loss of the global batch and a
-            dictionary of 0-dim detached tensors to log.
-        description: what it is, in the help text of `--sentence_objective`.
-        card: the noun phrase by which a model card calls it on plain sentences.
-        weights: by name.
+        function: Loss function, or its address "module:function". It is called as `function(anchor, positive,
+            hard_negative, **weights)` with (B, D) unit-norm embeddings of this process; `hard_negative` is None unless
+            the data are triplets. With `takes_text_ids`, the keyword argument `text_ids` holds the (V, B) ids of the
+            texts of anchors, positives and hard negatives, as `simcse_loss` describes them. It returns the loss of the
+            global batch and a dictionary of 0-dim detached tensors to log.
+        description: Description of the loss in the help text of `--sentence_objective`.
+        card: Noun phrase for the loss in a model card, for plain sentences.
+        weights: Weights of the loss, by name.
         citations: BibTeX entries.
-        supervised_card: the noun phrase for triplets; None: `card`.
-        paraphrases_card: the noun phrase for captions of one item; None: `card`.
-        takes_text_ids: whether the function knows equal texts, and rows without a hard negative, by their ids.
+        supervised_card: Noun phrase for triplets. If None, `card`.
+        paraphrases_card: Noun phrase for captions of one item. If None, `card`.
+        takes_text_ids: Whether the function recognises equal texts, and rows without a hard negative, by their ids.
     """
 
     supervised_card: str | None = None

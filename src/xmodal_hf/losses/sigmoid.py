@@ -34,14 +34,17 @@ def sigmoid_loss(
     """Every pair of the global batch judged on its own: positive or negative.
 
     Args:
-        modality_embeds: (B, D) image or audio embeddings of this process, of unit norm; B may differ between processes.
-        text_embeds: (B, D), row i describes item i.
-        logit_scale: t, what multiplies the cosines (already exp'ed): a float or a 0-dim tensor, which gets its
+        modality_embeds: Image or audio embeddings of this process, of shape (B, D) and unit norm. B may differ between
+            processes.
+        text_embeds: Text embeddings of shape (B, D) and unit norm; row i describes item i.
+        logit_scale: Factor t on the cosines (already exponentiated): a float, or a 0-dim tensor, which receives a
             gradient. SigLIP starts from 10.
-        logit_bias: b, added to all logits, likewise. SigLIP starts from -10.
-        group_ids: (B,) integers, equal for pairs of one item in all processes, which are then all positives. None:
-            every pair is its own item.
-        chunk_size: rows and columns of a tile; None is the measured default of the device. No effect on the value.
+        logit_bias: Bias b that is added to all logits: a float, or a 0-dim tensor, which receives a gradient. SigLIP
+            starts from -10.
+        group_ids: Integers of shape (B,), equal for pairs of one item in all processes, which are then all positives.
+            If None, every pair is its own item.
+        chunk_size: Number of rows and columns of a tile. None is the measured default of the device. It does not change
+            the value.
 
     Returns:
         The loss of the global batch, 0-dim, the same on every process, fp32 (fp64 for fp64 embeddings). The mean over

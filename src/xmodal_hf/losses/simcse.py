@@ -18,18 +18,20 @@ def simcse_loss(
     """Cross-entropy of each anchor over the positives, and the hard negatives, of all processes; one direction only.
 
     Args:
-        anchor: (B, D) sentence embeddings of this process, of unit norm; B may differ between processes.
-        positive: (B, D), the same sentences under another dropout mask (unsupervised) or entailed ones (supervised).
-        hard_negative: (B, D), contradictions; every anchor sees all of them as negatives.
-        temperature: divides the cosines; fixed, 0.05 in the paper.
-        hard_negative_weight: a logit, added after the temperature to each anchor's own hard negative only; 0 by
-            default, as in the authors' code.
-        text_ids: (2, B) or, with hard negatives, (3, B) non-negative integers, equal for equal texts in all processes:
-            of anchors, positives and hard negatives, -1 for a row without a hard negative (its embedding is not seen).
-            A positive of another row is then a positive too, with a soft target, where it has the text of this row's
-            positive or anchor, or where that row has this row's anchor; a hard negative with the text of the anchor
-            or of its positive is not seen. None: all texts are different.
-        chunk_size: rows and columns of a tile; None is the measured default of the device. No effect on the value.
+        anchor: Sentence embeddings of this process, of shape (B, D) and unit norm. B may differ between processes.
+        positive: Embeddings of shape (B, D): the same sentences under another dropout mask (unsupervised) or entailed
+            sentences (supervised).
+        hard_negative: Embeddings of contradictions, of shape (B, D). Every anchor sees all of them as negatives.
+        temperature: Divisor of the cosines, a constant; 0.05 in the paper.
+        hard_negative_weight: Constant that is added, after the temperature, to the logit of each anchor's own hard
+            negative only; 0 by default, as in the authors' code.
+        text_ids: Non-negative integers of shape (2, B) or, with hard negatives, (3, B), equal for equal texts in all
+            processes: the ids of anchors, positives and hard negatives; -1 marks a row without a hard negative (its
+            embedding is ignored). The positive of another row is then a positive too, with a soft target, if it has the
+            text of this row's positive or anchor, or if that row has this row's anchor. A hard negative with the text
+            of the anchor or of its positive is ignored. If None, all texts are different.
+        chunk_size: Number of rows and columns of a tile. None is the measured default of the device. It does not change
+            the value.
 
     Returns:
         The loss of the global batch, 0-dim, as `info_nce` returns it, gradients included.

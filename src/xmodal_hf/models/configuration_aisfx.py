@@ -9,11 +9,11 @@ class AisfxConfig(PreTrainedConfig):
     r"""Configuration of [`AisfxModel`].
 
     Args:
-        hidden_size: width of the vectors; the four blocks of convolutions have an eighth, a quarter, a half and all of
+        hidden_size: Width of the vectors. The four blocks of convolutions have an eighth, a quarter, a half and all of
             it as channels.
-        num_mel_bins: bands of the spectrograms.
-        block_frames: frames of a spectrogram that are encoded at a time, about 2.3 s.
-        block_hop: frames from the beginning of one block to that of the next.
+        num_mel_bins: Number of mel bands of the spectrograms.
+        block_frames: Number of frames of a spectrogram that are encoded at a time, about 2.3 s.
+        block_hop: Number of frames from the beginning of one block to that of the next.
     """
 
     model_type = "aisfx"

@@ -52,23 +52,25 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
     r"""What both dual encoders have: a text tower, projections into one space, a learned scale.
 
     Args:
-        text_config: config, or dict with `model_type`, of the text tower (any `AutoModel` encoder).
-        text_pooling: `cls`, `mean`, `max`, `eos`, `last` or `pooler` (the tower's own pooled output).
-        text_length: of towers that were trained on texts of one length (SigLIP): the model itself pads shorter ones to
-            that many tokens, with the text tower's `pad_token_id`, and leaves out a mask. None: texts are taken as they
-            come.
-        projection_dim: width of the shared space.
-        projection_type: `linear` (no bias, as CLIP), `mlp` (Linear, activation, Linear, as CLAP) or `none`
-            (both towers already have width `projection_dim`, as SigLIP).
-        projection_hidden_act: activation of the `mlp` projection.
-        projection_hidden_size: width between the two layers of the `mlp` projection; None: `projection_dim`.
-        projection_dropout: share of the numbers of a pooled vector that training sets to zero, and of those between the
-            two layers of the `mlp` projection.
-        text_projection_type: projection of the text tower, where it is another one; None: `projection_type`.
-        logit_scale_init_value: initial **logarithm** of the factor on cosines.
-        logit_bias_init_value: initial bias on logits (SigLIP); None: the model has no bias.
-        text_logit_scale_offset: added to the log scale for `logits_per_text` only. ClapModel has a scale of its own
-            for them, which LAION's training did not use (Wu et al. 2023); the loss here does not either.
+        text_config: Config, or dict with `model_type`, of the text tower (any `AutoModel` encoder).
+        text_pooling: Pooling of the text tower: `cls`, `mean`, `max`, `eos`, `last` or `pooler` (the tower's own pooled
+            output).
+        text_length: Number of tokens of every text, for towers that were trained on texts of one length (SigLIP): the
+            model itself pads shorter texts to it, with the text tower's `pad_token_id`, and leaves out the mask. If
+            None, texts are not padded.
+        projection_dim: Width of the shared embedding space.
+        projection_type: Type of the projections: `linear` (no bias, as CLIP), `mlp` (Linear, activation, Linear, as
+            CLAP) or `none` (both towers already have width `projection_dim`, as SigLIP).
+        projection_hidden_act: Activation of the `mlp` projection.
+        projection_hidden_size: Width between the two layers of the `mlp` projection. If None, `projection_dim`.
+        projection_dropout: Dropout probability for the pooled vector and between the two layers of the `mlp`
+            projection, during training.
+        text_projection_type: Type of the text tower's projection, if it differs. If None, `projection_type`.
+        logit_scale_init_value: Initial **logarithm** of the factor on cosines.
+        logit_bias_init_value: Initial bias on logits (SigLIP). If None, the model has no bias.
+        text_logit_scale_offset: Offset that is added to the log scale for `logits_per_text` only. ClapModel has a
+            separate scale for them, which LAION's training did not use (Wu et al. 2023) and which the loss here does
+            not use either.
     """
 
     text_config: PreTrainedConfig | dict | None = None
@@ -132,8 +134,9 @@ class ImageTextConfig(DualEncoderConfig):
     r"""Configuration of [`ImageTextDualEncoder`]; the fields of `DualEncoderConfig` and:
 
     Args:
-        image_config: config, or dict with `model_type`, of the image tower (any `AutoModel` image encoder).
-        image_pooling: `cls`, `mean`, `max` (over patches or positions) or `pooler` (the tower's own).
+        image_config: Config, or dict with `model_type`, of the image tower (any `AutoModel` image encoder).
+        image_pooling: Pooling of the image tower: `cls`, `mean`, `max` (over patches or positions) or `pooler` (the
+            tower's own).
 
     Example:
 
@@ -141,8 +144,12 @@ class ImageTextConfig(DualEncoderConfig):
     >>> from transformers import BertConfig, ViTConfig
     >>> from xmodal_hf import ImageTextConfig, ImageTextDualEncoder
 
-    >>> config = ImageTextConfig(text_config=BertConfig(), image_config=ViTConfig(), projection_dim=256)
-    >>> model = ImageTextDualEncoder(config)
+    >>> text = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    >>> image = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    >>> model = ImageTextDualEncoder(ImageTextConfig(text_config=text, image_config=image, projection_dim=16))
+    >>> model.config.projection_dim
+    16
+
     ```"""
 
     model_type = "xmodal_image_text"
@@ -161,9 +168,9 @@ class AudioTextConfig(DualEncoderConfig):
     r"""Configuration of [`AudioTextDualEncoder`]; the fields of `DualEncoderConfig` and:
 
     Args:
-        audio_config: config, or dict with `model_type`, of the audio tower (any `AutoModel` encoder of log-mel
+        audio_config: Config, or dict with `model_type`, of the audio tower (any `AutoModel` encoder of log-mel
             spectrograms or of waveforms, and CLAP's HTSAT).
-        audio_pooling: `cls`, `mean`, `max` or `pooler` (the tower's own).
+        audio_pooling: Pooling of the audio tower: `cls`, `mean`, `max` or `pooler` (the tower's own).
     """
 
     model_type = "xmodal_audio_text"

@@ -15,16 +15,19 @@ class SentenceEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
     r"""Configuration of [`SentenceEncoder`].
 
     Args:
-        text_config: config, or dict with `model_type`, of the text tower (any `AutoModel` encoder).
-        pooling: `cls`, `mean`, `max`, `eos`, `last` or `pooler` (the tower's own pooled output).
-        text_length: of towers that were trained on texts of one length (SigLIP): the model itself pads shorter ones to
-            that many tokens, with the text tower's `pad_token_id`, and leaves out a mask. None: texts are taken as they
-            come.
-        head: `none`, `linear`, or `mlp` (Linear and tanh, SimCSE's; Gao et al. 2021, section 6.3).
-        head_dim: width of the head's output; None: the tower's width.
-        mlm_head: build a head for the auxiliary masked-language-modelling loss (SimCSE, Gao et al. 2021, section 3.2);
-            only training uses it.
-        head_at_inference: False drops the head outside training (unsupervised SimCSE), True keeps it (supervised).
+        text_config: Config, or dict with `model_type`, of the text tower (any `AutoModel` encoder).
+        pooling: Pooling of the text tower: `cls`, `mean`, `max`, `eos`, `last` or `pooler` (the tower's own pooled
+            output).
+        text_length: Number of tokens of every text, for towers that were trained on texts of one length (SigLIP): the
+            model itself pads shorter texts to it, with the text tower's `pad_token_id`, and leaves out the mask. If
+            None, texts are not padded.
+        head: Head above the pooled vector: `none`, `linear`, or `mlp` (Linear and tanh, SimCSE's; Gao et al. 2021,
+            section 6.3).
+        head_dim: Width of the head's output. If None, the width of the tower.
+        mlm_head: Whether to build a head for the auxiliary masked-language-modelling loss (SimCSE, Gao et al. 2021,
+            section 3.2); only training uses it.
+        head_at_inference: Whether the head is also used outside training: False for unsupervised SimCSE, True for
+            supervised.
     """
 
     model_type = "xmodal_sentence_encoder"

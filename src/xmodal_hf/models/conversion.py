@@ -60,7 +60,7 @@ def from_transformers(source: PreTrainedModel | str | os.PathLike) -> DualEncode
     """Convert a CLIPModel, SiglipModel, ClapModel or VisionTextDualEncoderModel: equal embeddings and logits.
 
     Args:
-        source: the model, a local folder or a Hub id.
+        source: Model, local folder or Hub id.
 
     Raises:
         ValueError: for another kind of model, a checkpoint that does not hold all of its weights or more than them, or
@@ -93,7 +93,7 @@ def load_dual_encoder(source: PreTrainedModel | str | os.PathLike) -> DualEncode
     """Return one of our models, whichever two-tower model the source is: loaded where it is ours, else converted.
 
     Args:
-        source: a model, a local folder or a Hub id. One of our models in memory is returned as it is.
+        source: Model, local folder or Hub id. A model of this package that is in memory is returned as it is.
 
     Raises:
         ValueError: for another kind of model, or a checkpoint that does not hold a whole one.
@@ -106,7 +106,7 @@ def load_dual_processor(source: str | os.PathLike) -> ImageTextProcessor | Audio
     """Load the processor of a two-tower model as one of ours: its own tokenizer and image or audio part.
 
     Args:
-        source: a local folder or a Hub id.
+        source: Local folder or Hub id.
 
     Raises:
         OSError: when there is no processor.
@@ -131,9 +131,9 @@ def make_processor(
     """Return the processor of a model that was converted from a state dict: its inputs are those of its training.
 
     Args:
-        model: as converted from open_clip, OpenAI's CLIP, CyCLIP or LAION-CLAP.
-        tokenizer: of its text tower; no state dict holds one.
-        preprocessing: `preprocess_cfg` of an `open_clip_config.json`: `mean` and `std` of the pixels.
+        model: Model that was converted from open_clip, OpenAI's CLIP, CyCLIP or LAION-CLAP.
+        tokenizer: Tokenizer of the model's text tower; no state dict holds one.
+        preprocessing: Settings `preprocess_cfg` of an `open_clip_config.json`: `mean` and `std` of the pixels.
     """
     if isinstance(model, ImageTextDualEncoder):
         size = image_size(model)

@@ -66,7 +66,7 @@ def from_laion_clap(weights: Mapping[str, torch.Tensor]) -> AudioTextDualEncoder
     `logits_per_text` have the text side's.
 
     Args:
-        weights: the state dict; `weight_mapping.read_state_dict` reads one from a file.
+        weights: State dict; `weight_mapping.read_state_dict` reads one from a file.
 
     Raises:
         ValueError: for towers other than HTSAT and RoBERTa, or weights that do not fit one by one.

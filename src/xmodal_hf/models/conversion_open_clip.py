@@ -144,11 +144,11 @@ def from_open_clip(
     """Convert a state dict of open_clip, OpenAI's CLIP or CyCLIP: equal embeddings and logits.
 
     Args:
-        weights: the state dict; `weight_mapping.read_state_dict` reads one from a file.
-        model_config: `model_cfg` of the `open_clip_config.json` beside the weights, where there is one. Most sizes are
-            those of the weights; it gives the activation, and the attention heads where they are not 64 wide.
-        hidden_act: `quick_gelu` (OpenAI, CyCLIP, open_clip's `*-quickgelu`) or `gelu` (other models of open_clip). No
-            weight tells, so it must come from here or from `model_config`.
+        weights: State dict; `weight_mapping.read_state_dict` reads one from a file.
+        model_config: Settings `model_cfg` of the `open_clip_config.json` beside the weights, if there is one. Most
+            sizes follow from the weights; it gives the activation, and the attention heads if they are not 64 wide.
+        hidden_act: Activation: `quick_gelu` (OpenAI, CyCLIP, open_clip's `*-quickgelu`) or `gelu` (other models of
+            open_clip). The weights do not determine it, so it must come from here or from `model_config`.
 
     Raises:
         ValueError: for an unknown activation or setting, or weights that do not fit one by one: EVA, CoCa, ConvNeXt,

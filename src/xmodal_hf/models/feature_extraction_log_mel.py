@@ -189,12 +189,12 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         """Spectrograms of one or several mono clips.
 
         Args:
-            raw_speech: one waveform (samples,), a batch (B, samples), or a list of waveforms of any lengths.
-            truncation, padding: instead of the extractor's own. True and None mean the extractor's own.
-            max_length: not used; a processor hands the length of its texts to every part of it.
-            sampling_rate: of `raw_speech`, in Hz; checked against the extractor's.
-            return_tensors: `pt` for tensors, `np` or None for NumPy arrays.
-            device: where the spectrograms are computed and, with `return_tensors="pt"`, returned.
+            raw_speech: Waveform (samples,), a batch (B, samples), or a list of waveforms of any lengths.
+            truncation, padding: Settings in place of the extractor's own. True and None mean the extractor's own.
+            max_length: Argument that is ignored: processors pass the maximum length of texts to every component.
+            sampling_rate: Sampling rate of `raw_speech`, in Hz, which is compared with the extractor's.
+            return_tensors: Type of the result: `pt` for tensors, `np` or None for NumPy arrays.
+            device: Device on which the spectrograms are computed and, with `return_tensors="pt"`, returned.
 
         Returns:
             `BatchFeature` with `input_features` (B, 1, frames, F), or (B, frames, F) without `channel_axis`; float32.

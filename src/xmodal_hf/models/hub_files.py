@@ -38,9 +38,9 @@ def render_short_card(modality: str | None, repo_id: str, tags: list[str]) -> st
     """Return a model card that says what a model is and how to load it, and nothing about its training.
 
     Args:
-        modality: `image`, `audio`, or None for a sentence encoder.
+        modality: Modality: `image`, `audio`, or None for a sentence encoder.
         repo_id: Hub id of the model, or its folder.
-        tags: further tags of the metadata.
+        tags: Further tags of the metadata.
     """
     names = dict.fromkeys(["xmodal_hf", "custom_code", *_TAGS[modality], *tags])
     listed = "".join(f"- {json.dumps(name)}\n" for name in names)

@@ -33,10 +33,11 @@ def pool_states(outputs: ModelOutput, tower: PreTrainedModel, pooling: str, fiel
     """Pool a tower's output by name: (B, T, H), or a map of positions, -> (B, H).
 
     Args:
-        outputs: of the tower.
-        tower: maps are (B, H, height, width), but for timm's towers whose `output_fmt` is NHWC.
-        pooling: `cls`, `mean`, `max` or `pooler`.
-        field: the pooling's name in messages.
+        outputs: Output of the tower.
+        tower: Image tower. Its feature maps are (B, H, height, width), except for timm's towers whose `output_fmt` is
+            NHWC.
+        pooling: Pooling: `cls`, `mean`, `max` or `pooler`.
+        field: Name of the pooling's option in messages.
     """
     if pooling == "pooler":
         return own_pooled_output(outputs, tower, field)
@@ -54,9 +55,9 @@ def examine_image_tower(tower: PreTrainedModel, pooling: str, field: str) -> Non
     image is left as it is.
 
     Args:
-        tower: with weights.
-        pooling: that reads it.
-        field: the tower's name in messages.
+        tower: Image tower with weights.
+        pooling: Pooling that reads the tower's output.
+        field: Name of the tower's option in messages.
 
     Raises:
         ValueError: when the two runs give different vectors; the message names the setting that makes them equal.

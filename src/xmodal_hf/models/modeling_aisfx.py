@@ -65,8 +65,8 @@ class AisfxModel(PreTrainedModel):
         """Encode spectrograms.
 
         Args:
-            input_features: (B, 1, frames, F) or (B, frames, F).
-            return_dict: False returns a tuple.
+            input_features: Log-mel spectrograms of shape (B, 1, frames, F) or (B, frames, F).
+            return_dict: Whether to return a `ModelOutput` rather than a tuple.
 
         Returns:
             `last_hidden_state` (B, N, H), zeros for blocks that do not count, and `pooler_output` (B, H), the mean of

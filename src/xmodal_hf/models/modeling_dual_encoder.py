@@ -40,15 +40,16 @@ class DualEncoderOutput(ModelOutput):
     """Output of a dual encoder. Fields of a modality that was not passed are None.
 
     Args:
-        loss: symmetric cross-entropy of this process's batch, with `return_loss=True`. Training scripts use
+        loss: Symmetric cross-entropy of this process's batch, with `return_loss=True`. Training scripts use
             `xmodal_hf.losses.clip_loss`, which sees the batch of all processes.
-        logits_per_image, logits_per_audio: (B_modality, B_text), scaled cosines (plus bias where the model has one).
-        logits_per_text: (B_text, B_modality).
-        text_embeds, image_embeds, audio_embeds: (B, D), unit norm.
-        logit_scale: the factor on cosines (already exponentiated), a scalar.
-        logit_bias: the bias on logits, a scalar, where the model has one.
-        text_model_output, image_model_output, audio_model_output: tower outputs; `pooler_output` is the pooled
-            vector (B, H) before projection.
+        logits_per_image, logits_per_audio: Scaled cosines of shape (B_modality, B_text), plus the bias if the model has
+            one.
+        logits_per_text: Scaled cosines of shape (B_text, B_modality).
+        text_embeds, image_embeds, audio_embeds: Unit-norm embeddings of shape (B, D).
+        logit_scale: Factor on cosines (already exponentiated), a scalar.
+        logit_bias: Bias on logits, a scalar, if the model has one.
+        text_model_output, image_model_output, audio_model_output: Outputs of the towers; `pooler_output` is the pooled
+            vector (B, H) before the projection.
     """
 
     loss: torch.Tensor | None = None
@@ -393,13 +394,13 @@ class ImageTextDualEncoder(DualEncoder):
         """Join two pretrained towers; the projections and the scale are new.
 
         Args:
-            text_model: a model, local folder or Hub id. A `SentenceEncoder`, a dual encoder or a CLIPModel-like
-                model yields its text tower. A model's weights are shared, not copied.
-            image_model: likewise; a CLIPModel-like model yields its image tower.
-            projection_dim: width of the shared space.
-            pooling: of the text tower; None: the pooling that it was trained with, else `mean`.
-            image_pooling: of the image tower; None: the pooling that it was trained with, else `mean`.
-            config_kwargs: further fields of [`ImageTextConfig`].
+            text_model: Model, local folder or Hub id. A `SentenceEncoder`, a dual encoder or a CLIPModel-like model
+                yields its text tower. A model's weights are shared, not copied.
+            image_model: Model, local folder or Hub id; a CLIPModel-like model yields its image tower.
+            projection_dim: Width of the shared embedding space.
+            pooling: Pooling of the text tower. If None, the pooling that it was trained with, else `mean`.
+            image_pooling: Pooling of the image tower. If None, the pooling that it was trained with, else `mean`.
+            config_kwargs: Further fields of [`ImageTextConfig`].
 
         A tower loses its own pooling layer where it has one that the pooling does not read.
 
@@ -451,15 +452,19 @@ class ImageTextDualEncoder(DualEncoder):
         """Encode texts, images or both.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (B_text, T).
-            pixel_values: (B_image, C, height, width).
-            text_sub_batches: run the text tower in that many sub-batches of similar length; the result is the same.
-            return_loss: also return the symmetric cross-entropy of this batch.
-            return_logits: False skips the (B_image, B_text) logits, which large batches have no memory for.
-            text_pooler_output: (B_text, H_text), in the place of `input_ids`: pooled vectors of the text tower before
-                the projection, such as a `FeatureStore` keeps of a frozen one.
-            inputs_embeds: (B_text, T, H_text), token embeddings in the place of `input_ids`, as peft passes them.
-            image_pooler_output: (B_image, H_image), likewise in the place of `pixel_values`.
+            input_ids, attention_mask, token_type_ids, position_ids: Token ids, masks and positions, each of shape
+                (B_text, T).
+            pixel_values: Pixel values of shape (B_image, C, height, width).
+            text_sub_batches: Number of sub-batches of texts of similar length in which the text tower runs; the result
+                is the same.
+            return_loss: Whether to return the symmetric cross-entropy of this batch too.
+            return_logits: Whether to return the (B_image, B_text) logits, for which memory does not suffice in large
+                batches.
+            text_pooler_output: Pooled vectors of the text tower before the projection, of shape (B_text, H_text), in
+                place of `input_ids`, for example from the `FeatureStore` of a frozen tower.
+            inputs_embeds: Token embeddings of shape (B_text, T, H_text) in place of `input_ids`, as peft passes them.
+            image_pooler_output: Pooled vectors of the image tower, of shape (B_image, H_image), in place of
+                `pixel_values`.
 
         Raises:
             ValueError: when there is nothing to encode, a tower has both an input and pooled vectors, or `return_loss`
@@ -503,13 +508,13 @@ class AudioTextDualEncoder(DualEncoder):
         """Join two pretrained towers; the projections and the scale are new.
 
         Args:
-            text_model: a model, local folder or Hub id. A `SentenceEncoder`, a dual encoder or a ClapModel yields
-                its text tower. A model's weights are shared, not copied.
-            audio_model: likewise; a ClapModel yields its audio tower.
-            projection_dim: width of the shared space.
-            pooling: of the text tower; None: the pooling that it was trained with, else `mean`.
-            audio_pooling: of the audio tower; None: the pooling that it was trained with, else `mean`.
-            config_kwargs: further fields of [`AudioTextConfig`].
+            text_model: Model, local folder or Hub id. A `SentenceEncoder`, a dual encoder or a ClapModel yields its
+                text tower. A model's weights are shared, not copied.
+            audio_model: Model, local folder or Hub id; a ClapModel yields its audio tower.
+            projection_dim: Width of the shared embedding space.
+            pooling: Pooling of the text tower. If None, the pooling that it was trained with, else `mean`.
+            audio_pooling: Pooling of the audio tower. If None, the pooling that it was trained with, else `mean`.
+            config_kwargs: Further fields of [`AudioTextConfig`].
 
         A tower loses its own pooling layer where it has one that the pooling does not read.
 
@@ -573,16 +578,23 @@ class AudioTextDualEncoder(DualEncoder):
         """Encode texts, audio clips or both.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (B_text, T).
-            input_features, input_values: (B_audio, ...), one of the two, as the feature extractor returns it.
-            is_longer: (B_audio, 1), from CLAP's feature extractor.
-            text_sub_batches: run the text tower in that many sub-batches of similar length; the result is the same.
-            return_loss: also return the symmetric cross-entropy of this batch.
-            return_logits: False skips the (B_audio, B_text) logits, which large batches have no memory for.
-            text_pooler_output: (B_text, H_text), in the place of `input_ids`: pooled vectors of the text tower before
-                the projection, such as a `FeatureStore` keeps of a frozen one.
-            inputs_embeds: (B_text, T, H_text), token embeddings in the place of `input_ids`, as peft passes them.
-            audio_pooler_output: (B_audio, H_audio), likewise in the place of `input_features`.
+            input_ids, attention_mask, token_type_ids, position_ids: Token ids, masks and positions, each of shape
+                (B_text, T).
+                (B_text, T).
+            input_features, input_values: Features of shape (B_audio, ...), one of the two, as the feature extractor
+                returns them.
+            is_longer: Flags of shape (B_audio, 1) from CLAP's feature extractor.
+            text_sub_batches: Number of sub-batches of texts of similar length in which the text tower runs; the result
+                is the same.
+                is the same.
+            return_loss: Whether to return the symmetric cross-entropy of this batch too.
+            return_logits: Whether to return the (B_audio, B_text) logits, for which memory does not suffice in large
+                batches.
+            text_pooler_output: Pooled vectors of the text tower before the projection, of shape (B_text, H_text), in
+                place of `input_ids`, for example from the `FeatureStore` of a frozen tower.
+            inputs_embeds: Token embeddings of shape (B_text, T, H_text) in place of `input_ids`, as peft passes them.
+            audio_pooler_output: Pooled vectors of the audio tower, of shape (B_audio, H_audio), in place of
+                `input_features`.
 
         Raises:
             ValueError: when there is nothing to encode, a tower has both an input and pooled vectors, or `return_loss`

@@ -41,11 +41,12 @@ class SentenceEncoderOutput(ModelOutput):
     """Output of a sentence encoder.
 
     Args:
-        last_hidden_state: (B, T, H), the tower's token states; None when run in sub-batches.
-        pooler_output: (B, D), pooled and through the head where it applies, not normalised.
-        text_embeds: (B, D), `pooler_output` at unit norm.
-        hidden_states, attentions: of the tower, when asked for.
-        mlm_loss: (B,), summed negative log-likelihood of each row's masked tokens, when `mlm_input_ids` were given.
+        last_hidden_state: Token states of the tower, of shape (B, T, H). None if it ran in sub-batches.
+        pooler_output: Pooled vectors of shape (B, D), after the head if it applies, not normalised.
+        text_embeds: Unit-norm `pooler_output`, of shape (B, D).
+        hidden_states, attentions: Hidden states and attentions of the tower, if requested.
+        mlm_loss: Summed negative log-likelihood of each row's masked tokens, of shape (B,), if `mlm_input_ids` were
+            given.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -122,9 +123,9 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         """Make a sentence encoder of a text model (or of the text tower of a two-tower model).
 
         Args:
-            text_model: a model, local folder or Hub id; a model's weights are shared, not copied.
-            pooling: `cls`, `mean`, `max`, `eos`, `last` or `pooler`.
-            config_kwargs: further fields of [`SentenceEncoderConfig`].
+            text_model: Model, local folder or Hub id. A model's weights are shared, not copied.
+            pooling: Pooling: `cls`, `mean`, `max`, `eos`, `last` or `pooler`.
+            config_kwargs: Further fields of [`SentenceEncoderConfig`].
 
         The tower loses its own pooling layer where it has one that the pooling does not read.
 
@@ -182,12 +183,15 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         """Encode texts: (B, T) ids -> (B, D) embeddings.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (B, T).
-            text_sub_batches: run the tower in that many sub-batches of similar length; the embeddings are the same.
-            mlm_input_ids, mlm_labels: (B_mlm, T), ids with some masked, and the true ids there, -100 elsewhere; their
-                padding is where `mlm_input_ids` is the pad token. The model needs `mlm_head`.
-            text_pooler_output: (B, H), pooled vectors of the tower before the head, in the place of `input_ids`.
-            inputs_embeds: (B, T, H), token embeddings in the place of `input_ids`, as peft passes them.
+            input_ids, attention_mask, token_type_ids, position_ids: Token ids, masks and positions, each of shape (B,
+                T).
+            text_sub_batches: Number of sub-batches of texts of similar length in which the tower runs; the embeddings
+                are the same.
+            mlm_input_ids, mlm_labels: Masked ids and labels of shape (B_mlm, T): ids with some tokens masked, and the
+                true ids there, -100 elsewhere. Their padding is where `mlm_input_ids` is the pad token. The model needs
+                `mlm_head`.
+            text_pooler_output: Pooled vectors of the tower before the head, of shape (B, H), in place of `input_ids`.
+            inputs_embeds: Token embeddings of shape (B, T, H) in place of `input_ids`, as peft passes them.
 
         Raises:
             ValueError: for missing or unbatched ids, or masked ids for a model without `mlm_head`.
@@ -237,14 +241,14 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         """Embed sentences in evaluation mode, those of similar length together so that batches hold little padding.
 
         Args:
-            sentences: n strings.
-            batch_size: sentences a batch at most; None: as many as `max_tokens_per_batch` allows.
-            normalize: return unit-norm rows.
-            tokenizer: None: the one saved beside the model.
-            max_length: tokens a sentence; None: the tokenizer's or the tower's limit.
-            max_tokens_per_batch: padding included; a longer sentence is a batch of its own. None: 1,024 on a CPU,
-                whose cache then holds the activations, 8,192 elsewhere.
-            show_progress: show a bar with rate and remaining time.
+            sentences: List of n strings.
+            batch_size: Maximum number of sentences per batch. If None, `max_tokens_per_batch` decides.
+            normalize: Whether to return unit-norm rows.
+            tokenizer: Tokenizer. If None, the one that was saved beside the model.
+            max_length: Maximum number of tokens per sentence. If None, the tokenizer's or the tower's limit.
+            max_tokens_per_batch: Maximum number of tokens per batch, padding included; a longer sentence is a batch of
+                its own. If None, 1,024 on a CPU, whose cache then holds the activations, and 8,192 elsewhere.
+            show_progress: Whether to show a progress bar with rate and remaining time.
 
         Returns:
             (n, D) fp32 tensor on the CPU, in the order of `sentences`. The weights' precision is used, or that of a

@@ -15,11 +15,12 @@ def from_pooled(
     """Return the output of a tower whose pooled vectors are known: `pooler_output` (B, H), and nothing else.
 
     Args:
-        vectors: (B, H), as the tower pools them, before the projection or the head; of any floating-point precision.
-        other_input: what the tower would run on; it must be None.
-        width: H of the tower.
-        dtype: of the layers that follow.
-        names: of `vectors` and of `other_input`, for the messages.
+        vectors: Pooled vectors of the tower, of shape (B, H), before the projection or the head, in any floating point
+            precision.
+        other_input: Input that the tower would otherwise run on; it must be None.
+        width: Width H of the tower.
+        dtype: Dtype of the layers that follow.
+        names: Names of `vectors` and of `other_input`, for the messages.
 
     Raises:
         ValueError: both inputs are given, or the vectors are no floating-point matrix of that width.

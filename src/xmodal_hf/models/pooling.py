@@ -62,9 +62,9 @@ def end_of_text_index(
     tokens, an empty text, is read at the first; one without any, such as a text that was cut, at its last token.
 
     Args:
-        attention_mask: (B, T), 1 for real tokens.
-        input_ids: (B, T).
-        eos_token_id: one id, or several of which each ends a text (Llama 3).
+        attention_mask: Mask of shape (B, T), 1 for real tokens.
+        input_ids: Token ids of shape (B, T).
+        eos_token_id: Id of the end-of-text token, or several of which each ends a text (Llama 3).
     """
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
     first = attention_mask.int().argmax(dim=1, keepdim=True)  # (B, 1)
@@ -111,11 +111,12 @@ def pool(
     """Pool token states by name: (B, T, H) -> (B, H).
 
     Args:
-        hidden: (B, T, H).
-        pooling: `cls`, `mean`, `max`, `eos` or `last` (`pooler` is the tower's own output and never comes here).
-        attention_mask: (B, T), 1 for real tokens; all real when None.
-        input_ids: (B, T), for `eos`.
-        eos_token_id: for `eos`, one id or several.
+        hidden: Token states of shape (B, T, H).
+        pooling: Pooling: `cls`, `mean`, `max`, `eos` or `last` (`pooler` is the tower's own output and never comes
+            here).
+        attention_mask: Mask of shape (B, T), 1 for real tokens. If None, all tokens are real.
+        input_ids: Token ids of shape (B, T), required for `eos`.
+        eos_token_id: Id or ids of the end-of-text token, for `eos`.
 
     Raises:
         ValueError: for an unknown name, or `eos` without ids.

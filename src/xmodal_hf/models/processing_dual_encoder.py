@@ -33,8 +33,8 @@ class ImageTextProcessor(HubCardMixin, ProcessorMixin):
     truncated to the tokenizer's `model_max_length` unless the call says otherwise.
 
     Args:
-        image_processor: any transformers image processor.
-        tokenizer: any transformers tokenizer.
+        image_processor: Any transformers image processor.
+        tokenizer: Any transformers tokenizer.
     """
 
     text_kwargs = {"padding": True, "truncation": True}
@@ -51,8 +51,8 @@ class AudioTextProcessor(HubCardMixin, ProcessorMixin):
     `attention_mask` and the extractor's features (`input_features`). Either may be left out.
 
     Args:
-        feature_extractor: any transformers audio feature extractor.
-        tokenizer: any transformers tokenizer.
+        feature_extractor: Any transformers audio feature extractor.
+        tokenizer: Any transformers tokenizer.
     """
 
     text_kwargs = {"padding": True, "truncation": True}

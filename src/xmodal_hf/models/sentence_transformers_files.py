@@ -30,7 +30,7 @@ def vector_settings(method_of: Mapping[str, str]) -> dict[str, Any]:
     """Have the Transformer module take the `pooler_output` of a method as the vector.
 
     Args:
-        method_of: modality (`text`, `image`, `audio`) -> name of the model's method.
+        method_of: Dictionary from modality (`text`, `image`, `audio`) to the name of the model's method.
     """
     return {
         "transformer_task": "feature-extraction",
@@ -46,8 +46,8 @@ def padding_settings(pads_to_max_length: bool, with_mask: bool = True) -> dict[s
     """Have the Transformer module pad every text to the tokenizer's `model_max_length`; by default it pads a batch.
 
     Args:
-        pads_to_max_length: whether it does.
-        with_mask: whether the tower gets the tokenizer's mask, if there is one; SigLIP's towers never do.
+        pads_to_max_length: Whether texts are padded to a fixed length, as SigLIP's are.
+        with_mask: Whether the tower gets the tokenizer's mask, if there is one; SigLIP's towers never do.
     """
     text: dict[str, Any] = {"padding": "max_length"} if pads_to_max_length else {}
     if not with_mask:
@@ -61,10 +61,11 @@ def write_sentence_transformers_files(
     """Make `SentenceTransformer(folder)` return the unit-norm vectors of a checkpoint of ours.
 
     Args:
-        folder: of the checkpoint.
-        method_of: modality (`text`, `image`, `audio`) -> the model's method whose `pooler_output` is the vector.
-        pads_to_max_length: whether texts are padded to a fixed length, as SigLIP's are.
-        with_mask: whether the tower gets the tokenizer's mask, if there is one; SigLIP's towers never do.
+        folder: Folder of the checkpoint.
+        method_of: Dictionary from modality (`text`, `image`, `audio`) to the model's method whose `pooler_output` is
+            the vector.
+        pads_to_max_length: Whether texts are padded to a fixed length, as SigLIP's are.
+        with_mask: Whether the tower gets the tokenizer's mask, if there is one; SigLIP's towers never do.
     """
     settings = vector_settings(method_of) | padding_settings(pads_to_max_length, with_mask)
     write_json(folder / "sentence_bert_config.json", settings)

@@ -43,11 +43,11 @@ class TextFormat:
     """How the texts of one tower and tokenizer are cut and padded.
 
     Args:
-        tokenizer: of the tower.
-        max_length: tokens after which a text is cut.
-        padded_length: tokens that every text is padded to; None: the longest of the batch.
-        with_mask: whether the tower gets an attention mask.
-        pad_token_id: what fills the padding.
+        tokenizer: Tokenizer of the tower.
+        max_length: Maximum number of tokens; longer texts are truncated.
+        padded_length: Number of tokens that every text is padded to. If None, that of the longest text in the batch.
+        with_mask: Whether the tower gets an attention mask.
+        pad_token_id: Id of the token that fills the padding.
 
     Example:
         >>> text_format = TextFormat.of(model, tokenizer)
@@ -173,8 +173,8 @@ def pad_as_trained(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig)
     """Let a tokenizer of a tower of fixed length pad to that length without a mask; others stay as they are.
 
     Args:
-        tokenizer: of the tower.
-        config: of the text tower.
+        tokenizer: Tokenizer of the tower.
+        config: Config of the text tower.
     """
     if config.model_type not in FIXED_LENGTH_TOWERS:
         return
@@ -238,10 +238,10 @@ def check_reads_texts(
     another token or none; and a tower's own pooling that looks for another end-of-text token than the tokenizer's.
 
     Args:
-        pooling: its name.
-        config: of the text tower.
-        text_format: of the tower and its tokenizer.
-        run: from inputs (1, T) to pooled vectors (1, H), in evaluation mode and without gradients.
+        pooling: Name of the pooling.
+        config: Config of the text tower.
+        text_format: Text format of the tower and its tokenizer.
+        run: Function from inputs (1, T) to pooled vectors (1, H), in evaluation mode and without gradients.
     """
     if pooling in ("mean", "max"):  # see every token
         return

@@ -56,12 +56,14 @@ class Packing:
     """Where each token of a batch is.
 
     Args:
-        rows, columns: (S,) of each packed token in the batch (B, T); texts come in the order of their length.
-        slots: (S,) of each packed token in the padded layout of all sub-batches, one after the other.
-        num_slots: of that layout.
-        sub_batches: that attention runs in.
-        lengths: (B,) in packed order.
-        repeats: the tokens that are not packed; None where every real token is.
+        rows, columns: Row and column of each packed token in the batch (B, T), each of shape (S,). Texts come in the
+            order of their length.
+        slots: Position of each packed token in the padded layout of all sub-batches, one after the other, of shape
+            (S,).
+        num_slots: Number of positions in that layout.
+        sub_batches: Sub-batches that attention runs in.
+        lengths: Lengths of the texts in packed order, of shape (B,).
+        repeats: Tokens that are not packed because they repeat others. None if every real token is packed.
     """
 
     rows: torch.Tensor
@@ -77,9 +79,9 @@ class Packing:
         """Pack the texts of a right-padded attention mask (B, T).
 
         Args:
-            mask: (B, T).
-            text_sub_batches: that attention runs in.
-            shared_ids: (B, T) token ids, where equal beginnings are computed once.
+            mask: Mask of shape (B, T).
+            text_sub_batches: Number of sub-batches that attention runs in.
+            shared_ids: Token ids of shape (B, T), in which equal beginnings are computed once.
         """
         mask = mask.bool()
         lengths, order = mask.sum(dim=1).sort()  # (B,)
@@ -175,9 +177,9 @@ def last_block_reads(tower: PreTrainedModel, tokens: torch.Tensor | None, num_to
     The states of the others are without meaning then; their keys and values are as before.
 
     Args:
-        tower: whose text tower runs in the body.
-        tokens: (K,) numbers of the packed tokens that the pooling reads; None changes nothing.
-        num_tokens: S.
+        tower: Model whose text tower runs in the body of the `with` statement.
+        tokens: Numbers of the packed tokens that the pooling reads, of shape (K,). None changes nothing.
+        num_tokens: Number S of packed tokens.
     """
     handles = []
     if tokens is not None and tower.config.model_type in _CAUSAL_BLOCKS:

@@ -207,7 +207,7 @@ class TextTowerMixin:
         the model meets later may say another (`follow_tokenizer`).
 
         Args:
-            source: the model that the tower comes from, or the tower.
+            source: Model that the tower comes from, or the tower.
         """
         if has_fixed_length(self.text_model) and self.config.text_length is None:
             self.config.text_length = getattr(source.config, "text_length", None) or num_positions(self.text_model)
@@ -267,13 +267,14 @@ class TextTowerMixin:
         """Run the text tower: (B, T) ids -> `last_hidden_state` (B, T, H) and `pooler_output` (B, H).
 
         Args:
-            pooling: name of the pooling.
-            inputs: `input_ids` and, or None, `attention_mask`, `token_type_ids`, `position_ids`, each (B, T); or
-                `inputs_embeds` (B, T, H) in the place of the ids.
-            text_sub_batches: number of sub-batches. Above 1, rows are sorted by length and cut into that many, each as
-                wide as its own longest row; `pooler_output` is the same, `last_hidden_state` is None. Where
-                `text_packing.can_pack`, attention alone runs in sub-batches, and the rest runs on real tokens alone.
-            kwargs: output flags of the tower.
+            pooling: Name of the pooling.
+            inputs: Dictionary of `input_ids` and `attention_mask`, `token_type_ids`, `position_ids` (each may be None),
+                of shape (B, T); or `inputs_embeds` (B, T, H) in place of the ids.
+            text_sub_batches: Number of sub-batches. Above 1, rows are sorted by length and cut into that many, each as
+                wide as its own longest row; `pooler_output` is the same, and `last_hidden_state` is None. If
+                `text_packing.can_pack`, only attention runs in sub-batches, and the other layers run on real tokens
+                alone.
+            kwargs: Output flags of the tower.
 
         Padding on the left is moved to the right before the tower runs, and back in what it returns: towers count their
         positions from the first column, and some pool there, so that a text gives the same vector on either side.

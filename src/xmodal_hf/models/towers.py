@@ -82,11 +82,11 @@ def make_tower(
     """Return `tower`, or a new one from `config`, ready to be part of a model.
 
     Args:
-        config: of the tower.
-        tower: with weights to keep, or None.
-        pooling: name of the pooling that reads its output.
-        inputs: names of the main input, of which it must take one.
-        field: the tower's name in messages.
+        config: Config of the tower.
+        tower: Tower with weights to keep, or None.
+        pooling: Name of the pooling that reads the tower's output.
+        inputs: Names of the main input, of which the tower must take one.
+        field: Name of the tower's option in messages.
 
     Raises:
         ValueError: for a tower that takes none of `inputs`, or that its config does not build.
@@ -180,8 +180,8 @@ def refuse_pickles(source: str | os.PathLike, options: dict[str, Any]) -> None:
     transformers would have a third party convert them, with the caller's token.
 
     Args:
-        source: a folder or Hub id.
-        options: of `from_pretrained`.
+        source: Folder or Hub id.
+        options: Options of `from_pretrained`.
     """
     known = {name: options[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in options}
 

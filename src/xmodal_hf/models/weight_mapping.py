@@ -87,9 +87,9 @@ def split_fused(weights: Mapping[str, torch.Tensor], pattern: str, names: Sequen
     """Split weights that stack several matrices, as attention's queries, keys and values, along their rows.
 
     Args:
-        weights: by name.
-        pattern: of the whole name of a fused weight.
-        names: what the name becomes for each part, in their order.
+        weights: Weights by name.
+        pattern: Pattern of the whole name of a fused weight.
+        names: Names of the parts, in their order.
     """
     result: Weights = {}
     for name, value in weights.items():

@@ -130,9 +130,9 @@ class Study:
         """Read a grid.
 
         Args:
-            path: of the YAML file.
-            folder: of the results, for `{study}`.
-            variables: that replace those of the grid.
+            path: Path of the YAML file.
+            folder: Folder of the results, for `{study}`.
+            variables: Variables that replace those of the grid.
 
         Raises:
             ValueError: no such file, a missing or unknown key, an unknown option, axis, level or variable.

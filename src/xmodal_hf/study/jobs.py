@@ -127,11 +127,11 @@ def run_jobs(
     """Run what is not done; a job that fails is reported and the others go on.
 
     Args:
-        jobs: of `jobs_of`.
-        scripts: folder of the training scripts.
-        accelerate_config: launches trainings with it; None runs them in one process.
-        at_once: how many jobs that do not need each other run at the same time. They share the accelerator, and the
-            processor's cores evenly, unless OMP_NUM_THREADS says how many threads each one has.
+        jobs: Jobs that `jobs_of` returned.
+        scripts: Folder of the training scripts.
+        accelerate_config: Configuration with which accelerate launches trainings. None runs them in one process.
+        at_once: Number of jobs that run at the same time if they do not need each other. They share the accelerator,
+            and the processor's cores evenly, unless OMP_NUM_THREADS says how many threads each one has.
 
     Returns:
         Folder to reason of what failed, also for want of a failed job's output.

@@ -50,11 +50,11 @@ def make_tokenizer(
     """Train the tokenizer of all models of a study on all its texts: else the vocabulary would differ with the data.
 
     Args:
-        folder: where it is saved.
-        sentences: sources of `load_sentences`: corpora, and tables of captions.
-        triplets: sources of `load_triplets`.
-        vocab_size: tokens at most.
-        max_length: its `model_max_length`.
+        folder: Folder in which the tokenizer is saved.
+        sentences: Sources for `load_sentences`: corpora, and tables of captions.
+        triplets: Sources for `load_triplets`.
+        vocab_size: Maximum number of tokens in the vocabulary.
+        max_length: Value of the tokenizer's `model_max_length`.
     """
     texts = [text for source in sentences for text in load_sentences(source)["anchor"]]
     for source in triplets:
@@ -67,10 +67,10 @@ def make_captioned_clips(folder: Path, *, clips: str, templates: Sequence[str], 
     """Make an audio folder with captions of clips that have a class: by templates, and their titles.
 
     Args:
-        folder: gets metadata.jsonl (file_name, text, category, fold, split) and the zip archives beside `clips`.
-        clips: a table with `file`, `category`, `fold` and, where a clip has one, `freesound_title` (ESC-10, ESC-50).
-        templates: of the captions by class, with {} for its name.
-        test_folds: official folds that make the test split; the others train.
+        folder: Folder for metadata.jsonl (file_name, text, category, fold, split) and the zip archives beside `clips`.
+        clips: Table with `file`, `category`, `fold` and, for some clips, `freesound_title` (ESC-10, ESC-50).
+        templates: Templates of the captions by class, with {} for its name.
+        test_folds: Official folds that make the test split; the others train.
 
     Raises:
         ValueError: a fold that no clip has.

@@ -36,8 +36,8 @@ def record_run(folder: Path, failed: Mapping[str, str]) -> None:
     """Write run.json: the machine and versions of the trainings, which a later report may not be made on.
 
     Args:
-        folder: of the study.
-        failed: what `run_jobs` returned.
+        folder: Folder of the study.
+        failed: Failed jobs that `run_jobs` returned.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write_json({"hardware": hardware(), "versions": versions(), "failed": dict(failed)}, folder / RUN_NAME)

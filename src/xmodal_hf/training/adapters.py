@@ -139,9 +139,9 @@ def save_adapter(model: PeftModel, folder: str | os.PathLike, base: str | None =
     """Write the adapter only: LoRA, what is trained whole, and a short card. A README.md that is there stays.
 
     Args:
-        model: as from `add_lora`.
-        folder: of `adapter_config.json` and `adapter_model.safetensors`.
-        base: Hub id or folder of the base model, for those who load the adapter; None keeps what peft knows.
+        model: Model that `add_lora` returned.
+        folder: Folder of `adapter_config.json` and `adapter_model.safetensors`.
+        base: Hub id or folder of the base model, for those who load the adapter. None keeps the one that peft recorded.
     """
     config = model.peft_config[model.active_adapter]
     if base is not None:
@@ -162,8 +162,8 @@ def render_short_adapter_card(model_class: str, base: str | None) -> str:
     """Return a card that says what an adapter is and how to load it, and nothing about its training.
 
     Args:
-        model_class: of the base, as one of ours.
-        base: its Hub id. A folder is not named: others do not have it.
+        model_class: Class of the base model in this package.
+        base: Hub id of the base model. A folder is not named, because other people do not have it.
     """
     named = f"base_model: {base}\n" if _is_hub_id(base) else ""
     return (

@@ -14,9 +14,9 @@ class WeightAverage:
     """The moving average of a model's trainable parameters, kept beside it on the same device in fp32.
 
     Args:
-        model: whose parameters are averaged; which are trainable must be settled.
-        decay: weight of the past at each update, below 1. Early on it is (1 + updates) / (10 + updates) where that is
-            smaller, so that the random first weights are forgotten.
+        model: Model whose parameters are averaged; it must be settled which of them are trainable.
+        decay: Weight of the previous average at each update, below 1. In the first updates it is (1 + updates) / (10 +
+            updates) if that is smaller, so that the random first weights are forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -49,7 +49,7 @@ class SingleUpdate:
     error all statistics are as before.
 
     Args:
-        model: of the step, wrapped or not.
+        model: Model of the step, wrapped or not.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -85,8 +85,8 @@ class SingleUpdate:
         """Tell that it is over.
 
         Args:
-            rows: items of the micro-batch. Compiled layers run no hooks: they count as called once, with items for
-                elements, so that a variance is biased where micro-batches are small.
+            rows: Number of items in the micro-batch. Compiled layers run no hooks: they count as called once, with
+                items for elements, so that a variance is biased if micro-batches are small.
         """
         for layer in self.layers:
             if not layer.parts[-1]:

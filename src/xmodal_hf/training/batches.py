@@ -74,9 +74,10 @@ class BatchLoader:
     """Batches of a loader on a device, without end; `epoch` and `batch` are the position of the next one.
 
     Args:
-        loader: whose batch sampler has `set_position(epoch, batch)`; its length is that of an epoch.
-        device: where tensors are moved to.
-        bad_items: lists what batches hold under `bad_items`, when they are used: workers run ahead of that.
+        loader: Loader whose batch sampler has `set_position(epoch, batch)`; its length is that of an epoch.
+        device: Device that tensors are moved to.
+        bad_items: List to which the `bad_items` of a batch are added when the batch is used, because workers prepare
+            batches ahead of that.
     """
 
     def __init__(self, loader: DataLoader, device: torch.device, bad_items: BadItemLog | None = None) -> None:
@@ -293,12 +294,12 @@ def pair_rows(
     """Return the rows of pairs as they are decoded, and what makes batches of them, for the processor's modality.
 
     Args:
-        table: in canonical columns.
-        processor: of the model; the options of audio change its feature extractor.
-        text, pairs: the options.
-        seed: of captions, windows and augmentation.
-        any_longer: of `PairCollator`.
-        options: further ones of `PairDataset`.
+        table: Table in canonical columns.
+        processor: Processor of the model; the options of audio change its feature extractor.
+        text, pairs: Options of the text tower and of the pairs.
+        seed: Seed of captions, windows and augmentation.
+        any_longer: Same as in `PairCollator`.
+        options: Further arguments of `PairDataset`.
     """
     build = {"image": _image_rows, "audio": _sound_rows}[modality_of_processor(processor)]
     return build(table, processor, text, pairs, seed, any_longer, options)

@@ -259,11 +259,11 @@ class CheckpointManager:
     """Saves, rotates and loads the training states of one run.
 
     Args:
-        accelerator: of the run, with model and optimizer prepared.
-        output_dir: of the run.
-        keep_last: states to keep.
-        scheduler: of the optimizer.
-        average: of the weights.
+        accelerator: Accelerator of the run, with model and optimizer prepared.
+        output_dir: Output folder of the run.
+        keep_last: Number of states to keep.
+        scheduler: Scheduler of the optimizer.
+        average: Moving average of the weights.
     """
 
     def __init__(
@@ -312,9 +312,9 @@ class CheckpointManager:
         """Write a state, then remove the oldest ones, and those of later steps.
 
         Args:
-            step: of the optimizer.
-            counters: what `load` returns.
-            best: file of the best weights so far, of which the state gets a copy.
+            step: Step of the optimizer.
+            counters: Counters that `load` returns.
+            best: File of the best weights so far, of which the state gets a copy.
 
         Returns:
             Its folder; None, with a warning, when writing failed in any process: what was there is still there.

@@ -32,9 +32,9 @@ def check_new_audio_tower(config: PreTrainedConfig, extractor: Any, seconds: flo
     """Check that an audio tower from scratch, by its config, takes the clips of `--max_seconds`.
 
     Args:
-        config: of the tower.
+        config: Config of the tower.
         extractor: `LogMelFeatureExtractor` for clips of that length.
-        seconds: that length.
+        seconds: Length of the clips in seconds.
 
     Raises:
         ValueError: clips that are too long for HTSAT's picture (`spec_size`), too short for one patch of AST, or of
@@ -64,9 +64,9 @@ def check_clip_length(
     """Check that an audio tower takes clips of the length that the options and its feature extractor say.
 
     Args:
-        model: a dual encoder of text and audio, or an adapter on one. One clip of noise goes through it.
-        processor: of the model; gets `--clip_seconds`.
-        contrastive, pairs: the options.
+        model: Dual encoder of text and audio, or an adapter on one. One clip of noise is run through it.
+        processor: Processor of the model, which gets `--clip_seconds`.
+        contrastive, pairs: Options of contrastive training and of the pairs.
 
     Raises:
         ValueError: `--max_seconds` is more than the feature extractor of a pretrained tower takes, or the tower fails

@@ -92,8 +92,9 @@ def own_length(source: str | None, text: TextModelArguments) -> int:
     """Return the most tokens that a text tower takes, and its tokenizer where it has one already.
 
     Args:
-        source: folder or Hub id of a model with the tower; None for one from scratch, as `text` describes it.
-        text: options of the text tower.
+        source: Folder or Hub id of a model with the tower. None stands for a tower from scratch, as `text` describes
+            it.
+        text: Options of the text tower.
 
     Raises:
         OSError: when there is no such model or tokenizer.
@@ -116,9 +117,9 @@ def describe_defaults(
     """Return the resolved values as a short block of lines.
 
     Args:
-        training: resolved.
-        text: resolved.
-        modality: of phase 2; None for phase 1.
+        training: Resolved options of training.
+        text: Resolved options of the text tower.
+        modality: Modality of phase 2. None stands for phase 1.
     """
     towers = {"text tower": training.text_learning_rate}
     if modality is not None:

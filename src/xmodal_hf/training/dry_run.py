@@ -127,8 +127,8 @@ def estimate_sentences(
     """Measure a step of phase 1.
 
     Args:
-        accelerator, training, text, sentence: of the run.
-        validation: measurements during the run, whose data are loaded and checked where they can be reached.
+        accelerator, training, text, sentence: Accelerator and options of the run.
+        validation: Measurements during the run, whose data are loaded and checked if they can be reached.
 
     Raises:
         ValueError: what the data hold is not what the options say, as in the run.
@@ -158,8 +158,8 @@ def estimate_pairs(
     """Measure a step of phase 2, alone or joint.
 
     Args:
-        accelerator, training, text, pairs, contrastive, sentence, lora: of the run.
-        validation: as in `estimate_sentences`.
+        accelerator, training, text, pairs, contrastive, sentence, lora: Accelerator and options of the run.
+        validation: Measurements during the run, as in `estimate_sentences`.
 
     Raises:
         ValueError: what the data hold is not what the options say, as in the run.
@@ -242,11 +242,11 @@ def measure_step(
     """Take two small steps, the second one timed, and scale them to the run.
 
     Args:
-        accelerator: of the run.
-        phase: under `small_options(training)`; its model is changed.
-        training: options of the whole run.
-        num_items: rows of the data set.
-        notes: what had to be made up.
+        accelerator: Accelerator of the run.
+        phase: Phase that was built under `small_options(training)`; its model is changed.
+        training: Options of the whole run.
+        num_items: Number of rows in the dataset.
+        notes: Notes about data that had to be made up.
     """
     small, model, objective = small_options(training), phase.model, phase.objective
     parameters = [parameter.numel() for parameter in model.parameters()]
@@ -317,11 +317,11 @@ def load_or_make(
     """Return what `load` returns; where a source cannot be reached, made-up rows of the same shape.
 
     Args:
-        load: reads the data as the run does. Any error of data that are there is raised.
-        sources: options and the names that they give: files, folders, addresses or Hub ids.
-        kind: of the rows.
-        notes: get a line where rows are made up.
-        num_rows: to make up.
+        load: Function that reads the data as the run does. Errors of data that can be reached are raised.
+        sources: Options and the names that they give: files, folders, addresses or Hub ids.
+        kind: Noun for the rows, such as "pairs".
+        notes: List to which a line is added if rows are made up.
+        num_rows: Number of rows to make up.
     """
     table, note = _reached(load, sources)
     if note is None:

@@ -121,7 +121,7 @@ class StopSignals:
     What can be left at any moment, such as waiting for data or measuring the model, is left at once.
 
     Args:
-        accelerator: of the run; processes agree on stopping, whichever of them was told.
+        accelerator: Accelerator of the run. The processes agree on stopping, whichever of them got the signal.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -156,7 +156,7 @@ class StopSignals:
         """Return the signal that some process has received, the same in all of them; 0 for none.
 
         Args:
-            failed: whether this process cannot go on.
+            failed: Whether this process cannot go on.
 
         Raises:
             OtherProcessError: another process has failed, and this one has not.

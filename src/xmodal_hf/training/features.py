@@ -87,11 +87,11 @@ def open_features(
     What is decided by `--features auto` is printed, one line a side.
 
     Args:
-        accelerator: of the run; all its processes share the work.
-        model: with its towers frozen and an adapter added, before `accelerator.prepare`.
-        table: the pairs.
-        processor: of the model.
-        training, text, pairs: the options.
+        accelerator: Accelerator of the run; all its processes share the work.
+        model: Model with its towers frozen and an adapter added, before `accelerator.prepare`.
+        table: Table of the pairs.
+        processor: Processor of the model.
+        training, text, pairs: Options of training, of the text tower and of the pairs.
 
     Raises:
         FeatureError: `--features` names vectors of another tower, processor or data; the message says what differs.
@@ -208,12 +208,12 @@ def build_frozen_side(
     """Return a side as training sees it; its augmented views are those of a seed of their own.
 
     Args:
-        model: a dual encoder, or a `SentenceEncoder` for the text side.
-        side: image, audio or text.
-        table: the pairs.
-        processor: of the model.
-        text, pairs: the options.
-        compute: precision of the computation: no, bf16 or fp16.
+        model: Dual encoder, or a `SentenceEncoder` for the text side.
+        side: Side: image, audio or text.
+        table: Table of the pairs.
+        processor: Processor of the model.
+        text, pairs: Options of the text tower and of the pairs.
+        compute: Precision of the computation: no, bf16 or fp16.
     """
     if side == "text":
         # The rate of sounds, of which none is decoded.

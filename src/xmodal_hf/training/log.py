@@ -59,9 +59,9 @@ class StepLog:
     Only the main process writes. The files hold no times, so that equal runs give equal files.
 
     Args:
-        accelerator: of the run.
-        folder: of the files.
-        kept_bytes: of each file, what a resumed run keeps; files that are not named start empty.
+        accelerator: Accelerator of the run.
+        folder: Folder of the files.
+        kept_bytes: Number of bytes of each file that a resumed run keeps; files that are not named start empty.
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, kept_bytes: Mapping[str, int]) -> None:

@@ -122,11 +122,11 @@ class TrainingStep:
     """One step: backward, clip, optimizer, schedule, average; left without trace where numbers are not finite.
 
     Args:
-        accelerator: of the run.
-        model: as it was before `prepare`.
-        objective: what a step minimises.
-        arguments: of the loop.
-        total_steps: of the schedule.
+        accelerator: Accelerator of the run.
+        model: Model as it was before `prepare`.
+        objective: Objective that a step minimises.
+        arguments: Options of the loop.
+        total_steps: Number of steps of the schedule.
     """
 
     def __init__(
@@ -207,15 +207,16 @@ def run_phase(
     """Train `model` in place and log every step to `train_log.jsonl` (and the tracker) in the output folder.
 
     Args:
-        accelerator: of the run.
-        model: on any device; `accelerator.prepare` moves and wraps it.
-        objective: what a step minimises.
-        loader: the batches.
-        arguments: of the loop.
-        description: of the progress bar.
-        resume_from: training state to go on from.
-        options: of the whole run, kept in its states; a resumption with others is refused.
-        validation: measures the model now and then, and may choose the weights that it has in the end.
+        accelerator: Accelerator of the run.
+        model: Model on any device; `accelerator.prepare` moves and wraps it.
+        objective: Objective that a step minimises.
+        loader: Loader of the batches.
+        arguments: Options of the loop.
+        description: Description of the progress bar.
+        resume_from: Training state from which the run goes on.
+        options: Options of the whole run, which are kept in its states; a run with other options cannot be resumed from
+            them.
+        validation: Validation that measures the model at intervals and may choose the weights that it has in the end.
 
     Raises:
         BadStepsError: after more than `max_bad_steps` steps without finite loss and gradient.

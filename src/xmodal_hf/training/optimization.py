@@ -87,8 +87,8 @@ def clamp_logit_scale(model: nn.Module, lowest: float, highest: float) -> None:
     """Keep the scale that a dual encoder is trained with within bounds.
 
     Args:
-        model: a dual encoder, whatever wraps it.
-        lowest, highest: bounds of the exponentiated scale; the parameter `logit_scale` is its logarithm.
+        model: Dual encoder, wrapped or not.
+        lowest, highest: Bounds of the exponentiated scale; the parameter `logit_scale` is its logarithm.
     """
     for module in model.modules():
         if isinstance(module, DualEncoder) and module.logit_scale.requires_grad:

@@ -148,13 +148,13 @@ def finish_output(
     """Save the model, its tokenizer or processor, the loss curve and a summary of the run.
 
     Args:
-        accelerator: of the run.
-        training: options of the loop.
-        result: of the loop.
-        model: as it was trained; sharded weights are gathered.
-        processor: of the model.
-        lora: where the model is an adapter: whether to release it merged.
-        base: what the adapter belongs to.
+        accelerator: Accelerator of the run.
+        training: Options of the loop.
+        result: Result of the loop.
+        model: Model as it was trained; sharded weights are gathered.
+        processor: Processor of the model.
+        lora: Options of the adapter, if the model is one: whether to release it merged.
+        base: Base model that the adapter belongs to.
     """
     accelerator.wait_for_everyone()
     weights = whole_weights(accelerator, model)

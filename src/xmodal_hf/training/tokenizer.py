@@ -20,9 +20,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -
     """Train a lower-casing byte-level BPE tokenizer in BERT's layout ([CLS] text [SEP]).
 
     Args:
-        texts: the corpus.
-        vocab_size: tokens at most, special ones included.
-        max_length: the tokenizer's `model_max_length`.
+        texts: Texts of the corpus.
+        vocab_size: Maximum number of tokens in the vocabulary, special tokens included.
+        max_length: Value of the tokenizer's `model_max_length`.
 
     Raises:
         ValueError: for a corpus without any text, or a vocabulary too small for special tokens and bytes.

@@ -23,8 +23,8 @@ def freeze_towers(model: PreTrainedModel, towers: Iterable[str]) -> None:
     A frozen image tower is locked-image tuning (Zhai et al. 2022, "LiT").
 
     Args:
-        model: a dual encoder.
-        towers: of text, image, audio.
+        model: Dual encoder.
+        towers: Names of the towers: text, image, audio.
 
     Raises:
         ValueError: when the model has no such tower.
@@ -43,8 +43,8 @@ def freeze_unused_bias(model: nn.Module, objective: CrossModalObjective) -> None
     SigLIP have a bias, and keep it as it is.
 
     Args:
-        model: a dual encoder, with an adapter or without.
-        objective: of the pairs.
+        model: Dual encoder, with an adapter or without.
+        objective: Objective of the pairs.
     """
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     bias = getattr(whole, "logit_bias", None)

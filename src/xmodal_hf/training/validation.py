@@ -65,10 +65,10 @@ class Validation:
     The main process measures, the others wait.
 
     Args:
-        accelerator: of the run.
-        validator: what to call.
-        arguments: when, and which number chooses the weights.
-        output_dir: of the run.
+        accelerator: Accelerator of the run.
+        validator: Validator that is called.
+        arguments: Options: when to measure, and which number chooses the weights.
+        output_dir: Output folder of the run.
 
     Raises:
         ValueError: under FSDP or DeepSpeed, where one process does not hold the whole model.
@@ -111,11 +111,12 @@ class Validation:
         """Measure the model, or the average of its weights; return the best measurement so far.
 
         Args:
-            model: on its device.
-            average: of its weights.
-            result: of the phase so far.
-            log: of the measurement.
-            interruptible: calls a function that may be left at any moment (`StopSignals.interruptible`).
+            model: Model on its device.
+            average: Moving average of the model's weights.
+            result: Result of the phase so far.
+            log: Log to which the measurement is written.
+            interruptible: Function that calls another one, which may be left at any moment
+                (`StopSignals.interruptible`).
 
         Raises:
             ValueError: when `--best_metric` names no number that was measured.
@@ -143,9 +144,9 @@ class Validation:
         """Bring back the best weights as they were when a training state was saved; those of later steps go.
 
         Args:
-            state: the training state.
-            best: the best measurement by then.
-            log_bytes: lengths of the logs by then.
+            state: Training state from which the run goes on.
+            best: Best measurement up to that state.
+            log_bytes: Lengths of the logs at that state, in bytes.
 
         Raises:
             CheckpointError: a state of an older version, whose best weights have been overwritten since.
@@ -210,14 +211,14 @@ class TaskValidator:
     """Measures semantic textual similarity, retrieval both ways and the geometry of held-out pairs.
 
     Args:
-        processor: of the model; the tokenizer of a text model.
-        sts: rows of `sentence1`, `sentence2`, `score`.
-        pairs: in canonical columns.
-        modality: of the pairs.
-        on_bad_item: what to do about pairs that cannot be used, as `embed_pairs`.
-        keeps_frozen: run frozen towers once per item: later validations read the pooled vectors, and decode no picture
-            or sound.
-        folder: where those vectors are kept for other runs; None keeps them in memory only.
+        processor: Processor of the model, or the tokenizer of a text model.
+        sts: Rows of `sentence1`, `sentence2`, `score`.
+        pairs: Pairs in canonical columns.
+        modality: Modality of the pairs.
+        on_bad_item: Treatment of pairs that cannot be used, as in `embed_pairs`.
+        keeps_frozen: Whether frozen towers run once per item: later validations read the pooled vectors, and decode no
+            image or audio clip.
+        folder: Folder in which those vectors are kept for other runs. None keeps them in memory only.
     """
 
     def __init__(

@@ -107,10 +107,11 @@ def load_openmoji(
     (of the emoji, not of its base): a prefix of a split is a uniform sample of it.
 
     Args:
-        split: `train`, `test` or `all`.
-        image_size: side of the square pictures in pixels; they are drawn at twice the size and reduced.
-        languages: languages of the captions as in `emoji.LANGUAGES`, in the order in which they are wanted.
-        skin_tones: keep the variants with a skin tone, in the training rows only (the test split never has any).
+        split: Split: `train`, `test` or `all`.
+        image_size: Side of the square pictures in pixels; they are drawn at twice the size and reduced.
+        languages: Languages of the captions as in `emoji.LANGUAGES`, in the order in which they are wanted.
+        skin_tones: Whether to keep the variants with a skin tone, in the training rows only (the test split never has
+            any).
 
     Returns:
         A `Dataset` in memory with the columns `id` (code points, "1F468-200D-1F680"), `image` (PNG), `text` (list of

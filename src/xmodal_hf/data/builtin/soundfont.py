@@ -93,8 +93,8 @@ def load_soundfont(split: str = "train", *, num_clips: int | None = None) -> Dat
     held-out combinations; two-event test clips are held-out pairs of sources, of training combinations.
 
     Args:
-        split: `train` or `test`.
-        num_clips: instead of the usual number of the split (`SPLIT_SIZES`).
+        split: Split: `train` or `test`.
+        num_clips: Number of clips. Default: the usual number of the split (`SPLIT_SIZES`).
 
     Returns:
         A `Dataset` with `id` ("train-17"), `audio` ({"bytes": None, "path": address}), `text` (three captions) and

@@ -20,18 +20,18 @@ class Task:
     """A task of `evaluate_model.py`.
 
     Args:
-        load: the function, or its address "module:function", that opens the task's data: it takes a
+        load: Function, or its address "module:function", that opens the task's data. It takes a
             `tasks.context.TaskContext` and returns a function without arguments that runs the task and returns a
-            `tasks.context.Outcome`. What is missing is raised by `load`, before any task runs.
-        title: name of the task in model cards.
-        index_type: type of the task in the Hub's model index.
+            `tasks.context.Outcome`. Missing data are an error of `load`, before any task runs.
+        title: Name of the task in model cards.
+        index_type: Type of the task in the Hub's model index.
         headlines: metrics that comparisons show; `{0}` stands for the modality.
-        needs: option that the task cannot do without.
-        check: function of (name of the task, `EvaluationArguments`, `EvaluationDataArguments`) that raises a ValueError
+        needs: Option that the task requires.
+        check: Function of (name of the task, `EvaluationArguments`, `EvaluationDataArguments`) that raises a ValueError
             for options that the task cannot run with.
-        lower_is_better: endings of the names of metrics of which less is better; more is better of all others.
-        no_better_side: endings of the names of numbers that have no better side.
-        of_texts: whether its numbers describe the language encoder alone, and belong into that encoder's card.
+        lower_is_better: Endings of the names of metrics of which less is better; more is better for all others.
+        no_better_side: Endings of the names of numbers that have no better side.
+        of_texts: Whether the numbers of the task describe the language encoder alone and belong in that encoder's card.
 
     Example:
         >>> from xmodal_hf.evaluation import TASKS
@@ -155,7 +155,7 @@ def better_side(name: str) -> Literal["higher", "lower"] | None:
     """Return which values of a metric are better; None for a number that has no better side.
 
     Args:
-        name: "task.metric". Where the task is not in `TASKS`, the endings of all tasks count.
+        name: Name of the number, "task.metric". If the task is not in `TASKS`, the endings of all tasks apply.
 
     Example:
         >>> better_side("retrieval.text_to_image_median_rank"), better_side("representation.modality_gap")

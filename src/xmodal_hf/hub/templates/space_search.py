@@ -43,8 +43,8 @@ class Demo:
     """A model and a gallery that it has embedded.
 
     Args:
-        folder: with `space.json`, `gallery.json`, `gallery.safetensors` and the gallery's files.
-        model: folder or Hub id of the model, to try the Space with a model that is not published yet. Default: the one
+        folder: Folder with `space.json`, `gallery.json`, `gallery.safetensors` and the gallery's files.
+        model: Folder or Hub id of the model, to try the Space with a model that is not published yet. Default: the one
             that `space.json` names.
     """
 
@@ -83,9 +83,9 @@ class Demo:
         """Return the probability of each label, by the model's softmax over all of them.
 
         Args:
-            item: the image or sound.
-            labels: one a line, or separated by commas.
-            template: sentence with `{}` in the place of the label.
+            item: Image or audio clip.
+            labels: Labels, one per line or separated by commas.
+            template: Sentence with `{}` in the place of the label.
 
         Raises:
             ValueError: without an item, with fewer than two labels, or a template without a place for them.

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from xmodal_hf.commands import command_parser, run_command
 
 SCRIPTS = Path(__file__).parent
@@ -276,31 +278,65 @@ def classify_families(embedder: Any, audio_embeds: Any, families: Sequence[str |
 
 
 def search(demo: Demo, folder: Path) -> None:
-    """Answer the queries from the held-out items with the saved model: a contact sheet and `search.json`."""
-    from transformers import AutoModel, AutoProcessor
+    """Answer the queries with the saved model: a contact sheet and `search.json`.
 
-    import xmodal_hf  # noqa: F401  (the Auto classes learn our models from it)
-    from xmodal_hf.evaluation import as_embedder
-    from xmodal_hf.evaluation.frozen import with_memory
+    The answers come from the held-out items and, where phase 2 kept the vectors of its pictures, from those too.
+    """
+    from datasets import concatenate_datasets
+
     from xmodal_hf.evaluation.plots import contact_sheet
 
-    processor = AutoProcessor.from_pretrained(folder / "model")
-    trained = as_embedder(AutoModel.from_pretrained(folder / "model"), processor)
-    embedder = with_memory(trained, folder / "embeddings", "after phase 2")
-    gallery = held_out(demo)
-    items = embedder.encode_items(demo.modality, gallery[demo.modality])
+    embedder, processor = load_searched(folder)
+    held = held_out(demo)
+    seen, seen_embeds = trained_on(demo, folder, embedder)
+    gallery = concatenate_datasets([held, seen]) if seen is not None else held
+    items = np.concatenate([embedder.encode_items(demo.modality, held[demo.modality]), seen_embeds])
     cosines = embedder.encode_text(list(demo.queries)) @ items.T  # (queries, items)
     best = (-cosines).argsort(axis=1, kind="stable")[:, : demo.top_k].tolist()
     scores = [[round(float(cosines[row, item]), 4) for item in found] for row, found in enumerate(best)]
     captions = [gallery[found]["text"] for found in best]
     pictures = [pictures_of(demo, gallery[found], processor) for found in best]
-    sheet = contact_sheet(demo.queries, pictures, scores, captions if demo.modality == "audio" else None)
+    new = [[item < len(held) for item in found] for found in best]
+    shown = captions if demo.modality == "audio" else None
+    sheet = contact_sheet(demo.queries, pictures, scores, shown, framed=None if seen is None else new)
     sheet.savefig(folder / "contact_sheet.png", dpi=90)
     answers = {
-        query: dict(zip(texts, row, strict=True))
-        for query, texts, row in zip(demo.queries, captions, scores, strict=True)
+        query: [
+            {"caption": caption, "cosine": score, "held_out": is_new}
+            for caption, score, is_new in zip(*found, strict=True)
+        ]
+        for query, *found in zip(demo.queries, captions, scores, new, strict=True)
     }
     (folder / "search.json").write_text(json.dumps(answers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_searched(folder: Path) -> tuple[Any, Any]:
+    """Return the saved model as an embedder with the demo's memory, and its processor."""
+    from transformers import AutoModel, AutoProcessor
+
+    import xmodal_hf  # noqa: F401  (the Auto classes learn our models from it)
+    from xmodal_hf.evaluation import as_embedder
+    from xmodal_hf.evaluation.frozen import with_memory
+
+    processor = AutoProcessor.from_pretrained(folder / "model")
+    model = as_embedder(AutoModel.from_pretrained(folder / "model"), processor)
+    return with_memory(model, folder / "embeddings", "after phase 2"), processor
+
+
+def trained_on(demo: Demo, folder: Path, embedder: Any) -> tuple[Any, Any]:
+    """Return the training items and their embeddings (n, D), from the vectors that phase 2 kept; none without them."""
+    from xmodal_hf.data.sources import load_pairs
+    from xmodal_hf.features import FeatureStore
+
+    stores = sorted((folder / "features").glob(f"{demo.modality}-*"))
+    if not stores:
+        return None, np.empty((0, embedder.encode_text(list(demo.queries)).shape[1]), np.float32)
+    rows = load_pairs(demo.dataset, modality=demo.modality, split="train")
+    vectors = FeatureStore.open(stores[0])[rows["id"][:]].float().numpy()
+    embeds = embedder.project(demo.modality, vectors)
+    first_captions = [captions[0] for captions in rows["text"]]
+    rows = rows.remove_columns("text").add_column("text", first_captions)
+    return rows, embeds / np.linalg.norm(embeds, axis=1, keepdims=True)
 
 
 def pictures_of(demo: Demo, rows: dict[str, list[Any]], processor: Any) -> list[Any]:
@@ -329,7 +365,7 @@ def print_summary(demo: Demo, folder: Path, results: dict[str, Any]) -> None:
         print(f"{metric:<28}{before:>10.2f}{after:>10.2f}")
     print(f"recall@10 by chance: {results['meta']['chance_recall@10']:.2f}")
     for query, answers in results["search"].items():
-        print(f"{query!r}: {', '.join(answers)}")
+        print(f"{query!r}: {', '.join(answer['caption'] for answer in answers)}")
     print(f"{results['meta']['seconds']:.0f} s; results, pictures and the model are in {folder}")
 
 

@@ -31,6 +31,7 @@ from .retrieval import gold_pairs
 COLOURS: dict[str, str] = {"text": "#D55E00", **{name: spec.colour for name, spec in MODALITIES.items()}}
 _CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "osD^v"  # one each time the colours come round
+_FRAME = "#0072B2"
 _GREY = "#8C8C8C"
 _DPI = 150
 _SMOOTHING_SHARE = 0.02  # loss curves are averaged over this share of their steps
@@ -184,8 +185,11 @@ def contact_sheet(
     results: Sequence[Sequence[Image.Image]],
     scores: Sequence[Sequence[float]] | None = None,
     captions: Sequence[Sequence[str]] | None = None,
+    framed: Sequence[Sequence[bool]] | None = None,
 ) -> Figure:
     """One row a query: its words, then the pictures that answer it, best first, with cosines and captions if given.
+
+    Those that `framed` names get a blue frame: held-out ones among those that training saw.
 
     Sounds are shown as pictures of their spectrograms (`spectrogram_picture`), which need their captions.
     """
@@ -203,6 +207,8 @@ def contact_sheet(
             axes.imshow(np.asarray(image.convert("RGB")), aspect="equal" if captions is None else "auto")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_color("#D9D9D9")
+            if framed is not None and framed[row][column]:
+                axes.spines[:].set(color=_FRAME, linewidth=2.5)
             lines = [] if scores is None else [f"{scores[row][column]:.2f}"]
             lines += [] if captions is None else [textwrap.fill(captions[row][column], _CAPTION_CHARACTERS)]
             axes.set_xlabel("\n".join(lines), fontsize=8 if captions is None else 6.5, color=_GREY, labelpad=2)

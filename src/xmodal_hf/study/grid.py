@@ -21,7 +21,12 @@
 
 `recipe: other.yaml` among options stands for those of that file, which lies beside this one; what is said here wins.
 A cell takes one level of every axis and a seed. It has a phase 1 when one of its levels says something of it; cells
-whose phase 1 has the same options share the run. `{study}` stands for the folder of the results.
+whose phase 1 has the same options share the run. `{study}` stands for the folder of the results, `{seed}` for the seed
+of a cell and the name of an axis for its level as it stands in folder names: a phase 2 may go on with the model of
+another cell, `model: "{study}/models/{objective}_none_seed{seed}"`, and then takes no option of a new model.
+
+`cells`, a list of {axis: level or [levels]}, leaves out the cells that no entry of it names: of an axis that an entry
+does not name, it takes all levels.
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ from ..commands import read_yaml
 from ..evaluation.arguments import EvaluationArguments, EvaluationDataArguments
 from ..options import check_keys
 from ..training.arguments import (
+    OF_A_NEW_MODEL,
     ContrastiveArguments,
     LoraArguments,
     PairArguments,
@@ -138,12 +144,13 @@ class Study:
             ValueError: no such file, a missing or unknown key, an unknown option, axis, level or variable.
         """
         raw = _resolved(read_yaml(path), path.parent)
-        keys = ("title", "variables", "seeds", "prepare", "phase1", "phase2", "evaluation", "axes", "columns")
+        keys = ("title", "variables", "seeds", "prepare", "phase1", "phase2", "evaluation", "axes", "cells", "columns")
         _require(raw, _REQUIRED, path)
         check_keys(raw, (*keys, "questions"), path)
         known = {name: str(value) for name, value in (raw.get("variables") or {}).items()}
         check_keys(variables or {}, known, "--set")
-        filled = _fill(raw, known | dict(variables or {}) | {"study": str(folder)})
+        own = {name: f"{{{name}}}" for name in ("seed", *map(str, raw["axes"]))}  # known when a cell is
+        filled = _fill(raw, own | known | dict(variables or {}) | {"study": str(folder)})
         filled["axes"] = {
             str(axis): {_level(level, path): options or {} for level, options in levels.items()}
             for axis, levels in filled["axes"].items()
@@ -225,11 +232,29 @@ def _cells(grid: Mapping[str, Any], path: Path) -> list[Cell]:
             check_keys(level, (*_OPTION_CLASSES, "model"), path)
             for part in _OPTION_CLASSES:
                 _check_options(level.get(part) or {}, part, path)
+    chosen = [dict(zip(axes, levels, strict=True)) for levels in itertools.product(*axes.values())]
+    entries = [_chosen_levels(entry, axes, path) for entry in grid.get("cells") or [{}]]
     return [
-        _cell(common, axes, dict(zip(axes, chosen, strict=True)), seed)
-        for chosen in itertools.product(*axes.values())
+        _cell(common, axes, levels, seed)
+        for levels in chosen
+        if any(all(levels[axis] in allowed for axis, allowed in entry.items()) for entry in entries)
         for seed in grid.get("seeds", [0])
     ]
+
+
+def _chosen_levels(entry: Any, axes: Mapping[str, Any], path: Path) -> dict[str, list[str]]:
+    """Axis to the levels that an entry of `cells` takes."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{path}: an entry of cells is {{axis: [levels]}}, got {entry!r}")
+    check_keys(entry, axes, f"cells of {path}")
+    chosen = {axis: [_level(level, path) for level in _as_list(levels)] for axis, levels in entry.items()}
+    for axis, levels in chosen.items():
+        check_keys(levels, axes[axis], f"axis {axis} of {path}")
+    return chosen
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _check_options(options: Mapping[str, Any], part: str, path: Path) -> None:
@@ -248,12 +273,15 @@ def _cell(
         part: dict(ChainMap(*(dict(level.get(part) or {}) for level in reversed(added.values())), dict(common[part])))
         for part in _OPTION_CLASSES
     }
+    options = _fill(options, {"seed": str(seed)} | {axis: slug(level) for axis, level in levels.items()})
     of_phase1 = [levels[axis] for axis, level in added.items() if level.get("phase1")]
     phase2 = options["phase2"] | {"seed": seed}
     phase1 = None
     if of_phase1:
         phase1 = ("_".join(map(slug, [*of_phase1, f"seed{seed}"])), options["phase1"] | {"seed": seed})
         phase2 = {name: value for name, value in phase2.items() if name not in _FROM_PHASE_1}
+    if phase2.get("model"):
+        phase2 = {name: value for name, value in phase2.items() if name not in OF_A_NEW_MODEL}
     return Cell(
         name="_".join(map(slug, [*levels.values(), f"seed{seed}"])),
         levels=levels,

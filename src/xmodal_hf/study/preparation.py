@@ -13,11 +13,12 @@ import yaml
 from ..data.layouts import METADATA_FILES
 from ..data.sentences import load_sentences, load_triplets
 from ..data.tables import load_table
+from ..hub.packaged_towers import prepare_towers
 from ..training.tokenizer import train_tokenizer
 
 
 def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Make what is not there yet: `<folder>/<name>` for each {name: {kind: tokenizer | captioned_clips, ...}}.
+    """Make what is not there yet: `<folder>/<name>` for each {name: {kind: tokenizer | captioned_clips | towers, ...}}.
 
     Raises:
         ValueError: unknown kind, or what is there was made with other options.
@@ -101,4 +102,18 @@ def _captions(row: Mapping[str, Any], templates: Sequence[str]) -> list[str]:
     return [template.format(name) for template in templates] + ([title] if title else [])
 
 
-PREPARATIONS: dict[str, Callable[..., None]] = {"tokenizer": make_tokenizer, "captioned_clips": make_captioned_clips}
+def make_towers(folder: Path, **towers: Mapping[str, Any] | None) -> None:
+    """Make towers with real weights from packages, as `prepare_towers.py` does.
+
+    Args:
+        folder: gets one folder for each modality.
+        towers: modality to options of its conversion, such as {"image": {"image_size": 224}}.
+    """
+    prepare_towers(folder, {modality: options or {} for modality, options in towers.items()})
+
+
+PREPARATIONS: dict[str, Callable[..., None]] = {
+    "tokenizer": make_tokenizer,
+    "captioned_clips": make_captioned_clips,
+    "towers": make_towers,
+}

@@ -519,11 +519,18 @@ class LoraArguments:
 
 
 # Options that say nothing of a model that is there.
-_OF_A_NEW_MODEL = frozenset(
+_SIZES_OF_A_NEW_MODEL = frozenset(
     (
         *("pooling", "projection_dim", "projection_type", "modality_pooling", "text_projection_type"),
         *("projection_hidden_size", "projection_dropout"),
         *("image_size", "audio_preset", "max_seconds"),
+    )
+)
+# Of phase 2, those that do not go with `--model`.
+OF_A_NEW_MODEL = _SIZES_OF_A_NEW_MODEL | frozenset(
+    (
+        *("text_model", "text_config", "tokenizer", "vocab_size"),
+        *("image_model", "image_config", "audio_model", "audio_config"),
     )
 )
 
@@ -567,7 +574,7 @@ def check_phase_2(
     if contrastive.model is not None and (text.text_model or text.text_config or text.tokenizer):
         raise ValueError("--model brings its own text tower: drop --text_model, --text_config and --tokenizer")
     for part in (text, contrastive) if contrastive.model is not None else ():
-        for name in sorted(_OF_A_NEW_MODEL & {item.name for item in dataclasses.fields(part)}):
+        for name in sorted(_SIZES_OF_A_NEW_MODEL & {item.name for item in dataclasses.fields(part)}):
             if getattr(part, name) != getattr(type(part), name):
                 raise ValueError(f"--model brings its own towers, projections and sizes: drop --{name}")
     if "text" in contrastive.freeze and training.text_learning_rate is not None:

@@ -126,6 +126,23 @@ def test_projection(
     reload(model)
 
 
+def test_a_cpu_embeds_large_images_a_few_at_a_time(make_image_text: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_image_text().eval()
+    size = model.config.image_config.image_size
+    images, rows = torch.rand(5, 3, size, size), []
+    model.image_model.register_forward_hook(lambda _, args, kwargs, out: rows.append(len(out[0])), with_kwargs=True)
+    with torch.no_grad():
+        whole = model(pixel_values=images)
+        monkeypatch.setattr("xmodal_hf.models.modeling_dual_encoder._CACHE_SIZED_PIXELS", 2 * size * size)
+        parts = model(pixel_values=images)
+        model(pixel_values=images, output_hidden_states=True)
+    model(pixel_values=images)  # with gradients
+    assert rows == [5, 2, 2, 1, 5, 5]
+    torch.testing.assert_close(parts.image_embeds, whole.image_embeds, atol=1e-6, rtol=0)
+    states = [outputs.image_model_output.last_hidden_state for outputs in (parts, whole)]
+    torch.testing.assert_close(*states, atol=1e-6, rtol=1e-5)
+
+
 def test_each_side_has_its_projection(make_image_text: Callable, reload: Callable) -> None:
     fields = {"projection_type": "mlp", "text_projection_type": "linear", "projection_hidden_size": 24}
     model = make_image_text(projection_dim=16, **fields)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from xmodal_hf.study.grid import Study
+from xmodal_hf.study.jobs import jobs_of
 
 RECIPES = Path(__file__).parents[2] / "training_scripts" / "recipes"
 RECIPE = {
@@ -96,7 +97,7 @@ def test_options_of_another_recipe(tmp_path):
         ({"axes": {"language": {"none": {"phase3": {}}}}}, "unknown key 'phase3'"),
         ({"axes": {"language": {"none": {"phase1": {"objective": "clip"}}}}}, "unknown key 'objective'"),
         ({"seed": [1]}, "unknown key 'seed': did you mean 'seeds'"),
-        ({"evaluation": {"sts_data": "{folder}/sts"}}, "no variable 'folder': known are data, study"),
+        ({"evaluation": {"sts_data": "{folder}/sts"}}, "no variable .folder.: known are data, language, objective, seed, study"),
         ({"questions": [RECIPE["questions"][0] | {"compare": {"language": ["non", "unsup first"]}}]}, "mean 'none'"),
         ({"questions": [RECIPE["questions"][0] | {"where": {"objectiv": "CLIP"}}]}, "mean 'objective'"),
         ({"questions": [RECIPE["questions"][0] | {"metrics": {"sts.average": "up"}}]}, "unknown key 'up'"),
@@ -155,3 +156,28 @@ def test_recipes_of_this_repository(path):
     measured = {task for cell in study.cells for task in cell.evaluation["tasks"].split(",")}
     asked = {metric.split(".")[0] for question in study.questions for metric in question.metrics}
     assert {metric.split(".")[0] for metric in study.columns.values()} | asked <= measured
+
+
+def test_cells_name_those_of_the_grid_that_are_made(tmp_path):
+    chosen = [{"objective": "CLIP"}, {"objective": ["CyCLIP"], "language": "none"}]
+    names = [cell.name for cell in read(tmp_path, {"cells": chosen, "seeds": [0]}).cells]
+    assert names == ["clip_none_seed0", "clip_unsup-first_seed0", "clip_unsup-joint_seed0", "cyclip_none_seed0"]
+    with pytest.raises(ValueError, match="axis language of .* unknown key 'nome': did you mean 'none'"):
+        read(tmp_path, {"cells": [{"language": "nome"}]})
+    with pytest.raises(ValueError, match="an entry of cells is"):
+        read(tmp_path, {"cells": ["none"]})
+
+
+def test_a_phase_2_goes_on_with_the_model_of_another_cell(tmp_path):
+    source = "{study}/models/{objective}_none_seed{seed}"
+    axes = RECIPE["axes"] | {"language": {"none": {}, "trained": {"phase2": {"model": source, "max_steps": 2}}}}
+    study = read(tmp_path, {"axes": axes, "questions": []})
+    cell = next(cell for cell in study.cells if cell.name == "cyclip_trained_seed1")
+    model = str(tmp_path / "out" / "models" / "cyclip_none_seed1")
+    # Without the options of a new model, which --model does not go with.
+    assert cell.phase2 == {
+        **{"dataset": ["data/pairs.jsonl"], "objective": "cyclip", "seed": 1, "model": model, "max_steps": 2}
+    }
+    jobs = jobs_of(study.cells, tmp_path / "out")
+    trained = next(job for job in jobs if job.folder.name == "cyclip_trained_seed1" and job.trains)
+    assert trained.inputs == {model} and Path(model) in {job.folder for job in jobs}

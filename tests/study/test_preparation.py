@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from xmodal_hf.data.audio import load_waveform
 from xmodal_hf.data.sources import load_pairs
@@ -76,3 +76,31 @@ def test_clear_errors(tmp_path, clips):
     with pytest.raises(ValueError, match="has no fold 7"):
         prepare({"esc": options}, tmp_path / "study")
     assert not (tmp_path / "study" / "esc").exists()
+
+
+def test_a_language_model_is_trained_and_says_for_how_long(tmp_path):
+    words = ["red", "blue", "dog", "cat", "rain", "snow"]
+    lines = [f"the {first} {second} is here" for first in words for second in words]
+    (tmp_path / "lines.txt").write_text("\n".join(lines), encoding="utf-8")
+    config = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    options = {
+        **{"kind": "language_model", "sentences": [str(tmp_path / "lines.txt")], "vocab_size": 320, "max_length": 16},
+        **{"config": config | {"intermediate_size": 32}, "steps": 60, "batch_size": 8, "learning_rate": 0.01},
+    }
+    prepare({"bert": options}, tmp_path / "study")
+    folder = tmp_path / "study" / "bert"
+    training = json.loads((folder / "training.json").read_text())
+    assert (training["steps"], training["sentences"]) == (60, 36) and training["seconds"] > 0
+    assert training["last_loss"] < 0.7 * training["first_loss"]
+    tower = AutoModel.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert type(tower).__name__ == "BertModel" and tower.config.vocab_size == len(tokenizer)
+    with pytest.raises(ValueError, match="at least 64 sentences"):
+        prepare({"other": options | {"batch_size": 64}}, tmp_path / "study")
+
+
+def test_towers_from_packages(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("xmodal_hf.study.preparation.prepare_towers", lambda *given: asked.append(given))
+    prepare({"towers": {"kind": "towers", "image": {"image_size": 64}, "text": None}}, tmp_path)
+    assert asked == [(tmp_path / "towers.partial", {"image": {"image_size": 64}, "text": {}})]

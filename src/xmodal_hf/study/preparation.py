@@ -15,10 +15,11 @@ from ..data.sentences import load_sentences, load_triplets
 from ..data.tables import load_table
 from ..hub.packaged_towers import prepare_towers
 from ..training.tokenizer import train_tokenizer
+from .language_model import make_language_model
 
 
 def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Make what is not there yet: `<folder>/<name>` for each {name: {kind: tokenizer | captioned_clips | towers, ...}}.
+    """Make what is not there yet: `<folder>/<name>` for each {name: {kind: tokenizer, captioned_clips, language_model or towers, ...}}.
 
     Raises:
         ValueError: unknown kind, or what is there was made with other options.
@@ -115,5 +116,6 @@ def make_towers(folder: Path, **towers: Mapping[str, Any] | None) -> None:
 PREPARATIONS: dict[str, Callable[..., None]] = {
     "tokenizer": make_tokenizer,
     "captioned_clips": make_captioned_clips,
+    "language_model": make_language_model,
     "towers": make_towers,
 }

@@ -97,7 +97,10 @@ def test_options_of_another_recipe(tmp_path):
         ({"axes": {"language": {"none": {"phase3": {}}}}}, "unknown key 'phase3'"),
         ({"axes": {"language": {"none": {"phase1": {"objective": "clip"}}}}}, "unknown key 'objective'"),
         ({"seed": [1]}, "unknown key 'seed': did you mean 'seeds'"),
-        ({"evaluation": {"sts_data": "{folder}/sts"}}, "no variable .folder.: known are data, language, objective, seed, study"),
+        (
+            {"evaluation": {"sts_data": "{folder}/sts"}},
+            "no variable .folder.: known are data, language, objective, seed, study",
+        ),
         ({"questions": [RECIPE["questions"][0] | {"compare": {"language": ["non", "unsup first"]}}]}, "mean 'none'"),
         ({"questions": [RECIPE["questions"][0] | {"where": {"objectiv": "CLIP"}}]}, "mean 'objective'"),
         ({"questions": [RECIPE["questions"][0] | {"metrics": {"sts.average": "up"}}]}, "unknown key 'up'"),

@@ -65,7 +65,11 @@ def make_language_model(
         raise ValueError(f"a language model needs at least {batch_size} sentences, a batch, got {len(texts)}")
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size, max_length=max_length)
     set_seed(seed)
-    known = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "max_position_embeddings": max_length}
+    known = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_position_embeddings": max_length,
+    }
     model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**{**known, **config}))
     started = time.perf_counter()
     losses = _train(model, _batches(texts, tokenizer, batch_size, max_length, seed), steps, learning_rate)

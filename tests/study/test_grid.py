@@ -165,7 +165,7 @@ def test_cells_name_those_of_the_grid_that_are_made(tmp_path):
     chosen = [{"objective": "CLIP"}, {"objective": ["CyCLIP"], "language": "none"}]
     names = [cell.name for cell in read(tmp_path, {"cells": chosen, "seeds": [0]}).cells]
     assert names == ["clip_none_seed0", "clip_unsup-first_seed0", "clip_unsup-joint_seed0", "cyclip_none_seed0"]
-    with pytest.raises(ValueError, match="axis language of .* unknown key 'nome': did you mean 'none'"):
+    with pytest.raises(ValueError, match=r"axis language of .* unknown key 'nome': did you mean 'none'"):
         read(tmp_path, {"cells": [{"language": "nome"}]})
     with pytest.raises(ValueError, match="an entry of cells is"):
         read(tmp_path, {"cells": ["none"]})

@@ -19,7 +19,7 @@ from .language_model import make_language_model
 
 
 def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Make what is not there yet: `<folder>/<name>` for each {name: {kind: tokenizer, captioned_clips, language_model or towers, ...}}.
+    """Make what is not there yet: `<folder>/<name>` for each {name: {kind: one of `PREPARATIONS`, ...}}.
 
     Raises:
         ValueError: unknown kind, or what is there was made with other options.

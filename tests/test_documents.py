@@ -1,4 +1,4 @@
-"""Every measured number of the README and of the benchmarks' notes is the one in the results file that it names."""
+"""Every measured number of the README, of the documentation and of the benchmarks' notes is in its results file."""
 
 import json
 import re
@@ -10,6 +10,8 @@ from xmodal_hf.study.report import headline_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+STUDIES = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "NOTES.md"]
 NOTES = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
 
 
@@ -103,7 +105,7 @@ def test_table_of_large_batches(row):
 
 @pytest.mark.parametrize("study", ["vision", "pretrained"])
 def test_study_tables(study):
-    assert headline_table(read(f"model_cards/study-{study}-small/results.json")) in README
+    assert headline_table(read(f"model_cards/study-{study}-small/results.json")) in STUDIES
 
 
 def test_audio_study_sentence():
@@ -114,7 +116,7 @@ def test_audio_study_sentence():
         for language in ("none", "sup")
     }
     many, few = ((recalls[pairs, "none"], recalls[pairs, "sup"]) for pairs in ("many", "few"))
-    words = re.sub(r"\s+", " ", README)
+    words = re.sub(r"\s+", " ", STUDIES)
     assert (
         f"R@10 from {many[0]} to {many[1]} where pairs are many and from {few[0]} to {few[1]} where they are few"
         in words
@@ -136,6 +138,12 @@ def test_retrieval_protocols_sentence():
     assert back == same and float(here) > 3 * 100 * 10 / distinct["num_items"]  # well above chance
 
 
-def test_linked_files_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", README)
-    assert links and all((ROOT / link).is_file() for link in links)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_linked_files_exist(page):
+    links = re.findall(r"\]\((?!\w+:)([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    missing = [link for link in links if not (page.parent / link).exists()]
+    assert not missing, f"{page.relative_to(ROOT)} links to {missing}"
+
+
+def test_the_readme_links_to_files():
+    assert len(re.findall(r"\]\((?!\w+:)", README)) > 5

@@ -184,3 +184,13 @@ def test_a_phase_2_goes_on_with_the_model_of_another_cell(tmp_path):
     jobs = jobs_of(study.cells, tmp_path / "out")
     trained = next(job for job in jobs if job.folder.name == "cyclip_trained_seed1" and job.trains)
     assert trained.inputs == {model} and Path(model) in {job.folder for job in jobs}
+
+
+def test_a_model_of_phase_1_is_evaluated_as_a_finished_one(tmp_path):
+    model = "{study}/phase1/unsup-first_seed{seed}"
+    axes = RECIPE["axes"] | {"language": RECIPE["axes"]["language"] | {"unsup, phase 1": {"model": model}}}
+    study = read(tmp_path, {"axes": axes})
+    cell = next(cell for cell in study.cells if cell.name == "clip_unsup-phase-1_seed1")
+    assert cell.model == str(tmp_path / "out" / "phase1" / "unsup-first_seed1")
+    jobs = [job for job in jobs_of(study.cells, tmp_path / "out") if cell.model in job.inputs]
+    assert {job.script for job in jobs} == {"train_contrastive.py", "evaluate_model.py"}

@@ -23,7 +23,8 @@
 A cell takes one level of every axis and a seed. It has a phase 1 when one of its levels says something of it; cells
 whose phase 1 has the same options share the run. `{study}` stands for the folder of the results, `{seed}` for the seed
 of a cell and the name of an axis for its level as it stands in folder names: a phase 2 may go on with the model of
-another cell, `model: "{study}/models/{objective}_none_seed{seed}"`, and then takes no option of a new model.
+another cell, `model: "{study}/models/{objective}_none_seed{seed}"`, and then takes no option of a new model. A level with
+`model` of its own is a finished model that is only evaluated, such as `model: "{study}/phase1/unsup-first_seed{seed}"`.
 
 `cells`, a list of {axis: level or [levels]}, leaves out the cells that no entry of it names: of an axis that an entry
 does not name, it takes all levels.
@@ -273,7 +274,8 @@ def _cell(
         part: dict(ChainMap(*(dict(level.get(part) or {}) for level in reversed(added.values())), dict(common[part])))
         for part in _OPTION_CLASSES
     }
-    options = _fill(options, {"seed": str(seed)} | {axis: slug(level) for axis, level in levels.items()})
+    own = {"seed": str(seed)} | {axis: slug(level) for axis, level in levels.items()}
+    options = _fill(options, own)
     of_phase1 = [levels[axis] for axis, level in added.items() if level.get("phase1")]
     phase2 = options["phase2"] | {"seed": seed}
     phase1 = None
@@ -288,7 +290,7 @@ def _cell(
         seed=seed,
         phase1=phase1,
         phase2=phase2,
-        model=next((level["model"] for level in added.values() if level.get("model")), None),
+        model=next((_fill(level["model"], own) for level in added.values() if level.get("model")), None),
         evaluation=options["evaluation"],
     )
 

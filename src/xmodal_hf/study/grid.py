@@ -23,8 +23,9 @@
 A cell takes one level of every axis and a seed. It has a phase 1 when one of its levels says something of it; cells
 whose phase 1 has the same options share the run. `{study}` stands for the folder of the results, `{seed}` for the seed
 of a cell and the name of an axis for its level as it stands in folder names: a phase 2 may go on with the model of
-another cell, `model: "{study}/models/{objective}_none_seed{seed}"`, and then takes no option of a new model. A level with
-`model` of its own is a finished model that is only evaluated, such as `model: "{study}/phase1/unsup-first_seed{seed}"`.
+another cell, `model: "{study}/models/{objective}_none_seed{seed}"`, and then takes no option of a new model. A level
+with `model` of its own is a finished model that is only evaluated, such as a phase 1's,
+`model: "{study}/phase1/unsup-first_seed{seed}"`.
 
 `cells`, a list of {axis: level or [levels]}, leaves out the cells that no entry of it names: of an axis that an entry
 does not name, it takes all levels.

@@ -28,7 +28,7 @@ def _load(context: TaskContext, embedder: Embedder) -> Run:
         source = describe_source(data.sts_data)
     else:
         source = {"dataset": "mteb", "revisions": {name: describe_source(name, rows) for name, rows in sets.items()}}
-    meta = source | {"protocol": f"{data.sts_protocol}: Spearman of cosine over all pairs, x 100"}
+    meta = source | {"protocol": f"{data.sts_protocol}: Spearman of cosine over all pairs of texts as they are, x 100"}
 
     def run() -> Outcome:
         numbers = evaluate_sts(embedder, sets, num_resamples=arguments.num_resamples, seed=arguments.seed)

@@ -153,14 +153,6 @@ def load_tars(
         ValueError: there is no sample in the tars, none with a picture (sound), none with a caption, or one with two
             pictures (sounds) of which it is not clear which is meant.
     """
-    features = Features(
-        {
-            "id": Value("string"),
-            modality: cell_feature(modality),
-            "text": List(Value("string")),
-            SHARD_COLUMN: Value("int32"),
-        }
-    )
     settings: dict[str, Any] = {
         # `datasets` caches by these settings, so a changed file must change them. It takes lists for data files, and
         # calls the generator with one of them at a time.
@@ -172,16 +164,29 @@ def load_tars(
     }
     if next(_rows(**settings), None) is None:
         raise ValueError(f"There is no sample in {_named(tars)}.")
-    try:
-        pairs = Dataset.from_generator(_rows, features=features, gen_kwargs=settings)
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, ValueError):
-            raise error.__cause__ from error
-        raise
+    pairs = _read_rows(modality, settings)
     has_media = texts_only or pairs.data[modality].null_count < len(pairs)
     if not has_media or not any(pairs["text"]):
         raise ValueError(_what_is_missing(tars, modality, settings["text_columns"], has_media))
     return _with_shard_in_ids(pairs, tars)
+
+
+def _read_rows(modality: Modality, settings: dict[str, Any]) -> Dataset:
+    """Return what `_rows` yields under some settings, as a table that `datasets` keeps."""
+    features = Features(
+        {
+            "id": Value("string"),
+            modality: cell_feature(modality),
+            "text": List(Value("string")),
+            SHARD_COLUMN: Value("int32"),
+        }
+    )
+    try:
+        return Dataset.from_generator(_rows, features=features, gen_kwargs=settings)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from error
+        raise
 
 
 def _with_shard_in_ids(pairs: Dataset, tars: Sequence[str]) -> Dataset:

@@ -157,38 +157,54 @@ def push_folder(
         )
     api = HfApi(library_name="xmodal_hf")
 
-    def push() -> Published:
-        url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk)
-        _check_visibility(api, repo_id, repo_type, private)
-        head = _find_head(api, repo_id, repo_type, branch)
-        sent, others = _find_changes(api, files, repo_id, repo_type, head)
-        deleted, kept = _choose_deleted(files, others, repo_type, delete)
-        _check_tag(api, repo_id, repo_type, tag, None if sent or deleted else head)
-        commit = head
-        if sent or deleted:
-            commit = api.create_commit(
-                repo_id,
-                [
-                    *(CommitOperationAdd(file.path, file.source) for file in sent),
-                    *(CommitOperationDelete(path) for path in deleted),
-                ],
-                commit_message=message,
-                repo_type=repo_type,
-                revision=branch,
-                parent_commit=head,  # refused when somebody else was quicker
-            ).oid
-        if tag is not None:
-            api.create_tag(repo_id, tag=tag, revision=commit, repo_type=repo_type, exist_ok=True)
-        return Published(str(url), commit, sent, deleted, kept)
-
+    target = _Target(repo_id, repo_type, private, space_sdk, branch, tag, message, tuple(delete))
     try:
         with _client_timeout(timeout):
-            return _patiently(push)
+            return _patiently(lambda: _push(api, files, target))
     # What an answer in another format leads to in the client is among them.
     except (HTTPError, RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError) as error:
         message = _explain(error, repo_id, branch, timeout)
     # Not chained: the client's own error may repeat what a server said, and that may be our request with its token.
     raise HubError(hide_secrets(message, get_token()))
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where a folder goes and how; the fields are those arguments of `push_folder`."""
+
+    repo_id: str
+    repo_type: str
+    private: bool
+    space_sdk: str | None
+    branch: str
+    tag: str | None
+    message: str
+    delete: tuple[str, ...]
+
+
+def _push(api: HfApi, files: list[SentFile], to: _Target) -> Published:
+    """Make the repository and the branch where they are missing, commit what differs, tag the commit."""
+    options = {"repo_type": to.repo_type}
+    url = api.create_repo(to.repo_id, private=to.private, exist_ok=True, space_sdk=to.space_sdk, **options)
+    _check_visibility(api, to.repo_id, to.repo_type, to.private)
+    head = _find_head(api, to.repo_id, to.repo_type, to.branch)
+    sent, others = _find_changes(api, files, to.repo_id, to.repo_type, head)
+    deleted, kept = _choose_deleted(files, others, to.repo_type, to.delete)
+    _check_tag(api, to.repo_id, to.repo_type, to.tag, None if sent or deleted else head)
+    commit = head
+    if sent or deleted:
+        additions = [CommitOperationAdd(file.path, file.source) for file in sent]
+        commit = api.create_commit(
+            to.repo_id,
+            [*additions, *(CommitOperationDelete(path) for path in deleted)],
+            commit_message=to.message,
+            revision=to.branch,
+            parent_commit=head,  # refused when somebody else was quicker
+            **options,
+        ).oid
+    if to.tag is not None:
+        api.create_tag(to.repo_id, tag=to.tag, revision=commit, exist_ok=True, **options)
+    return Published(str(url), commit, sent, deleted, kept)
 
 
 @contextmanager

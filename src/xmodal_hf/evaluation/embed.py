@@ -485,45 +485,65 @@ def embed_pairs(
         BadItemError: with `on_bad_item="error"`; it names the item.
     """
     embedder = as_embedder(embedder)
-    captions: list[str] = []
-    owners: list[int] = []
-    bad_items: list[BadItem] = []
-    numbers: dict[Any, int] = {}  # key of an item to its number
-    paths: list[str] = []  # of each item, where it has one
+    pairs = _Pairs(embedder, modality, on_bad_item)
+    items = pairs.items(dataset)
+    first = next(items, None)
+    if first is None:
+        raise ValueError(f"there are no pairs to embed{_first_reasons(pairs.bad_items)}")
+    modality_embeds = embedder.encode_items(modality, SizedIterable(chain([first], items), length_hint(dataset)))
+    _warn_of_bad_items(pairs.bad_items)
+    text_embeds = embedder.encode_text(pairs.captions)
+    return PairEmbeddings(
+        modality, modality_embeds, text_embeds, np.array(pairs.owners), tuple(pairs.captions), tuple(pairs.bad_items)
+    )
 
-    def items() -> Iterator[Any]:
+
+class _Pairs:
+    """What `embed_pairs` gathers while it reads rows: captions, the item of each, and what cannot be used."""
+
+    def __init__(self, embedder: Embedder, modality: str, on_bad_item: OnBadItem) -> None:
+        self.embedder = embedder
+        self.modality = modality
+        self.on_bad_item = on_bad_item
+        self.captions: list[str] = []
+        self.owners: list[int] = []
+        self.bad_items: list[BadItem] = []
+        self._numbers: dict[Any, int] = {}  # key of an item to its number
+        self._paths: list[str] = []  # of each item, where it has one
+
+    def items(self, dataset: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+        """Yield each usable item once, decoded; its captions are there when the next one is asked for."""
         for index, row in enumerate(undecoded(dataset)):
             usable, bad_captions = usable_captions(row["text"])
             for error in bad_captions:
-                _leave_out(bad_items, index, row, modality, error, on_bad_item)
+                self._leave_out(index, row, error)
             if not usable:
                 continue
-            key, path = _item_key(index, row, modality), _file_of(row[modality])
-            if key not in numbers:
+            key, path = _item_key(index, row, self.modality), _file_of(row[self.modality])
+            if key in self._numbers:
+                self._check_path(self._numbers[key], path, index, row)
+            else:
                 try:
-                    item = load_item(embedder, modality, row[modality])
+                    item = load_item(self.embedder, self.modality, row[self.modality])
                 except BadItemError as error:
-                    _leave_out(bad_items, index, row, modality, error, on_bad_item)
+                    self._leave_out(index, row, error)
                     continue
-                numbers[key] = len(numbers)
-                paths.append(path)
+                self._numbers[key] = len(self._numbers)
+                self._paths.append(path)
                 yield item
-            elif paths[numbers[key]] != path and row.get("id") is not None:
-                raise ValueError(
-                    f"row {index} has the id {row['id']!r} of {paths[numbers[key]]}, and another {modality}, {path}: "
-                    "name another column with --id_column"
-                )
-            captions.extend(usable.values())
-            owners.extend([numbers[key]] * len(usable))
+            self.captions.extend(usable.values())
+            self.owners.extend([self._numbers[key]] * len(usable))
 
-    usable_items = iter(items())
-    first = next(usable_items, None)
-    if first is None:
-        raise ValueError(f"there are no pairs to embed{_first_reasons(bad_items)}")
-    modality_embeds = embedder.encode_items(modality, SizedIterable(chain([first], usable_items), length_hint(dataset)))
-    _warn_of_bad_items(bad_items)
-    text_embeds = embedder.encode_text(captions)
-    return PairEmbeddings(modality, modality_embeds, text_embeds, np.array(owners), tuple(captions), tuple(bad_items))
+    def _leave_out(self, index: int, row: Mapping[str, Any], error: BadItemError) -> None:
+        _leave_out(self.bad_items, index, row, self.modality, error, self.on_bad_item)
+
+    def _check_path(self, number: int, path: str, index: int, row: Mapping[str, Any]) -> None:
+        """Raise a ValueError where rows with one id name two files."""
+        if self._paths[number] != path and row.get("id") is not None:
+            raise ValueError(
+                f"row {index} has the id {row['id']!r} of {self._paths[number]}, and another {self.modality}, {path}: "
+                "name another column with --id_column"
+            )
 
 
 def usable_items(

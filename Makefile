@@ -9,7 +9,7 @@ STAMP := $(VENV)/installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 PEERS := build/bench_peers
-BENCHMARKS := contrastive_step frozen sentence_step operators effective_batch losses padding encode data retrieval growth protocols
+BENCHMARKS := contrastive_step frozen sentence_step operators effective_batch losses padding encode data log_mel retrieval growth protocols
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo demo-scratch demo-audio test test-peers check static docs format bench rehearse-gpu stress clean

@@ -78,14 +78,13 @@ def test_goals_of_the_notes(row):
     assert measured in {f"{number:.{decimals}f}" for number in found}
 
 
-@pytest.mark.parametrize("row", rows("sound | in a loader's worker", NOTES), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", rows("sound | single: root mean square", NOTES), ids=lambda row: row[0])
 def test_log_mel_table(row):
-    results = read("benchmarks/results/data.json")
-    ours, single = "LogMelFeatureExtractor", "LogMelFeatureExtractor, single precision"
-    places = [f"{row[0]}{place}: {name}" for name in (ours, single) for place in (", in a worker", "")]
-    differences = results["largest_difference_db"][row[0]]
-    assert row[1:5] == [f"{results['times_of_peer'][place]:.2f}" for place in places]
-    assert row[5:] == [f"{differences[name]:.1e}" for name in (ours, single)]
+    results = read("benchmarks/results/log_mel.json")
+    single, double = (results["difference_db"][row[0]][precision] for precision in ("single", "double"))
+    assert row[1:4] == [f"{value:.1e}" for value in (single["root_mean_square"], single["most"], double["most"])]
+    lowest = [results["cosine"][tower][row[0]]["lowest"] for tower in ("trained tower", "aiSFX")]
+    assert row[4:] == [f"1 - {1 - value:.0e}" for value in lowest]
 
 
 @pytest.mark.parametrize("row", rows("task | ours", NOTES), ids=lambda row: row[0])

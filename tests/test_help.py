@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from xmodal_hf.data.column_names import ID_COLUMNS, TEXT_COLUMNS
+from xmodal_hf.data.modalities import MODALITIES
 from xmodal_hf.options import OptionParser, option
 
 SCRIPTS = Path(__file__).parents[1] / "training_scripts"
@@ -95,7 +96,7 @@ def test_options_stand_by_topic(manual_of: Callable) -> None:
 
 def test_usual_names_of_columns_are_listed(manual_of: Callable) -> None:
     manual = manual_of("train_contrastive")
-    for names in (TEXT_COLUMNS, ID_COLUMNS):
+    for names in (TEXT_COLUMNS, ID_COLUMNS, *(spec.columns for spec in MODALITIES.values())):
         assert ", ".join(names) in manual
     assert ", ".join(TEXT_COLUMNS) in manual_of("evaluate_model")
 

@@ -306,8 +306,12 @@ class PairArguments:
     )
     split: str = option("train", "Split of the data sets.")
     modality: Modality = option("image", "What is paired with text.")  # noqa: RUF009
-    image_column: str | None = option(None, "Column of images. Default: found by its usual names.")
-    audio_column: str | None = option(None, "Column of audio. Default: found by its usual names.")
+    image_column: str | None = option(
+        None, f"Column of images. Default: the first of {', '.join(MODALITIES['image'].columns)} that is there."
+    )
+    audio_column: str | None = option(
+        None, f"Column of audio. Default: the first of {', '.join(MODALITIES['audio'].columns)} that is there."
+    )
     text_column: list[str] | None = field(
         default=None,
         metadata={

@@ -308,8 +308,8 @@ class MatryoshkaObjective:
     masked language modelling, are counted once.
 
     Args:
-        objective: of pairs, sentences or both.
-        dims: widths of the prefixes; the whole width is always among them.
+        objective: Objective of pairs, sentences or both.
+        dims: Widths of the prefixes; the whole width is always among them.
 
     Raises:
         ValueError: no width, or one below 1; when the loss is taken, one above that of the embeddings.

@@ -29,23 +29,23 @@ class ModalitySpec:
     (`--image_model`) and of an embedder's method (`encode_image`).
 
     Args:
-        noun: a single item, with its article.
-        plural: several items.
-        columns: usual names of the column in tables, the most specific first.
-        cell: address of the feature of `datasets` of that column.
-        decoder: address of the function from a cell, a path or bytes to what the processor takes; where `is_sampled`,
+        noun: Noun phrase for a single item, with its article.
+        plural: Noun for several items.
+        columns: Usual names of the column in tables, the most specific first.
+        cell: Address of the feature of `datasets` that describes the column.
+        decoder: Address of the function from a cell, a path or bytes to what the processor takes; where `is_sampled`,
             it takes the sampling rate in Hz and `max_seconds` too.
-        processor_part: attribute of the processor that prepares an item.
+        processor_part: Attribute of the processor that prepares an item.
         model_class, processor_class: addresses.
         model_type: `model_type` of the config.
-        is_sampled: whether its items are sequences at a sampling rate, which the decoder and the data sets are told.
-        own_options: options of `PairArguments` that concern this modality alone.
-        prompts: name of the prompt set of zero-shot classification.
-        prompt: template of a text in demos.
-        pipeline_tag: pipeline of the Hub that such models are listed under; it has none for zero-shot audio
+        is_sampled: Whether items are sequences at a sampling rate, which the decoder and the datasets are then given.
+        own_options: Options of `PairArguments` that concern this modality alone.
+        prompts: Name of the prompt set of zero-shot classification.
+        prompt: Template of a text in demos.
+        pipeline_tag: Pipeline of the Hub that such models are listed under; it has none for zero-shot audio
             classification.
-        tags: of model cards.
-        colour: of its points in figures.
+        tags: Tags of model cards.
+        colour: Colour of the modality's points in figures.
         citations: BibTeX entries beside those of the losses.
     """
 

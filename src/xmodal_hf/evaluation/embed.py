@@ -182,8 +182,8 @@ class TruncatedEmbedder(Embedder):
     """The first dimensions of another embedder's vectors, of length one again.
 
     Args:
-        embedder: of vectors with at least that many dimensions.
-        dim: how many are kept.
+        embedder: Embedder whose vectors have at least that many dimensions.
+        dim: Number of leading dimensions that are kept.
     """
 
     def __init__(self, embedder: Embedder, dim: int):

@@ -23,7 +23,7 @@ def citations(phases: Iterable[TrainingRecord], modality: str | None) -> list[st
 
     Args:
         phases: Training phases of the model, whose losses and methods have citations of their own.
-        modality: what is paired with text, or None.
+        modality: Modality that is paired with text, or None.
     """
     phases = list(phases)
     entries = [STUDY]

@@ -74,8 +74,8 @@ def export_sentence_transformers(
         model: Sentence encoder, or dual encoder, whose text projection is exported too.
         tokenizer: Tokenizer of the model.
         folder: Folder of the export; it is created if it is missing.
-        truncate_dim: keep that many of the first dimensions, as a model trained with `--matryoshka_dims` allows; the
-            vectors are of length one again. None: all.
+        truncate_dim: Number of leading dimensions that are kept, as a model trained with `--matryoshka_dims` allows;
+            the vectors are of length one again. None: all.
 
     SigLIP's text tower, which `AutoModel` does not know alone, is written as the MegatronBERT that it is, with its
     head as a Dense module. Texts are padded as the model pads them: those of SigLIP's tower to its length, without a

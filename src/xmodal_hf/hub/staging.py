@@ -96,7 +96,7 @@ def stage_text_encoder(
         folder: Folder that is made; it may exist if it is empty.
         repo_id: Hub id that the card tells people to load.
         card: Facts for the card that the files do not hold.
-        truncate_dim: keep that many of the first dimensions; None: all.
+        truncate_dim: Number of leading dimensions that are kept. If None, all.
 
     Raises:
         ValueError: as `stage_checkpoint` and `export_sentence_transformers` do.

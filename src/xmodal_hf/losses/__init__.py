@@ -1,7 +1,9 @@
-"""Losses of the global batch: local shards in; value and gradients of all processes' batch out; linear in memory.
+"""Losses of the global batch.
 
-`LOSSES` lists the losses of pairs, `SENTENCE_LOSSES` those of sentences, each with all that its users need. Names are
-loaded when first used: the two dictionaries cost no torch, and `--help` reads them.
+Each process passes its own rows and gets the loss, and the gradients, of the rows of all processes. Memory is linear in
+the batch. `LOSSES` lists the losses of pairs, `SENTENCE_LOSSES` those of sentences, with everything that options, cards
+and objectives need to know about each. Names are imported when they are first used, so that `--help` can read the two
+dictionaries without importing torch.
 """
 
 from importlib import import_module

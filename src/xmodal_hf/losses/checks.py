@@ -1,4 +1,4 @@
-"""What every loss demands of its arguments, each error naming the argument, its shape and the fix."""
+"""Checks of the arguments of the losses. Each error names the argument, its shape and the fix."""
 
 import torch
 from torch import Tensor
@@ -7,13 +7,13 @@ from ..distributed import RowShards, exchange_sizes
 
 
 def check_embeddings(**embeddings: Tensor) -> None:
-    """All (rows, D) floating point with one D, dtype and device; the first one is the measure."""
+    """Check that all tensors are 2-D floating point and match the first one in width, dtype and device."""
     (reference_name, reference), *others = embeddings.items()
     for name, tensor in embeddings.items():
         if tensor.ndim != 2 or not tensor.is_floating_point():
             raise ValueError(
                 f"{name} must be a floating point tensor (rows, D), got {describe(tensor)}. "
-                "Pass one embedding a row, as the model's *_embeds are."
+                "Pass one embedding per row, as in the *_embeds of the model's output."
             )
     for name, tensor in others:
         if tensor.shape[1] != reference.shape[1]:
@@ -29,7 +29,7 @@ def check_embeddings(**embeddings: Tensor) -> None:
 
 
 def check_same_rows(name: str, tensor: Tensor, reference_name: str, reference: Tensor, reason: str = "") -> None:
-    """`reason` says when this is demanded, and with it the way out."""
+    """Check that two tensors have equal numbers of rows. `reason` ends the message: it says why, or what else fits."""
     if len(tensor) != len(reference):
         raise ValueError(
             f"{name} {describe(tensor)} must have one row for each of the {len(reference)} rows of {reference_name}"
@@ -49,7 +49,7 @@ def check_group_ids(name: str, group_ids: Tensor, rows: int, device: torch.devic
 def check_pairs(
     modality_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None = None, chunk_size: int | None = None
 ) -> None:
-    """The arguments of a loss on pairs: row i of both sides belongs together."""
+    """Check the arguments of a loss of pairs, in which row i of one side belongs to row i of the other."""
     check_embeddings(modality_embeds=modality_embeds, text_embeds=text_embeds)
     check_same_rows("text_embeds", text_embeds, "modality_embeds", modality_embeds)
     check_chunk_size(chunk_size)
@@ -64,7 +64,7 @@ def check_items_and_texts(
     group_ids: Tensor | None,
     chunk_size: int | None,
 ) -> None:
-    """The arguments of a loss on items with as many texts each, neighbouring rows, and further texts."""
+    """Check the arguments of a loss of items with an equal number of neighbouring text rows each, and extra texts."""
     check_embeddings(modality_embeds=modality_embeds, text_embeds=text_embeds, extra_texts=extra_texts)
     if len(text_embeds) % max(1, len(modality_embeds)) or bool(len(text_embeds)) != bool(len(modality_embeds)):
         check_same_rows(
@@ -81,7 +81,7 @@ def check_chunk_size(chunk_size: int | None) -> None:
 
 
 def as_scalar(name: str, value: float | Tensor, reference: Tensor) -> Tensor:
-    """A multiplier or bias as a 0-dim floating point tensor beside `reference`, keeping its gradient."""
+    """Return a multiplier or bias as a 0-dim floating point tensor on the device of `reference`, with its gradient."""
     if not isinstance(value, Tensor):
         # fp64 on the host: exact for a Python float, and the loss rounds it once
         return torch.tensor(value, dtype=torch.float64)
@@ -93,7 +93,7 @@ def as_scalar(name: str, value: float | Tensor, reference: Tensor) -> Tensor:
 
 
 def exchange_batch(embeds: Tensor, *row_counts: int) -> list[RowShards]:
-    """Tells all processes the local row counts, and refuses embedding sizes or batches no loss can be taken of."""
+    """Exchange the local row counts between processes; raise a ValueError if D differs or the global batch is empty."""
     *shards, dimensions = exchange_sizes([*row_counts, embeds.shape[1]], embeds.device)
     if len(set(dimensions.sizes)) > 1:
         raise ValueError(f"the embedding size D differs between processes: {list(dimensions.sizes)} by rank.")
@@ -103,5 +103,5 @@ def exchange_batch(embeds: Tensor, *row_counts: int) -> list[RowShards]:
 
 
 def describe(tensor: Tensor) -> str:
-    """Shape and dtype, for messages."""
+    """Return the shape and dtype of a tensor, for messages."""
     return f"of shape {tuple(tensor.shape)} and dtype {str(tensor.dtype).removeprefix('torch.')}"

@@ -24,13 +24,20 @@ def clip_loss(
     extra_text_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Mean of the two cross-entropies: each item over all texts and each text over all items.
+    r"""Symmetric contrastive loss of CLIP (Radford et al. 2021, figure 3) and CLAP (Wu et al. 2023, eq. 1).
 
-    Equal to (info_nce(modality, text) + info_nce(text, modality)) / 2, with every logit computed once for both.
+    .. math::
+        L = -\frac{1}{2N} \sum_i \left[ \log\frac{e^{s x_i \cdot y_i}}{\sum_j e^{s x_i \cdot y_j}}
+            + \log\frac{e^{s x_i \cdot y_i}}{\sum_j e^{s x_j \cdot y_i}} \right]
 
-    Several captions of an item in one step are all its positives (DreamLIP, Zheng et al. 2024), with soft targets of
-    one over their number; each has the item as its own positive. Negative captions (NegCLIP, Yuksekgonul et al. 2023,
-    section 4) are further columns of the cross-entropy of items over texts, and no rows of the other one.
+    with the N items :math:`x` and texts :math:`y` of all processes and the scale s. It is the mean of
+    `info_nce(modality_embeds, text_embeds, s)` and `info_nce(text_embeds, modality_embeds, s)`, but every logit is
+    computed once for both.
+
+    If an item has several captions in one step, all of them are its positives (DreamLIP, Zheng et al. 2024), with soft
+    targets of one over their number, and each caption has the item as its only positive. Negative captions (NegCLIP,
+    Yuksekgonul et al. 2023, section 4) are further columns of the cross-entropy of items over texts. They are not rows
+    of the cross-entropy of texts over items.
 
     Args:
         modality_embeds: Image or audio embeddings of this process, of shape (B, D) and unit norm. B may differ between
@@ -56,7 +63,16 @@ def clip_loss(
         The loss of the global batch, 0-dim, as `info_nce` returns it, gradients included.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or the global batch is empty.
+        ValueError: A shape, dtype or device does not fit, or the global batch is empty.
+
+    Example:
+        >>> import torch
+        >>> from xmodal_hf.losses import clip_loss
+        >>> images, texts = torch.eye(3), torch.eye(3)  # three orthogonal pairs
+        >>> round(clip_loss(images, texts, logit_scale=0.0).item(), 4)  # log 3: all logits are equal
+        1.0986
+        >>> round(clip_loss(images, texts, logit_scale=10.0).item(), 4)  # log(1 + 2 exp(-10))
+        0.0001
     """
     return clip_loss_with_accuracy(
         modality_embeds,
@@ -83,11 +99,20 @@ def clip_loss_with_accuracy(
     extra_text_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`clip_loss` and both accuracies within the global batch, from the same tiles.
+    """Loss of `clip_loss`, with the retrieval accuracies of both directions within the global batch.
+
+    The arguments and errors are those of `clip_loss`. The accuracies come from the logits that the loss computes.
 
     Returns:
-        (loss, item-to-text accuracy, text-to-item accuracy): the shares of rows that rank a positive above every
-        negative, 0-dim without gradient; a tie counts as a miss.
+        (loss, item-to-text accuracy, text-to-item accuracy). The accuracies are the shares of rows that rank a positive
+        above every negative, 0-dim without gradient; a tie counts as a miss.
+
+    Example:
+        >>> import torch
+        >>> from xmodal_hf.losses import clip_loss_with_accuracy
+        >>> loss, to_text, to_item = clip_loss_with_accuracy(torch.eye(3), torch.eye(3), logit_scale=10.0)
+        >>> to_text.item(), to_item.item()
+        (1.0, 1.0)
     """
     if extra_texts is None:
         extra_texts = text_embeds.new_empty(0, *text_embeds.shape[1:])
@@ -127,7 +152,7 @@ def clip_loss_with_logs(
     group_ids: Tensor | None = None,
     **extra: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`clip_loss` as `LOSSES` needs it: with the loss and the mean of both accuracies to log."""
+    """Loss of `clip_loss`, and for the log the loss and the mean of both accuracies: the form that `LOSSES` needs."""
     loss, to_text, to_modality = clip_loss_with_accuracy(
         modality_embeds, text_embeds, logit_scale, group_ids=group_ids, **extra
     )
@@ -135,7 +160,7 @@ def clip_loss_with_logs(
 
 
 def _texts_per_item(shards: RowShards, text_shards: RowShards) -> int:
-    """How many texts each item has, the same in all processes."""
+    """Number of texts of each item, which is the same in all processes."""
     texts_per_item = text_shards.total // shards.total
     expected = tuple(size * texts_per_item for size in shards.sizes)
     if texts_per_item < 1 or text_shards.sizes != expected:

@@ -58,7 +58,13 @@ def info_nce(
     extra_logit_bias: float | Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Mean softmax cross-entropy of all processes' queries against all processes' keys.
+    r"""Mean softmax cross-entropy of the queries of all processes against the keys of all processes (InfoNCE).
+
+    .. math::
+        L = -\frac{1}{N} \sum_i \frac{1}{|P_i|} \sum_{j \in P_i} \log\frac{e^{s q_i \cdot k_j}}{\sum_m e^{s q_i \cdot k_m}}
+
+    with N queries, the positives :math:`P_i` of query i among the keys, and the scale s; m runs over the keys and the
+    extra keys (van den Oord et al. 2018, eq. 4; several positives: Mei et al. 2023, WavCaps).
 
     Args:
         queries: Query embeddings of this process, of shape (n, D), usually of unit norm. n may differ between processes
@@ -83,7 +89,17 @@ def info_nce(
         processes of the gradients, as DistributedDataParallel takes it, is the gradient of this loss.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit; a mask row without a positive; an empty global batch.
+        ValueError: A shape, dtype or device does not fit, a mask row has no positive, or the global batch is empty.
+
+    Example:
+        >>> import torch
+        >>> from xmodal_hf.losses import info_nce
+        >>> queries, keys = torch.eye(3), torch.eye(3)
+        >>> round(info_nce(queries, keys, logit_scale=1.0).item(), 4)  # log(1 + 2 / e)
+        0.5514
+        >>> ids = torch.tensor([7, 7, 8])  # rows 0 and 1 are positives of each other
+        >>> round(info_nce(queries, keys, logit_scale=1.0, positives=ids).item(), 4)
+        0.8848
     """
     return info_nce_with_accuracy(
         queries,
@@ -107,7 +123,7 @@ def info_nce_with_accuracy(
     text_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`info_nce` and the accuracy within the global batch, from the same tiles.
+    """Loss of `info_nce`, with the retrieval accuracy within the global batch, from the logits of the loss.
 
     Args:
         text_ids: Ids of texts, in place of `positives`: shape (2, n) for the texts of queries and keys or, with as many
@@ -115,8 +131,16 @@ def info_nce_with_accuracy(
             arguments are those of `info_nce`.
 
     Returns:
-        (loss, accuracy): accuracy is the share of the queries of all processes that rank one of their positives above
-        every negative, 0-dim without gradient; a tie counts as a miss.
+        (loss, accuracy). The accuracy is the share of the queries of all processes that rank one of their positives
+        above every negative, 0-dim without gradient; a tie counts as a miss.
+
+    Example:
+        >>> import torch
+        >>> from xmodal_hf.losses import info_nce_with_accuracy
+        >>> queries = torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # query 1 is nearest to key 0, which is wrong
+        >>> loss, accuracy = info_nce_with_accuracy(queries, torch.eye(2), logit_scale=10.0)
+        >>> accuracy.item()
+        0.5
     """
     if extra_keys is None:
         extra_keys = queries.new_empty(0, *queries.shape[1:])
@@ -149,7 +173,7 @@ def info_nce_with_accuracy(
 
 @dataclass(frozen=True)
 class CrossEntropyPlan:
-    """Everything about a cross-entropy but the tensors that get gradients."""
+    """All inputs of a cross-entropy except the tensors that receive gradients."""
 
     positives: Positives
     grid: TileGrid

@@ -24,10 +24,14 @@ from .streaming import accumulation_dtype, without_autocast
 
 
 def cyclic_losses(modality_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
-    """In-modal and cross-modal consistency of the global batch.
+    r"""In-modal and cross-modal consistency losses of CyCLIP (Goel et al. 2022, eq. 2 and 3).
 
-    in-modal = (1/N) sum_jk (<I_j, I_k> - <T_j, T_k>)^2, cross-modal = (1/N) sum_jk (<I_j, T_k> - <I_k, T_j>)^2.
-    CyCLIP adds each to the contrastive loss with weight 0.25. Neither depends on logit_scale.
+    .. math::
+        L_{in} = \frac{1}{N} \sum_{jk} (x_j \cdot x_k - y_j \cdot y_k)^2, \qquad
+        L_{cross} = \frac{1}{N} \sum_{jk} (x_j \cdot y_k - x_k \cdot y_j)^2
+
+    with the N items :math:`x` and texts :math:`y` of all processes. CyCLIP adds each to the contrastive loss with
+    weight 0.25. Neither depends on `logit_scale`.
 
     Args:
         modality_embeds: Image or audio embeddings of this process, of shape (B, D) and unit norm. B may differ between
@@ -40,7 +44,15 @@ def cyclic_losses(modality_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor,
         these values.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or the global batch is empty.
+        ValueError: A shape, dtype or device does not fit, or the global batch is empty.
+
+    Example:
+        >>> import torch
+        >>> from xmodal_hf.losses import cyclic_losses
+        >>> images = torch.eye(2)
+        >>> in_modal, cross_modal = cyclic_losses(images, torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+        >>> in_modal.item(), cross_modal.item()  # (1/2) (1^2 + 1^2) each
+        (1.0, 1.0)
     """
     check_pairs(modality_embeds, text_embeds)
     (shards,) = exchange_batch(modality_embeds, len(modality_embeds))
@@ -62,7 +74,7 @@ def cyclip_loss_with_logs(
     cross_modal_weight: float,
     group_ids: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """CyCLIP's whole loss (Goel et al. 2022, eq. 4) as `LOSSES` needs it: `clip_loss` and the weighted terms."""
+    """Complete loss of CyCLIP (Goel et al. 2022, eq. 4) in the form that `LOSSES` needs: `clip_loss` and both terms."""
     loss, logs = clip_loss_with_logs(modality_embeds, text_embeds, logit_scale, group_ids=group_ids)
     in_modal, cross_modal = cyclic_losses(modality_embeds, text_embeds)
     loss = loss + in_modal_weight * in_modal + cross_modal_weight * cross_modal

@@ -31,7 +31,12 @@ def sigmoid_loss(
     group_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Every pair of the global batch judged on its own: positive or negative.
+    r"""Pairwise sigmoid loss of SigLIP (Zhai et al. 2023, eq. 1): each pair is classified as positive or negative.
+
+    .. math::
+        L = -\frac{1}{N} \sum_{ij} \log \sigma(z_{ij} (t \, x_i \cdot y_j + b)), \qquad z_{ij} = 1 \text{ for positives, else } -1
+
+    with the N items :math:`x` and texts :math:`y` of all processes.
 
     Args:
         modality_embeds: Image or audio embeddings of this process, of shape (B, D) and unit norm. B may differ between
@@ -51,7 +56,14 @@ def sigmoid_loss(
         processes of the gradients, as DistributedDataParallel takes it, is the gradient of this loss.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or the global batch is empty.
+        ValueError: A shape, dtype or device does not fit, or the global batch is empty.
+
+    Example:
+        >>> import torch
+        >>> from xmodal_hf.losses import sigmoid_loss
+        >>> images, texts = torch.eye(2), torch.eye(2)
+        >>> round(sigmoid_loss(images, texts, logit_scale=0.0, logit_bias=0.0).item(), 4)  # 2 log 2
+        1.3863
     """
     return sigmoid_loss_with_accuracy(
         modality_embeds, text_embeds, logit_scale, logit_bias, group_ids=group_ids, chunk_size=chunk_size
@@ -67,10 +79,19 @@ def sigmoid_loss_with_accuracy(
     group_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`sigmoid_loss` and both accuracies within the global batch, from the same tiles.
+    """Loss of `sigmoid_loss`, with the retrieval accuracies of both directions within the global batch.
+
+    The arguments and errors are those of `sigmoid_loss`.
 
     Returns:
-        (loss, item-to-text accuracy, text-to-item accuracy), as `clip_loss_with_accuracy` has them.
+        (loss, item-to-text accuracy, text-to-item accuracy), defined as in `clip_loss_with_accuracy`.
+
+    Example:
+        >>> import torch
+        >>> from xmodal_hf.losses import sigmoid_loss_with_accuracy
+        >>> loss, to_text, to_item = sigmoid_loss_with_accuracy(torch.eye(2), torch.eye(2), 10.0, -10.0)
+        >>> to_text.item(), to_item.item()
+        (1.0, 1.0)
     """
     check_pairs(modality_embeds, text_embeds, group_ids, chunk_size)
     (shards,) = exchange_batch(modality_embeds, len(modality_embeds))
@@ -92,7 +113,7 @@ def sigmoid_loss_with_logs(
     logit_bias: Tensor,
     group_ids: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`sigmoid_loss` as `LOSSES` needs it: with the mean of both accuracies and the bias to log."""
+    """Loss of `sigmoid_loss`, and for the log the mean accuracy and the bias: the form that `LOSSES` needs."""
     loss, to_text, to_modality = sigmoid_loss_with_accuracy(
         modality_embeds, text_embeds, logit_scale, logit_bias, group_ids=group_ids
     )

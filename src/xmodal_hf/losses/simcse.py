@@ -15,7 +15,14 @@ def simcse_loss(
     text_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Cross-entropy of each anchor over the positives, and the hard negatives, of all processes; one direction only.
+    r"""Contrastive loss of SimCSE (Gao et al. 2021, eq. 4, and eq. 5 with hard negatives).
+
+    .. math::
+        L = -\frac{1}{N} \sum_i \log\frac{e^{h_i \cdot h^+_i / \tau}}
+            {\sum_j \left( e^{h_i \cdot h^+_j / \tau} + e^{h_i \cdot h^-_j / \tau} \right)}
+
+    with anchors :math:`h`, positives :math:`h^+` and hard negatives :math:`h^-` (if there are any) of all processes and
+    the temperature :math:`\tau`. Only anchors are queries: the loss has one direction.
 
     Args:
         anchor: Sentence embeddings of this process, of shape (B, D) and unit norm. B may differ between processes.
@@ -37,8 +44,17 @@ def simcse_loss(
         The loss of the global batch, 0-dim, as `info_nce` returns it, gradients included.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, the temperature is not positive, or a hard_negative_weight
-            comes without hard negatives.
+        ValueError: A shape, dtype or device does not fit, the temperature is not positive, or a hard_negative_weight
+            is given without hard negatives.
+
+    Example:
+        >>> import torch
+        >>> from xmodal_hf.losses import simcse_loss
+        >>> anchors = torch.eye(3)
+        >>> round(simcse_loss(anchors, anchors, temperature=1.0).item(), 4)  # log(1 + 2 / e)
+        0.5514
+        >>> round(simcse_loss(anchors, anchors, hard_negative=-anchors, temperature=1.0).item(), 4)
+        0.9581
     """
     return simcse_loss_with_accuracy(
         anchor,
@@ -61,7 +77,17 @@ def simcse_loss_with_accuracy(
     text_ids: Tensor | None = None,
     chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`simcse_loss` and the accuracy within the global batch, as `info_nce_with_accuracy` has it."""
+    """Loss of `simcse_loss`, with the retrieval accuracy within the global batch.
+
+    The arguments and errors are those of `simcse_loss`; the accuracy is that of `info_nce_with_accuracy`.
+
+    Example:
+        >>> import torch
+        >>> from xmodal_hf.losses import simcse_loss_with_accuracy
+        >>> loss, accuracy = simcse_loss_with_accuracy(torch.eye(3), torch.eye(3))
+        >>> accuracy.item()
+        1.0
+    """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}. SimCSE uses 0.05.")
     if hard_negative is None and hard_negative_weight != 0:
@@ -88,7 +114,7 @@ def simcse_loss_with_logs(
     hard_negative_weight: float,
     text_ids: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`simcse_loss` as `SENTENCE_LOSSES` needs it: with the loss and the accuracy to log."""
+    """Loss of `simcse_loss`, and for the log the loss and the accuracy: the form that `SENTENCE_LOSSES` needs."""
     loss, accuracy = simcse_loss_with_accuracy(
         anchor,
         positive,

@@ -22,9 +22,9 @@ def stretch_positions(tower: PreTrainedModel, length: int, kept: int = KEPT_POSI
     texts of at most `kept` tokens stay the same. The config says the new number.
 
     Args:
-        tower: changed in place.
-        length: positions afterwards, more than there are.
-        kept: of the first positions.
+        tower: Text tower, which is changed in place.
+        length: Number of positions afterwards, more than there are now.
+        kept: Number of leading positions that are kept as they are.
 
     Raises:
         ValueError: another kind of tower, fewer positions than there are, or a table without positions to interpolate.

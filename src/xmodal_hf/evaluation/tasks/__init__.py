@@ -25,7 +25,7 @@ class Task:
             `tasks.context.Outcome`. Missing data are an error of `load`, before any task runs.
         title: Name of the task in model cards.
         index_type: Type of the task in the Hub's model index.
-        headlines: metrics that comparisons show; `{0}` stands for the modality.
+        headlines: Metrics that comparisons show; `{0}` stands for the modality.
         needs: Option that the task requires.
         check: Function of (name of the task, `EvaluationArguments`, `EvaluationDataArguments`) that raises a ValueError
             for options that the task cannot run with.

@@ -17,10 +17,10 @@ REPOSITORY = Path(__file__).parents[1]
 # copied into repositories, where other packages are
 NOT_IMPORTED = {"hub/templates", "training_scripts"}
 # What the description of an argument cannot begin with, if it says first what the argument is.
-NOT_NOUNS = set(
-    "of as in on by for from to with without at what whose where when which that likewise also "
-    "keep give get take draw make addedchanged".split()
-)
+NOT_NOUNS = {
+    *("of", "as", "in", "on", "by", "for", "from", "to", "with", "without", "at", "what", "whose", "where", "when"),
+    *("which", "that", "likewise", "also", "keep", "give", "get", "take", "draw", "make"),
+}
 ARGUMENT = re.compile(r"(?P<indent> +)(?P<names>[*\w]+(, [*\w]+)*): (?P<text>\S.*)")
 
 

@@ -61,7 +61,8 @@ def info_nce(
     r"""Mean softmax cross-entropy of the queries of all processes against the keys of all processes (InfoNCE).
 
     .. math::
-        L = -\frac{1}{N} \sum_i \frac{1}{|P_i|} \sum_{j \in P_i} \log\frac{e^{s q_i \cdot k_j}}{\sum_m e^{s q_i \cdot k_m}}
+        L = -\frac{1}{N} \sum_i \frac{1}{|P_i|} \sum_{j \in P_i}
+            \log\frac{e^{s q_i \cdot k_j}}{\sum_m e^{s q_i \cdot k_m}}
 
     with N queries, the positives :math:`P_i` of query i among the keys, and the scale s; m runs over the keys and the
     extra keys (van den Oord et al. 2018, eq. 4; several positives: Mei et al. 2023, WavCaps).

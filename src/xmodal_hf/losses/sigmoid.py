@@ -34,7 +34,8 @@ def sigmoid_loss(
     r"""Pairwise sigmoid loss of SigLIP (Zhai et al. 2023, eq. 1): each pair is classified as positive or negative.
 
     .. math::
-        L = -\frac{1}{N} \sum_{ij} \log \sigma(z_{ij} (t \, x_i \cdot y_j + b)), \qquad z_{ij} = 1 \text{ for positives, else } -1
+        L = -\frac{1}{N} \sum_{ij} \log \sigma(z_{ij} (t \, x_i \cdot y_j + b)),
+        \qquad z_{ij} = 1 \text{ for positives, else } -1
 
     with the N items :math:`x` and texts :math:`y` of all processes.
 

@@ -62,13 +62,15 @@ class TrainingArguments:
 
     output_dir: str = option("outputs/run", "Folder for the trained model, the log, plots and the resolved recipe.")
     seed: int = option(0, "Seed of weights, data order, caption choice, augmentation and dropout.")
-    num_epochs: int = option(1, "Passes over the data.")
-    max_steps: int | None = option(None, "Stop after that many optimizer steps; the schedule ends there too.")
-    batch_size: int = option(64, "Items a process and step. The loss sees batch_size x processes of them.")
+    num_epochs: int = option(1, "Number of passes over the data.")
+    max_steps: int | None = option(
+        None, "Number of optimizer steps after which training stops; the schedule ends there too."
+    )
+    batch_size: int = option(64, "Batch size per process. The loss sees batch_size x processes items.")
     micro_batch_size: int | None = option(
         None,
-        "Gradient caching: hold the graph of that many items at a time. The loss stays that of the whole batch, unlike "
-        "with plain gradient accumulation, which adds no negatives.",
+        "Gradient caching: number of items per process whose graph is in memory at a time. The loss remains that of "
+        "the whole batch, unlike with plain gradient accumulation, which adds no negatives.",
     )
     learning_rate: float | None = option(
         None,
@@ -76,20 +78,24 @@ class TrainingArguments:
         "adapter, 5e-5 for pretrained ones (benchmarks/NOTES.md).",
     )
     text_learning_rate: float | None = option(
-        None, "That of the text tower. Default: --learning_rate where it is given, else by the tower's weights."
+        None, "Peak learning rate of the text tower. Default: --learning_rate if given, else by the tower's weights."
     )
     modality_learning_rate: float | None = option(
-        None, "That of the image or audio tower. Default: --learning_rate where it is given, else by its weights."
+        None, "Peak learning rate of the image or audio tower. Default: --learning_rate if given, else by its weights."
     )
-    weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only.")
-    adam_beta1: float = option(0.9, "AdamW's beta 1.")
-    adam_beta2: float = option(0.999, "AdamW's beta 2.")
-    adam_epsilon: float = option(1e-8, "AdamW's epsilon.")
-    warmup_steps: float = option(0.1, "Steps of linear warm-up; below 1: that share of all steps.")
-    lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = option("cosine", "Decay after the warm-up.")
-    max_grad_norm: float = option(1.0, "Clip the norm of all gradients to this; 0 does not clip.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast precision.")
-    gradient_checkpointing: bool = option(False, "Recompute tower activations in backward: less memory, more time.")
+    weight_decay: float = option(0.1, "Weight decay of AdamW, applied to matrices only.")
+    adam_beta1: float = option(0.9, "Beta 1 of AdamW.")
+    adam_beta2: float = option(0.999, "Beta 2 of AdamW.")
+    adam_epsilon: float = option(1e-8, "Epsilon of AdamW.")
+    warmup_steps: float = option(0.1, "Number of steps of linear warm-up; a number below 1 is a fraction of all steps.")
+    lr_schedule: Literal["cosine", "linear", "constant_with_warmup"] = option(
+        "cosine", "Decay of the learning rate after the warm-up."
+    )
+    max_grad_norm: float = option(1.0, "Maximum norm of all gradients, to which they are clipped; 0 disables clipping.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Precision of autocast.")
+    gradient_checkpointing: bool = option(
+        False, "Recompute the activations of the towers in backward, which saves memory and takes more time."
+    )
     torch_compile: bool = option(False, "Compile the towers with torch.compile; the first steps then take longer.")
     matryoshka_dims: list[str] | None = field(
         default=None,
@@ -99,42 +105,47 @@ class TrainingArguments:
         },
     )
     ema_decay: float | None = option(
-        None, "Average the weights over the steps with that decay (0.999, say); the average is evaluated and released."
+        None,
+        "Decay of an exponential moving average of the weights, such as 0.999; the average is evaluated and released.",
     )
-    num_workers: int = option(0, "Worker processes that load data; 0 loads in the main process.")
+    num_workers: int = option(0, "Number of worker processes that load data; 0 loads in the main process.")
     text_sub_batches: int | None = option(
         None,
-        "Number of sub-batches of similar length that the text tower runs in; results are the same. Default: 4 on a "
-        "CPU, where it saves the most, 1 on an accelerator.",
+        "Number of sub-batches of texts of similar length in which the text tower runs; results are the same. "
+        "Default: 4 on a CPU, where it saves the most, 1 on an accelerator.",
     )
-    report_to: str = option("tensorboard", "Accelerate tracker of the logged numbers (wandb, mlflow, ...), or none.")
+    report_to: str = option("tensorboard", "Accelerate tracker for the logged numbers (wandb, mlflow, ...), or none.")
     tracker_project: str = option(
-        "xmodal_hf", "Project of --report_to; the run in it has the name of --output_dir. TensorBoard has no projects."
+        "xmodal_hf", "Project in --report_to; the name of the run is that of --output_dir. TensorBoard has no projects."
     )
     checkpoint_steps: int = option(
-        1000, "Save the whole state of the training, for --resume, every that many steps; 0: only when stopped."
+        1000, "Number of steps between training states, which --resume reads; 0 saves one only when the run is stopped."
     )
-    keep_last: int = option(2, "Training states to keep; older ones are removed.")
+    keep_last: int = option(2, "Number of training states to keep; older ones are removed.")
     resume: str | None = option(
-        None, "Go on from a training state: its folder, or `auto` for the newest of --output_dir, if there is one."
+        None,
+        "Training state to resume from: its folder, or `auto` for the newest one in --output_dir, if there is one.",
     )
     max_bad_steps: int = option(
-        10, "Skip steps whose loss or gradient is not finite; stop when there are more of them than this."
+        10,
+        "Maximum number of skipped steps. Steps whose loss or gradient is not finite are skipped; one more stops "
+        "the run.",
     )
     dry_run: bool = option(
         False,
-        "Build everything, measure one small step, print what the whole run will need, and stop. Data and weights that "
-        "cannot be reached are made up.",
+        "Build everything, measure one small step, print the requirements of the whole run, and stop. Data and "
+        "weights that cannot be reached are made up.",
     )
     expected_items: int | None = option(
         None,
-        "Rows that the data should have: what a dry run without them counts with; a run with fewer or more says so.",
+        "Expected number of rows in the data. A dry run uses it if the data cannot be reached; a run with another "
+        "number of rows prints a message.",
     )
     exclude_texts: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Evaluation sets, tables or folders of them: captions, sentences and triplets that occur there are "
-            "left out of the training. Letters and digits are compared."
+            "help": "Evaluation sets (tables, or folders of tables). Captions, sentences and triplets with a text that "
+            "occurs in them are left out of the training. Only letters and digits are compared."
         },
     )
 
@@ -164,20 +175,24 @@ class TrainingArguments:
 class ValidationArguments:
     """Options of the measurements during training."""
 
-    eval_steps: int | None = option(None, "Measure the model every that many steps, and after the last one.")
+    eval_steps: int | None = option(
+        None, "Number of steps between measurements; the model is also measured after the last step."
+    )
     eval_sts: str | None = option(
-        None, "Semantic textual similarity (sentence1, sentence2, score): a file or Hub id, such as STS-B's dev split."
+        None,
+        "Semantic textual similarity data (sentence1, sentence2, score): a file or Hub id, such as the dev split of "
+        "STS-B.",
     )
     eval_dataset: str | None = option(
-        None, "Pairs for retrieval and geometry. Default: the first --dataset, when --eval_split is given."
+        None, "Pairs for retrieval and geometry. Default: the first --dataset, if --eval_split is given."
     )
     eval_split: str | None = option(None, "Split of --eval_dataset. Default: validation.")
-    eval_max_samples: int = option(5000, "Use only the first pairs of it.")
+    eval_max_samples: int = option(5000, "Maximum number of pairs of --eval_dataset; the first ones are used.")
     best_metric: str | None = option(
         None,
-        "Release the weights of the step that was best by this number, not the last ones: sts_dev.spearman, "
-        "retrieval.text_to_image_recall@10, ... (the names of validation_log.jsonl). Lower is better for alignment "
-        "and uniformity.",
+        "Number that selects the released weights: those of the step with the best value, instead of the last ones. "
+        "Its name is as in validation_log.jsonl: sts_dev.spearman, retrieval.text_to_image_recall@10, ... Lower is "
+        "better for alignment and uniformity.",
     )
 
     def __post_init__(self) -> None:
@@ -197,15 +212,18 @@ class TextModelArguments:
     """Options of the text tower and its tokenizer."""
 
     text_model: str | None = option(
-        None, "Text model, SentenceEncoder or dual encoder: a folder or Hub id. Default: from scratch (--text_config)."
+        None,
+        "Text model, SentenceEncoder or dual encoder, as a folder or Hub id. Default: a new tower (--text_config).",
     )
     text_config: str | None = option(
         None, "Config of a text tower from scratch, as JSON with model_type (in a recipe: a mapping)."
     )
-    tokenizer: str | None = option(None, "Folder or Hub id of the tokenizer. Default: the text model's, else trained.")
-    vocab_size: int = option(8192, "Size of a tokenizer that is trained on the texts at hand.")
+    tokenizer: str | None = option(
+        None, "Folder or Hub id of the tokenizer. Default: that of the text model; without one, a tokenizer is trained."
+    )
+    vocab_size: int = option(8192, "Vocabulary size of a tokenizer that is trained on the training texts.")
     pooling: Literal["cls", "mean", "max", "eos", "last", "pooler"] | None = option(
-        None, "Pooling of the text tower. Default: the one it was trained with, else mean."
+        None, "Pooling of the text tower. Default: the one that it was trained with, else mean."
     )
     max_length: int | None = option(
         None,
@@ -228,38 +246,39 @@ class SentenceArguments:
 
     sentences: str | None = option(
         None,
-        "Unsupervised: sentences from a .txt(.gz), csv, jsonl or parquet file, a folder, a Hub id or a built-in data "
-        "set (openmoji, soundfont).",
+        "Sentences for unsupervised training: a .txt(.gz), csv, jsonl or parquet file, a folder, a Hub id or a "
+        "built-in dataset (openmoji, soundfont).",
     )
     sentence_column: str | None = option(
         None,
-        f"Column of --sentences or --paraphrases. Default: the first of {', '.join(TEXT_COLUMNS)} that is there.",
+        f"Column of --sentences or --paraphrases. Default: the first of {', '.join(TEXT_COLUMNS)} that exists.",
     )
-    max_sentences: int | None = option(None, "Use only that many sentences, drawn with the seed.")
+    max_sentences: int | None = option(None, "Maximum number of sentences, drawn with the seed.")
     triplets: str | None = option(
         None,
-        "Supervised: a file of anchor, positive and, in all rows, some or none, negative; or of NLI premise, "
-        "hypothesis, label.",
+        "Triplets for supervised training: a file of anchor, positive and, in all, some or no rows, negative; or of "
+        "NLI premise, hypothesis, label.",
     )
     paraphrases: str | None = option(
         None,
-        "Supervised by captions: any data set of --dataset, whose captions of one item are positives of each other, "
-        "or a table with a list of texts in each row; two are drawn each epoch. Pictures and sounds are not read.",
+        "Captions for supervised training: any --dataset, whose captions of one item are positives of each other, "
+        "or a table with a list of texts in each row. Two are drawn each epoch. Images and audio are not read.",
     )
     sentence_objective: str = option(
         "simcse", f"Contrastive loss of sentences: {describe_losses(SENTENCE_LOSSES)}.", SENTENCE_LOSSES
     )
     head: Literal["none", "linear", "mlp"] | None = option(
-        None, "Layer on the pooled vector; SimCSE's is mlp, with cls. Default: that of --text_model, else none."
+        None,
+        "Layer above the pooled vector; SimCSE's is mlp, with pooling cls. Default: that of --text_model, else none.",
     )
     head_at_inference: bool | None = option(
         None,
-        "Keep the head after training. Default: as in SimCSE, kept when supervised, dropped when not; one that "
-        "--text_model uses stays in use.",
+        "Keep the head after training. Default: as in SimCSE, kept after supervised training and dropped after "
+        "unsupervised training; a head that --text_model uses is kept.",
     )
 
     mlm_weight: float = option(0.0, "Weight of the auxiliary masked-language-modelling loss; SimCSE tried 0.1.")
-    mlm_probability: float = option(0.15, "Share of the tokens that it masks.")
+    mlm_probability: float = option(0.15, "Probability that a token is masked for that loss.")
 
     def __post_init__(self) -> None:
         if self.mlm_weight < 0 or not 0 < self.mlm_probability < 1:
@@ -296,16 +315,14 @@ class PairArguments:
 
     dataset: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "Pairs: folders, files, tars, Hub ids or built-in data sets (openmoji, soundfont). Required."
-        },
+        metadata={"help": "Pairs: folders, files, tars, Hub ids or built-in datasets (openmoji, soundfont). Required."},
     )
     dataset_weights: list[float] | None = field(
         default=None,
-        metadata={"help": "Share of each --dataset in every epoch, of any sum. Default: by their lengths."},
+        metadata={"help": "Relative share of each --dataset in every epoch. Default: the lengths of the datasets."},
     )
-    split: str = option("train", "Split of the data sets.")
-    modality: Modality = option("image", "What is paired with text.")  # noqa: RUF009
+    split: str = option("train", "Split of the datasets.")
+    modality: Modality = option("image", "Modality that is paired with text.")  # noqa: RUF009
     image_column: str | None = option(
         None, f"Column of images. Default: the first of {', '.join(MODALITIES['image'].columns)} that is there."
     )
@@ -316,18 +333,18 @@ class PairArguments:
         default=None,
         metadata={
             "help": "Column of captions, each a text or a list of texts; several columns make a list of captions "
-            f"(caption_1 ... caption_5 of Clotho). Default: the first of {', '.join(TEXT_COLUMNS)} that is there."
+            f"(caption_1 ... caption_5 of Clotho). Default: the first of {', '.join(TEXT_COLUMNS)} that exists."
         },
     )
     id_column: str | None = option(
         None,
         "Column of ids. Rows with equal ids are one item: each is a positive of the others, never a negative. Default: "
-        f"the first of {', '.join(ID_COLUMNS)} that is there, else the path of the item, else its bytes.",
+        f"the first of {', '.join(ID_COLUMNS)} that exists, else the path of the item, else its bytes.",
     )
     captions_per_item: int = option(
         1,
-        "Captions of each item in a step, all of them its positives (DreamLIP); of an item with fewer, some come "
-        "again. Rows with equal ids are joined.",
+        "Number of captions of each item in a step, all of them its positives (DreamLIP); an item with fewer "
+        "captions repeats some. Rows with equal ids are joined.",
     )
     negative_text_column: list[str] | None = field(
         default=None,
@@ -336,50 +353,52 @@ class PairArguments:
             "each epoch, and every item is contrasted with those of the whole batch (NegCLIP)."
         },
     )
-    max_samples: int | None = option(None, "Use only the first rows.")
+    max_samples: int | None = option(None, "Maximum number of rows; the first ones are used.")
     streaming: bool = option(
         False, "Read parquet files in place, local or remote, instead of downloading and converting them first."
     )
     shuffle_buffer: int | None = option(
         None,
-        "Shuffle shards, and rows among that many neighbours, instead of all rows: parquet files that are streamed "
-        "(default: 10000) and tars (default: all rows) are then read nearly in sequence.",
+        "Number of neighbouring rows that are shuffled together, after the shards are shuffled, instead of all "
+        "rows: parquet files that are streamed (default: 10000) and tars (default: all rows) are then read nearly "
+        "in sequence.",
     )
-    augment: bool = option(False, "Images: random resized crop and colour jitter, without flips.")
-    spec_augment: bool = option(False, "Audio: masks over stripes of time and frequency (SpecAugment).")
+    augment: bool = option(False, "Augment images with random resized crops and colour jitter, without flips.")
+    spec_augment: bool = option(False, "Augment audio with masks over ranges of time and frequency (SpecAugment).")
     audio_window: Literal["random", "center", "first"] = option(
-        "random", "Which part of a clip that is longer than the feature extractor takes; drawn anew each epoch."
+        "random",
+        "Window of a clip that is longer than the feature extractor takes; random windows are drawn anew each epoch.",
     )
     audio_padding: Literal["repeatpad", "repeat", "pad"] | None = option(
         None,
-        "How shorter clips are lengthened: by whole repeats and then silence, by repeats, or by silence; saved with "
-        "the processor. Default: as the feature extractor does.",
+        "Padding of clips that are too short: whole repeats and then silence, repeats, or silence; it is saved with "
+        "the processor. Default: that of the feature extractor.",
     )
     clip_seconds: float | None = option(
         None,
-        "Length of every clip, longer ones cut and shorter ones repeated, for a feature extractor that leaves them as "
-        "long as they are (wav2vec2's); saved with the processor.",
+        "Length of every clip, to which longer clips are cut and shorter ones repeated, for a feature extractor "
+        "without a fixed length (wav2vec2's); it is saved with the processor.",
     )
     on_bad_item: Literal["skip", "error"] = option(
         "skip",
-        "What to do about an item that cannot be used: put another one in its place and list it in bad_items.jsonl "
-        "beside the output, or stop.",
+        "Treatment of an item that cannot be used: replace it by another one and list it in bad_items.jsonl beside "
+        "the output, or stop with an error.",
     )
-    max_bad_fraction: float = option(0.01, "Stop when more than that share of the items had to be skipped.")
+    max_bad_fraction: float = option(0.01, "Maximum fraction of items that may be skipped before the run stops.")
     features: str = option(
         "auto",
         "Pooled vectors of frozen towers: each item goes through such a tower once, and training reads the vector. "
-        "`auto` keeps them in <output_dir>/../features/<side>-<checksum>, which other runs on the same tower and data "
-        "share, wherever a tower is frozen and its input is the same in every epoch; a folder keeps them there; `off` "
-        "runs the towers in each step.",
+        "`auto` uses them if a tower is frozen and its input is the same in every epoch, and keeps them in "
+        "<output_dir>/../features/<side>-<checksum>, which other runs on the same tower and data share; a folder "
+        "keeps them there; `off` runs the towers in each step.",
     )
     feature_views: int = option(
         1,
-        "Keep that many augmented views (--augment, --spec_augment, --audio_window random) of each item of a frozen "
-        "tower, and draw one of them each epoch.",
+        "Number of augmented views (--augment, --spec_augment, --audio_window random) of each item that are kept "
+        "for a frozen tower; one of them is drawn each epoch.",
     )
     feature_dtype: Literal["float16", "bfloat16", "float32"] | None = option(
-        None, "Precision of new pooled vectors on the disk. Default: float16, or that of the vectors in --features."
+        None, "Precision of new pooled vectors on disk. Default: float16, or that of the vectors in --features."
     )
 
     def __post_init__(self) -> None:
@@ -430,46 +449,50 @@ class ContrastiveArguments:
 
     model: str | None = option(
         None,
-        "Go on with a whole dual encoder, a folder or Hub id: one of ours, or a CLIPModel, SiglipModel or ClapModel, "
-        "which is converted. It has its own towers, projections and processor.",
+        "Whole dual encoder to train further, as a folder or Hub id: one of this package, or a CLIPModel, "
+        "SiglipModel or ClapModel, which is converted. It has its own towers, projections and processor.",
     )
     freeze: list[str] = field(
         default_factory=list,
-        metadata={"help": "Towers that stay as they are: text, image or audio (a locked image tower is LiT)."},
+        metadata={"help": "Towers that are not trained: text, image or audio (a frozen image tower is LiT)."},
     )
     sentence_weight: float = option(
-        1.0, "Weight of the sentence loss in joint training (--sentences, --triplets, --paraphrases); the other has 1."
+        1.0,
+        "Weight of the sentence loss in joint training (--sentences, --triplets, --paraphrases); the contrastive "
+        "loss has weight 1.",
     )
-    sentence_batch_size: int | None = option(None, "Sentences a process and step. Default: --batch_size.")
-    image_model: str | None = option(None, "Image model: a folder or Hub id. Default: from scratch (--image_config).")
+    sentence_batch_size: int | None = option(
+        None, "Number of sentences per process in each batch. Default: --batch_size."
+    )
+    image_model: str | None = option(None, "Image model, as a folder or Hub id. Default: a new tower (--image_config).")
     image_config: str | None = option(None, "Config of an image tower from scratch, as JSON with model_type.")
-    audio_model: str | None = option(None, "Audio model: a folder or Hub id. Default: from scratch (--audio_config).")
+    audio_model: str | None = option(None, "Audio model, as a folder or Hub id. Default: a new tower (--audio_config).")
     audio_config: str | None = option(None, "Config of an audio tower from scratch, as JSON with model_type.")
-    image_size: int = option(64, "Pixels of the sides of the images that a tower from scratch sees.")
+    image_size: int = option(64, "Height and width in pixels of the images that a tower from scratch takes.")
     audio_preset: Literal["clap", "wavcaps", "ast"] = option(
         "ast", "Log-mel settings of an audio tower from scratch: those of LAION-CLAP, WavCaps or AST."
     )
     max_seconds: float | None = option(
         None,
-        "Length of the clips that an audio tower from scratch sees. Default: 10. For a pretrained one its feature "
-        "extractor says it.",
+        "Length of the clips that an audio tower from scratch takes. Default: 10. For a pretrained tower, its "
+        "feature extractor determines it.",
     )
-    projection_dim: int = option(512, "Width of the shared space.")
-    projection_type: Literal["linear", "mlp", "none"] = option("linear", "Projection of each tower.")
+    projection_dim: int = option(512, "Width of the shared embedding space.")
+    projection_type: Literal["linear", "mlp", "none"] = option("linear", "Type of the projection of each tower.")
     text_projection_type: Literal["linear", "mlp", "none"] | None = option(
-        None, "Projection of the text tower. Default: --projection_type."
+        None, "Type of the projection of the text tower. Default: --projection_type."
     )
     projection_hidden_size: int | None = option(
         None, "Width between the two layers of an mlp projection. Default: --projection_dim."
     )
     projection_dropout: float = option(
-        0.0, "Dropout of what goes into the projections; frozen towers on few pairs gain by 0.3."
+        0.0, "Dropout probability of the input of the projections; frozen towers on few pairs gain by 0.3."
     )
     modality_pooling: Literal["cls", "mean", "max", "pooler"] | None = option(
-        None, "Pooling of the image or audio tower. Default: the one it was trained with, else mean."
+        None, "Pooling of the image or audio tower. Default: the one that it was trained with, else mean."
     )
     negative_text_weight: float = option(
-        0.0, "Added to the logit of each item's own negative caption (--negative_text_column)."
+        0.0, "Constant added to the logit of each item's own negative caption (--negative_text_column)."
     )
     objective: str = option("clip", f"Contrastive loss of pairs: {describe_losses(LOSSES)}.", LOSSES)
 
@@ -497,19 +520,19 @@ class LoraArguments:
 
     lora_rank: int | None = option(
         None,
-        "Train a LoRA adapter of that rank on the text tower, with the projections; all else is frozen, but see "
-        "--train_modality.",
+        "Rank of a LoRA adapter on the text tower, which is trained with the projections. All else is frozen, "
+        "except with --train_modality.",
     )
-    lora_alpha: float | None = option(None, "LoRA's scale, alpha / rank. Default: twice the rank.")
-    lora_dropout: float = option(0.0, "Dropout of the adapter's input.")
+    lora_alpha: float | None = option(None, "Alpha of LoRA, whose scale is alpha / rank. Default: twice the rank.")
+    lora_dropout: float = option(0.0, "Dropout probability of the adapter's input.")
     lora_merge: bool = option(False, "Release the model with the adapter merged in, instead of the adapter.")
     lora_target_modules: str | None = option(
         None, "Regular expression of the adapted layers. Default: all linear layers in the text tower's blocks."
     )
     train_modality: bool = option(
         False,
-        "Train the image or audio tower too, with all its weights, which are saved beside the adapter: a tower from "
-        "scratch needs it.",
+        "Train the image or audio tower too, with all its weights, which are saved beside the adapter. A tower from "
+        "scratch requires it.",
     )
 
     def __post_init__(self) -> None:

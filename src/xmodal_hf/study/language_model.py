@@ -50,12 +50,14 @@ def make_language_model(
     """Train tokenizer and tower from scratch by masked language modelling (Devlin et al. 2019, section 3.1).
 
     Args:
-        folder: gets the tower, the tokenizer and `training.json`: sentences, steps, seconds, the loss at both ends.
-        sentences: sources of `load_sentences`.
-        config: of the tower, with `model_type`.
-        vocab_size, max_length: of the tokenizer.
-        steps, batch_size, learning_rate: of AdamW; the rate falls to zero after a warm-up.
-        seed: of weights, order and masks.
+        folder: Folder for the tower, the tokenizer and `training.json` (sentences, steps, seconds, and the loss at both
+            ends).
+        sentences: Sources for `load_sentences`.
+        config: Config of the tower, with `model_type`.
+        vocab_size, max_length: Vocabulary size and maximum length of the tokenizer.
+        steps, batch_size, learning_rate: Number of steps, batch size and peak learning rate of AdamW; the rate falls to
+            zero after a warm-up.
+        seed: Seed of weights, order and masks.
 
     Raises:
         ValueError: fewer sentences than a batch has.

@@ -107,8 +107,8 @@ def make_towers(folder: Path, **towers: Mapping[str, Any] | None) -> None:
     """Make towers with real weights from packages, as `prepare_towers.py` does.
 
     Args:
-        folder: gets one folder for each modality.
-        towers: modality to options of its conversion, such as {"image": {"image_size": 224}}.
+        folder: Folder in which one folder per modality is made.
+        towers: Dictionary from modality to options of its conversion, such as {"image": {"image_size": 224}}.
     """
     prepare_towers(folder, {modality: options or {} for modality, options in towers.items()})
 

@@ -41,22 +41,25 @@ OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin
 class ConversionArguments:
     """What is converted, and into what."""
 
-    model: str = option("", "Folder, Hub id, or file of weights (.safetensors, .pt, .bin). Required.")
+    model: str = option("", "Folder, Hub id, or file of weights (.safetensors, .pt, .bin) to convert. Required.")
     output_dir: str = option("", "Folder for the converted model and its processor. Required.")
     format: Literal["auto", "transformers", "open_clip", "openai", "cyclip", "laion_clap"] = option(
         "auto",
-        "transformers: ours, CLIPModel, SiglipModel, ClapModel or VisionTextDualEncoderModel. auto tells a folder from "
-        "its config, and weights of LAION-CLAP from those of open_clip; weights of OpenAI and CyCLIP have to be named.",
+        "Format of the source. transformers: a model of this package, CLIPModel, SiglipModel, ClapModel or "
+        "VisionTextDualEncoderModel. auto recognises a folder by its config, and tells weights of LAION-CLAP from "
+        "those of open_clip; weights of OpenAI and CyCLIP must be named.",
     )
-    to: Literal["xmodal_hf", "clip", "clap"] = option("xmodal_hf", "clip: a CLIPModel; clap: a ClapModel.")
+    to: Literal["xmodal_hf", "clip", "clap"] = option(
+        "xmodal_hf", "Type of the result: xmodal_hf, clip (a CLIPModel) or clap (a ClapModel)."
+    )
     tokenizer: str | None = option(
-        None, "Folder or Hub id of the tokenizer, for a file of weights: without one, no processor is written."
+        None, "Folder or Hub id of the tokenizer for a file of weights; without one, no processor is written."
     )
     hidden_act: Literal["gelu", "quick_gelu"] | None = option(
         None,
         "Activation of open_clip's weights without an open_clip_config.json: quick_gelu for its *-quickgelu models.",
     )
-    verify: bool = option(True, "Refuse to write a model that differs from its source on random inputs.")
+    verify: bool = option(True, "Compare the model with its source on random inputs, and write it only if they agree.")
 
     def __post_init__(self) -> None:
         for name in ("model", "output_dir"):

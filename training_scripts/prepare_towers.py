@@ -23,9 +23,11 @@ def main(args: Sequence[str] | None = None) -> None:
     """Write the towers and print their folders."""
     parser = command_parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/towers"), help="Folder of the towers.")
-    parser.add_argument("--towers", nargs="+", choices=MODALITIES, default=MODALITIES, help="Which ones to make.")
-    parser.add_argument("--image_size", type=int, default=224, help="Pixels of the sides of the images that it sees.")
-    parser.add_argument("--max_seconds", type=float, default=5.0, help="Length of the clips that it hears.")
+    parser.add_argument("--towers", nargs="+", choices=MODALITIES, default=MODALITIES, help="Towers to make.")
+    parser.add_argument(
+        "--image_size", type=int, default=224, help="Height and width in pixels of the images that it takes."
+    )
+    parser.add_argument("--max_seconds", type=float, default=5.0, help="Length in seconds of the clips that it takes.")
     options = parser.parse_args(args)
     if options.image_size < 32:
         parser.error("--image_size is at least 32: the tower halves it five times")

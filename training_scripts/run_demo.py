@@ -103,13 +103,21 @@ PRETRAINED = {
 def main(args: Sequence[str] | None = None) -> None:
     """Run the stages one after the other, each as a user would."""
     parser = command_parser(__doc__)
-    parser.add_argument("--modality", choices=tuple(FROM_SCRATCH), default="image", help="What is paired with text.")
-    parser.add_argument("--from_scratch", action="store_true", help="Emoji: no pretrained towers (audio has none).")
+    parser.add_argument(
+        "--modality", choices=tuple(FROM_SCRATCH), default="image", help="Modality that is paired with text."
+    )
+    parser.add_argument(
+        "--from_scratch", action="store_true", help="Train the emoji demo without pretrained towers (audio has none)."
+    )
     parser.add_argument("--output_dir", type=Path, help="Folder of all results.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of everything.")
-    parser.add_argument("--max_steps", type=int, help="Stop each phase after that many steps (for a quick trial).")
-    parser.add_argument("--max_held_out", type=int, help="Measure fewer held-out items (for a quick trial).")
-    parser.add_argument("--card_dir", type=Path, help="Also copy what the README shows and the model card needs there.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of data order, weights and measurements.")
+    parser.add_argument("--max_steps", type=int, help="Maximum number of steps of each phase (for a quick trial).")
+    parser.add_argument(
+        "--max_held_out", type=int, help="Maximum number of held-out items to measure (for a quick trial)."
+    )
+    parser.add_argument(
+        "--card_dir", type=Path, help="Folder to which files for the README and the model card are copied."
+    )
     parser.add_argument("--search", action="store_true", help="Only answer the queries with the saved model.")
     options = parser.parse_args(args)
     demo = FROM_SCRATCH[options.modality] if options.from_scratch else (FROM_SCRATCH | PRETRAINED)[options.modality]

@@ -34,14 +34,25 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output_dir", type=Path, help="Folder of models and results. Default: outputs/<recipe>.")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Variables of the grid.")
-    parser.add_argument("--accelerate_config", help="Launch the trainings with it. Default: one process each.")
-    parser.add_argument("--jobs", type=int, default=1, help="Jobs at the same time, on one accelerator.")
-    parser.add_argument("--card_dir", type=Path, help="Also write results, plots and page there, with its notes.yaml.")
     parser.add_argument(
-        "--example", nargs=2, metavar=("CELL", "FOLDER"), help="Also copy what that model's card is rendered from."
+        "--accelerate_config", help="Configuration to launch trainings with. Default: one process each."
     )
-    parser.add_argument("--list", action="store_true", help="Only print the jobs and which of them are done.")
-    parser.add_argument("--report_only", action="store_true", help="Train nothing: only report on what is there.")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="Number of jobs that run at the same time, on one accelerator."
+    )
+    parser.add_argument(
+        "--card_dir", type=Path, help="Folder for a copy of results, plots and page, with its notes.yaml."
+    )
+    parser.add_argument(
+        "--example",
+        nargs=2,
+        metavar=("CELL", "FOLDER"),
+        help="Cell whose files for the model card are copied to a folder.",
+    )
+    parser.add_argument("--list", action="store_true", help="Only print the jobs and their state.")
+    parser.add_argument(
+        "--report_only", action="store_true", help="Train nothing, and only report on the results that exist."
+    )
     options = parser.parse_args(args)
     if options.jobs < 1:
         parser.error("--jobs is at least 1")

@@ -25,15 +25,19 @@ if TYPE_CHECKING:
 def parse_options(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = command_parser(__doc__)
-    parser.add_argument("queries", nargs="*", help="Texts to look for.")
+    parser.add_argument("queries", nargs="*", help="Query texts.")
     parser.add_argument("--model", required=True, help="Two-tower model or adapter: a folder or Hub id.")
     parser.add_argument("--features", required=True, help="Folder of the feature store.")
-    parser.add_argument("--image", nargs="+", default=[], help="Pictures to look for.")
-    parser.add_argument("--audio", nargs="+", default=[], help="Sounds to look for.")
-    parser.add_argument("--top_k", type=int, default=10, help="Answers to each query.")
-    parser.add_argument("--dataset", nargs="+", help="Where the data are. Default: where the store was made from them.")
-    parser.add_argument("--output", default="outputs/search.png", help="Contact sheet; an empty name writes none.")
-    parser.add_argument("--device", help="Such as cpu or cuda:1. Default: a GPU where there is one.")
+    parser.add_argument("--image", nargs="+", default=[], help="Query images.")
+    parser.add_argument("--audio", nargs="+", default=[], help="Query audio files.")
+    parser.add_argument("--top_k", type=int, default=10, help="Number of answers to each query.")
+    parser.add_argument(
+        "--dataset", nargs="+", help="Present location of the data. Default: the one in the feature store."
+    )
+    parser.add_argument(
+        "--output", default="outputs/search.png", help="File of the contact sheet; an empty name writes none."
+    )
+    parser.add_argument("--device", help="Device, such as cpu or cuda:1. Default: a GPU if there is one.")
     options = parser.parse_args(args)
     if not (options.queries or options.image or options.audio):
         parser.error('say what to look for: "a red bicycle", --image photo.jpg or --audio sound.wav')

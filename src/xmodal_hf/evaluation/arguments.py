@@ -18,41 +18,49 @@ RETRIEVAL_SCORES = ("cosine", "csls", "querybank")
 
 @dataclass
 class EvaluationArguments:
-    """What is measured, and how."""
+    """Model and tasks, and how they are measured."""
 
-    model: str = option("", "Path or Hub id: ours, CLIP, SigLIP, CLAP, sentence-transformers, Auto text. Required.")
+    model: str = option(
+        "",
+        "Path or Hub id of the model: of this package, CLIP, SigLIP, CLAP, sentence-transformers or Auto text. "
+        "Required.",
+    )
     tasks: str = option(
         "sts",
-        f"Comma-separated, of {', '.join(TASKS)}. sts_text_tower: of the text tower before its projection.",
+        f"Comma-separated names of tasks, of {', '.join(TASKS)}. sts_text_tower measures the text tower before its "
+        "projection.",
     )
     output_dir: str = option(
-        "outputs/evaluation", "Folder for plots and results.json; tasks are added to one that is there."
+        "outputs/evaluation", "Folder for plots and results.json; if results.json exists, tasks are added to it."
     )
-    name: str | None = option(None, "The model's name in tables and plots. Default: the last part of --model.")
+    name: str | None = option(None, "Name of the model in tables and plots. Default: the last part of --model.")
     compare: str | None = option(
-        None, "Comma-separated name=results.json of other models: a comparison table and a scatter plot are made."
+        None, "Comma-separated entries name=results.json of other models, for a comparison table and a scatter plot."
     )
     pooling: Literal["cls", "mean", "max", "eos", "last", "pooler"] = option(
-        "mean", "Pooling of an Auto text model; others know theirs."
+        "mean", "Pooling of an Auto text model; other models have their own."
     )
-    max_length: int | None = option(None, "Tokens a text at most. Default: the model's own limit.")
+    max_length: int | None = option(None, "Maximum number of tokens per text. Default: the limit of the model.")
     max_tokens_per_batch: int | None = option(
-        None, "Tokens of a text batch, padding included. Default: 1024 on a CPU, 8192 on a GPU."
+        None, "Maximum number of tokens per batch of texts, padding included. Default: 1024 on a CPU, 8192 on a GPU."
     )
-    batch_size: int = option(32, "Images or clips a batch.")
+    batch_size: int = option(32, "Number of images or clips per batch.")
     long_clips: Literal["first", "mean"] = option(
-        "first", "Of a clip longer than the model takes: its first window, or the mean of all its windows."
+        "first",
+        "Embedding of a clip that is longer than the model takes: that of its first window, or the mean of all "
+        "windows.",
     )
     retrieval_protocol: Literal["distinct", "plain"] = option(
         "distinct",
-        "distinct: equal captions are one text, whose right answers are all items that carry it. plain: every caption "
-        "is a text of its own, as in published code; where captions repeat, they count against each other.",
+        "Treatment of equal captions. distinct: they are one text, whose right answers are all items that carry it. "
+        "plain: every caption is a text of its own, as in published code; repeated captions then count against "
+        "each other.",
     )
     retrieval_scores: list[str] = field(
         default_factory=lambda: ["cosine"],
         metadata={
-            "help": "Scores of retrieval beside the cosine, of csls and querybank: both rank gallery rows lower that "
-            "are near to many queries. csls looks at all queries of the test, or at --query_bank; querybank needs it."
+            "help": "Scores of retrieval, of cosine, csls and querybank. The last two rank items lower that are near "
+            "to many queries. csls uses all queries of the test, or --query_bank, which querybank requires."
         },
     )
     matryoshka_dims: list[str] | None = field(
@@ -62,16 +70,18 @@ class EvaluationArguments:
             "of length one again, under the names <task>_dim<width>."
         },
     )
-    dtype: Literal["auto", "bfloat16", "float16"] = option("auto", "Autocast precision; auto keeps the weights' own.")
-    device: str | None = option(None, "Such as cpu or cuda:1. Default: a GPU where there is one.")
+    dtype: Literal["auto", "bfloat16", "float16"] = option(
+        "auto", "Precision of autocast; auto keeps that of the weights."
+    )
+    device: str | None = option(None, "Device, such as cpu or cuda:1. Default: a GPU if there is one.")
     trust_remote_code: bool = option(False, "Run the code that comes with a checkpoint.")
     cache_dir: str | None = option(
         None,
-        "Keep embeddings here by content, for later runs; of a dual encoder the vectors of its towers, which models on "
-        "the same frozen towers share. Default: in memory only.",
+        "Folder in which embeddings are kept by content for later runs; for a dual encoder, the vectors of its "
+        "towers, which models on the same frozen towers share. Default: in memory only.",
     )
-    seed: int = option(0, "Of the bootstrap and of the subset that representation is measured on.")
-    num_resamples: int = option(1000, "Of the bootstrap intervals; 0 leaves them out.")
+    seed: int = option(0, "Seed of the bootstrap and of the subset on which representation is measured.")
+    num_resamples: int = option(1000, "Number of resamples of the bootstrap intervals; 0 leaves the intervals out.")
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -90,84 +100,87 @@ class EvaluationArguments:
 
 @dataclass
 class EvaluationDataArguments:
-    """Where the evaluation sets are."""
+    """Evaluation data and their columns."""
 
     sts_data: str | None = option(
         None, "Folder of the STS tables. Default: mteb's copies on the Hub, which need --sts_protocol mteb."
     )
-    sts_protocol: Literal["simcse", "mteb"] = option("simcse", "simcse: test part of SICK-R; mteb: SICK-R whole.")
+    sts_protocol: Literal["simcse", "mteb"] = option(
+        "simcse", "Variant of SICK-R: simcse takes its test part, mteb takes it whole."
+    )
     transfer_data: str | None = option(None, "Folder of the SentEval tables (transfer).")
-    modality: Literal["image", "audio"] | None = option(None, "Default: what the model takes beside text.")
+    modality: Literal["image", "audio"] | None = option(
+        None, "Modality of the items. Default: the one that the model takes beside text."
+    )
     pairs: str | None = option(
-        None, "Captioned items, as --dataset of train_contrastive.py (retrieval, representation)."
+        None, "Captioned items, in the formats of --dataset of train_contrastive.py (retrieval, representation)."
     )
-    pairs_split: str | None = option(
-        None, "Split of --pairs. Default: test, or all rows of a source that has no splits."
-    )
+    pairs_split: str | None = option(None, "Split of --pairs. Default: test, or all rows of a source without splits.")
     text_column: list[str] | None = field(
         default=None,
         metadata={
             "help": "Column of the captions of --pairs; several make a list. Default: the first of "
-            f"{', '.join(TEXT_COLUMNS)} that is there."
+            f"{', '.join(TEXT_COLUMNS)} that exists."
         },
     )
     id_column: str | None = option(
         None,
         "Column of the ids of --pairs; rows with equal ids are captions of one item. Default: the first of "
-        f"{', '.join(ID_COLUMNS)} that is there, else the path or the bytes of the item.",
+        f"{', '.join(ID_COLUMNS)} that exists, else the path or the bytes of the item.",
     )
     query_bank: str | None = option(
         None,
-        "Captions of training data for --retrieval_scores, as --sentences of train_sentence_embedding.py; captions "
-        "of --pairs are left out of it.",
+        "Captions of training data for --retrieval_scores, in the formats of --sentences of "
+        "train_sentence_embedding.py; captions of --pairs are removed from it.",
     )
-    query_bank_size: int = option(5000, "Captions of --query_bank that are used, drawn with the seed.")
-    max_pairs: int | None = option(None, "Use only the first rows of --pairs.")
+    query_bank_size: int = option(5000, "Number of captions of --query_bank that are used, drawn with the seed.")
+    max_pairs: int | None = option(None, "Maximum number of rows of --pairs; the first ones are used.")
     on_bad_item: Literal["skip", "error"] = option(
         "skip",
-        "What to do about items and captions that cannot be used: leave them out, as training does, and count and list "
-        "them in results.json, or stop.",
+        "Treatment of items and captions that cannot be used: leave them out, as training does, and count and list "
+        "them in results.json, or stop with an error.",
     )
     max_bad_fraction: float = option(
         1.0,
-        "Stop a task when more than that share of its items had to be left out. By default none stops, however small "
-        "the set is; the results say how many there were.",
+        "Maximum fraction of the items of a task that may be left out before it stops. By default no task stops, "
+        "however small the set is; the results say how many items there were.",
     )
-    zero_shot_data: str | None = option(None, "Items with classes: a file, folder or Hub id (zero_shot).")
+    zero_shot_data: str | None = option(None, "Items with classes, as a file, folder or Hub id (zero_shot).")
     zero_shot_split: str | None = option(
-        None, "Split of --zero_shot_data. Default: test, or all rows of a source that has no splits."
+        None, "Split of --zero_shot_data. Default: test, or all rows of a source without splits."
     )
     label_column: str | None = option(
-        None, "Column of the class names of --zero_shot_data; not for a folder with one folder a class."
+        None, "Column of the class names of --zero_shot_data; not needed for a folder with one folder per class."
     )
     class_names: str | None = option(
         None,
-        "Text file of class names, one a line in the order of the labels, in place of those of --zero_shot_data (of "
-        "ImageNet, whose own are WordNet's). Its checksum is kept with the results.",
+        "Text file of class names, one per line in the order of the labels, which replace those of --zero_shot_data "
+        "(those of ImageNet are WordNet's). Its checksum is kept with the results.",
     )
-    fold_column: str | None = option(None, "Folds of --zero_shot_data, where it is published in folds.")
+    fold_column: str | None = option(None, "Column of the folds of --zero_shot_data, if it is published in folds.")
     prompts: str | None = option(
-        None, f"Prompt set, of {', '.join(PROMPT_SETS)}. Default: imagenet for images, laion_clap for audio."
+        None, f"Name of a prompt set, of {', '.join(PROMPT_SETS)}. Default: imagenet for images, laion_clap for audio."
     )
 
     composition_data: list[str] | None = field(
         default=None,
         metadata={
             "help": "Sets of the task compositionality: openmoji or soundfont (built in), files or folders in the "
-            "layouts of ARO, SugarCrepe and Winoground, Hub ids, or tables of items, captions and negative captions."
+            "layouts of ARO, SugarCrepe and Winoground, Hub ids, or tables of items, captions and negative "
+            "captions."
         },
     )
     composition_split: str | None = option(
-        None, "Split of --composition_data. Default: test, or all rows of a source that has no splits."
+        None, "Split of --composition_data. Default: test, or all rows of a source without splits."
     )
     composition_media: str | None = option(
-        None, "Folder of the pictures or sounds that --composition_data names. Default: around its tables."
+        None, "Folder of the images or audio files that --composition_data names. Default: around its tables."
     )
     negative_text_column: list[str] | None = field(
         default=None,
         metadata={
             "help": "Column of the wrong captions of --composition_data, each a text or a list of texts; several "
-            f"make a list. Default: the first of {', '.join(NEGATIVE_TEXT_COLUMNS)} that is there. --text_column names "
+            f"make a list. Default: the first of {', '.join(NEGATIVE_TEXT_COLUMNS)} that exists. --text_column names "
             "that of the right ones."
         },
     )

@@ -9,44 +9,46 @@ from ..options import option
 
 @dataclass
 class PublishArguments:
-    """What is published, and where."""
+    """Published files and their repository."""
 
-    checkpoint: str | None = option(None, "Folder of the model, as save_pretrained or a training script wrote it.")
-    metric: str | None = option(None, "Instead of a checkpoint: a metric of xmodal_hf.metrics, published as a Space.")
+    checkpoint: str | None = option(None, "Folder of the model that save_pretrained or a training script wrote.")
+    metric: str | None = option(
+        None, "Metric of xmodal_hf.metrics that is published as a Space, instead of a checkpoint."
+    )
     text_only: bool = option(
         False,
-        "Of --checkpoint, publish the language encoder alone (pooling, projection, normalisation), as a "
+        "Publish the language encoder of --checkpoint alone (pooling, projection, normalisation), as a "
         "sentence-transformers model that needs no code of this package.",
     )
     truncate_dim: int | None = option(
         None, "With --text_only: keep that many of the first dimensions, as --matryoshka_dims of training allows."
     )
-    repo_id: str = option("", "Repository on the Hub, user/name; made when missing. Required.")
-    private: bool = option(False, "Make a new repository private; an existing one stays what it is.")
-    branch: str = option("main", "Branch that gets the commit; made from main when missing.")
-    tag: str | None = option(None, "Tag to put on the published commit, such as v1.0.")
+    repo_id: str = option("", "Repository on the Hub, as user/name; it is created if it is missing. Required.")
+    private: bool = option(False, "Make a new repository private; an existing one is not changed.")
+    branch: str = option("main", "Branch that gets the commit; it is created from main if it is missing.")
+    tag: str | None = option(None, "Tag of the published commit, such as v1.0.")
     message: str = option("Publish with xmodal_hf", "Message of the commit.")
     include: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Patterns of further files of --checkpoint to send, such as onnx/*. By themselves only files with "
+            "help": "Patterns of further files of --checkpoint to send, such as onnx/*. Without it, only files with "
             "the names of a checkpoint, its run, its results and its plots are sent."
         },
     )
     delete: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Patterns of files in the repository to remove. By themselves only weights at its root that new "
-            "ones replace are removed."
+            "help": "Patterns of files in the repository to remove. Without it, only weights at its root that new ones "
+            "replace are removed."
         },
     )
-    timeout: float = option(60.0, "Longest wait for an answer of the Hub, in seconds.")
-    dry_run: bool = option(False, "Write the folder, print what would be sent, and send nothing.")
-    card_only: bool = option(False, "Only render the card, into --checkpoint, which needs no weights for that.")
+    timeout: float = option(60.0, "Maximum time to wait for an answer of the Hub, in seconds.")
+    dry_run: bool = option(False, "Write the folder and print its content, but send nothing.")
+    card_only: bool = option(False, "Only render the card, into --checkpoint; the weights are not needed for that.")
     output_dir: str | None = option(
         None,
-        "Write exactly what is sent below this folder, as repository (and space). Default: a temporary folder, or "
-        "outputs/publish in a dry run.",
+        "Folder below which exactly the published files are written, as repository (and space). Default: a "
+        "temporary folder, or outputs/publish in a dry run.",
     )
 
     def __post_init__(self) -> None:
@@ -68,23 +70,26 @@ class PublishArguments:
 
 @dataclass
 class CardArguments:
-    """What the card says beyond the config, the recipe and the results."""
+    """Content of the card in addition to the config, the recipe and the results."""
 
     title: str | None = option(None, "Title of the card. Default: the name of the repository.")
-    license: str | None = option(None, "Licence of the weights, by its id on the Hub, such as apache-2.0.")
+    license: str | None = option(None, "Licence of the weights, as its id on the Hub, such as apache-2.0.")
     language: list[str] = field(
-        default_factory=list, metadata={"help": "Languages of the texts, by ISO code, such as en."}
+        default_factory=list, metadata={"help": "Languages of the texts, as ISO codes such as en."}
     )
     datasets: list[str] = field(
         default_factory=list,
-        metadata={"help": "Training data by Hub id. Default: those of the recipes that are Hub ids."},
+        metadata={"help": "Hub ids of the training data. Default: those of the recipes that are Hub ids."},
     )
     base_models: list[str] = field(
-        default_factory=list, metadata={"help": "Models it started from, by Hub id. Default: those of the recipes."}
+        default_factory=list,
+        metadata={"help": "Hub ids of the models from which training started. Default: those of the recipes."},
     )
-    tags: list[str] = field(default_factory=list, metadata={"help": "Further tags."})
-    description: str | None = option(None, "A sentence or two on what the model is for, in Markdown.")
-    limitations: str | None = option(None, "What to beware of, in Markdown, beside what holds for every such model.")
+    tags: list[str] = field(default_factory=list, metadata={"help": "Further tags of the card."})
+    description: str | None = option(None, "Purpose of the model in a sentence or two, in Markdown.")
+    limitations: str | None = option(
+        None, "Limitations of the model, in Markdown, in addition to those of every such model."
+    )
     results: str | None = option(
         None, "Folder of results.json and plots, as evaluate_model.py writes it. Default: --checkpoint."
     )
@@ -98,20 +103,20 @@ class SpaceArguments:
     """A demo of the model: a Space with a page that searches a gallery and classifies with a visitor's labels."""
 
     space: str | None = option(None, "Also publish a demo Space of the model there: user/name.")
-    gallery: str = option("openmoji", "What the demo searches, as --dataset of train_contrastive.py.")
+    gallery: str = option(
+        "openmoji", "Items that the demo searches, in the formats of --dataset of train_contrastive.py."
+    )
     gallery_split: str | None = option(
-        None, "Split of --gallery. Default: test, or all rows of a source that has no splits."
+        None, "Split of --gallery. Default: test, or all rows of a source without splits."
     )
-    gallery_size: int = option(300, "Only the first items of --gallery, this many.")
+    gallery_size: int = option(300, "Maximum number of items of --gallery; the first ones are used.")
     gallery_features: str | None = option(
-        None, "Feature store of --gallery, whose items are then not embedded again. Default: embed them."
+        None, "Feature store of --gallery, whose items are then not embedded again. Default: the items are embedded."
     )
-    space_title: str | None = option(None, "Title of the page. Default: made of the model's name.")
-    space_license: str | None = option(None, "Licence of the Space, by its id on the Hub.")
-    queries: list[str] = field(
-        default_factory=list, metadata={"help": "Texts to begin with. Default: made of --gallery."}
-    )
-    labels: list[str] = field(default_factory=list, metadata={"help": "Labels to begin with. Default: likewise."})
+    space_title: str | None = option(None, "Title of the page. Default: made from the name of the model.")
+    space_license: str | None = option(None, "Licence of the Space, as its id on the Hub.")
+    queries: list[str] = field(default_factory=list, metadata={"help": "Example texts. Default: made from --gallery."})
+    labels: list[str] = field(default_factory=list, metadata={"help": "Example labels. Default: made from --gallery."})
     template: str | None = option(
         None, "Sentence with {} in the place of a label. Default: {} alone, or a sound of {}."
     )

@@ -205,9 +205,9 @@ SENTENCE_LOSSES: dict[str, SentenceLoss] = {
         paraphrases_card="supervised SimCSE (two captions of one item as a pair)",
         takes_text_ids=True,
         weights={
-            "temperature": Weight(0.05, "Divides the cosines.", label="temperature"),
+            "temperature": Weight(0.05, "Divisor of the cosines.", label="temperature"),
             "hard_negative_weight": Weight(
-                0.0, "Added to the logit of each anchor's own hard negative.", needs_triplets=True
+                0.0, "Constant added to the logit of each anchor's own hard negative.", needs_triplets=True
             ),
         },
         citations=(_SIMCSE,),

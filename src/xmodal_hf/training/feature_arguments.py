@@ -9,28 +9,32 @@ from .arguments import PairArguments
 
 @dataclass
 class FeatureArguments:
-    """Which tower embeds the items, and where its vectors go."""
+    """Tower that embeds the items, and folder of its vectors."""
 
     model: str | None = option(
-        None, "Two-tower model, a folder or Hub id: one of ours, a CLIPModel, SiglipModel or ClapModel, or an adapter."
+        None,
+        "Two-tower model, as a folder or Hub id: of this package, a CLIPModel, SiglipModel or ClapModel, or an "
+        "adapter.",
     )
-    image_model: str | None = option(None, "Image tower alone: a folder or Hub id.")
-    audio_model: str | None = option(None, "Audio tower alone: a folder or Hub id.")
-    text_model: str | None = option(None, "Text tower alone: a SentenceEncoder or any text model, a folder or Hub id.")
+    image_model: str | None = option(None, "Image tower alone, as a folder or Hub id.")
+    audio_model: str | None = option(None, "Audio tower alone, as a folder or Hub id.")
+    text_model: str | None = option(
+        None, "Text tower alone, as a folder or Hub id: a SentenceEncoder or any text model."
+    )
     side: Literal["image", "audio", "text"] | None = option(
-        None, "What is embedded. Default: text with --text_model, else the images or sounds (--modality)."
+        None, "Side that is embedded. Default: text with --text_model, else the images or audio clips (--modality)."
     )
     output_dir: str | None = option(
         None, "Folder of the vectors. Default: outputs/features/<side>-<checksum>, where training looks for them too."
     )
-    tokenizer: str | None = option(None, "Folder or Hub id of the tokenizer. Default: the text model's.")
+    tokenizer: str | None = option(None, "Folder or Hub id of the tokenizer. Default: that of the text model.")
     pooling: Literal["cls", "mean", "max", "eos", "pooler"] | None = option(
-        None, "Pooling of a tower alone. Default: the one it was trained with, else mean."
+        None, "Pooling of a tower alone. Default: the one that it was trained with, else mean."
     )
-    max_length: int | None = option(None, "Tokens a text at most. Default: that of train_contrastive.py.")
-    batch_size: int = option(64, "Pictures or sounds a batch; texts are batched by their tokens.")
-    num_workers: int = option(0, "Worker processes that decode, for each process that embeds.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Autocast precision of the tower.")
+    max_length: int | None = option(None, "Maximum number of tokens per text. Default: that of train_contrastive.py.")
+    batch_size: int = option(64, "Number of images or audio clips per batch; texts are batched by their tokens.")
+    num_workers: int = option(0, "Number of worker processes that decode, for each process that embeds.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Precision of autocast for the tower.")
 
     def __post_init__(self) -> None:
         given = [name for name in ("model", "image_model", "audio_model", "text_model") if getattr(self, name)]

@@ -11,6 +11,7 @@ import soundfile
 from datasets import Dataset
 from PIL import Image
 
+from xmodal_hf.data.sampling import PairDataset
 from xmodal_hf.data.sentences import load_sentences
 from xmodal_hf.data.sources import load_pairs
 from xmodal_hf.data.tables import load_table
@@ -381,3 +382,23 @@ def test_a_data_set_that_is_no_file_is_named(tmp_path):
     for read in (load_pairs, load_table):
         with pytest.raises(ValueError, match=r"pairs\.csv is a FIFO: pass a regular file or a folder"):
             read(tmp_path / "pairs.csv")
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+@pytest.mark.parametrize("in_zip", [False, True])
+def test_files_without_an_ending_are_told_by_their_contents(tmp_path, modality, in_zip, caplog):
+    """Whole classes of files named by their hashes would vanish."""
+    kind = "png" if modality == "image" else "wav"
+    fill(tmp_path / "data", f"cat/0.{kind}", f"dog/1.{kind}", f"dog/2.{kind}", "README", "dog/NOTES")
+    (tmp_path / "data" / "dog" / "NOTES").write_bytes(b"")
+    for number in (1, 2):
+        (tmp_path / "data" / "dog" / f"{number}.{kind}").rename(tmp_path / "data" / "dog" / f"{number}")
+    source = zipped(tmp_path / "data", tmp_path / "data.zip") if in_zip else tmp_path / "data"
+    pairs = load_pairs(source, modality=modality)
+    assert pairs["text"][:] == ["cat", "dog", "dog"]
+    assert "2 files are left out: 2 without an ending" in caplog.text
+    item = PairDataset(pairs, seed=0, **({"sampling_rate": 8000} if modality == "audio" else {}))[1]
+    assert item["text"] == "dog" and len(item["audio"] if modality == "audio" else item["image"].size) > 1
+    (tmp_path / "data" / "dog" / "1.txt").write_text("a dog barks")
+    source = zipped(tmp_path / "data", tmp_path / "more.zip") if in_zip else tmp_path / "data"
+    assert ["a dog barks"] in load_pairs(source, modality=modality)["text"][:]

@@ -35,3 +35,17 @@ def test_describe_source(tmp_path):
     assert describe_source(tmp_path) == {"dataset": tmp_path.name, "sha256": checksum(tmp_path)}
     assert describe_source("mteb/sts12-sts", Cached()) == {"dataset": "mteb/sts12-sts", "revision": "ab" * 20}
     assert describe_source("openmoji") == {"dataset": "openmoji"}
+
+
+def test_checksum_follows_links_as_loading_does(tmp_path):
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (data / "dog").mkdir(parents=True)
+    elsewhere.mkdir()
+    (data / "dog" / "0.txt").write_text("one")
+    alone = checksum(data)
+    (elsewhere / "1.txt").write_text("two")
+    (data / "cat").symlink_to(elsewhere, target_is_directory=True)
+    (data / "dog" / "around").symlink_to(data, target_is_directory=True)  # would be walked for ever
+    linked = checksum(data)
+    (elsewhere / "1.txt").write_text("three")
+    assert len({alone, linked, checksum(data)}) == 3

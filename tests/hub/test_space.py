@@ -448,3 +448,15 @@ def test_no_space_of_what_has_no_items(
     done = run_script(PUBLISH, *options, *option)
     assert done.returncode == 2 and done.stderr.startswith("publish_model.py: error: ")
     assert hub.repos == {}
+
+
+def test_a_visitor_reads_the_name_of_a_file_and_not_its_folder(image_space: Path, tmp_path: Path) -> None:
+    search = load_module(image_space / "search.py")
+    broken = tmp_path / "gradio" / "0a1b" / "broken.png"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="not an image") as error:
+        demo_of(image_space).search_item(str(broken), 3)
+    assert str(broken.parent) in str(error.value)  # as in a log
+    said = search.without_folders(str(error.value), [None, 5, "a red bicycle", str(broken)])
+    assert str(tmp_path) not in said and "broken.png: none of" in said

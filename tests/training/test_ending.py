@@ -25,8 +25,9 @@ from xmodal_hf.training.arguments import TrainingArguments, ValidationArguments
 from xmodal_hf.training.batches import JointLoader, build_loader
 from xmodal_hf.training.checkpoint import CheckpointManager, find_states, read_state
 from xmodal_hf.training.faults import BadStepsError, StopRequested
-from xmodal_hf.training.log import StepLog
+from xmodal_hf.training.log import StepLog, TrainingResult
 from xmodal_hf.training.loop import build_accelerator, run_phase
+from xmodal_hf.training.output import finish_output
 from xmodal_hf.training.validation import Validation
 
 # Far above what any of this takes, far below what a process that hangs would.
@@ -293,14 +294,18 @@ def test_one_part_of_a_joint_batch_fails(pair_batch, tmp_path):
         lambda accelerator, folder: StepLog(accelerator, folder, {}).__enter__(),
         lambda accelerator, folder: of_best(accelerator, folder).restore_best(folder, None, {}),
         lambda accelerator, folder: of_best(accelerator, folder).load_best(torch.nn.Linear(1, 1)),
+        lambda accelerator, folder: finish_output(
+            accelerator, TrainingArguments(output_dir=str(folder)), TrainingResult(), torch.nn.Linear(1, 1), None
+        ),
     ],
-    ids=["room for a state", "log", "best weights of a state", "best weights"],
+    ids=["room for a state", "log", "best weights of a state", "best weights", "finished output"],
 )
 def test_what_the_main_process_cannot_do_ends_the_others(work, monkeypatch, tmp_path):
     """They do not wait for it in vain."""
     accelerator = Accelerator(cpu=True)
     monkeypatch.setattr(Accelerator, "is_main_process", False)
     monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setattr(Accelerator, "wait_for_everyone", lambda self: None)
     monkeypatch.setattr(faults, "broadcast_object_list", lambda outcome: outcome.__setitem__(1, "OSError: no room"))
     with pytest.raises(faults.OtherProcessError, match="the main process failed: OSError: no room"):
         work(accelerator, tmp_path)

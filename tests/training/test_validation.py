@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
+from xmodal_hf.data.bad_items import TooManyBadItemsError
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.splits import NoSplitsError
 from xmodal_hf.evaluation import as_embedder, embed_pairs, evaluate_retrieval, evaluate_sts
@@ -100,12 +101,18 @@ def test_what_cannot_be_used_is_left_out_and_counted_or_stops(image_text_model, 
     rows[0]["text"] = [*rows[0]["text"], " "]
     rows.append(rows[1] | {"image": empty.name})
     file = write_rows(Path(pair_file).with_name("more.jsonl"), rows)
-    whole, some = (build({"eval_split": "validation"}, image_text_processor, name) for name in (pair_file, file))
+    whole, some = (
+        build({"eval_split": "validation"}, image_text_processor, name, max_bad_fraction=0.5)
+        for name in (pair_file, file)
+    )
     expected, found = whole.validator(image_text_model), some.validator(image_text_model)
     assert found == expected | {"pairs.num_bad_items": 2}
     strict = build({"eval_split": "validation"}, image_text_processor, file, on_bad_item="error")
     with pytest.raises(BadItemError, match="empty caption: item"):
         strict.validator(image_text_model)
+    few = build({"eval_split": "validation"}, image_text_processor, file, max_bad_fraction=0.49)
+    with pytest.raises(TooManyBadItemsError, match=r"2 of 4 items cannot be used.*max_bad_fraction=0\.49"):
+        few.validator(image_text_model)
 
 
 def test_steps_that_are_due(image_text_processor, sts_file):

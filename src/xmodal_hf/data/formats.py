@@ -1,7 +1,8 @@
 """File endings of pictures and sounds: those that the decoders read, and known ones that they do not.
 
 Rule: folders, zip archives and tars use `readable_endings` alone, so that a file which can be decoded is found wherever
-it lies. What is left out is counted by ending (`left_out_note`), and a format that the decoders lack is named as such,
+it lies; in folders and zip archives, a file without an ending is one of them if the decoder recognises its contents.
+What is left out is counted by ending (`left_out_note`), and a format that the decoders lack is named as such,
 with the command that converts it (`conversion`).
 """
 
@@ -11,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from PIL import Image
 
@@ -84,6 +85,20 @@ def ending(name: str) -> str:
 def is_readable(name: str, modality: Modality) -> bool:
     """Whether the ending of a file is one that the decoder of the modality reads."""
     return ending(name) in readable_endings(modality)
+
+
+def is_recognised(stream: BinaryIO, modality: Modality) -> bool:
+    """Whether the decoder of a modality recognises a file by its contents: for files whose names have no ending."""
+    try:
+        if modality == "image":
+            Image.open(stream, "r", image_formats())  # reads the header alone
+        else:
+            import soundfile
+
+            soundfile.info(stream)
+    except (OSError, RuntimeError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
 
 
 def is_unreadable(name: str, modality: Modality) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -27,8 +26,8 @@ from datasets import Dataset, LargeList, List, Value, concatenate_datasets
 from .column_names import TEXT_COLUMNS
 from .columns import NAME_COLUMNS, NUMBERED, TextColumns, media_names, shown
 from .errors import BadItemError
-from .formats import Modality, conversion, ending, is_readable, is_unreadable, left_out_note
-from .local_files import read_at_most, read_regular
+from .formats import Modality, conversion, ending, is_readable, is_recognised, is_unreadable, left_out_note
+from .local_files import open_regular, read_at_most, read_regular, walk
 from .located import TABLE_FOLDERS, archive_members, find_places, locate
 from .modalities import MODALITY_NAMES
 from .splits import (
@@ -69,10 +68,17 @@ class FileTree:
 
     def __init__(self, path: Path, modality: Modality) -> None:
         self.path, self.modality = path, modality
-        names, irregular = (archive_members(path), []) if path.is_file() else _walk(path)
+        names, irregular = (archive_members(path), []) if path.is_file() else walk(path)
         self.names = sorted(name for name in names if not _is_hidden(name))
         self.irregular = sorted(name for name in irregular if not _is_hidden(name))
-        self.media = [name for name in self.names if is_readable(name, modality)]
+        self.media = [name for name in self.names if is_readable(name, modality) or self._is_recognised(name)]
+
+    def _is_recognised(self, name: str) -> bool:
+        """Tell whether a file without an ending is a picture or sound by its contents."""
+        if ending(name):
+            return False
+        with self._archive.open(name) if self.path.is_file() else open_regular(self.path / name) as stream:
+            return is_recognised(stream, self.modality)  # type: ignore[arg-type]
 
     def read(self, name: str) -> bytes:
         """The content of a text beside the files; none, which is logged, where it is too large or no regular file."""
@@ -187,25 +193,6 @@ def captions_of_json(content: bytes, names: Sequence[str]) -> list[str]:
         if any(text.strip() for text in captions):
             return captions
     return []
-
-
-def _walk(path: Path) -> tuple[list[str], list[str]]:
-    """The names of the regular files below a folder, and of what is neither file nor folder: FIFOs, broken links.
-
-    Links to folders are followed, one that leads to a folder above it is not.
-    """
-    files: list[str] = []
-    others: list[str] = []
-    for place, folders, names in os.walk(path, followlinks=True):
-        folders[:] = [name for name in folders if not _leads_up(Path(place, name))]
-        for name in names:
-            file = Path(place, name)
-            (files if file.is_file() else others).append(file.relative_to(path).as_posix())
-    return files, others
-
-
-def _leads_up(folder: Path) -> bool:
-    return folder.is_symlink() and any(folder.samefile(above) for above in folder.absolute().parents)
 
 
 def _is_hidden(name: str) -> bool:
@@ -334,7 +321,7 @@ def _with_texts(tree: FileTree, media: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _texts_beside(tree: FileTree, name: str) -> dict[str, str]:
-    return tree.texts.get(name[: -len(ending(name))]) or tree.texts.get(name) or {}
+    return tree.texts.get(name[: len(name) - len(ending(name))]) or tree.texts.get(name) or {}
 
 
 def _rows_with_texts(tree: FileTree, media: Sequence[str], text_column: TextColumns) -> Dataset:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 from typing import BinaryIO
 
 from .errors import BadItemError
@@ -71,3 +72,24 @@ def check_size(num_bytes: int, name: str) -> None:
     if num_bytes > MAX_FILE_BYTES:
         size = f"{num_bytes / (1 << 20):,.0f} MiB, at most {MAX_FILE_BYTES >> 20} are read"
         raise BadItemError("file too large", f"{name}: {size}" if name else size)
+
+
+def walk(folder: str | os.PathLike) -> tuple[list[str], list[str]]:
+    """The names, relative to a folder, of the regular files below it, and of what is neither file nor folder.
+
+    Links to files and folders are followed; a link to a folder that it lies in is not. Broken links and FIFOs are among
+    the second.
+    """
+    root = Path(folder)
+    files: list[str] = []
+    others: list[str] = []
+    for place, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not _leads_up(Path(place, name))]
+        for name in names:
+            file = Path(place, name)
+            (files if file.is_file() else others).append(file.relative_to(root).as_posix())
+    return files, others
+
+
+def _leads_up(folder: Path) -> bool:
+    return folder.is_symlink() and any(folder.samefile(above) for above in folder.absolute().parents)

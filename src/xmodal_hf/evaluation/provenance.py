@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from xmodal_hf.data.local_files import walk
 from xmodal_hf.data.tables import load_table
 
 _COMMIT = re.compile(r"/([0-9a-f]{40})/")
@@ -32,11 +33,11 @@ def local_table(folder: str | os.PathLike, stem: str, split: str = "all") -> Dat
 
 
 def checksum(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, or of the names and contents of all files of a folder."""
+    """SHA-256 of a file, or of the names and contents of all regular files of a folder, links followed as on loading."""
     path = Path(path)
     if path.is_file():
         return files_checksum([path], path.parent)
-    return files_checksum([file for file in path.rglob("*") if file.is_file()], path)
+    return files_checksum([path / name for name in walk(path)[0]], path)
 
 
 def files_checksum(files: Iterable[Path], root: Path) -> str:

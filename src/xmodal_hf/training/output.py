@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from accelerate import Accelerator
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .. import __version__
@@ -155,31 +155,54 @@ def finish_output(
         processor: Processor of the model.
         lora: Options of the adapter, if the model is one: whether to release it merged.
         base: Base model that the adapter belongs to.
+
+    Raises:
+        OSError: The folder cannot be written to, in the main process.
+        OtherProcessError: In the others, which would wait for the main process in vain.
     """
     accelerator.wait_for_everyone()
     weights = whole_weights(accelerator, model)
-    folder = Path(training.output_dir)
     if isinstance(model, PeftModel) and lora is not None and lora.lora_merge:
         model = model.merge_and_unload()
-    if accelerator.is_main_process:
-        if isinstance(model, PeftModel):
-            save_adapter(model, folder, base)
-        else:
-            model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
-        if isinstance(processor, PreTrainedTokenizerBase):
-            _forget_processor(processor)
-        processor.save_pretrained(folder)
-        loss_curves({folder.name: folder / LOG_NAME}).savefig(folder / "loss_curve.png")
-        circumstances = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
-        sort_bad_items(folder / BAD_ITEMS_NAME)
-        skipped = dict(count_bad_items(folder / BAD_ITEMS_NAME))
-        _write_json(folder / RUN_NAME, circumstances | dataclasses.asdict(result) | {"skipped_items": skipped})
-        rate = result.items / result.seconds
-        print(f"{result.steps} steps, {rate:.0f} items/s, last loss {result.last_log['loss']:.3f}; saved in {folder}")
-        if skipped:
-            print(f"skipped items, listed in {folder / BAD_ITEMS_NAME}: {skipped}")
+    folder = Path(training.output_dir)
+
+    def finish() -> None:
+        _save_model(folder, model, processor, weights, base)
+        _summarise(folder, result)
         _unlock(folder)
+
+    on_main_process(accelerator, finish)
     accelerator.end_training()
+
+
+def _save_model(
+    folder: Path,
+    model: nn.Module,
+    processor: PreTrainedTokenizerBase | ProcessorMixin,
+    weights: dict[str, Tensor] | None,
+    base: str | None,
+) -> None:
+    """Write a model or an adapter, with its tokenizer or processor."""
+    if isinstance(model, PeftModel):
+        save_adapter(model, folder, base)
+    else:
+        model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+    if isinstance(processor, PreTrainedTokenizerBase):
+        _forget_processor(processor)
+    processor.save_pretrained(folder)
+
+
+def _summarise(folder: Path, result: TrainingResult) -> None:
+    """Write the loss curve, the list of bad items in order and the summary of a run, and print the latter in short."""
+    loss_curves({folder.name: folder / LOG_NAME}).savefig(folder / "loss_curve.png")
+    circumstances = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
+    sort_bad_items(folder / BAD_ITEMS_NAME)
+    skipped = dict(count_bad_items(folder / BAD_ITEMS_NAME))
+    _write_json(folder / RUN_NAME, circumstances | dataclasses.asdict(result) | {"skipped_items": skipped})
+    rate = result.items / result.seconds
+    print(f"{result.steps} steps, {rate:.0f} items/s, last loss {result.last_log['loss']:.3f}; saved in {folder}")
+    if skipped:
+        print(f"skipped items, listed in {folder / BAD_ITEMS_NAME}: {skipped}")
 
 
 def _forget_processor(tokenizer: PreTrainedTokenizerBase) -> None:

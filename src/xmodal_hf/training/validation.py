@@ -19,6 +19,7 @@ from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 
+from ..data.bad_items import check_share
 from ..data.mixing import undecoded
 from ..data.sources import load_pairs
 from ..data.splits import with_default_split
@@ -216,6 +217,7 @@ class TaskValidator:
         pairs: Pairs in canonical columns.
         modality: Modality of the pairs.
         on_bad_item: Treatment of pairs that cannot be used, as in `embed_pairs`.
+        max_bad_fraction: Largest share of the pairs that may be left out, as in training.
         keeps_frozen: Whether frozen towers run once per item: later validations read the pooled vectors, and decode no
             image or audio clip.
         folder: Folder in which those vectors are kept for other runs. None keeps them in memory only.
@@ -229,6 +231,7 @@ class TaskValidator:
         pairs: Dataset | None = None,
         modality: Literal["image", "audio"] = "image",
         on_bad_item: OnBadItem = "skip",
+        max_bad_fraction: float = 0.01,
         keeps_frozen: bool = False,
         folder: Path | None = None,
     ) -> None:
@@ -241,6 +244,7 @@ class TaskValidator:
         self.pairs = pairs
         self.modality = modality
         self.on_bad_item = on_bad_item
+        self.max_bad_fraction = max_bad_fraction
 
     def check(self, model: nn.Module, best_metric: str | None) -> None:
         """Check the data, embed some of them, and check the name of the number that chooses the weights.
@@ -291,6 +295,7 @@ class TaskValidator:
             items = unit_rows(embedder.project(self.modality, pooled))
             return dataclasses.replace(pairs, modality_embeds=items, text_embeds=embedder.encode_text(pairs.texts))
         pairs = embed_pairs(embedder, table, self.modality, on_bad_item=self.on_bad_item)
+        check_share(pairs.bad_items, len(table), self.max_bad_fraction)
         if isinstance(embedder, FrozenTowersEmbedder) and embedder.latest is not None:
             self._embedded = pairs, embedder.latest
         return pairs
@@ -352,6 +357,7 @@ def build_validation(
     sts, held_out = main_process_first(accelerator, lambda: _load_data(arguments, pairs))
     modality: Literal["image", "audio"] = "image" if pairs is None else pairs.modality
     policy: OnBadItem = "skip" if pairs is None else pairs.on_bad_item
+    tolerated = {} if pairs is None else {"max_bad_fraction": pairs.max_bad_fraction}
     keeps = pairs is not None and pairs.features != "off"
     folder = Path(training.output_dir).absolute().parent / FOLDER_NAME / _VALIDATION_FOLDER
     validator = TaskValidator(
@@ -360,6 +366,7 @@ def build_validation(
         pairs=held_out,
         modality=modality,
         on_bad_item=policy,
+        **tolerated,
         keeps_frozen=keeps,
         folder=folder if keeps and not training.dry_run else None,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from search import Demo, Hit, titles
+from search import Demo, Hit, titles, without_folders
 
 NUM_IMAGES, NUM_SOUNDS, NUM_EXAMPLES = 12, 6, 6
 NOUNS = {"image": "image", "audio": "sound"}
@@ -106,14 +106,14 @@ def show(hits: list[Hit], modality: str) -> Any:
 
 
 def shows_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a visitor read what is wrong with an input."""
+    """Let a visitor read what is wrong with an input, without the folder in which Gradio keeps it."""
 
     @wraps(function)
     def run(*values: Any) -> Any:
         try:
             return function(*values)
         except ValueError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(without_folders(str(error), values)) from error
 
     return run
 

@@ -152,6 +152,19 @@ def sound_features(extractor: Any, path: str) -> dict[str, Any]:
     return dict(extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt"))
 
 
+def without_folders(message: str, values: Sequence[Any]) -> str:
+    """Return a message that names files of a visitor as the visitor does: by their names alone.
+
+    Args:
+        message: in words.
+        values: inputs, of which some may be paths of files.
+    """
+    for value in values:
+        if isinstance(value, str) and Path(value).is_absolute():
+            message = message.replace(value, Path(value).name)
+    return message
+
+
 def titles(hits: Sequence[Hit]) -> list[str]:
     """Return what stands under each answer: its cosine with the query, and its caption."""
     return [f"{hit.cosine:.2f} {hit.caption}" for hit in hits]

@@ -13,7 +13,7 @@ from datasets import Audio, Dataset, Image
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.files import read_media
 from xmodal_hf.data.sampling import PairDataset
-from xmodal_hf.data.sources import load_pairs
+from xmodal_hf.data.sources import load_pairs, stream_pairs
 
 
 def write_jsonl(path, rows):
@@ -324,3 +324,27 @@ def test_cells_that_cannot_be_read_are_bad_items(cell, reason, tmp_path):
     cell = {name: value.replace("{folder}", str(tmp_path)) for name, value in cell.items()}
     with pytest.raises(BadItemError, match=reason):
         read_media(cell)
+
+
+@pytest.mark.parametrize(
+    ("captions", "held"),
+    [
+        (lambda number: {"en": f"item {number}", "fr": "x"}, "dictionaries of en, fr"),
+        (lambda number: [{"raw": f"item {number}"}], "lists of dictionaries of raw"),
+        (lambda number: [[f"item {number}"], ["x"]], "lists of lists"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["json", "jsonl", "parquet"])
+def test_a_column_that_can_hold_no_captions_is_named(tmp_path, captions, held, kind):
+    """In training, validation, evaluation and the dry run alike, which load pairs by this function, and streamed."""
+    rows = [{"image": f"{number}.png", "caption": captions(number), "alt": "a dog"} for number in range(3)]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+        with pytest.raises(ValueError, match=f"the column 'caption' holds {held}; .*another column with --text_column"):
+            stream_pairs(path)
+    else:
+        path.write_text(json.dumps(rows) if kind == "json" else "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=f"the column 'caption' holds {held}; .*another column with --text_column"):
+        load_pairs(path)
+    assert load_pairs(path, text_column="alt")["text"][:] == ["a dog"] * 3

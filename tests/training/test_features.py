@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, ViTConfig
@@ -17,7 +18,7 @@ from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 from xmodal_hf import AudioTextConfig, AudioTextDualEncoder, ImageTextConfig, ImageTextDualEncoder, ImageTextProcessor
 from xmodal_hf.data import sampling as sampling_module
-from xmodal_hf.evaluation.search import Search
+from xmodal_hf.evaluation.search import Gallery, Search
 from xmodal_hf.features import FeatureError, FeatureStore
 from xmodal_hf.features.frozen import FrozenSide
 
@@ -356,6 +357,42 @@ class TestExtractionBeforehand:
         sheet = tmp_path / "sheet.png"
         runpy.run_path(str(SCRIPT.with_name("search.py")))["main"]([*map(str, search), "--output", str(sheet)])
         assert "1.000  1  the dog barks at night" in capsys.readouterr().out and sheet.is_file()
+
+    @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+    def test_sentences_of_a_table_without_pictures(self, models, extract, tmp_path, kind):
+        rows = {"key": ["a", "b", "c"], "sentence": ["rain", " ", "the dog barks at night"]}
+        table = Dataset.from_dict(rows)
+        getattr(table, "to_json" if kind == "jsonl" else f"to_{kind}")(tmp_path / f"lines.{kind}")
+        where = ["--dataset", tmp_path / f"lines.{kind}", "--output_dir", tmp_path / "store"]
+        tower = ["--side", "text", "--max_length", 12, "--max_bad_fraction", 0.5, "--feature_dtype", "float32"]
+        extract("--model", models / "image", *tower, *where)
+        store = FeatureStore.open(tmp_path / "store")
+        assert store.ids(range(len(store))) == ["a", "c"]  # the blank one is a bad item
+        model = ImageTextDualEncoder.from_pretrained(models / "image").eval()
+        inputs = ImageTextProcessor.from_pretrained(models / "image").tokenizer(
+            rows["sentence"][2], return_tensors="pt"
+        )
+        torch.testing.assert_close(store["c"], model(**inputs).text_model_output.pooler_output[0])
+        assert Gallery(store).caption("c") == rows["sentence"][2]
+        with pytest.raises(ValueError, match=r"column is the image\? Pass --image_column"):
+            extract("--model", models / "image", *where, "--side", "image")
+
+    def test_an_adapter_with_a_trained_audio_tower(self, train, extract, models, tmp_path, capsys):
+        """Its store is of the tower that was trained, and `search.py` finds with it what lies in the store."""
+        options = ["--lora_rank", 2, "--train_modality", "--max_steps", 2, "--learning_rate", 0.01]
+        train("adapter", *options, modality="audio")
+        adapter = tmp_path / "runs" / "adapter"
+        for name, model in (("adapted", adapter), ("base", models / "audio")):
+            extract("--model", model, "--output_dir", tmp_path / name, modality="audio")
+        adapted, base = (FeatureStore.open(tmp_path / name) for name in ("adapted", "base"))
+        assert adapted.identity["tower"] != base.identity["tower"]
+        sound = Path(adapted.identity["data"]["source"]["dataset"][0]).with_name("3.wav")
+        found = ["--features", tmp_path / "adapted", "--audio", sound, "--top_k", 1, "--device", "cpu"]
+        search = runpy.run_path(str(SCRIPT.with_name("search.py")))["main"]
+        search([*map(str, ["--model", adapter, *found, "--output", tmp_path / "sheet.png"])])
+        assert "1.000  3.wav" in capsys.readouterr().out
+        with pytest.raises(FeatureError, match="of another tower"):
+            Search.load(models / "audio", tmp_path / "adapted", device="cpu")
 
     def test_an_adapter(self, train, extract, models, tmp_path):
         train("adapter", "--lora_rank", 2, "--max_steps", 2)

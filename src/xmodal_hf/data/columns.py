@@ -57,8 +57,31 @@ def find_texts(
         option: Option that an error message recommends, such as `--text_column`.
 
     Raises:
-        ValueError: a named column is not there, or none can be found.
+        ValueError: a named column is not there, none can be found, or one holds dictionaries or lists of lists.
     """
+    names = _find_texts(features, given, empty=empty, option=option)
+    for name in names:
+        if (found := _no_captions_in(features[name])) is not None:
+            raise ValueError(
+                f"the column {name!r} holds {found}; a caption is a text or a list of texts: write what is meant into "
+                f"a column of its own, or name another column with {option}"
+            )
+    return names
+
+
+def _no_captions_in(feature: Any) -> str | None:
+    """What a column holds that can be no captions, in words; None where each cell may be a text or a list of texts."""
+    inner = getattr(feature, "feature", None)
+    if isinstance(feature, dict):
+        return f"dictionaries of {shown(list(feature))}"
+    if isinstance(inner, dict):
+        return f"lists of dictionaries of {shown(list(inner))}"
+    return None if getattr(inner, "feature", None) is None else "lists of lists"
+
+
+def _find_texts(
+    features: Mapping[str, Any], given: TextColumns, *, empty: Sequence[str], option: str
+) -> tuple[str, ...]:
     columns = list(features)
     if given is not None:
         names = [given] if isinstance(given, str) else list(given)

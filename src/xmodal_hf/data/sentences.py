@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, List, Value
 
 from .builtin.openmoji import openmoji_caption_lists, openmoji_captions
 from .builtin.soundfont import load_soundfont, soundfont_captions
@@ -23,11 +23,13 @@ from .columns import (
     media_names,
     row_text,
 )
-from .identity import is_empty
-from .layouts import load_archive, load_folder, load_named_table, modality_of
+from .formats import Modality
+from .identity import id_of, is_empty
+from .layouts import is_text_table, load_archive, load_folder, load_named_table, modality_of
 from .mixing import undecoded
 from .modalities import MODALITY_NAMES
-from .tables import load_table, select_split
+from .sources import has_media
+from .tables import empty_columns, is_table, load_table, select_split
 from .tars import find_tars, load_tars
 
 logger = logging.getLogger(__name__)
@@ -102,15 +104,58 @@ def load_sentences(
 
 def is_sentence_file(source: str | os.PathLike) -> bool:
     """Tell whether a source is a text file, one sentence a line, compressed or not."""
-    return ".txt" in Path(source).suffixes[-2:] and Path(source).is_file()
+    return ".txt" in Path(source).suffixes[-2:] and Path(source).is_file() and not is_text_table(Path(source))
 
 
-def sentence_rows(source: str | os.PathLike, *, max_samples: int | None = None) -> Dataset:
-    """The sentences of a text file in the columns of pairs: `id` (the number of the sentence), `text`, no `image`."""
-    sentences = load_sentences(source)["anchor"][:max_samples]
-    rows = {"id": [str(number) for number in range(len(sentences))], "image": [None] * len(sentences)}
-    features = Features({"id": Value("string"), "image": Image(decode=False), "text": Value("string")})
-    return Dataset.from_dict(rows | {"text": sentences}, features=features)
+def holds_texts_alone(source: str | os.PathLike, *, modality: Modality, media_column: str | None = None) -> bool:
+    """Tell whether a source is a text file of sentences, or a table without a column of pictures or sounds.
+
+    Args:
+        source: File of texts or pairs.
+        modality: Modality of the pairs; ids that lead to files of it stand for their column.
+        media_column: Column of images or audio clips, if one is named: the source then holds pairs.
+    """
+    if media_column is not None:
+        return False
+    path = Path(source)
+    is_alone = path.is_file() and is_table(path) and not has_media(path, modality=modality)
+    return is_sentence_file(path) or is_alone
+
+
+def sentence_rows(
+    source: str | os.PathLike,
+    *,
+    split: str = "train",
+    text_column: TextColumns = None,
+    id_column: str | None = None,
+    max_samples: int | None = None,
+) -> Dataset:
+    """Texts alone in the columns of pairs: `id`, `text` (a text, or a list of them), and an `image` that is null.
+
+    Args:
+        source: Text file, one sentence a line, or table.
+        split, text_column, id_column: Options of a table, as in `load_pairs`. Without a column of ids, the id of a row
+            is its number, from 0.
+        max_samples: Number of rows to keep, the first ones.
+
+    Raises:
+        ValueError: a column or split that is not there.
+    """
+    if is_sentence_file(source):
+        texts: list[Any] = load_sentences(source)["anchor"][:]
+        row_id = None
+    else:
+        table = select_split(load_named_table(Path(source)), split, source)
+        names = find_texts(table.features, text_column, empty=() if text_column else empty_columns(table))
+        class_names = class_names_of(table.features, names)
+        texts = [row_text(row, class_names) for row in zip(*(table[name][:] for name in names), strict=True)]
+        row_id = find_ids(table.column_names, id_column)
+    numbers = range(len(texts))
+    ids = list(map(str, numbers)) if row_id is None else list(map(id_of, table[row_id][:], numbers))
+    text = List(Value("string")) if any(isinstance(value, list) for value in texts) else Value("string")
+    features = Features({"id": Value("string"), "image": Image(decode=False), "text": text})
+    rows = {"id": ids, "image": [None] * len(texts), "text": texts}
+    return Dataset.from_dict({name: values[:max_samples] for name, values in rows.items()}, features=features)
 
 
 def load_triplets(source: str | os.PathLike, *, split: str = "train", seed: int = 0) -> Dataset:

@@ -130,6 +130,16 @@ def negative_texts(table: Dataset, column: TextColumns) -> list[list[str]]:
     return [[text.strip() for text in row if isinstance(text, str) and text.strip()] for row in listed]
 
 
+def has_media(source: str | os.PathLike, *, modality: Modality) -> bool:
+    """Tell whether a table has a column of pictures or sounds by its name, or of ids that lead to such files."""
+    path = Path(source)
+    table = load_named_table(path)
+    ids = [column for column in table.column_names if column.lower() in NAME_COLUMNS]
+    return _media_column(table, modality, None) is not None or any(
+        _leads_to_files(spellings(table, column), path.parent, modality) for column in ids
+    )
+
+
 def load_rows(source: str | os.PathLike, *, modality: Modality, split: str) -> Dataset:
     """The rows of `load_pairs` in the columns of the source, of which it has other names than `load_pairs` gives.
 

@@ -33,7 +33,7 @@ def local_table(folder: str | os.PathLike, stem: str, split: str = "all") -> Dat
 
 
 def checksum(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, or of the names and contents of all regular files of a folder, links followed as on loading."""
+    """SHA-256 of a file, or of the names and contents of all files of a folder; links are followed as on loading."""
     path = Path(path)
     if path.is_file():
         return files_checksum([path], path.parent)

@@ -23,7 +23,7 @@ from transformers import ProcessorMixin
 from ..data.audio import load_waveform
 from ..data.images import load_image
 from ..data.mixing import ConcatenatedPairs, PairTable, undecoded
-from ..data.sentences import is_sentence_file, sentence_rows
+from ..data.sentences import holds_texts_alone, sentence_rows
 from ..data.sources import load_pairs
 from ..features.frozen import tower_fields
 from ..features.manifest import FeatureError, differences
@@ -39,6 +39,8 @@ from .plots import spectrogram_picture
 _FAISS_VECTORS = 100_000
 # Embeddings that are kept between queries, in bytes; larger stores are projected anew for each.
 _KEPT_BYTES = 2**30
+# Of a store's source, what says which texts a table without pictures or sounds gives.
+_TEXT_OPTIONS = ("split", "text_column", "id_column", "max_samples")
 # Of the spectrograms on a contact sheet: samples of a window, and the longest clip that is shown, in seconds.
 _STFT_SAMPLES, _SHOWN_SECONDS = 512, 10.0
 
@@ -250,8 +252,10 @@ class Gallery:
             raise ValueError("the feature store does not say which data it is of: pass --dataset")
         self.modality: Literal["image", "audio"] = source.get("modality", "image")
         load: Callable[[str], PairTable] = partial(load_pairs, **source)
-        if all(map(is_sentence_file, names)):
-            load = partial(sentence_rows, max_samples=source.get("max_samples"))
+        columns = {"image": source.get("image_column"), "audio": source.get("audio_column")}
+        media: dict[str, Any] = {"modality": self.modality, "media_column": columns[self.modality]}
+        if all(holds_texts_alone(name, **media) for name in names):
+            load = partial(sentence_rows, **{name: source[name] for name in _TEXT_OPTIONS if name in source})
         tables: dict[str, Any] = {name: load(name) for name in names}
         self.table: PairTable = undecoded(ConcatenatedPairs(tables) if len(tables) > 1 else tables[names[0]])
         self._rows = {item_id: row for row, item_id in reversed(list(enumerate(self.table["id"])))}

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.mixing import ConcatenatedPairs, PairTable
-from ..data.sentences import is_sentence_file, sentence_rows
+from ..data.sentences import holds_texts_alone, sentence_rows
 from ..features.extraction import ExtractionOptions, extract
 from ..features.frozen import Side
 from ..features.identity import short_name
@@ -95,13 +95,22 @@ def load_side(
 
 
 def _load_table(side: Side, pairs: PairArguments) -> PairTable:
-    """Load the pairs; of the text side, text files of one sentence a line too."""
-    are_sentences = [is_sentence_file(source) for source in pairs.dataset]
-    if side != "text" or not any(are_sentences):
+    """Load the pairs; of the text side, text files of one sentence a line and tables of texts alone too."""
+    column = pairs.image_column if pairs.modality == "image" else pairs.audio_column
+    if side != "text" or pairs.streaming:
         return load_pair_table(pairs)
-    if not all(are_sentences):
-        raise ValueError("--dataset names text files and pairs: embed them one after the other, in two folders")
-    tables = {source: sentence_rows(source, max_samples=pairs.max_samples) for source in pairs.dataset}
+    are_texts = [holds_texts_alone(name, modality=pairs.modality, media_column=column) for name in pairs.dataset]
+    if not any(are_texts):
+        return load_pair_table(pairs)
+    if not all(are_texts):
+        raise ValueError("--dataset names texts alone and pairs: embed them one after the other, in two folders")
+    options: dict[str, Any] = {
+        "split": pairs.split,
+        "text_column": pairs.text_column,
+        "id_column": pairs.id_column,
+        "max_samples": pairs.max_samples,
+    }
+    tables = {source: sentence_rows(source, **options) for source in pairs.dataset}
     return ConcatenatedPairs(tables) if len(tables) > 1 else tables[pairs.dataset[0]]
 
 

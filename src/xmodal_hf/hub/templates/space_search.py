@@ -156,8 +156,8 @@ def without_folders(message: str, values: Sequence[Any]) -> str:
     """Return a message that names files of a visitor as the visitor does: by their names alone.
 
     Args:
-        message: in words.
-        values: inputs, of which some may be paths of files.
+        message: Text of an error.
+        values: Inputs, of which some may be paths of files.
     """
     for value in values:
         if isinstance(value, str) and Path(value).is_absolute():

@@ -154,7 +154,7 @@ def sentence_rows(
     ids = list(map(str, numbers)) if row_id is None else list(map(id_of, table[row_id][:], numbers))
     text = List(Value("string")) if any(isinstance(value, list) for value in texts) else Value("string")
     features = Features({"id": Value("string"), "image": Image(decode=False), "text": text})
-    rows = {"id": ids, "image": [None] * len(texts), "text": texts}
+    rows: dict[str, list[Any]] = {"id": ids, "image": [None] * len(texts), "text": texts}
     return Dataset.from_dict({name: values[:max_samples] for name, values in rows.items()}, features=features)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -136,7 +137,9 @@ def main(args: Sequence[str] | None = None) -> None:
     same = ["--modality", demo.modality, "--output_dir", str(folder), "--max_held_out", str(demo.num_held_out)]
     run([sys.executable, __file__, "--search", *same])
     results["search"] = json.loads((folder / "search.json").read_text(encoding="utf-8"))
-    results["meta"]["seconds"] = round(time.perf_counter() - started, 1)
+    used = os.times()  # of this process and those that it has started
+    cpu_seconds = used.user + used.system + used.children_user + used.children_system
+    results["meta"] |= {"seconds": round(time.perf_counter() - started, 1), "cpu_seconds": round(cpu_seconds, 1)}
     (folder / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.card_dir is not None:
         # Not at the top: --help and a wrong option answer without torch.
@@ -374,7 +377,10 @@ def print_summary(demo: Demo, folder: Path, results: dict[str, Any]) -> None:
     print(f"recall@10 by chance: {results['meta']['chance_recall@10']:.2f}")
     for query, answers in results["search"].items():
         print(f"{query!r}: {', '.join(answer['caption'] for answer in answers)}")
-    print(f"{results['meta']['seconds']:.0f} s; results, pictures and the model are in {folder}")
+    meta = results["meta"]
+    print(
+        f"{meta['seconds']:.0f} s, {meta['cpu_seconds']:.0f} s of a core; results, pictures and the model are in {folder}"
+    )
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ FROM_SCRATCH = {
         split="openmoji, test split (whole base emoji held out)",
         num_held_out=300,
         top_k=5,
-        queries=("a heart", "an angry face", "a clock", "pink circle", "a flag with a blue stripe", "woman worker"),
+        queries=("a heart", "an angry face", "a clock", "pink circle", "a person riding a bike", "woman worker"),
     ),
     "audio": Demo(
         modality="audio",

@@ -378,9 +378,7 @@ def print_summary(demo: Demo, folder: Path, results: dict[str, Any]) -> None:
     for query, answers in results["search"].items():
         print(f"{query!r}: {', '.join(answer['caption'] for answer in answers)}")
     meta = results["meta"]
-    print(
-        f"{meta['seconds']:.0f} s, {meta['cpu_seconds']:.0f} s of a core; results, pictures and the model are in {folder}"
-    )
+    print(f"{meta['seconds']:.0f} s, {meta['cpu_seconds']:.0f} s of a core; all of it is in {folder}")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,13 @@ def test_contact_sheet_has_a_panel_a_picture(tmp_path):
     assert is_png(figure, tmp_path / "sheet.png")
 
 
+def test_contact_sheet_frames_what_is_held_out():
+    picture = Image.new("RGB", (8, 8), "red")
+    figure = plots.contact_sheet(["red"], [[picture] * 3], framed=[[False, True, False]])
+    widths = [axes.spines["left"].get_linewidth() for axes in figure.axes if axes.images]
+    assert widths[1] > widths[0] == widths[2]
+
+
 def test_contact_sheet_of_sounds_has_captions_below_spectrograms(tmp_path):
     picture = plots.spectrogram_picture(np.arange(12.0).reshape(4, 3))
     assert picture.size == (4, 3)

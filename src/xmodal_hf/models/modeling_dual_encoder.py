@@ -277,7 +277,10 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         values = inputs[self.main_input_name]
         assert values is not None  # checked
         is_alone = all(value is None for name, value in inputs.items() if name != self.main_input_name)
-        if self.training or torch.is_grad_enabled() or values.device.type != "cpu" or values.ndim != 4 or not is_alone:
+        is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # exports are of any batch
+        if self.training or torch.is_grad_enabled() or is_traced or not is_alone:
+            return []
+        if values.device.type != "cpu" or values.ndim != 4:
             return []
         size = max(1, _CACHE_SIZED_PIXELS // max(1, math.prod(values.shape[-2:])))
         return [{**inputs, self.main_input_name: part} for part in values.split(size)] if len(values) > size else []

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import ClapFeatureExtractor, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..losses.positives import NO_TEXT
+from ..models.text_format import with_prefix
 from .clips import check_equal_lengths, clap_features, to_clip_length
 from .modalities import MODALITY_NAMES, modality_of_columns
 from .sampling import SENTENCE_VIEWS, text_id
@@ -181,7 +182,11 @@ class SentenceCollator:
         texts = [shortest if cell is None else cell for cell in cells]
         batch = dict(
             self.tokenizer(
-                texts, padding=self.padding, truncation=True, max_length=self.max_length, return_tensors="pt"
+                with_prefix(self.tokenizer, texts),
+                padding=self.padding,
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
             )
         )
         if self.mlm_probability > 0:

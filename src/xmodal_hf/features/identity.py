@@ -21,6 +21,7 @@ from ..data.errors import BadItemError
 from ..data.files import read_media
 from ..data.mixing import ConcatenatedPairs, PairTable, without_media
 from ..data.parquet import ParquetPairs
+from ..models.text_format import text_prefix
 
 # Fields of configs that change no vector of a tower in evaluation mode.
 _NO_EFFECT = frozenset(
@@ -69,6 +70,8 @@ def tokenizer_fields(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     else:
         contents = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     contents = contents | {"sides": [tokenizer.padding_side, tokenizer.truncation_side]}
+    if text_prefix(tokenizer):
+        contents |= {"text_prefix": text_prefix(tokenizer)}
     text = json.dumps(contents, sort_keys=True, default=str)
     return {"class": type(tokenizer).__name__, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 

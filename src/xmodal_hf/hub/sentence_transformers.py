@@ -36,6 +36,8 @@ from ..models.text_format import (
     has_fixed_length,
     pad_to_fixed_length,
     pads_to_max_length,
+    set_text_prefix,
+    text_prefix,
 )
 from ..models.weight_mapping import Rule, rename_weights
 
@@ -72,7 +74,7 @@ def export_sentence_transformers(
 
     Args:
         model: Sentence encoder, or dual encoder, whose text projection is exported too.
-        tokenizer: Tokenizer of the model.
+        tokenizer: Tokenizer of the model. What its file puts before each text becomes the default prompt.
         folder: Folder of the export; it is created if it is missing.
         truncate_dim: Number of leading dimensions that are kept, as a model trained with `--matryoshka_dims` allows;
             the vectors are of length one again. None: all.
@@ -89,8 +91,9 @@ def export_sentence_transformers(
             reads the same of every text, or it is `eos` and other tokens, or padding without a mask, are behind the end
             of text.
     """
-    folder = Path(folder)
+    folder, prefix = Path(folder), text_prefix(tokenizer)
     tokenizer = _own_copy(tokenizer, model)
+    set_text_prefix(tokenizer, "")  # it becomes the default prompt
     model.check_tokenizer(tokenizer)
     tower = _plain_tower(model.text_model)
     pooling = model.config.pooling if isinstance(model, SentenceEncoder) else model.config.text_pooling
@@ -121,7 +124,7 @@ def export_sentence_transformers(
         modules[path] = "Dense"
     path = f"{len(modules)}_Normalize"
     write_json(folder / path / "config.json", {})
-    write_modules(folder, {**modules, path: "Normalize"})
+    write_modules(folder, {**modules, path: "Normalize"}, prefix)
     return folder
 
 

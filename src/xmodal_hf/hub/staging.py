@@ -229,7 +229,8 @@ def _prepare_for_readers(folder: Path, model_type: str) -> None:
     fixed = tower_type in FIXED_LENGTH_TOWERS
     pads = fixed or (has_tokenizer and read_json(tokenizer_config).get("padding") == "max_length")
     methods = _VECTOR_METHODS[model_type]
-    write_sentence_transformers_files(folder, methods, pads_to_max_length=pads, with_mask=not fixed)
+    prefix = read_json(tokenizer_config).get("text_prefix", "") if has_tokenizer else ""
+    write_sentence_transformers_files(folder, methods, pads_to_max_length=pads, with_mask=not fixed, prefix=prefix)
     if model_type == "xmodal_sentence_encoder" and has_tokenizer:
         # A tokenizer that was a processor's names it, and AutoProcessor would look for it here.
         names = ("processor_class", "auto_map")

@@ -1,9 +1,12 @@
 """Processors: one object that turns texts with images, or texts with audio, into model inputs."""
 
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase, SequenceFeatureExtractor
+from typing import Any
+
+from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase, SequenceFeatureExtractor
 from transformers.processing_utils import ProcessorMixin
 
 from .hub_files import HubCardMixin
+from .text_format import with_prefix
 
 
 def without_call_options(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -25,7 +28,20 @@ def with_saved_settings(image_processor: BaseImageProcessor) -> BaseImageProcess
     return image_processor
 
 
-class ImageTextProcessor(HubCardMixin, ProcessorMixin):
+class _PrefixMixin(ProcessorMixin):
+    """Puts the instruction that the tokenizer's file may have (`text_prefix`) before each text."""
+
+    def __call__(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Prepare texts, with their instruction, and images or sounds; arguments as `ProcessorMixin` has them."""
+        if text is not None:
+            texts = with_prefix(self.tokenizer, [text] if isinstance(text, str) else text)
+            text = texts[0] if isinstance(text, str) else texts
+        return super().__call__(images, text, videos, audio, **kwargs)
+
+
+class ImageTextProcessor(HubCardMixin, _PrefixMixin):
     r"""Image processor and tokenizer of an [`ImageTextDualEncoder`] in one.
 
     `processor(text=[...], images=[...], return_tensors="pt")` gives `input_ids`, `attention_mask` and
@@ -44,7 +60,7 @@ class ImageTextProcessor(HubCardMixin, ProcessorMixin):
         super().__init__(with_saved_settings(image_processor), without_call_options(tokenizer))
 
 
-class AudioTextProcessor(HubCardMixin, ProcessorMixin):
+class AudioTextProcessor(HubCardMixin, _PrefixMixin):
     r"""Feature extractor and tokenizer of an [`AudioTextDualEncoder`] in one.
 
     `processor(text=[...], audio=[...], sampling_rate=48000, return_tensors="pt")` gives `input_ids`,

@@ -8,6 +8,8 @@ The rules:
   There, and where transformers' own SiglipModel is embedded, the tokenizer says whether there is a mask.
 - Texts are cut at the tokenizer's `model_max_length` or at the positions that the tower has, whichever is smaller.
 - A tokenizer without a padding token gets one that it has already; the mask hides it.
+- The file of a tokenizer may have an instruction that comes before each text (`text_prefix`), for decoders that were
+  trained with one. Processors of this package put it there too; a plain call of the tokenizer does not.
 - The side of the padding makes no difference: models of this package turn left padding right (`text_tower.py`).
 
 `prepare_tokenizer` and `adopt_special_tokens` write these decisions into the tokenizer and the tower's config, so that
@@ -80,7 +82,7 @@ class TextFormat:
     def tokenize(self, texts: Sequence[str]) -> list[Row]:
         """Return one dictionary of lists for each text, cut and not padded."""
         columns = self.tokenizer(
-            list(texts),
+            with_prefix(self.tokenizer, list(texts)),
             padding=False,
             truncation=True,
             max_length=self.max_length,
@@ -109,6 +111,24 @@ class TextFormat:
                 padded.append([*padding, *row[name]] if is_left else [*row[name], *padding])
             batch[name] = torch.tensor(padded)
         return batch
+
+
+def text_prefix(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the instruction that a tokenizer's file puts before each text; empty for most."""
+    return tokenizer.init_kwargs.get("text_prefix") or ""
+
+
+def set_text_prefix(tokenizer: PreTrainedTokenizerBase, prefix: str) -> None:
+    """Let a tokenizer's file say what comes before each text, such as "query: "; an empty one takes it away."""
+    tokenizer.init_kwargs.pop("text_prefix", None)
+    if prefix:
+        tokenizer.init_kwargs["text_prefix"] = prefix
+
+
+def with_prefix(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
+    """Return texts with the instruction of a tokenizer before each."""
+    prefix = text_prefix(tokenizer)
+    return [prefix + text for text in texts]
 
 
 def has_fixed_length(model: PreTrainedModel) -> bool:

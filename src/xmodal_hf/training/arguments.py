@@ -221,6 +221,11 @@ class TextModelArguments:
     tokenizer: str | None = option(
         None, "Folder or Hub id of the tokenizer. Default: that of the text model; without one, a tokenizer is trained."
     )
+    text_prefix: str | None = option(
+        None,
+        "Instruction before each text, such as 'Represent this caption: ', for decoders; saved with the tokenizer and "
+        "applied in evaluation, search and exports. Default: that of the tokenizer, else none.",
+    )
     vocab_size: int = option(8192, "Vocabulary size of a tokenizer that is trained on the training texts.")
     pooling: Literal["cls", "mean", "max", "eos", "last", "pooler"] | None = option(
         None, "Pooling of the text tower. Default: the one that it was trained with, else mean."

@@ -78,8 +78,47 @@ _KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 514,
         "type_vocab_size": 1,
     },
+    "sentence-transformers/all-MiniLM-L6-v2": {
+        "model_type": "bert",
+        "vocab_size": 30522,
+        "hidden_size": 384,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 12,
+        "intermediate_size": 1536,
+        "max_position_embeddings": 512,
+    },
+    "HuggingFaceTB/SmolLM2-135M": {
+        "model_type": "llama",
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+    },
     "laion/clap-htsat-unfused": {"model_type": "clap_audio_model"},
     "microsoft/resnet-50": {"model_type": "resnet"},
+}
+_CLIP_TEXT = {
+    "model_type": "clip_text_model",
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "intermediate_size": 2048,
+    "max_position_embeddings": 77,
+}
+_CLIP_IMAGE = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+# Text and image tower of whole models, likewise.
+_KNOWN_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "openai/clip-vit-base-patch32": (_CLIP_TEXT, _CLIP_IMAGE | {"patch_size": 32}),
+    "openai/clip-vit-base-patch16": (_CLIP_TEXT, _CLIP_IMAGE | {"patch_size": 16}),
 }
 
 
@@ -295,6 +334,8 @@ def placeholders(
         text = dataclasses.replace(text, tokenizer=None)
     if contrastive is None:
         return text, None
+    if contrastive.model in _KNOWN_MODELS and not _is_reachable(contrastive.model):
+        return _known_model(text, contrastive, contrastive.model, notes)
     check_sources([("--model", "model", contrastive.model)])
     for kind in MODALITIES:
         source = getattr(contrastive, f"{kind}_model")
@@ -407,6 +448,18 @@ def _num_items(table: Any, training: TrainingArguments, notes: list[str]) -> int
     if training.expected_items is None:
         notes.append(f"without --expected_items, the run is taken to have the {len(table)} made-up rows")
     return training.expected_items or len(table)
+
+
+def _known_model(
+    text: TextModelArguments, contrastive: ContrastiveArguments, source: str, notes: list[str]
+) -> tuple[TextModelArguments, ContrastiveArguments]:
+    """The options of a random model of the architecture of one that cannot be reached."""
+    notes.append(f"model {source} cannot be reached: a random one of its architecture stands in")
+    text_config, image_config = _KNOWN_MODELS[source]
+    positions = max(text.max_length or 0, text_config["max_position_embeddings"])
+    text = dataclasses.replace(text, text_config=json.dumps(text_config | {"max_position_embeddings": positions}))
+    config = json.dumps(image_config)
+    return text, dataclasses.replace(contrastive, model=None, image_config=config, image_size=224, projection_dim=512)
 
 
 def _known_config(source: str, kind: str, notes: list[str]) -> str:

@@ -23,6 +23,8 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from .. import __version__
 from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items, sort_bad_items
 from ..evaluation.plots import loss_curves
+from ..models.sentence_transformers_files import write_prefix
+from ..models.text_format import text_prefix
 from ..options import local_sources, save_recipe
 from ..shipped import IS_CHECKOUT
 from .adapters import save_adapter
@@ -190,6 +192,7 @@ def _save_model(
     if isinstance(processor, PreTrainedTokenizerBase):
         _forget_processor(processor)
     processor.save_pretrained(folder)
+    write_prefix(folder, text_prefix(getattr(processor, "tokenizer", processor)))
 
 
 def _summarise(folder: Path, result: TrainingResult) -> None:

@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..data.modalities import MODALITIES
+from ..models.text_format import set_text_prefix
 from ..objectives import JointObjective, MatryoshkaObjective, Objective
 from .arguments import (
     ContrastiveArguments,
@@ -55,6 +56,8 @@ def build_sentence_phase(
 ) -> Phase:
     """Return phase 1 on a table of sentences, triplets or paraphrases."""
     tokenizer = build_tokenizer(text, lambda: texts_of(None, table))
+    if text.text_prefix is not None:
+        set_text_prefix(tokenizer, text.text_prefix)
     model = build_sentence_encoder(text, sentence, tokenizer)
     check_max_length(model, tokenizer, text)
     objective: Objective = build_sentence_objective(sentence, table, text_sub_batches(training, accelerator))
@@ -78,6 +81,8 @@ def build_pair_phase(
     processor = build_processor(
         contrastive, pairs.modality, lambda: build_tokenizer(text, lambda: texts_of(table, sentences))
     )
+    if text.text_prefix is not None:
+        set_text_prefix(processor.tokenizer, text.text_prefix)
     if lora.lora_rank is not None and is_sharded(accelerator):
         raise ValueError("--lora_rank is for models that every process holds whole: drop FSDP or DeepSpeed")
     model = build_trained_dual_encoder(text, contrastive, lora, processor)

@@ -72,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     try:
         study = Study.read(recipe, folder, _variables(options.set))
-        jobs = jobs_of(study.cells, folder)
+        jobs = jobs_of(study.cells, folder, study.baselines)
         done = [job.is_done() for job in jobs]
     except ValueError as error:
         parser.error(str(error))

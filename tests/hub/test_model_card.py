@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from xmodal_hf import AudioTextProcessor, LogMelFeatureExtractor
+from xmodal_hf.evaluation.tasks import TASKS
 from xmodal_hf.hub.arguments import CardArguments
 from xmodal_hf.hub.card_results import model_index, result_tables
 from xmodal_hf.hub.model_card import CardSources, render_card
@@ -128,7 +129,7 @@ def test_tables_have_intervals_and_what_was_before() -> None:
     ]
     assert sts.rows == [("average", "75.00", "74.00 to 76.00", ""), ("STS12", "70.00", "", "")]
     assert retrieval.caption == "openmoji, test split; 300 items; 1,500 texts"
-    assert sts.caption == "mteb/sts; test split; Spearman; revision abc"
+    assert sts.caption == f"mteb/sts; test split; Spearman; revision abc. {TASKS['sts'].note}"
 
 
 def test_a_model_that_was_only_measured_before_shows_that() -> None:

@@ -82,6 +82,34 @@ def test_a_question_for_each_level_that_is_compared(tmp_path):
     ]
 
 
+def test_baselines_are_made_for_each_seed_or_named(tmp_path):
+    words = {"kind": "random_word_vectors", "tokenizer": "{data}/bert"}
+    published = {"model": "{data}/clip", "evaluation": {"tasks": "retrieval"}}
+    study = read(tmp_path, {"baselines": {"random words": words, "published": published}})
+    assert [(one.name, one.seed, one.evaluation["tasks"]) for one in study.baselines] == [
+        ("random words", 0, "sts"),
+        ("random words", 1, "sts"),
+        ("published", None, "retrieval"),
+    ]
+    assert study.baselines[1].model == str(tmp_path / "out" / "baselines" / "random-words_seed1")
+    made = {"kind": "random_word_vectors", "tokenizer": "data/bert", "seed": 1}
+    assert study.prepare["baselines/random-words_seed1"] == made
+    for entry in ({}, {"kind": "x", "model": "y"}, "bert"):
+        with pytest.raises(ValueError, match=r"the baseline 'b' of .* has either a kind or a model"):
+            read(tmp_path, {"baselines": {"b": entry}})
+    with pytest.raises(ValueError, match="nothing to be measured by"):
+        read(tmp_path, {"baselines": {"b": {"model": "bert"}}, "evaluation": {"tasks": "retrieval"}})
+
+
+def test_a_claim_is_the_papers_only_by_its_source(tmp_path):
+    (asked,) = RECIPE["questions"]
+    sources = ("Zhao et al. 2024, abstract", "Goel et al. 2022", None)
+    questions = [asked | {"source": source, "compare": {"language": ["none", "unsup first"]}} for source in sources]
+    study = read(tmp_path, {"questions": questions, "paper": "Zhao et al. 2024"})
+    assert [question.of_paper for question in study.questions] == [True, False, False]
+    assert not any(question.of_paper for question in read(tmp_path, {"questions": questions}).questions)
+
+
 def test_options_of_another_recipe(tmp_path):
     (tmp_path / "pairs.yaml").write_text("dataset: [cc3m]\nbatch_size: 128\n", encoding="utf-8")
     cell = read(tmp_path, {"phase2": {"recipe": "pairs.yaml", "batch_size": 16}}).cells[0]

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from xmodal_hf.study.grid import Cell
+from xmodal_hf.study.grid import Baseline, Cell
 from xmodal_hf.study.jobs import Job, jobs_of, run_jobs, seconds_in_all, seconds_of
 
 TRAINING = """
@@ -61,7 +61,7 @@ def cell(objective, phase1=True):
         phase1=("unsup", {"sentences": "wiki.txt"}) if phase1 else None,
         phase2={"objective": objective},
         model=None,
-        evaluation={"tasks": "sts"},
+        evaluation={"tasks": "retrieval"},  # which a model of phase 1 does not take part in
     )
 
 
@@ -89,19 +89,19 @@ def test_what_is_done_is_kept(tmp_path, scripts):
 
 def test_only_missing_tasks_are_evaluated(tmp_path, scripts):
     run_jobs(jobs_of([cell("clip")], tmp_path / "study"), scripts)
-    more = Cell(**{**vars(cell("clip")), "evaluation": {"tasks": "sts, transfer,retrieval"}})
+    more = Cell(**{**vars(cell("clip")), "evaluation": {"tasks": "retrieval, zero_shot,representation"}})
     jobs = jobs_of([more], tmp_path / "study")
     assert [job.is_done() for job in jobs] == [True, True, False]
-    (jobs[2].folder / "results.json").write_text(json.dumps({"sts": {}, "transfer": {}, "meta": {}}))
+    (jobs[2].folder / "results.json").write_text(json.dumps({"retrieval": {}, "zero_shot": {}, "meta": {}}))
     assert not jobs[2].is_done()
     run_jobs(jobs, scripts)
-    assert jobs[2].is_done() and (jobs[2].folder / "calls").read_text().splitlines() == ["sts", "retrieval"]
+    assert jobs[2].is_done() and (jobs[2].folder / "calls").read_text().splitlines() == ["retrieval", "representation"]
 
 
 def test_the_tasks_of_an_evaluation_that_names_none_are_those_of_the_script(tmp_path, scripts):
     for evaluation in ({}, {"tasks": "sts,"}):
         plain = Cell(**{**vars(cell("clip")), "evaluation": evaluation})
-        job = jobs_of([plain], tmp_path / "study")[2]
+        job = jobs_of([plain], tmp_path / "study")[-1]
         assert job.open_tasks() == ["sts"]
 
 
@@ -182,3 +182,23 @@ def test_a_finished_model_is_only_evaluated(tmp_path):
     finished = Cell(**{**vars(cell("clip", phase1=False)), "model": "sentence-transformers/all-MiniLM-L6-v2"})
     (job,) = jobs_of([finished], tmp_path)
     assert (job.script, job.options["model"]) == ("evaluate_model.py", "sentence-transformers/all-MiniLM-L6-v2")
+
+
+def test_baselines_and_models_of_phase_1_are_evaluated_in_tasks_of_texts(tmp_path):
+    evaluation = {"tasks": "sts, retrieval", "sts_data": "sts", "pairs": "pairs.jsonl", "num_resamples": 10}
+    baseline = Baseline("random word vectors", 1, str(tmp_path / "words"), {"tasks": "sts"})
+    measured = Cell(**{**vars(cell("clip")), "evaluation": evaluation})
+    first, phase1, of_phase1, *_ = jobs_of([measured], tmp_path / "study", [baseline])
+    assert first.options["model"] == str(tmp_path / "words")
+    assert first.folder.name == "baseline_random-word-vectors_seed1"
+    options = {"tasks": "sts", "sts_data": "sts", "num_resamples": 10, "name": "phase1_unsup"}
+    assert of_phase1.options == options | {"model": str(phase1.folder), "output_dir": str(of_phase1.folder)}
+    of_pairs = jobs_of([cell("clip")], tmp_path / "study")
+    assert [job.folder.parent.name for job in of_pairs] == ["phase1", "models", "evaluations"]
+
+
+def test_a_model_of_phase_1_is_evaluated(tmp_path, scripts):
+    measured = Cell(**{**vars(cell("clip")), "evaluation": {"tasks": "sts,retrieval"}})
+    jobs = jobs_of([measured], tmp_path / "study")
+    assert run_jobs(jobs, scripts) == {}
+    assert list(json.loads((jobs[1].folder / "results.json").read_text())) == ["meta", "sts"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from xmodal_hf.study.plots import figures
-from xmodal_hf.study.report import NOTES_NAME, headline_table, paired_resamples, render
+from xmodal_hf.study.report import NOTES_NAME, closed_forms, headline_table, paired_resamples, render
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 
@@ -89,6 +89,34 @@ def test_several_seeds_are_summarised(results):
     results["cells"]["sup_seed1"] = {"levels": {"language": "sup"}, "seed": 1, "sts": metric(49.125)}
     # mean of 47.125 and 49.125, and their deviation, sqrt(2)
     assert "| sup | 48.12 ± 1.41 | 1.00 |" in headline_table(results)
+
+
+def test_baselines_and_phases_1_are_rows_above_the_models(results, tmp_path):
+    results["baselines"] = {
+        "chance": {"name": "chance", "seed": None, "sts": {"average": 0.0}},
+        "constant classifier": {"name": "constant classifier", "seed": None, "transfer": {"average": 50.0}},
+        "words_seed0": {"name": "random word vectors", "seed": 0, "sts": metric(50.0)},
+        "words_seed1": {"name": "random word vectors", "seed": 1, "sts": metric(52.0)},
+    }
+    results["phase1"] = {"phase1_sup_seed0": {"name": "phase 1 alone: sup", "seed": 0, "sts": metric(60.0)}}
+    rows = headline_table(results).splitlines()[2:]
+    assert rows == [
+        "| *chance* | 0.00 |  |",
+        "| *random word vectors* | 51.00 ± 1.41 |  |",
+        "| *phase 1 alone: sup* | 60.00 (0.50) |  |",
+        "| none | 40.00 (0.50) | 1.00 |",
+        "| sup | 47.12 (0.50) | 1.00 |",
+    ]
+    write(tmp_path, results)
+    assert "In italics: what needs no training" in render(tmp_path)
+
+
+def test_closed_forms_that_differ_between_cells_are_left_out():
+    def measured(recall):
+        return {"meta": {"tasks": {"retrieval": {"baselines": {"chance": {"recall": recall, "same": 5.0}}}, "sts": {}}}}
+
+    found = closed_forms({"a": measured(1.0), "b": measured(2.0), "c": measured(1.0)})
+    assert found == {"chance": {"name": "chance", "seed": None, "retrieval": {"same": 5.0}}}
 
 
 def test_notes_are_put_beside_their_claims(tmp_path, results):

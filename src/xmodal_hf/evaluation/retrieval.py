@@ -238,6 +238,27 @@ def gold_pairs(gold: Any, num_queries: int, num_gallery: int) -> tuple[np.ndarra
     return pair_query, as_indices(np.concatenate(golds), "gold", num_gallery)
 
 
+def gold_counts(text_to_item: Any, texts: Sequence[str], *, distinct: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """How many golds each text and each item has.
+
+    Args:
+        text_to_item: (M,) the item of each caption.
+        texts: (M,) the captions.
+        distinct: equal captions are one text, as in the protocol `distinct` of `evaluate_retrieval`.
+
+    Returns:
+        (T,) items of each text, and (N,) texts of each item.
+
+    Example:
+        >>> gold_counts([0, 1, 1], ["a dog", "a dog", "rain"])
+        (array([2, 1]), array([1, 2]))
+    """
+    items = np.asarray(text_to_item)
+    rows = distinct_texts(texts)[1] if distinct else np.arange(len(items))
+    pairs = np.unique(np.stack([rows, items], axis=1), axis=0)  # (P, 2)
+    return np.bincount(pairs[:, 0]), np.bincount(pairs[:, 1])
+
+
 def recall_at_k(ranks: GoldRanks, k: int) -> float:
     """Share of the queries with a gold among the first k, in [0, 1]. With k at or above the gallery's size it is 1."""
     return float((ranks.best <= _checked_k(k)).mean())

@@ -71,7 +71,7 @@ def result_tables(results: Mapping[str, Mapping[str, Any]]) -> list[ResultTable]
             (metric, _shown(value), _interval(numbers, metric), _shown(before[metric]) if metric in before else "")
             for metric, value in _metrics(numbers)
         ]
-        tables.append(ResultTable(_title(base), _caption(numbers, _task_meta(results, task)), bool(before), rows))
+        tables.append(ResultTable(_title(base), _caption(base, numbers, _task_meta(results, task)), bool(before), rows))
     return tables
 
 
@@ -105,7 +105,7 @@ def _task_meta(results: Mapping[str, Mapping[str, Any]], task: str) -> Mapping[s
     return meta.get("tasks", {}).get(task, meta)
 
 
-def _caption(numbers: Mapping[str, float], meta: Mapping[str, Any]) -> str:
+def _caption(task: str, numbers: Mapping[str, float], meta: Mapping[str, Any]) -> str:
     """Return on what, on how much and how a task was measured."""
     parts = [_dataset_name(str(meta["dataset"]))] if "dataset" in meta else []
     parts += [f"{meta['split']} split"] if meta.get("split") else []
@@ -115,7 +115,8 @@ def _caption(numbers: Mapping[str, float], meta: Mapping[str, Any]) -> str:
     parts += [str(meta["protocol"])] if "protocol" in meta else []
     parts += [f"revision {meta['revision']}"] if meta.get("revision") else []
     parts += [f"SHA-256 {meta['sha256'][:12]}"] if meta.get("sha256") else []
-    return "; ".join(parts)
+    note = TASKS[task].note if task in TASKS else ""
+    return ". ".join(filter(None, ("; ".join(parts), note)))
 
 
 def _dataset_name(dataset: str) -> str:

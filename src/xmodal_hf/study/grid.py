@@ -14,17 +14,28 @@
         none: {}
         unsup first: {phase1: {sentences: "{data}/sentences.txt"}}
         unsup joint: {phase2: {sentences: "{data}/sentences.txt"}}
+    paper: Zhao et al. 2024                 # whose claims the study can reproduce: those with it as their source
+    baselines:                              # rows beside those of the models, and chance where a task has it
+      random word vectors: {kind: random_word_vectors, tokenizer: "{study}/tokenizer", hidden_size: 300}
+      untrained tower: {kind: untrained_tower, text_model: "{data}/bert"}
+      tower before training: {model: "{data}/bert"}
     questions:
       - claim: Unsupervised sentence training improves language quality
         compare: {language: [none, [unsup first, unsup joint]]}
         metrics: {sts.average: higher}
+        source: Zhao et al. 2024, abstract  # left out for a question of one's own
+        confounds: The levels differ in the texts too.
 
 `recipe: other.yaml` among options stands for those of that file, which lies beside this one; what is said here wins.
 A cell takes one level of every axis and a seed. It has a phase 1 when one of its levels says something of it; cells
-whose phase 1 has the same options share the run. `{study}` stands for the folder of the results, `{seed}` for the seed
-of a cell and the name of an axis for its level as it stands in folder names: a phase 2 may go on with the model of
-another cell, `model: "{study}/models/{objective}_none_seed{seed}"`, and then takes no option of a new model. A level
-with `model` of its own is a finished model that is only evaluated, such as a phase 1's,
+whose phase 1 has the same options share the run, and its model is evaluated too, in the tasks of texts alone. A
+baseline of a kind (`preparation.PREPARATIONS`) is made once for each seed, one that names a model is measured as it is;
+both in the tasks of texts alone unless `evaluation` says otherwise.
+
+`{study}` stands for the folder of the results, `{seed}` for the seed of a cell and the name of an axis for its level as
+it stands in folder names: a phase 2 may go on with the model of another cell,
+`model: "{study}/models/{objective}_none_seed{seed}"`, and then takes no option of a new model.
+A level with `model` of its own is a finished model that is only evaluated, such as a phase 1's in all tasks,
 `model: "{study}/phase1/unsup-first_seed{seed}"`.
 
 `cells`, a list of {axis: level or [levels]}, leaves out the cells that no entry of it names: of an axis that an entry
@@ -43,6 +54,7 @@ from typing import Any, Literal
 
 from ..commands import read_yaml
 from ..evaluation.arguments import EvaluationArguments, EvaluationDataArguments
+from ..evaluation.tasks import TASKS
 from ..options import check_keys
 from ..training.arguments import (
     OF_A_NEW_MODEL,
@@ -81,7 +93,9 @@ class Question:
         metrics: "task.metric" to the direction that the statement expects.
         where: axis to the only level that is looked at; the others are averaged over.
         interaction: axis and two of its levels; the question is then how much larger the difference is at the second.
-        source: where the statement comes from.
+        source: publication whose statement it is; empty for a question of one's own.
+        of_paper: whether the source is the paper that the study reproduces.
+        confounds: what else differs between the levels.
     """
 
     claim: str
@@ -92,6 +106,8 @@ class Question:
     where: Mapping[str, str] = field(default_factory=dict)
     interaction: tuple[str, str, str] | None = None
     source: str = ""
+    of_paper: bool = False
+    confounds: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +122,7 @@ class Cell:
         phase2: options; without `text_model` where phase 1 gives it.
         model: a finished model that is only evaluated; None for one that is trained.
         evaluation: options.
+        phase1_levels: those of the levels that phase 1 depends on.
     """
 
     name: str
@@ -115,6 +132,29 @@ class Cell:
     phase2: Mapping[str, Any]
     model: str | None
     evaluation: Mapping[str, Any]
+    phase1_levels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A model that the study compares with and does not train.
+
+    Attributes:
+        name: of its row.
+        seed: of its random weights; None for a model that exists.
+        model: folder or Hub id.
+        evaluation: options.
+    """
+
+    name: str
+    seed: int | None
+    model: str
+    evaluation: Mapping[str, Any]
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the folder of its results."""
+        return "_".join(["baseline", slug(self.name), *([] if self.seed is None else [f"seed{self.seed}"])])
 
 
 @dataclass(frozen=True)
@@ -132,6 +172,7 @@ class Study:
     questions: tuple[Question, ...]
     columns: Mapping[str, str]
     prepare: Mapping[str, Mapping[str, Any]]
+    baselines: tuple[Baseline, ...] = ()
 
     @classmethod
     def read(cls, path: Path, folder: Path, variables: Mapping[str, str] | None = None) -> Study:
@@ -148,7 +189,7 @@ class Study:
         raw = _resolved(read_yaml(path), path.parent)
         keys = ("title", "variables", "seeds", "prepare", "phase1", "phase2", "evaluation", "axes", "cells", "columns")
         _require(raw, _REQUIRED, path)
-        check_keys(raw, (*keys, "questions"), path)
+        check_keys(raw, (*keys, "paper", "baselines", "questions"), path)
         known = {name: str(value) for name, value in (raw.get("variables") or {}).items()}
         check_keys(variables or {}, known, "--set")
         own = {name: f"{{{name}}}" for name in ("seed", *map(str, raw["axes"]))}  # known when a cell is
@@ -157,6 +198,7 @@ class Study:
             str(axis): {_level(level, path): options or {} for level, options in levels.items()}
             for axis, levels in filled["axes"].items()
         }
+        baselines, made = _baselines(filled, folder, path)
         return cls(
             title=filled["title"],
             grid=raw,
@@ -164,10 +206,11 @@ class Study:
             questions=tuple(
                 question
                 for entry in filled.get("questions", [])
-                for question in _questions(entry, filled["axes"], path)
+                for question in _questions(entry, filled["axes"], path, filled.get("paper") or "")
             ),
             columns=filled["columns"],
-            prepare=filled.get("prepare") or {},
+            prepare={**(filled.get("prepare") or {}), **made},
+            baselines=baselines,
         )
 
 
@@ -259,6 +302,42 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def text_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an evaluation that a model of texts alone takes, with the tasks of texts alone; {} without one."""
+    wanted = map(str.strip, evaluation.get("tasks", EvaluationArguments.tasks).split(","))
+    tasks = [task for task in wanted if task in TASKS and TASKS[task].needs_texts_alone]
+    known = {item.name for item in fields(EvaluationArguments)} | {"sts_data", "sts_protocol", "transfer_data"}
+    kept = {name: value for name, value in evaluation.items() if name in known}
+    return kept | {"tasks": ",".join(tasks)} if tasks else {}
+
+
+def _baselines(
+    grid: Mapping[str, Any], folder: Path, path: Path
+) -> tuple[tuple[Baseline, ...], dict[str, dict[str, Any]]]:
+    """The baselines of a grid, and the preparations that make those of a kind."""
+    found: list[Baseline] = []
+    made: dict[str, dict[str, Any]] = {}
+    default = text_evaluation(grid.get("evaluation") or {})
+    for name, entry in (grid.get("baselines") or {}).items():
+        where = f"the baseline {name!r} of {path}"
+        if not isinstance(entry, dict) or ("kind" in entry) == ("model" in entry):
+            raise ValueError(f"{where} has either a kind or a model")
+        _check_options(entry.get("evaluation") or {}, "evaluation", path)
+        evaluation = default | (entry.get("evaluation") or {})
+        if not evaluation:
+            raise ValueError(f"{where} has nothing to be measured by: the evaluation has no task of texts alone")
+        options = {key: value for key, value in entry.items() if key != "evaluation"}
+        if "model" in entry:
+            check_keys(options, ("model",), where)
+            found.append(Baseline(name, None, entry["model"], evaluation))
+            continue
+        for seed in grid.get("seeds", [0]):
+            target = f"baselines/{slug(name)}_seed{seed}"
+            made[target] = options | {"seed": seed}
+            found.append(Baseline(name, seed, str(folder / target), evaluation))
+    return tuple(found), made
+
+
 def _check_options(options: Mapping[str, Any], part: str, path: Path) -> None:
     names = [item.name for class_ in _OPTION_CLASSES[part] for item in fields(class_)]
     check_keys(options, names, f"{part} of {path}")
@@ -293,13 +372,16 @@ def _cell(
         phase2=phase2,
         model=next((_fill(level["model"], own) for level in added.values() if level.get("model")), None),
         evaluation=options["evaluation"],
+        phase1_levels=tuple(of_phase1),
     )
 
 
-def _questions(entry: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]], path: Path) -> list[Question]:
+def _questions(
+    entry: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]], path: Path, paper: str
+) -> list[Question]:
     """Return a question for each level that another one is compared with."""
     _require(entry, ("claim", "compare", "metrics"), f"a question of {path}")
-    check_keys(entry, ("claim", "source", "compare", "metrics", "where", "interaction"), path)
+    check_keys(entry, ("claim", "source", "compare", "metrics", "where", "interaction", "confounds"), path)
     axis, before, after = _two_levels(entry["compare"], "compare", path)
     levels_after = [_level(level, path) for level in (after if isinstance(after, list) else [after])]
     before = _level(before, path)
@@ -323,7 +405,9 @@ def _questions(entry: Mapping[str, Any], axes: Mapping[str, Mapping[str, Any]], 
             metrics=entry["metrics"],
             where=where,
             interaction=interaction,
-            source=entry.get("source", ""),
+            source=entry.get("source") or "",
+            of_paper=bool(paper) and (entry.get("source") or "").startswith(paper),
+            confounds=entry.get("confounds") or "",
         )
         for level in levels_after
     ]

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.suite import RESULTS_NAME
 from ..messages import progress_bar
 from ..training.output import RUN_NAME
-from .grid import Cell
+from .grid import Baseline, Cell, text_evaluation
 
 JOB_NAME = "job.yaml"
 LOG_NAME = "output.log"
@@ -93,32 +93,53 @@ def evaluation_folder(folder: Path, cell: Cell) -> Path:
     return folder / _EVALUATIONS / cell.name
 
 
-def jobs_of(cells: Sequence[Cell], folder: Path) -> list[Job]:
+def phase1_evaluation_folder(folder: Path, cell: Cell) -> Path | None:
+    """Where the results of a cell's phase 1 are, which others may share; None without one."""
+    return None if cell.phase1 is None else folder / _EVALUATIONS / f"{_PHASE_1}_{cell.phase1[0]}"
+
+
+def baseline_folder(folder: Path, baseline: Baseline) -> Path:
+    """Where a baseline's results are."""
+    return folder / _EVALUATIONS / baseline.folder_name
+
+
+def jobs_of(cells: Sequence[Cell], folder: Path, baselines: Sequence[Baseline] = ()) -> list[Job]:
     """Return all jobs in an order in which each finds what it needs; a phase 1 that cells share comes once.
+
+    Baselines, which need no training, come first.
 
     Raises:
         ValueError: cells want a phase 1 of the same name with other options.
     """
-    jobs: dict[Path, Job] = {}
+    measured = [_evaluation(baseline_folder(folder, one), one.model, one.evaluation) for one in baselines]
+    jobs: dict[Path, Job] = {job.folder: job for job in measured}
+    in_cells = {cell.model for cell in cells}
     for cell in cells:
-        for job in _cell_jobs(cell, folder):
+        for job in _cell_jobs(cell, folder, in_cells):
             if jobs.setdefault(job.folder, job).options != job.options:
                 raise ValueError(f"two cells have other options for {job.folder}: give their levels different names")
     return list(jobs.values())
 
 
-def _cell_jobs(cell: Cell, folder: Path) -> list[Job]:
+def _cell_jobs(cell: Cell, folder: Path, in_cells: Collection[str | None]) -> list[Job]:
+    """The jobs of a cell; a model of phase 1 that is a cell of its own is evaluated as that."""
     jobs, model, phase2 = [], cell_folder(folder, cell), dict(cell.phase2)
     if cell.phase1 is not None:
         target = folder / _PHASE_1 / cell.phase1[0]
         jobs.append(Job("train_sentence_embedding.py", target, {**cell.phase1[1], "output_dir": str(target)}))
         phase2["text_model"] = str(target)
+        of_texts, results = text_evaluation(cell.evaluation), phase1_evaluation_folder(folder, cell)
+        if of_texts and results is not None and str(target) not in in_cells:
+            jobs.append(_evaluation(results, str(target), of_texts))
     if cell.model is None:
         jobs.append(Job("train_contrastive.py", model, phase2 | {"output_dir": str(model)}))
-    results = evaluation_folder(folder, cell)
-    evaluated = {"model": cell.model or str(model), "name": cell.name, "output_dir": str(results)}
-    jobs.append(Job("evaluate_model.py", results, {**cell.evaluation, **evaluated}))
+    jobs.append(_evaluation(evaluation_folder(folder, cell), cell.model or str(model), cell.evaluation))
     return jobs
+
+
+def _evaluation(results: Path, model: str, options: Mapping[str, Any]) -> Job:
+    named = {"model": model, "name": results.name, "output_dir": str(results)}
+    return Job("evaluate_model.py", results, {**options, **named})
 
 
 def run_jobs(

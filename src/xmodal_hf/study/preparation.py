@@ -1,4 +1,4 @@
-"""What the models of a study share and no data set has: one tokenizer, and captions of labelled clips."""
+"""What the models of a study share and no data set has: one tokenizer, captions of labelled clips, baselines."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..data.tables import load_table
 from ..hub.packaged_towers import prepare_towers
 from ..training.tokenizer import train_tokenizer
 from .language_model import make_language_model
+from .untrained import make_random_word_vectors, make_untrained_tower
 
 
 def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
@@ -29,7 +30,7 @@ def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None
         if kind not in PREPARATIONS:
             raise ValueError(f"prepare: {name} has the kind {kind!r}, known are {', '.join(PREPARATIONS)}")
         target = folder / name
-        options_path = target.with_suffix(".yaml")  # beside it: what is in the folder is data
+        options_path = target.with_name(f"{target.name}.yaml")  # beside it: what is in the folder is data
         if target.is_dir():
             made_with = yaml.safe_load(options_path.read_text(encoding="utf-8")) if options_path.is_file() else options
             if made_with != options:
@@ -38,7 +39,7 @@ def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None
                     "trained with it, or choose another --output_dir"
                 )
             continue
-        partial = target.with_suffix(".partial")
+        partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         PREPARATIONS[kind](partial, **{key: value for key, value in options.items() if key != "kind"})
@@ -118,4 +119,6 @@ PREPARATIONS: dict[str, Callable[..., None]] = {
     "captioned_clips": make_captioned_clips,
     "language_model": make_language_model,
     "towers": make_towers,
+    "random_word_vectors": make_random_word_vectors,
+    "untrained_tower": make_untrained_tower,
 }

@@ -19,16 +19,27 @@ import yaml
 
 from ..commands import read_yaml
 from ..evaluation.suite import RESULTS_NAME, read_resamples, same_draws, task_of, versions
+from ..evaluation.tasks import TASKS
 from ..hub.markdown import render_markdown
 from ..training.output import RUN_NAME
-from .comparisons import Measured, answer
-from .grid import Cell, Study
-from .jobs import Job, cell_folder, evaluation_folder, jobs_of, seconds_in_all, seconds_of
+from .comparisons import Measured, answer, flat_numbers
+from .grid import Baseline, Cell, Study
+from .jobs import (
+    Job,
+    baseline_folder,
+    cell_folder,
+    evaluation_folder,
+    jobs_of,
+    phase1_evaluation_folder,
+    seconds_in_all,
+    seconds_of,
+)
 
 logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
 NOTES_NAME = "notes.yaml"
+_NOT_OF_THE_DATA = ("versions", "runtime_seconds", "baselines")
 _TEMPLATE = Path(__file__).with_name("report_template.md")
 
 
@@ -59,7 +70,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         Measured.of(entries[cell.name], paired_resamples(evaluation_folder(folder, cell), results[cell.name], results))
         for cell in cells
     ]
-    jobs = [job for job in jobs_of(cells, folder) if job.is_done()]
+    jobs = [job for job in jobs_of(cells, folder, study.baselines) if job.is_done()]
     answers: list[dict[str, Any]] = []
     for question in study.questions:
         found = answer(question, measured)
@@ -71,6 +82,8 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
             )
     return {
         "cells": entries,
+        "phase1": _phase1_entries(cells, folder),
+        "baselines": closed_forms(results) | _baseline_entries(study.baselines, folder),
         "answers": answers,
         "meta": {
             "title": study.title,
@@ -114,6 +127,8 @@ def render(folder: Path) -> str:
         claims=[(claim, [found for found in results["answers"] if found["claim"] == claim]) for claim in claims],
         paired=all(found.get("paired", False) for found in results["answers"]),
         one_seed=len({cell["seed"] for cell in results["cells"].values()}) == 1,
+        has_references=bool(reference_groups(results, 1)),
+        task_notes={name: TASKS[name].note for name in results["meta"]["tasks"] if name in TASKS},
         plots=sorted(path.name for path in folder.glob("*.png")),
         recipe=yaml.safe_dump(results["meta"]["recipe"], sort_keys=False, allow_unicode=True, width=120),
         interval=_shown_interval,
@@ -122,19 +137,41 @@ def render(folder: Path) -> str:
 
 
 def headline_table(results: Mapping[str, Any]) -> str:
-    """One row for each choice of levels: mean and, of several seeds, deviation; of one seed, the interval."""
+    """One row for each baseline, phase 1 and choice of levels: mean and deviation, or of one seed the interval.
+
+    Baselines and phases 1 that no column measures are left out.
+    """
     columns: Mapping[str, str] = results["meta"]["columns"]
     axes = list(next(iter(results["cells"].values()))["levels"])
-    groups: dict[tuple[str, ...], list[Measured]] = {}
-    for cell in results["cells"].values():
-        groups.setdefault(tuple(cell["levels"].values()), []).append(Measured.of(cell))
     header = f"| {' | '.join([*axes, *columns])} |"
     ruler = "|---" * len(axes) + "|---:" * len(columns) + "|"
     rows = [
         f"| {' | '.join([*levels, *(_summary(cells, metric) for metric in columns.values())])} |"
-        for levels, cells in groups.items()
+        for levels, cells in [*reference_groups(results, len(axes)), *model_groups(results)]
     ]
     return "\n".join([header, ruler, *rows])
+
+
+def model_groups(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[Measured]]]:
+    """Each choice of levels and the cells that share it, which differ in their seed."""
+    groups: dict[tuple[str, ...], list[Measured]] = {}
+    for cell in results["cells"].values():
+        groups.setdefault(tuple(cell["levels"].values()), []).append(Measured.of(cell))
+    return list(groups.items())
+
+
+def reference_groups(results: Mapping[str, Any], num_axes: int) -> list[tuple[tuple[str, ...], list[Measured]]]:
+    """What the models are compared with, as `model_groups`: the baselines, then the models of phase 1.
+
+    The name stands in the place of the first axis. Results of before there were baselines have none.
+    """
+    columns = results["meta"]["columns"].values()
+    groups: dict[str, list[Measured]] = {}
+    for name, entry in [*results.get("baselines", {}).items(), *results.get("phase1", {}).items()]:
+        measured = Measured({}, entry["seed"] or 0, flat_numbers(_tasks_of(entry)))
+        if not measured.numbers.keys().isdisjoint(columns):
+            groups.setdefault(f"*{entry.get('name', name)}*", []).append(measured)
+    return [((name, *[""] * (num_axes - 1)), cells) for name, cells in groups.items()]
 
 
 def shown(value: float) -> str:
@@ -174,6 +211,43 @@ def _without_meta(results: Mapping[str, Any]) -> dict[str, Any]:
     return {task: numbers for task, numbers in results.items() if task != "meta"}
 
 
+def _tasks_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if isinstance(value, Mapping) and name != "levels"}
+
+
+def closed_forms(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Chance and the constant classifier by task, as far as all cells have the same: they depend on the data alone."""
+    entries: dict[str, dict[str, Any]] = {}
+    for measured in results.values():
+        for task, meta in measured["meta"]["tasks"].items():
+            for name, numbers in meta.get("baselines", {}).items():
+                known = entries.setdefault(name, {"name": name, "seed": None}).setdefault(task, numbers)
+                same = {metric: value for metric, value in known.items() if numbers.get(metric) == value}
+                entries[name][task] = same
+    return entries
+
+
+def _baseline_entries(baselines: Sequence[Baseline], folder: Path) -> dict[str, dict[str, Any]]:
+    """What the models without training reached."""
+    done = [one for one in baselines if (baseline_folder(folder, one) / RESULTS_NAME).is_file()]
+    return {
+        one.folder_name: {"name": one.name, "seed": one.seed}
+        | _without_meta(_read(baseline_folder(folder, one) / RESULTS_NAME))
+        for one in done
+    }
+
+
+def _phase1_entries(cells: Sequence[Cell], folder: Path) -> dict[str, dict[str, Any]]:
+    """What the text towers reached after phase 1 alone."""
+    entries = {}
+    for cell in cells:
+        results = phase1_evaluation_folder(folder, cell)
+        if results is not None and (results / RESULTS_NAME).is_file():
+            name = f"phase 1 alone: {', '.join(cell.phase1_levels)}"
+            entries[results.name] = {"name": name, "seed": cell.seed} | _without_meta(_read(results / RESULTS_NAME))
+    return entries
+
+
 def paired_resamples(folder: Path, own: dict[str, Any], results: Mapping[str, dict[str, Any]]) -> dict[str, np.ndarray]:
     """Resamples of a cell, of the tasks that were measured as in the first cell that has them."""
     first = {task: other for other in reversed([*results.values()]) for task in other["meta"]["tasks"]}
@@ -186,7 +260,7 @@ def _task_sources(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[st
     tasks: dict[str, dict[str, Any]] = {}
     for measured in results.values():
         for task, meta in measured["meta"]["tasks"].items():
-            described = {name: value for name, value in meta.items() if name not in ("versions", "runtime_seconds")}
+            described = {name: value for name, value in meta.items() if name not in _NOT_OF_THE_DATA}
             tasks.setdefault(task, described)
     return tasks
 

@@ -32,6 +32,8 @@ class Task:
         lower_is_better: Endings of the names of metrics of which less is better; more is better for all others.
         no_better_side: Endings of the names of numbers that have no better side.
         of_texts: Whether the numbers of the task describe the language encoder alone and belong in that encoder's card.
+        needs_texts_alone: Whether a model without a second tower can be measured by the task.
+        note: What a reader has to know who compares the numbers with published ones. Cards and studies show it.
 
     Example:
         >>> from xmodal_hf.evaluation import TASKS
@@ -48,6 +50,8 @@ class Task:
     lower_is_better: tuple[str, ...] = ()
     no_better_side: tuple[str, ...] = ()
     of_texts: bool = False
+    needs_texts_alone: bool = False
+    note: str = ""
 
     def loader(self) -> Callable[[Any], Callable[[], Any]]:
         """Return `load`, imported where it is given by its address."""
@@ -78,6 +82,8 @@ def _has_class_folders(path: Path, split: str) -> bool:
     return not any(table.is_file() for table in tables)  # whose texts may be captions
 
 
+_RAW_TEXTS = "Texts are embedded as the sets hold them: neither tokenized nor lower-cased before the model's tokenizer."
+_SENTEVAL = "The probes follow SentEval's scikit-learn branch (logistic regression), not its PyTorch classifiers."
 _SIZES = ("num_items", "num_texts", "num_distinct_texts")
 _HERE = "xmodal_hf.evaluation.tasks"
 
@@ -89,6 +95,8 @@ TASKS: dict[str, Task] = {
         headlines=("average",),
         check=_check_sts,
         of_texts=True,
+        needs_texts_alone=True,
+        note=_RAW_TEXTS,
     ),
     "sts_text_tower": Task(
         f"{_HERE}.sts:load_text_tower_task",
@@ -96,6 +104,8 @@ TASKS: dict[str, Task] = {
         index_type="sentence-similarity",
         headlines=("average",),
         check=_check_sts,
+        needs_texts_alone=True,
+        note=_RAW_TEXTS,
     ),
     "transfer": Task(
         f"{_HERE}.transfer:load_transfer_task",
@@ -104,6 +114,8 @@ TASKS: dict[str, Task] = {
         headlines=("average",),
         needs="transfer_data",
         of_texts=True,
+        needs_texts_alone=True,
+        note=_SENTEVAL,
     ),
     "retrieval": Task(
         f"{_HERE}.retrieval:load_retrieval_task",

@@ -10,8 +10,9 @@ from xmodal_hf.data.exclusion import text_key
 from xmodal_hf.data.sentences import load_sentences
 
 from ..arguments import EvaluationArguments, EvaluationDataArguments
+from ..baselines import retrieval_baselines
 from ..provenance import describe_source
-from ..retrieval import evaluate_retrieval
+from ..retrieval import evaluate_retrieval, gold_counts
 from .context import Outcome, Run, TaskContext, count_bad_items
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,11 @@ def load_retrieval_task(context: TaskContext) -> Run:
         # Where no caption repeats, both protocols are the same.
         is_plain = arguments.retrieval_protocol == "plain" or numbers["num_texts"] == numbers["num_distinct_texts"]
         protocol = {"protocol": _PLAIN_PROTOCOL if is_plain else _DISTINCT_PROTOCOL}
+        golds = gold_counts(embeds.text_to_item, embeds.texts, distinct=not is_plain)
+        baselines = {"baselines": retrieval_baselines(*golds, modality=pairs.modality)}
         scored = {"scores": _described_scores(others, bank, data)} if others else {}
-        return Outcome(numbers, meta | protocol | scored | count_bad_items(embeds.bad_items, len(pairs.table), data))
+        left_out = count_bad_items(embeds.bad_items, len(pairs.table), data)
+        return Outcome(numbers, meta | protocol | scored | baselines | left_out)
 
     return run
 

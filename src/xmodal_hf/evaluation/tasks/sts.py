@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..baselines import sts_baselines
 from ..embed import Embedder
 from ..provenance import describe_source
 from ..sts import evaluate_sts, load_sts
@@ -28,7 +29,8 @@ def _load(context: TaskContext, embedder: Embedder) -> Run:
         source = describe_source(data.sts_data)
     else:
         source = {"dataset": "mteb", "revisions": {name: describe_source(name, rows) for name, rows in sets.items()}}
-    meta = source | {"protocol": f"{data.sts_protocol}: Spearman of cosine over all pairs of texts as they are, x 100"}
+    protocol = {"protocol": f"{data.sts_protocol}: Spearman of cosine over all pairs of texts as they are, x 100"}
+    meta = source | protocol | {"baselines": sts_baselines([*sets])}
 
     def run() -> Outcome:
         numbers = evaluate_sts(embedder, sets, num_resamples=arguments.num_resamples, seed=arguments.seed)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from ..baselines import transfer_baselines
 from ..provenance import describe_source
-from ..transfer import NUM_FOLDS, SEED, evaluate_transfer, load_transfer
+from ..transfer import NUM_FOLDS, SEED, Rows, evaluate_transfer, load_transfer
 from .context import Outcome, Run, TaskContext
 
 
@@ -12,5 +16,11 @@ def load_transfer_task(context: TaskContext) -> Run:
     embedder, arguments, data = context.embedder, context.arguments, context.data
     tasks = load_transfer(str(data.transfer_data))
     protocol = {"protocol": f"SentEval, scikit-learn logistic regression, {NUM_FOLDS} folds", "seed": SEED}
-    meta = describe_source(str(data.transfer_data)) | protocol
+    labels = {name: (_labels(splits, "train"), _labels(splits, "test")) for name, splits in tasks.items()}
+    meta = describe_source(str(data.transfer_data)) | protocol | {"baselines": transfer_baselines(labels)}
     return lambda: Outcome(evaluate_transfer(embedder, tasks, num_resamples=arguments.num_resamples), meta)
+
+
+def _labels(splits: Mapping[str, Rows], split: str) -> list[Any]:
+    """The labels of a split, or all where folds make the splits."""
+    return [row["label"] for row in splits.get("all", splits.get(split, ()))]

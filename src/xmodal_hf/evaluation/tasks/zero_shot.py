@@ -17,6 +17,7 @@ from xmodal_hf.data.sources import load_pairs, load_rows
 from xmodal_hf.data.splits import with_default_split
 
 from .. import plots
+from ..baselines import zero_shot_baselines
 from ..embed import Modality, SizedIterable, usable_items
 from ..prompts import DEFAULT_PROMPTS
 from ..provenance import describe_source, texts_checksum
@@ -74,7 +75,9 @@ def load_zero_shot_task(context: TaskContext) -> Run:
         left_out = count_bad_items([*bad_labels, *bad_items], len(whole), data)
         merged_scores, merged_labels, shown_names = merge_classes(scores, used_labels, class_names)
         counts = confusion_counts(merged_scores, merged_labels)
-        return Outcome(numbers, meta | left_out, lambda: {"confusion.png": plots.confusion_matrix(counts, shown_names)})
+        baselines = zero_shot_baselines(merged_labels, len(shown_names), with_folds=folds is not None)
+        described = meta | {"baselines": baselines} | left_out
+        return Outcome(numbers, described, lambda: {"confusion.png": plots.confusion_matrix(counts, shown_names)})
 
     return run
 

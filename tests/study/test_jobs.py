@@ -202,3 +202,10 @@ def test_a_model_of_phase_1_is_evaluated(tmp_path, scripts):
     jobs = jobs_of([measured], tmp_path / "study")
     assert run_jobs(jobs, scripts) == {}
     assert list(json.loads((jobs[1].folder / "results.json").read_text())) == ["meta", "sts"]
+
+
+def test_a_model_of_phase_1_that_is_a_cell_is_evaluated_once(tmp_path):
+    trained = Cell(**{**vars(cell("clip")), "evaluation": {"tasks": "sts"}})
+    of_phase1 = {"name": "alone", "phase1": None, "model": str(tmp_path / "study" / "phase1" / "unsup")}
+    jobs = jobs_of([trained, Cell(**{**vars(trained), **of_phase1})], tmp_path / "study")
+    assert [job.folder.name for job in jobs] == ["unsup", "clip", "clip", "alone"]

@@ -53,7 +53,7 @@ def random_average_precision(num_golds: Any, gallery_size: int, k: int = 10) -> 
 
 
 def retrieval_baselines(
-    text_golds: Sequence[int], item_golds: Sequence[int], *, modality: str = "image", ks: Sequence[int] = (1, 5, 10)
+    text_golds: np.ndarray, item_golds: np.ndarray, *, modality: str = "image", ks: Sequence[int] = (1, 5, 10)
 ) -> Baselines:
     """Chance of `evaluate_retrieval`.
 

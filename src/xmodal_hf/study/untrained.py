@@ -85,8 +85,7 @@ def make_untrained_tower(
     if text_model is None and (text_config is None or tokenizer is None):
         raise ValueError("an untrained tower needs a text_model, or a text_config and a tokenizer")
     config = None if text_config is None else json.dumps(dict(text_config))
-    options = {"text_model": text_model, "text_config": config, "tokenizer": tokenizer, "max_length": max_length}
-    text = TextModelArguments(**{name: value for name, value in options.items() if value is not None})
+    text = TextModelArguments(text_model=text_model, text_config=config, tokenizer=tokenizer, max_length=max_length)
     loaded = build_tokenizer(text, corpus=tuple)
     if max_length is not None:
         loaded.model_max_length = max_length

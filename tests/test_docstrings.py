@@ -32,11 +32,12 @@ def _modules_with_examples():
 
 
 @pytest.mark.parametrize("name", _modules_with_examples())
-def test_examples(name, image_text_model, tokenizer, tmp_path, monkeypatch):
-    """Examples may write into the current folder, and use np, torch, and a tiny `model` with its `tokenizer`."""
+def test_examples(name, image_text_model, image_text_processor, tokenizer, tmp_path, monkeypatch):
+    """Examples may write into the current folder, and use np, torch, and a tiny `model` with its `processor`."""
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(name)
-    names = {"np": np, "torch": torch, "model": image_text_model, "tokenizer": tokenizer}
+    names = {"np": np, "torch": torch, "tokenizer": tokenizer}
+    names |= {"model": image_text_model, "processor": image_text_processor}
     failures, _ = doctest.testmod(module, extraglobs=names, optionflags=doctest.ELLIPSIS)
     assert failures == 0
 
@@ -66,3 +67,23 @@ def test_descriptions_of_arguments_begin_with_what_they_are():
     ]
     wrong = {place: text for place, text in described if text[0] == "(" or text.split()[0].lower() in NOT_NOUNS}
     assert len(described) > 500 and not wrong
+
+
+# Names that programs outside the package import.
+PUBLIC = {
+    "xmodal_hf": "ImageTextConfig ImageTextDualEncoder ImageTextProcessor AudioTextConfig AudioTextDualEncoder "
+    "AudioTextProcessor SentenceEncoderConfig SentenceEncoder LogMelFeatureExtractor",
+    "xmodal_hf.losses": "Loss SentenceLoss Weight clip_loss clip_loss_with_accuracy cyclic_losses info_nce "
+    "info_nce_with_accuracy sigmoid_loss sigmoid_loss_with_accuracy simcse_loss simcse_loss_with_accuracy",
+    "xmodal_hf.evaluation": "Task alignment as_embedder class_embeddings effective_rank embed_pairs "
+    "evaluate_compositionality evaluate_representation evaluate_retrieval evaluate_sts evaluate_transfer "
+    "evaluate_winoground evaluate_zero_shot k_occurrence_skewness modality_gap retrieval_ranks uniformity",
+    "xmodal_hf.features": "FeatureStore",
+    "xmodal_hf.data.sources": "load_pairs",
+    "xmodal_hf.data.audio": "decode_audio",
+}
+
+
+@pytest.mark.parametrize(("module", "name"), [(module, name) for module in PUBLIC for name in PUBLIC[module].split()])
+def test_public_names_have_an_example(module, name):
+    assert ">>> " in getattr(importlib.import_module(module), name).__doc__

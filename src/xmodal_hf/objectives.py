@@ -75,6 +75,14 @@ class CrossModalObjective:
 
     Raises:
         ValueError: there is no such loss, it has no weight of a given name, or it takes one caption an item only.
+
+    Example:
+        >>> objective = CrossModalObjective("clip")
+        >>> ids = torch.tensor([[2, 5, 3], [2, 6, 3]])
+        >>> batch = {"input_ids": ids, "attention_mask": ids > 0, "pixel_values": torch.zeros(2, 3, 16, 16)}
+        >>> out = objective(model, batch)
+        >>> out.loss.shape, "accuracy" in out.logs
+        (torch.Size([]), True)
     """
 
     def __init__(

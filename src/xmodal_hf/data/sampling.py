@@ -136,6 +136,11 @@ class PairDataset(TorchDataset):
 
     Raises:
         ValueError: a canonical column is missing, an option is unknown, or audio comes without a sampling rate.
+
+    Example:
+        >>> rows = PairDataset(load_pairs("openmoji", modality="image"), seed=0, captions="first")  # doctest: +SKIP
+        >>> rows[EpochIndex(0, 0)]["text"]  # doctest: +SKIP
+        'grinning face'
     """
 
     def __init__(

@@ -91,6 +91,12 @@ def load_sentences(
     Raises:
         ValueError: the column cannot be found or is not text, or there is no sentence in it.
         FileNotFoundError: no such file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("corpus.txt").write_text("A dog barks.\\nRain falls.\\n")
+        >>> list(load_sentences("corpus.txt"))
+        [{'anchor': 'A dog barks.'}, {'anchor': 'Rain falls.'}]
     """
     sentences = _strip(_raw_sentences(source, column))
     if not sentences:

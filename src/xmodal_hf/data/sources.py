@@ -97,6 +97,16 @@ def load_pairs(
         ValueError: unknown modality or split, a column cannot be found (the message lists those that are there), two
             files of one name, or files without captions.
         FileNotFoundError: no such file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> Path("pets").mkdir()
+        >>> Image.new("RGB", (8, 8)).save("pets/cat.png")
+        >>> _ = Path("pets/metadata.jsonl").write_text('{"file_name": "cat.png", "text": "a cat"}')
+        >>> pairs = load_pairs("pets", modality="image")
+        >>> pairs.column_names, pairs[0]["text"]
+        (['id', 'image', 'text'], 'a cat')
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality is {' or '.join(map(repr, MODALITIES))}, not {modality!r}.")

@@ -74,6 +74,12 @@ def decode_audio(
         BadItemError: missing, no regular file, empty, corrupt, not a sound file or in a format that libsndfile lacks
             (m4a, aac, wma, webm, which the detail names); no samples; samples that are all
             zero, not finite or beyond `MAX_AMPLITUDE`; or more than `MAX_VALUES` of them. The detail names the path.
+
+    Example:
+        >>> import soundfile
+        >>> soundfile.write("tone.wav", np.sin(np.arange(16_000)), samplerate=16_000)
+        >>> decode_audio("tone.wav", sampling_rate=8_000, max_seconds=0.5).shape
+        (4000,)
     """
     with naming(None if isinstance(source, bytes) else os.fspath(source)):
         try:

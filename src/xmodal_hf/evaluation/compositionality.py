@@ -97,6 +97,10 @@ def evaluate_winoground(
 
     Raises:
         ValueError: an odd number of rows, or matrices of different shapes.
+
+    Example:
+        >>> evaluate_winoground(np.eye(2), np.eye(2), num_resamples=0)["group_score"]
+        100.0
     """
     items, texts = _unit_rows(item_embeds, "item_embeds"), _unit_rows(text_embeds, "text_embeds")
     if items.shape != texts.shape or len(items) % 2:

@@ -73,6 +73,10 @@ class EmbedOptions:
             embeddings of as many windows as cover the clip. Fused CLAP takes clips whole in any case.
         dtype: run under autocast in this type; None keeps the weights' own. bfloat16 moves cosines by about 1e-3.
         show_progress: a bar for what takes longer than two seconds.
+
+    Example:
+        >>> EmbedOptions(batch_size=64).long_clips
+        'first'
     """
 
     max_tokens_per_batch: int | None = None
@@ -409,6 +413,11 @@ def as_embedder(
 
     Raises:
         ValueError: a model without its processor, or an object that is none of the above.
+
+    Example:
+        >>> embedder = as_embedder(lambda sentences: np.ones((len(sentences), 4)))
+        >>> embedder.encode_text(["a dog", "rain"]).shape
+        (2, 4)
     """
     if isinstance(model, Embedder):
         return model
@@ -483,6 +492,14 @@ def embed_pairs(
     Raises:
         ValueError: no usable rows, or files of different names with one id.
         BadItemError: with `on_bad_item="error"`; it names the item.
+
+    Example:
+        >>> from PIL import Image
+        >>> colors = ("red", "blue")
+        >>> rows = [{"image": Image.new("RGB", (32, 32), color), "text": ["a dog", "rain"]} for color in colors]
+        >>> pairs = embed_pairs(as_embedder(model, processor), rows, "image")
+        >>> pairs.modality_embeds.shape, pairs.text_to_item.tolist()
+        ((2, 16), [0, 0, 1, 1])
     """
     embedder = as_embedder(embedder)
     pairs = _Pairs(embedder, modality, on_bad_item)

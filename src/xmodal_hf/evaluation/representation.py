@@ -152,6 +152,12 @@ def evaluate_representation(
 
     Raises:
         ValueError: empty or non-finite embeddings, fewer than two items, a caption of an unknown item.
+
+    Example:
+        >>> images, texts = np.eye(3), np.eye(3)
+        >>> results = evaluate_representation(images, texts, num_resamples=0)
+        >>> results["alignment"], results["modality_gap"]
+        (0.0, 0.0)
     """
     items = unit_rows(modality_embeds, f"{modality}_embeds")
     texts = unit_rows(text_embeds, "text_embeds")

@@ -70,6 +70,11 @@ def load_sts(source: str | os.PathLike | None = None, *, protocol: str = "simcse
     Raises:
         ValueError: unknown protocol; under "simcse" SICK-R without a column `subset`, as mteb's copy.
         FileNotFoundError: a set is not in the folder.
+
+    Example:
+        >>> data = load_sts("sts_tables", protocol="mteb")  # doctest: +SKIP
+        >>> data["stsb-test"][0]["score"]  # doctest: +SKIP
+        2.5
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
@@ -110,6 +115,17 @@ def evaluate_sts(
 
     Raises:
         ValueError: an empty set, a missing score, constant scores or similarities, non-finite embeddings.
+
+    Example:
+        >>> def embed(sentences):  # (n, 26) counts of letters
+        ...     return np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in sentences])
+        >>> rows = [
+        ...     {"sentence1": "rain falls", "sentence2": "rain fell", "score": 4.5},
+        ...     {"sentence1": "rain falls", "sentence2": "a dog", "score": 0.5},
+        ...     {"sentence1": "a dog", "sentence2": "a god", "score": 5.0},
+        ... ]
+        >>> evaluate_sts(embed, {"tiny": rows}, num_resamples=0)
+        {'tiny': 100.0, 'average': 100.0}
     """
     embedder = as_embedder(embedder)
     sets = data if isinstance(data, Mapping) else load_sts(data, protocol=protocol)

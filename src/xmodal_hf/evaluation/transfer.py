@@ -130,6 +130,13 @@ def evaluate_transfer(
     Raises:
         ValueError: unknown splits, an empty one, a missing label, one class, fewer rows of a class than folds,
             non-finite embeddings.
+
+    Example:
+        >>> def embed(sentences):  # (n, 26) counts of letters
+        ...     return np.array([[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in sentences])
+        >>> rows = [{"text": "aaa" if label else "bbb", "label": label} for label in (0, 1) * 4]
+        >>> evaluate_transfer(embed, {"mr": {"all": rows}}, num_folds=2, num_jobs=1, num_resamples=0)["mr"]
+        100.0
     """
     embedder = as_embedder(embedder)
     tasks = data if isinstance(data, Mapping) else load_transfer(data)

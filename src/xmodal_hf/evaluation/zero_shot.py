@@ -36,6 +36,11 @@ def class_embeddings(embedder: Embedder, class_names: Sequence[str], templates: 
 
     Raises:
         ValueError: fewer than two different names, an empty one, an unknown prompt set.
+
+    Example:
+        >>> from xmodal_hf.evaluation import as_embedder
+        >>> class_embeddings(as_embedder(model, processor), ["dog", "rain"], templates=["a photo of a {}."]).shape
+        (2, 16)
     """
     names, name_of_class = distinct_names(class_names)
     if len(names) < 2 or "" in names:
@@ -142,6 +147,14 @@ def evaluate_zero_shot(
 
     Raises:
         ValueError: one class, a label out of range, other numbers of labels than items, an unknown prompt set.
+
+    Example:
+        >>> from xmodal_hf.evaluation import as_embedder
+        >>> images = [np.full((32, 32, 3), 255 * label, dtype=np.uint8) for label in (0, 1)]
+        >>> embedder = as_embedder(model, processor)
+        >>> results = evaluate_zero_shot(embedder, images, [0, 1], ["dog", "rain"], ks=(1,), num_resamples=0)
+        >>> results["num_items"]
+        2
     """
     scores = zero_shot_scores(embedder, items, class_names, modality=modality, templates=templates)
     return zero_shot_metrics(scores, labels, class_names, folds=folds, ks=ks, num_resamples=num_resamples, seed=seed)

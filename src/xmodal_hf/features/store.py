@@ -34,9 +34,11 @@ class FeatureStore:
     when it is asked for. Stores are picklable, and processes share the mapped pages.
 
     Example:
-        >>> store = FeatureStore.open("outputs/features/image-0123456789ab")  # doctest: +SKIP
-        >>> store[["cat.jpg", "dog.jpg"]].shape  # doctest: +SKIP
-        torch.Size([2, 768])
+        >>> from xmodal_hf.features.writer import append
+        >>> _ = append("store", {"side": "image"}, "float32", ["cat.jpg", "dog.jpg"], torch.eye(2))
+        >>> store = FeatureStore.open("store")
+        >>> len(store), store[["dog.jpg"]]
+        (2, tensor([[0., 1.]]))
     """
 
     def __init__(self, folder: str | os.PathLike, manifest: Manifest) -> None:

@@ -29,6 +29,11 @@ class Weight:
         description: Help text of the option.
         label: Name among the hyperparameters of a model card. If None, cards do not list it.
         needs_triplets: Whether the weight concerns hard negatives, which only `--triplets` have.
+
+    Example:
+        >>> from xmodal_hf.losses import Weight
+        >>> Weight(0.25, "Weight of the consistency term.").default
+        0.25
     """
 
     default: float
@@ -126,6 +131,11 @@ class SentenceLoss(_Entry):
         supervised_card: Noun phrase for triplets. If None, `card`.
         paraphrases_card: Noun phrase for captions of one item. If None, `card`.
         takes_text_ids: Whether the function recognises equal texts, and rows without a hard negative, by their ids.
+
+    Example:
+        >>> from xmodal_hf.losses import SENTENCE_LOSSES
+        >>> SENTENCE_LOSSES["simcse"].fill_weights({"temperature": 0.1})
+        {'temperature': 0.1, 'hard_negative_weight': 0.0}
     """
 
     supervised_card: str | None = None

@@ -171,6 +171,13 @@ class AudioTextConfig(DualEncoderConfig):
         audio_config: Config, or dict with `model_type`, of the audio tower (any `AutoModel` encoder of log-mel
             spectrograms or of waveforms, and CLAP's HTSAT).
         audio_pooling: Pooling of the audio tower: `cls`, `mean`, `max` or `pooler` (the tower's own).
+
+    Example:
+        >>> from transformers import ASTConfig, BertConfig
+        >>> from xmodal_hf import AudioTextConfig
+        >>> config = AudioTextConfig(text_config=BertConfig(), audio_config=ASTConfig(), audio_pooling="mean")
+        >>> config.projection_dim, config.audio_config.model_type
+        (512, 'audio-spectrogram-transformer')
     """
 
     model_type = "xmodal_audio_text"

@@ -28,6 +28,12 @@ class SentenceEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
             section 3.2); only training uses it.
         head_at_inference: Whether the head is also used outside training: False for unsupervised SimCSE, True for
             supervised.
+
+    Example:
+        >>> from transformers import BertConfig
+        >>> from xmodal_hf import SentenceEncoderConfig
+        >>> SentenceEncoderConfig(text_config=BertConfig(hidden_size=128), pooling="cls").text_config.hidden_size
+        128
     """
 
     model_type = "xmodal_sentence_encoder"

@@ -107,6 +107,13 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
 
     Raises:
         ValueError: unknown preset, front end, padding or truncation.
+
+    Example:
+        >>> from xmodal_hf import LogMelFeatureExtractor
+        >>> extractor = LogMelFeatureExtractor.from_preset("clap")
+        >>> features = extractor(np.zeros(48_000), sampling_rate=48_000, return_tensors="pt")["input_features"]
+        >>> features.shape  # (B, 1, frames, F)
+        torch.Size([1, 1, 1001, 64])
     """
 
     model_input_names = ["input_features"]

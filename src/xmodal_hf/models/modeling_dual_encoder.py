@@ -395,6 +395,17 @@ class ImageTextDualEncoder(DualEncoder):
     """Image-text dual encoder (CLIP, Radford et al. 2021) over any two `AutoModel` towers.
 
     Build it from a config (random weights) or with [`~ImageTextDualEncoder.from_text_image_pretrained`].
+
+    Example:
+        >>> from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+        >>> from xmodal_hf import ImageTextDualEncoder
+        >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> text, image = BertModel(BertConfig(**sizes)), ViTModel(ViTConfig(image_size=32, **sizes))
+        >>> model = ImageTextDualEncoder.from_text_image_pretrained(text, image, projection_dim=16)
+        >>> ids = torch.ones(2, 5, dtype=torch.long)
+        >>> out = model(input_ids=ids, attention_mask=ids, pixel_values=torch.zeros(3, 3, 32, 32))
+        >>> out.text_embeds.shape, out.image_embeds.shape, out.logits_per_image.shape
+        (torch.Size([2, 16]), torch.Size([3, 16]), torch.Size([3, 2]))
     """
 
     config_class = ImageTextConfig
@@ -436,6 +447,15 @@ class ImageTextDualEncoder(DualEncoder):
             TypeError: for a name that is no field of the config.
             huggingface_hub.errors.StrictDataclassError: for an unknown pooling, a tower without a usable hidden size
                 or towers of unequal width without a projection.
+
+        Example:
+            >>> from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+            >>> from xmodal_hf import ImageTextDualEncoder
+            >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+            >>> text, image = BertModel(BertConfig(**sizes)), ViTModel(ViTConfig(image_size=32, **sizes))
+            >>> model = ImageTextDualEncoder.from_text_image_pretrained(text, image, projection_dim=16)
+            >>> model.config.text_pooling, model.config.projection_dim
+            ('mean', 16)
         """
         names = ("image_model", "vision_model")
         return cls._from_pretrained_towers(
@@ -508,6 +528,15 @@ class AudioTextDualEncoder(DualEncoder):
     """Audio-text dual encoder (CLAP, Wu et al. 2023) over any two `AutoModel` towers.
 
     Build it from a config (random weights) or with [`~AudioTextDualEncoder.from_text_audio_pretrained`].
+
+    Example:
+        >>> from transformers import ASTConfig, ASTModel, BertConfig, BertModel
+        >>> from xmodal_hf import AudioTextDualEncoder
+        >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> text, audio = BertModel(BertConfig(**sizes)), ASTModel(ASTConfig(max_length=64, **sizes))
+        >>> model = AudioTextDualEncoder.from_text_audio_pretrained(text, audio, projection_dim=16)
+        >>> model(input_values=torch.zeros(3, 64, 128)).audio_embeds.shape  # (B, frames, mel bands)
+        torch.Size([3, 16])
     """
 
     config_class = AudioTextConfig
@@ -549,6 +578,15 @@ class AudioTextDualEncoder(DualEncoder):
             TypeError: for a name that is no field of the config.
             huggingface_hub.errors.StrictDataclassError: for an unknown pooling, a tower without a usable hidden size
                 or towers of unequal width without a projection.
+
+        Example:
+            >>> from transformers import ASTConfig, ASTModel, BertConfig, BertModel
+            >>> from xmodal_hf import AudioTextDualEncoder
+            >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+            >>> text, audio = BertModel(BertConfig(**sizes)), ASTModel(ASTConfig(max_length=64, **sizes))
+            >>> model = AudioTextDualEncoder.from_text_audio_pretrained(text, audio, projection_dim=16)
+            >>> model.config.model_type
+            'xmodal_audio_text'
         """
         return cls._from_pretrained_towers(
             text_model,

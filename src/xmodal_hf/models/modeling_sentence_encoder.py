@@ -85,6 +85,15 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
 
     Build it from a config (random weights), from any text model with
     [`~SentenceEncoder.from_text_pretrained`], or load one with `from_pretrained`.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from xmodal_hf import SentenceEncoder
+        >>> text = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+        >>> encoder = SentenceEncoder.from_text_pretrained(text, pooling="mean")
+        >>> ids = torch.ones(2, 5, dtype=torch.long)
+        >>> encoder(input_ids=ids, attention_mask=ids).text_embeds.shape
+        torch.Size([2, 32])
     """
 
     config_class = SentenceEncoderConfig
@@ -134,6 +143,13 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
                 vector.
             TypeError: for a name that is no field of the config.
             huggingface_hub.errors.StrictDataclassError: for an unknown pooling or head.
+
+        Example:
+            >>> from transformers import BertConfig, BertModel
+            >>> from xmodal_hf import SentenceEncoder
+            >>> text = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+            >>> SentenceEncoder.from_text_pretrained(text, pooling="cls").config.pooling
+            'cls'
         """
         reject_unknown_fields(cls.config_class, config_kwargs)
         source = load_model(text_model, "text_model")
@@ -258,6 +274,14 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             TypeError: for a single string.
             ValueError: for no sentences, no tokenizer beside the model, limits below 1, or a pooling that reads the
                 same of every text of this tokenizer.
+
+        Example:
+            >>> from transformers import BertConfig, BertModel
+            >>> from xmodal_hf import SentenceEncoder
+            >>> text = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+            >>> encoder = SentenceEncoder.from_text_pretrained(text)
+            >>> encoder.encode(["a dog", "rain falls"], tokenizer=tokenizer).shape
+            torch.Size([2, 32])
         """
         if isinstance(sentences, str):
             raise TypeError("encode takes a list of sentences: pass [sentence]")

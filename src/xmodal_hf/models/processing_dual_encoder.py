@@ -51,6 +51,15 @@ class ImageTextProcessor(HubCardMixin, _PrefixMixin):
     Args:
         image_processor: Any transformers image processor.
         tokenizer: Any transformers tokenizer.
+
+    Example:
+        >>> from PIL import Image
+        >>> from transformers import ViTImageProcessor
+        >>> from xmodal_hf import ImageTextProcessor
+        >>> processor = ImageTextProcessor(ViTImageProcessor(size={"height": 32, "width": 32}), tokenizer)
+        >>> batch = processor(text=["a dog", "rain"], images=[Image.new("RGB", (40, 50))], return_tensors="pt")
+        >>> batch["pixel_values"].shape, len(batch["input_ids"])
+        (torch.Size([1, 3, 32, 32]), 2)
     """
 
     text_kwargs = {"padding": True, "truncation": True}
@@ -69,6 +78,15 @@ class AudioTextProcessor(HubCardMixin, _PrefixMixin):
     Args:
         feature_extractor: Any transformers audio feature extractor.
         tokenizer: Any transformers tokenizer.
+
+    Example:
+        >>> from xmodal_hf import AudioTextProcessor, LogMelFeatureExtractor
+        >>> extractor = LogMelFeatureExtractor.from_preset("ast")
+        >>> processor = AudioTextProcessor(extractor, tokenizer)
+        >>> rate = extractor.sampling_rate
+        >>> batch = processor(text=["rain"], audio=[np.zeros(rate)], sampling_rate=rate, return_tensors="pt")
+        >>> len(batch["input_ids"]), len(batch["input_features"])
+        (1, 1)
     """
 
     text_kwargs = {"padding": True, "truncation": True}

@@ -226,6 +226,11 @@ class TextModelArguments:
         "Instruction before each text, such as 'Represent this caption: ', for decoders; saved with the tokenizer and "
         "applied in evaluation, search and exports. Default: that of the tokenizer, else none.",
     )
+    bidirectional_attention: bool = option(
+        False,
+        "Let the tokens of a decoder see those behind them, as an encoder's do (with --pooling mean); saved with the "
+        "config.",
+    )
     vocab_size: int = option(8192, "Vocabulary size of a tokenizer that is trained on the training texts.")
     pooling: Literal["cls", "mean", "max", "eos", "last", "pooler"] | None = option(
         None, "Pooling of the text tower. Default: the one that it was trained with, else mean."

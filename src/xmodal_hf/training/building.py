@@ -33,6 +33,7 @@ from ..data.sampling import SentenceDataset
 from ..data.sentences import num_negatives
 from ..evaluation.adapters import is_adapter, load_adapted, processor_source
 from ..losses.registry import LOSSES, SENTENCE_LOSSES, Loss, SentenceLoss, join_choices
+from ..models.attention_direction import attend_in_both_directions
 from ..models.conversion import load_dual_encoder, load_dual_processor
 from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from ..models.modeling_dual_encoder import DualEncoder, trained_pooling
@@ -197,6 +198,8 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
         )
     if text.text_model is not None:
         stretch_to_length(tower, tokenizer, text)
+    if text.bidirectional_attention:
+        attend_in_both_directions(tower)
     adopt_special_tokens(tower, tokenizer)
     return model
 
@@ -378,6 +381,8 @@ def _load_dual_encoder(
             f"--objective {contrastive.objective} needs a logit_bias, which --model does not have: pass {others}"
         )
     stretch_to_length(model.text_model, processor.tokenizer, text)
+    if text.bidirectional_attention:
+        attend_in_both_directions(model.text_model)
     model.adopt_tokenizer(processor.tokenizer)
     return model
 

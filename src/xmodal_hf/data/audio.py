@@ -1,4 +1,4 @@
-"""Any sound -> a mono waveform at the wanted rate, and SpecAugment. Deterministic given (seed, epoch, index)."""
+"""Decoding of audio to mono waveforms, and SpecAugment; deterministic given (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Decoder(Protocol):
 def load_waveform(
     item: Any, sampling_rate: int, *, max_seconds: float | None = None, offset: float = 0.0
 ) -> np.ndarray:
-    """An item of an audio column as a mono waveform (n,): the one path from a cell to samples.
+    """Load an item of an audio column as a mono waveform (n,). All code that turns a cell into samples calls it.
 
     Training, validation, evaluation and the galleries of demo Spaces call it. A file of its own is read no further than
     the window needs.

@@ -1,4 +1,4 @@
-"""What to do about items that cannot be used: count and list them, and stop when there are too many."""
+"""Treatment of items that cannot be used: they are counted and listed, and a run stops if there are too many."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ class BadItem:
 
 
 def path_of(cell: Any) -> str:
-    """The path of an item, where it has one."""
+    """Return the path of an item, if it has one."""
     if isinstance(cell, str | os.PathLike):
         return os.fspath(cell)
     return (cell.get("path") or "") if isinstance(cell, dict) else ""
 
 
 def summary(bad_items: Iterable[BadItem]) -> dict[str, Any]:
-    """What a result says of items that were left out: their number, the number by reason, and the ids."""
+    """Describe the items that were left out of a result: their number, the number by reason, and the ids."""
     bad_items = list(bad_items)
     reasons = Counter(item.reason for item in bad_items)
     ids = list(dict.fromkeys(item.id for item in bad_items))
@@ -63,7 +63,7 @@ def summary(bad_items: Iterable[BadItem]) -> dict[str, Any]:
 
 
 def check_share(bad_items: Iterable[BadItem], total: int, max_fraction: float) -> None:
-    """Check that no more than a share of a dataset cannot be used; of several faults of an item, the first counts.
+    """Check that the share of unusable items is not too large; of several faults of an item, the first one counts.
 
     Raises:
         TooManyBadItemsError: it is more than `max_fraction` of `total`; names the first of them.
@@ -117,7 +117,7 @@ class BadItemLog:
 
     @property
     def tolerated(self) -> int:
-        """How many items may be listed."""
+        """Maximum number of items that may be listed."""
         return int(self.max_fraction * self.total)
 
     def record(self, index: int, item_id: str, source: str, error: BadItemError) -> None:

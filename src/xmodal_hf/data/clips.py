@@ -1,4 +1,4 @@
-"""What a feature extractor takes of a clip, and what it makes of a batch of them.
+"""Clip lengths of feature extractors, and features of batches of clips.
 
 Needs nothing of this package, so that a demo Space carries it.
 """
@@ -33,7 +33,7 @@ def is_log_mel(extractor: Any) -> bool:
 
 
 def clip_seconds(extractor: SequenceFeatureExtractor) -> float | None:
-    """How much of a clip a feature extractor uses, in seconds; None: all of it, whatever the length.
+    """Return the length in seconds that a feature extractor uses of a clip; None if it uses all, whatever the length.
 
     Longer clips are cut to that when they are decoded, at a place that the training run knows, because
     `ClapFeatureExtractor` would cut them at one that nobody can repeat. Fused CLAP models take clips whole.
@@ -95,7 +95,7 @@ def check_equal_lengths(extractor: SequenceFeatureExtractor, waveforms: Sequence
 
 
 def group_by_length(extractor: SequenceFeatureExtractor, waveforms: Sequence[np.ndarray]) -> list[list[int]]:
-    """Which clips, by number, can be stacked to one batch: all, for an extractor that brings them to one length."""
+    """Group the numbers of clips that can be stacked to one batch: all, if the extractor brings them to one length."""
     groups: dict[int, list[int]] = {}
     for number, waveform in enumerate(waveforms):
         groups.setdefault(len(waveform), []).append(number)
@@ -135,7 +135,7 @@ def clap_features(
     seeds: Sequence[int],
     any_longer: bool = False,
 ) -> BatchFeature:
-    """What CLAP's own extractor makes of clips, without its dependence on neighbours and global random state.
+    """Compute the features of CLAP's own extractor without its dependence on neighbours and global random state.
 
     Too long clips are cut to their beginning; a fused model gets three crops of them instead.
 

@@ -20,7 +20,7 @@ _MASK_STREAM, _CROP_STREAM = 4, 5  # the others are in sampling.py
 
 
 class PairCollator:
-    """Rows of `PairDataset` -> model inputs.
+    """Collator that makes model inputs from rows of `PairDataset`.
 
     Args:
         processor: `ImageTextProcessor` or `AudioTextProcessor`, or a processor with the interface of CLIP's or CLAP's.
@@ -137,7 +137,7 @@ def _crop_seed(position: EpochIndex) -> int:
 
 
 class SentenceCollator:
-    """Rows of `SentenceDataset` -> model inputs, one view after the other.
+    """Collator that makes model inputs from rows of `SentenceDataset`, one view after the other.
 
     For B rows with V of the columns anchor, positive, negative: V*B texts, all anchors, then all positives, then all
     negatives, tokenised in one call and padded to the longest: input_ids, attention_mask (V*B, T); `text_ids` (V*B,)

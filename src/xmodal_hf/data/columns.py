@@ -1,4 +1,4 @@
-"""Which columns of a table are the pictures or sounds, the texts and the ids.
+"""Search for the columns of a table that hold the images or audio, the texts and the ids.
 
 Rules. A named column is taken. Else the first one with a usual name is, among the texts the first that is not null or
 empty in every row; where several have usual names, the log says which is taken. It is taken for the whole table: a row
@@ -70,7 +70,7 @@ def find_texts(
 
 
 def _no_captions_in(feature: Any) -> str | None:
-    """What a column holds that can be no captions, in words; None where each cell may be a text or a list of texts."""
+    """Describe why a column cannot hold captions; None if each cell may be a text or a list of texts."""
     inner = getattr(feature, "feature", None)
     if isinstance(feature, dict):
         return f"dictionaries of {shown(list(feature))}"
@@ -144,7 +144,7 @@ def downloaded(status: Sequence[Any], source: object) -> np.ndarray:
 
 
 def shown(names: Sequence[str], most: int = 12) -> str:
-    """Some names, and how many there are more."""
+    """Return the first few names and the number of further ones, for a message."""
     more = f", ... ({len(names) - most} more)" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -47,7 +47,7 @@ _CATEGORY_COLUMNS = ("category", "relation_name", "collapsed_tag", "tag")
 
 @dataclass(frozen=True)
 class CompositionSet:
-    """Items and what is right and wrong about them, one test a row.
+    """Items with right and wrong captions, one test per row.
 
     Attributes:
         name: in the results.
@@ -84,7 +84,7 @@ def load_composition(
     text_column: str | Sequence[str] | None = None,
     negative_text_column: str | Sequence[str] | None = None,
 ) -> list[CompositionSet]:
-    """The sets of a source: one of a file, several of a folder of JSON files such as SugarCrepe's.
+    """Load the sets of a source: one from a file, several from a folder of JSON files such as SugarCrepe's.
 
     Args:
         source: `openmoji` or `soundfont`; a table in one of the layouts above; a folder of such .json files; or a Hub

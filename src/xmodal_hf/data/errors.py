@@ -1,4 +1,4 @@
-"""What is wrong with one item of a dataset. Needs nothing of this package: a demo Space carries it."""
+"""Errors of single items of a dataset. The module imports nothing of this package, because demo Spaces contain it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BadItemError(ValueError):
 
 @contextmanager
 def naming(name: str | None) -> Iterator[None]:
-    """Let a `BadItemError` from within the block say which file, or item, it is about, unless it does."""
+    """Add the name of the file or item to a `BadItemError` from within the block, unless the error has one."""
     try:
         yield
     except BadItemError as error:

@@ -20,12 +20,12 @@ _NO_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
 
 
 def text_key(text: str) -> str:
-    """What two texts have in common that count as the same: letters and digits, without case, spaces, punctuation."""
+    """Return the key by which texts count as equal: letters and digits, without case, spaces and punctuation."""
     return _NO_LETTER_OR_DIGIT.sub("", text).lower()
 
 
 def evaluation_keys(sources: Iterable[str | os.PathLike]) -> frozenset[str]:
-    """Keys of every text in every column of some tables.
+    """Return the keys of every text in every column of some tables.
 
     Args:
         sources: Sources that `load_table` reads (all splits of a file), or folders of tables.
@@ -42,7 +42,7 @@ def evaluation_keys(sources: Iterable[str | os.PathLike]) -> frozenset[str]:
 
 
 def without_texts(table: Dataset, keys: frozenset[str], source: str | os.PathLike) -> Dataset:
-    """The rows of a table that share no text with the evaluation sets; logs how many were left out.
+    """Return the rows of a table that share no text with the evaluation sets, and log how many were left out.
 
     Of a list of captions only those that occur there go, and the row with its last one, of a list of paraphrases with
     its last but one. A sentence or triplet goes as a whole, as soon as one of its texts occurs.

@@ -1,4 +1,4 @@
-"""The bytes of one picture or sound, wherever they lie: in the row, in a file, in a zip or tar archive, on a server.
+"""Reading the bytes of an image or audio clip from a row, a file, a zip or tar archive, or a server.
 
 Only regular files are read, and of none more than `local_files.MAX_FILE_BYTES`.
 """
@@ -41,7 +41,7 @@ def tar_member(archive: str | os.PathLike, offset: int, size: int) -> str:
 
 
 def read_media(cell: dict[str, Any] | None) -> bytes:
-    """The encoded bytes of an image or audio cell.
+    """Read the encoded bytes of an image or audio cell.
 
     Args:
         cell: Cell {"bytes": bytes | None, "path": str | None} as in an undecoded `datasets.Image` column. The path is

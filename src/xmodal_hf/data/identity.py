@@ -1,4 +1,4 @@
-"""Which item a row is of: its id.
+"""Identity of items: rows with equal ids are of one item.
 
 Rules. Rows with equal ids are captions of one item, and positives of each other in training. The id is that of the
 column of ids, where there is one; else the path of the file, or the path beside the bytes where no two rows share it;
@@ -29,7 +29,7 @@ def is_empty(value: Any) -> bool:
 
 
 def id_of(value: Any, number: int) -> str:
-    """The id of a row: what its cell holds, or the number of the row."""
+    """Return the id of a row: the content of its cell, or the number of the row."""
     is_none = is_empty(value) or (isinstance(value, str) and value.strip().lower() in _NULLS)
     return f"{_ROW}{number}" if is_none else str(value)
 
@@ -42,12 +42,12 @@ def unique_or_rows(values: Sequence[Any]) -> list[str]:
 
 
 def count_items(rows: Iterable[Mapping[str, Any]], modality: str) -> int:
-    """How many items some undecoded rows hold."""
+    """Count the items of some undecoded rows."""
     return len({item_key(row["id"], row[modality]) for row in rows})
 
 
 def item_key(row_id: str, cell: Any) -> str:
-    """What rows of one item have in common: the id, or the bytes where the id is a number of a row or a path of bytes.
+    """Return the key that rows of one item share: the id, or the bytes if the id is a row number or a path of bytes.
 
     Args:
         row_id: Id of the row as `load_pairs` gives it, with or without the name of its table in front.

@@ -1,4 +1,4 @@
-"""Any picture -> upright RGB, and the seeded augmentation that training uses."""
+"""Decoding of images to upright RGB, and the seeded augmentation that training uses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AUGMENTATION_STREAM = 1
 
 
 def load_image(item: Any, *, min_size: int | None = None) -> Image.Image:
-    """An item of an image column as upright 8-bit RGB: the one path from a cell to pixels.
+    """Load an item of an image column as upright 8-bit RGB. All code that turns a cell into pixels calls it.
 
     Training, validation, evaluation and the galleries of demo Spaces call it.
 

@@ -1,4 +1,4 @@
-"""What the files of a folder or zip archive say about pictures or sounds, and where their captions are.
+"""Layouts of folders and zip archives of images or audio files, and the places of their captions.
 
 Rules, the first one that applies. A table `metadata.*` names the files (imagefolder, audiofolder). Texts beside the
 files are their captions: `a.txt`, `a.caption` or a field of `a.json` beside `a.jpg`, or with its ending, `a.jpg.txt`. A
@@ -169,7 +169,7 @@ def _in_archives(tree: FileTree, split: str, text_column: TextColumns) -> tuple[
 
 
 def modality_of(path: Path) -> Modality:
-    """What a folder or archive holds more of, pictures or sounds: for those who read its texts alone."""
+    """Return the modality that a folder or archive holds more files of, for callers that read its texts alone."""
     return max(MODALITY_NAMES, key=lambda modality: len(FileTree(path, modality).media))
 
 

@@ -77,7 +77,7 @@ _LABEL_NAMES = {str(number): name for number, name in enumerate(_NAMES)} | {name
 def load_sentences(
     source: str | os.PathLike, *, column: TextColumns = None, max_sentences: int | None = None, seed: int = 0
 ) -> Dataset:
-    """Sentences as rows {"anchor": str}.
+    """Load sentences as rows {"anchor": str}.
 
     Args:
         source: Source that `load_table` reads, such as a text file with one sentence per line; WebDataset tars, for
@@ -165,7 +165,7 @@ def sentence_rows(
 
 
 def load_triplets(source: str | os.PathLike, *, split: str = "train", seed: int = 0) -> Dataset:
-    """Rows {"anchor", "positive"[, "negative"]} from pairs, triplets or NLI; logs what was dropped and why.
+    """Load rows {"anchor", "positive"[, "negative"]} from pairs, triplets or NLI; logs which rows were dropped and why.
 
     Rows without a hard negative may be mixed with others: their `negative` is null. Where no row has one, as in NLI
     with entailments only, there is no such column. Of a list of positives each gives a row, of a list of negatives one

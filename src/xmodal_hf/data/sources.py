@@ -64,7 +64,7 @@ def load_pairs(
     negative_text_column: TextColumns = None,
     media_folder: str | os.PathLike | None = None,
 ) -> Dataset:
-    """A paired dataset in canonical columns. Rows with equal ids are captions of one item; a warning counts them.
+    """Load a paired dataset in canonical columns. Rows with equal ids are captions of one item; a warning counts them.
 
     Args:
         source: One of: `openmoji` or `soundfont` (built in); a csv, tsv, json, jsonl or parquet file whose image or
@@ -151,7 +151,7 @@ def has_media(source: str | os.PathLike, *, modality: Modality) -> bool:
 
 
 def load_rows(source: str | os.PathLike, *, modality: Modality, split: str) -> Dataset:
-    """The rows of `load_pairs` in the columns of the source, of which it has other names than `load_pairs` gives.
+    """Read the rows of `load_pairs` before its columns are renamed: the columns keep the names of the source.
 
     Raises:
         ValueError: a source without columns of its own: built in, or WebDataset tars.

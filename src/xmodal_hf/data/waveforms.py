@@ -56,7 +56,7 @@ def decode_audio(
     """Decode what libsndfile reads (wav, flac, ogg, opus, mp3, aiff, ...), mix the channels down and resample.
 
     The length that a file declares is not trusted: streams that were written to a pipe declare none, or a wrong one.
-    What is decoded is what is there. Files that cannot be sought in are decoded up to the window.
+    The samples that the file contains are decoded. Files without seeking are decoded up to the end of the window.
 
     Args:
         source: Encoded bytes, or the path of a local file, of which no more is read than the window needs.

@@ -23,7 +23,7 @@ def random_recall(num_golds: Any, gallery_size: int, k: int) -> float:
     """Expected recall at k of a random order of the gallery, in [0, 1].
 
     Args:
-        num_golds: (Q,) golds of each query, g.
+        num_golds: Number of golds of each query, g, of shape (Q,).
         gallery_size: G.
         k: cut-off.
 
@@ -58,9 +58,9 @@ def retrieval_baselines(
     """Chance of `evaluate_retrieval`.
 
     Args:
-        text_golds: (T,) items that each text describes.
-        item_golds: (N,) texts of each item.
-        modality: of the items, in the names of the metrics.
+        text_golds: Number of items that each text describes, of shape (T,).
+        item_golds: Number of texts of each item, of shape (N,).
+        modality: Modality of the items, which occurs in the names of the metrics.
         ks: cut-offs of the recall.
     """
     directions = (
@@ -78,9 +78,9 @@ def zero_shot_baselines(labels: Any, num_classes: int, *, with_folds: bool = Fal
     """Chance and constant classifier of `evaluate_zero_shot`: it names the most frequent class of the test items.
 
     Args:
-        labels: (n,) class indices.
-        num_classes: different classes, C.
-        with_folds: whether the items have folds; a random answer is as good in each.
+        labels: Class indices of shape (n,).
+        num_classes: Number of different classes, C.
+        with_folds: Whether the items have folds; a random answer is as good in each.
     """
     top_k = {f"top{k}_accuracy": 100 * k / num_classes for k in (1, 5) if k < num_classes}
     per_class = {"mean_per_class_accuracy": 100 / len(np.unique(labels))}
@@ -99,7 +99,8 @@ def transfer_baselines(tasks: Mapping[str, tuple[Any, Any]]) -> Baselines:
     """Chance and constant classifier of `evaluate_transfer`.
 
     Args:
-        tasks: name to the labels (n,) that train and those that are tested; both are all labels where folds are.
+        tasks: Dictionary from task to the labels (n,) of training and of the test; both are all labels if the task has
+            folds.
     """
     chance, constant = {}, {}
     for name, (train, test) in tasks.items():

@@ -62,7 +62,7 @@ _FUSION_SEED = 0
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """How an embedder runs its model.
+    """Options that determine how an embedder runs its model.
 
     Attributes:
         max_tokens_per_batch: of a text batch, padding included; texts are sorted by length first. None is 1,024 on a
@@ -88,7 +88,7 @@ class EmbedOptions:
 
 
 class Embedder:
-    """What the task functions need of a model. Subclasses implement what their model can."""
+    """Interface of the task functions to a model. Subclasses implement the methods that their model supports."""
 
     @property
     def modality(self) -> Modality | None:
@@ -400,7 +400,7 @@ class _TextTowerEmbedder(Embedder):
 def as_embedder(
     model: Any, processor: Any = None, *, pooling: str = "mean", options: EmbedOptions | None = None
 ) -> Embedder:
-    """Give any supported model the `Embedder` interface.
+    """Wrap any supported model in the `Embedder` interface.
 
     Args:
         model: `Embedder`; a two-tower model (of this package, CLIPModel, SiglipModel, ClapModel) with its `processor`;
@@ -448,7 +448,7 @@ def load_processor(model: PreTrainedModel, source: str, **kwargs: Any) -> Any:
 
 @dataclass(frozen=True)
 class PairEmbeddings:
-    """A dataset's pairs in the joint space: what retrieval and representation are computed from.
+    """Embeddings of the pairs of a dataset in the joint space, from which retrieval and representation are computed.
 
     Attributes:
         modality: "image" or "audio".

@@ -242,9 +242,9 @@ def gold_counts(text_to_item: Any, texts: Sequence[str], *, distinct: bool = Tru
     """How many golds each text and each item has.
 
     Args:
-        text_to_item: (M,) the item of each caption.
-        texts: (M,) the captions.
-        distinct: equal captions are one text, as in the protocol `distinct` of `evaluate_retrieval`.
+        text_to_item: Item of each caption, of shape (M,).
+        texts: Captions of shape (M,).
+        distinct: Whether equal captions are one text, as in the protocol `distinct` of `evaluate_retrieval`.
 
     Returns:
         (T,) items of each text, and (N,) texts of each item.

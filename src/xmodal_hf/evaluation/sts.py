@@ -59,7 +59,7 @@ def pearson(predictions: Any, references: Any) -> float:
 
 
 def load_sts(source: str | os.PathLike | None = None, *, protocol: str = "simcse") -> dict[str, Rows]:
-    """The seven sets, each as rows of `sentence1`, `sentence2` and `score`.
+    """Load the seven sets, each as rows of `sentence1`, `sentence2` and `score`.
 
     Args:
         source: Folder of tables `sts12`, ..., `sts16`, `stsb-test`, `sickr` (.jsonl, .csv, .parquet, compressed or

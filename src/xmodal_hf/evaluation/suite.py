@@ -102,7 +102,7 @@ def read_earlier_results(folder: Path, model: str) -> Results:
 
 
 def read_resamples(folder: Path) -> Resamples:
-    """Read the resamples beside a results.json; none where nobody kept them."""
+    """Read the resamples beside a results.json; the result is empty if there are none."""
     path = folder / RESAMPLES_NAME
     if not path.exists():
         return {}

@@ -78,7 +78,7 @@ class Probed:
 def load_transfer(
     source: str | os.PathLike, tasks: Sequence[str] = tuple(TRANSFER_TASKS)
 ) -> dict[str, dict[str, Rows]]:
-    """The tables of a folder, as task -> split -> rows of `text` (MRPC: `sentence1`, `sentence2`) and `label`.
+    """Load the tables of a folder, as task -> split -> rows of `text` (MRPC: `sentence1`, `sentence2`) and `label`.
 
     Args:
         source: Folder of tables `mr`, `cr`, `subj`, `mpqa`, `sst2-train`, `sst2-dev`, `sst2-test`, `trec-train`,

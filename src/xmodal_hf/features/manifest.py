@@ -69,7 +69,7 @@ class Manifest:
         return folder / f"vectors-{shard:05}.arrow"
 
     def write(self, path: Path) -> None:
-        """Write the file at once, so that nobody reads half of it."""
+        """Write the file atomically, so that no process reads an incomplete one."""
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         temporary.replace(path)

@@ -38,14 +38,14 @@ class StoreWriter:
         self.manifest = manifest
 
     def start(self) -> None:
-        """Make the folder, or check that what is there belongs to this store. For one process; others wait for it."""
+        """Make the folder, or check that its content belongs to this store. One process calls it; the others wait."""
         if self._check(MANIFEST_NAME) or self._check(UNFINISHED_NAME):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.manifest.write(self.folder / UNFINISHED_NAME)
 
     def missing_shards(self) -> list[int]:
-        """The shards that nobody has written yet."""
+        """Numbers of the shards that are not written yet."""
         if (self.folder / MANIFEST_NAME).is_file():
             return []
         return [shard for shard in range(self.manifest.num_shards) if not self._path(shard).is_file()]

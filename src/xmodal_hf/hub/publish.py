@@ -199,7 +199,7 @@ def _push(api: HfApi, files: list[SentFile], to: _Target) -> Published:
             [*additions, *(CommitOperationDelete(path) for path in deleted)],
             commit_message=to.message,
             revision=to.branch,
-            parent_commit=head,  # refused when somebody else was quicker
+            parent_commit=head,  # the Hub refuses the commit if another one was made meanwhile
             **options,
         ).oid
     if to.tag is not None:

@@ -1,4 +1,4 @@
-"""What is refused before a folder is published, and in a folder that came from somebody else."""
+"""Checks of a folder before it is published, and of folders that other people wrote."""
 
 from __future__ import annotations
 

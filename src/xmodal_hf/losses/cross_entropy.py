@@ -187,7 +187,7 @@ class CrossEntropyPlan:
 
 
 class CrossEntropySum(NamedTuple):
-    """Sums over the queries (rows) of all processes, and over their keys (columns) where asked for; 0-dim each."""
+    """Sums over the queries (rows) of all processes and, if requested, over their keys (columns); 0-dim each."""
 
     loss: Tensor
     row_hits: Tensor
@@ -310,19 +310,19 @@ class _Softmax:
             self.positive_sum[index].index_add_(0, positives.rows, logits[positives])
 
     def merge_processes(self) -> None:
-        """Makes the statistics those of all processes, where each process saw other columns."""
+        """Merge the statistics of all processes, each of which saw other columns."""
         old_peak = self.best.peak()
         self.best.merge_processes()
         rescaled = self.total * (old_peak - self.best.peak()).exp2()
         self.total, self.positive_sum = global_sum(torch.stack([rescaled, self.positive_sum]))
 
     def cross_entropy(self) -> Tensor:
-        """Of each row, (size,)."""
+        """Return the cross-entropy of each row, (size,)."""
         bits = self.total.log2() - (self.positive_sum * self.weights - self.best.peak())
         return bits / BITS
 
     def frozen(self) -> "_FrozenSoftmax":
-        """What backward needs."""
+        """Return the statistics that backward needs."""
         log_sum = self.best.peak() + self.total.log2()
         # 2^(logit - log_sum) is off by the factor that rounding log_sum costs (4e-6 at logits of 100 in fp32). The
         # targets take the same factor: else probability - target, which vanishes for a well-placed positive, would

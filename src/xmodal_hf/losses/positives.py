@@ -1,4 +1,4 @@
-"""Which keys are positives of which queries, answered tile by tile.
+"""Positives of the queries among the keys, computed tile by tile.
 
 Soft targets follow WavCaps (Mei et al., 2023): each of a query's |P| positives has target 1/|P|.
 
@@ -34,11 +34,11 @@ class Entries(NamedTuple):
 
 
 class Positives(Protocol):
-    """What a loss asks of the positives."""
+    """Interface through which a loss reads the positives."""
 
     @property
     def row_counts(self) -> Tensor:
-        """(n,) how many positives each query has; each is a target of one over this."""
+        """Number of positives of each query, (n,); the target of each positive is one over this."""
         ...
 
     def tile(self, rows: slice, columns: slice) -> Entries | None:
@@ -120,7 +120,7 @@ class TextPositives:
 
 @dataclass(frozen=True)
 class ExcludedTexts:
-    """Extra keys that a query does not see: those that are not there, and those with its own or a positive's text."""
+    """Extra keys that a query ignores: missing ones, and those with the query's or a positive's text."""
 
     own: Tensor  # (n, q) ids of the texts of the local queries and of their positives
     extra_keys: Tensor  # (E,) of the extra keys of all processes, NO_TEXT where a row has none
@@ -145,7 +145,7 @@ class ExcludedTexts:
 
 @dataclass(frozen=True)
 class MaskPositives:
-    """The caller says which keys are positives, (n, N) bool."""
+    """Positives that the caller marks by a mask, (n, N) bool."""
 
     row_counts: Tensor  # (n,)
     mask: Tensor  # (n, N)

@@ -1,4 +1,4 @@
-"""The losses that training can minimise, each with all that its users need: objectives, options, cards, citations.
+"""Registry of the losses: each entry holds what objectives, options, cards and citations need to know about it.
 
 A new loss is a function, in a file beside this one or in anybody's script, and one entry in `LOSSES` (of pairs) or
 `SENTENCE_LOSSES` (of sentences). Its name is then a choice of `--objective` or `--sentence_objective`, its weights are

@@ -184,17 +184,17 @@ class BestLogits:
         return self._best[:, index].amax(dim=0)
 
     def merge_processes(self) -> None:
-        """Makes the rows' best those over all processes, where each process saw other columns."""
+        """Merge the best logits of the rows over all processes, each of which saw other columns."""
         self._best = global_max(self._best)
 
     def hits(self) -> Tensor:
-        """How many rows rank a positive above every negative. A tie is no hit: a collapsed model scores 0."""
+        """Number of rows that rank a positive above every negative. A tie is no hit, so a collapsed model scores 0."""
         negative, positive = self._best
         return (positive > negative).sum()
 
 
 def _factor_dtype(embeds: Tensor) -> torch.dtype:
-    """What matrix products take: CUDA multiplies half-precision factors to fp32 results, other devices widen first."""
+    """Dtype of the factors: CUDA multiplies half-precision factors to fp32 results, other devices widen first."""
     return embeds.dtype if embeds.is_cuda else accumulation_dtype(embeds.dtype)
 
 

@@ -72,7 +72,7 @@ PRECISIONS = {"single": torch.float32, "double": torch.float64}
 
 
 class LogMelFeatureExtractor(SequenceFeatureExtractor):
-    r"""Waveforms -> log-mel spectrograms of one fixed length, so that a clip's features never depend on its batch.
+    r"""Feature extractor for log-mel spectrograms of one fixed length, so that features never depend on the batch.
 
     Long clips are cut to their first or middle window and short ones repeated or padded; nothing here is random
     (training crops at random when it decodes). Three front ends: `stft`, decibels as in `ClapFeatureExtractor`;
@@ -106,7 +106,7 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         channel_axis (`bool`): whether an axis of size 1 stands before the frames (CLAP) or not (AST).
 
     Raises:
-        ValueError: unknown preset, front end, padding or truncation.
+        ValueError: The preset, front end, padding or truncation is unknown.
 
     Example:
         >>> from xmodal_hf import LogMelFeatureExtractor

@@ -42,7 +42,7 @@ class _PrefixMixin(ProcessorMixin):
 
 
 class ImageTextProcessor(HubCardMixin, _PrefixMixin):
-    r"""Image processor and tokenizer of an [`ImageTextDualEncoder`] in one.
+    r"""Processor of an [`ImageTextDualEncoder`], which wraps an image processor and a tokenizer.
 
     `processor(text=[...], images=[...], return_tensors="pt")` gives `input_ids`, `attention_mask` and
     `pixel_values` (B, C, height, width). Either may be left out. Texts are padded to the longest of the call and
@@ -70,7 +70,7 @@ class ImageTextProcessor(HubCardMixin, _PrefixMixin):
 
 
 class AudioTextProcessor(HubCardMixin, _PrefixMixin):
-    r"""Feature extractor and tokenizer of an [`AudioTextDualEncoder`] in one.
+    r"""Processor of an [`AudioTextDualEncoder`], which wraps a feature extractor and a tokenizer.
 
     `processor(text=[...], audio=[...], sampling_rate=48000, return_tensors="pt")` gives `input_ids`,
     `attention_mask` and the extractor's features (`input_features`). Either may be left out.

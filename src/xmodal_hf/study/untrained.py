@@ -31,10 +31,10 @@ def make_random_word_vectors(folder: Path, *, tokenizer: str, hidden_size: int =
     norm behind them; positions and the tokenizer's special tokens have the vector zero, which an average only scales.
 
     Args:
-        folder: where model and tokenizer are saved.
-        tokenizer: folder or Hub id; a model's folder is one.
-        hidden_size: width of the vectors.
-        seed: of the draw.
+        folder: Folder in which model and tokenizer are saved.
+        tokenizer: Folder or Hub id of the tokenizer; a model's folder is one.
+        hidden_size: Width of the vectors.
+        seed: Seed of the draw.
     """
     loaded = AutoTokenizer.from_pretrained(processor_source(tokenizer))
     loaded.model_max_length = min(loaded.model_max_length, _MAX_TOKENS)
@@ -71,13 +71,13 @@ def make_untrained_tower(
     """Save a sentence encoder of the shape of a study's text tower, with random weights.
 
     Args:
-        folder: where model and tokenizer are saved.
-        text_model: model whose text tower gives the shape; its weights are not used.
-        text_config: the shape, in place of `text_model`; needs `tokenizer`.
-        tokenizer: folder or Hub id. Default: that of `text_model`.
-        pooling: as `--pooling` of `train_sentence_embedding.py`.
-        max_length: tokens a text at most.
-        seed: of the weights.
+        folder: Folder in which model and tokenizer are saved.
+        text_model: Model whose text tower gives the shape; its weights are not used.
+        text_config: Config that gives the shape, in place of `text_model`; it requires `tokenizer`.
+        tokenizer: Folder or Hub id of the tokenizer. Default: that of `text_model`.
+        pooling: Pooling, as `--pooling` of `train_sentence_embedding.py`.
+        max_length: Maximum number of tokens per text.
+        seed: Seed of the weights.
 
     Raises:
         ValueError: neither a model nor a config and a tokenizer.

@@ -1,4 +1,4 @@
-"""LoRA on the language encoder (Hu et al. 2022), through peft: train a small adapter on somebody else's model.
+"""LoRA on the language encoder (Hu et al. 2022), through peft: training of a small adapter on an existing model.
 
 The rest of a dual encoder stays as it is, but for the two projections and the scalars `logit_scale` and `logit_bias`,
 which are trained and saved with the adapter: the new text embeddings need them. With `train_modality` the image or

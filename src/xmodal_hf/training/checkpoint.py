@@ -332,7 +332,7 @@ class CheckpointManager:
                 self._write_own_files(temporary, {"step": step, **counters}, best)
                 _publish(temporary, final)
                 states = find_states(self.folder.parent)
-                # Later ones are of a course that was given up, when the run went back to an earlier state.
+                # If the run was resumed from an earlier state, states of later steps belong to an abandoned run.
                 earlier, later = states[: states.index(final) + 1], states[states.index(final) + 1 :]
                 for old in earlier[: -self.keep_last] + later:
                     _remove(old)

@@ -33,7 +33,7 @@ class Task:
         no_better_side: Endings of the names of numbers that have no better side.
         of_texts: Whether the numbers of the task describe the language encoder alone and belong in that encoder's card.
         needs_texts_alone: Whether a model without a second tower can be measured by the task.
-        note: What a reader has to know who compares the numbers with published ones. Cards and studies show it.
+        note: Text for readers who compare the numbers with published ones. Cards and studies show it.
 
     Example:
         >>> from xmodal_hf.evaluation import TASKS

@@ -1,4 +1,4 @@
-"""What a task is given to load and run, and what it returns."""
+"""Input and result of a task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..provenance import describe_source, texts_checksum
 
 @dataclass(frozen=True)
 class Outcome:
-    """One task's result.
+    """Result of one task.
 
     Attributes:
         numbers: metric to value.
@@ -48,7 +48,7 @@ class CaptionedItems:
 
     @cached_property
     def modality(self) -> Modality:
-        """What is paired with the texts."""
+        """Modality that is paired with the texts."""
         return _modality(self._embedder, self._data)
 
     @cached_property
@@ -74,7 +74,7 @@ class CaptionedItems:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """What identifies the items."""
+        """Facts that identify the items: source, split, revision or checksum."""
         num_items = count_items(undecoded(self.table), self.modality)
         texts = texts_checksum(self.table["text"])
         described = {"split": self._table_and_split[1], "num_items": num_items, "texts_sha256": texts}
@@ -88,7 +88,7 @@ class CaptionedItems:
 
 
 class TaskContext:
-    """What all tasks of one evaluation share.
+    """Model, options and data that all tasks of one evaluation share.
 
     Attributes:
         embedder: the model.

@@ -1,6 +1,6 @@
 """The console command `xmodal-hf`: each training script by a short name, and where the shipped files are.
 
-    xmodal-hf train-contrastive --recipe demo_pairs --output_dir outputs/pairs
+    xmodal-hf train-contrastive --recipe demo_scratch_pairs --output_dir outputs/pairs
     accelerate launch --config_file $(xmodal-hf launch-config multi_gpu) \\
         -m xmodal_hf.training_scripts.train_contrastive --recipe cc3m_clip
 

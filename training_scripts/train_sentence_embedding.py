@@ -43,10 +43,10 @@ def main(args: Sequence[str] | None = None) -> None:
     # After parsing: --help and a wrong option answer without torch.
     from accelerate.utils import set_seed
 
+    from xmodal_hf.features.processes import main_process_first
     from xmodal_hf.training.batches import check_length, load_sentence_table
     from xmodal_hf.training.defaults import describe_defaults, resolve_sentence_defaults
     from xmodal_hf.training.dry_run import estimate_sentences
-    from xmodal_hf.training.faults import main_process_first
     from xmodal_hf.training.log import inform
     from xmodal_hf.training.loop import build_accelerator, run_phase
     from xmodal_hf.training.output import finish_output, options_of, start_output

@@ -49,7 +49,7 @@ _NAMED_USER_ERRORS = {
     "xmodal_hf.hub.publish.HubError",
     "xmodal_hf.training.checkpoint.CheckpointError",
     "xmodal_hf.training.faults.BadStepsError",
-    "xmodal_hf.training.faults.OtherProcessError",
+    "xmodal_hf.features.processes.OtherProcessError",
 }
 # An option as argparse reads it: a dash or two and a letter. Negative numbers are values.
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*")

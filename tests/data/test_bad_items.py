@@ -355,3 +355,17 @@ def test_deferred_items_are_listed_by_whoever_uses_the_rows(damaged, tmp_path):
         bad_rows = dataset.select(sorted(bad))
         log = BadItemLog(tmp_path / "all.jsonl", total=len(bad), max_fraction=0.5)
         PairDataset(bad_rows, seed=0, bad_items=log, defer_bad_items=True)[0]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_list_is_in_order_where_no_item_is_usable(samples, tmp_path, num_workers):
+    rows = [{"id": str(number), "image": {"bytes": b"", "path": None}, "text": "x"} for number in range(12)]
+    features = Features({"id": Value("string"), "image": Image(decode=False), "text": Value("string")})
+    path = tmp_path / "bad_items.jsonl"
+    items = PairDataset(
+        Dataset.from_list(rows, features=features), seed=0, bad_items=BadItemLog(path, total=12, max_fraction=1)
+    )
+    batches = EpochBatchSampler(ShuffledOrder(12, 0), 3)
+    with pytest.raises(TooManyBadItemsError, match="12 of 12 items cannot be used: 12 empty file"):
+        list(DataLoader(items, batch_sampler=batches, num_workers=num_workers, collate_fn=list))
+    assert [entry["index"] for entry in listed(path)] == list(range(12))

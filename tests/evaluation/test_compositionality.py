@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
+from xmodal_hf.data.bad_items import TooManyBadItemsError
 from xmodal_hf.data.composition import load_composition
 from xmodal_hf.evaluation import as_embedder, evaluate_compositionality, evaluate_winoground
 from xmodal_hf.evaluation.arguments import EvaluationArguments, EvaluationDataArguments
@@ -232,3 +233,16 @@ def test_our_models_and_clip_are_measured(image_text_model, image_text_processor
     path.write_text(json.dumps({"file": "red.png", "caption": "the cat", "negative_caption": "the dog barks"}) + "\n")
     found, _, _ = measured([path], as_embedder(image_text_model, image_text_processor))
     assert found["accuracy/own"] in (0.0, 100.0)
+
+
+def test_each_set_has_its_own_limit_of_bad_items(pictures, capsys):
+    """Four whole rows of one set do not make up for one of two that cannot be used in another."""
+    row = {"file": "red.png", "caption": "red", "negative_caption": "blue"}
+    for name, files in (("whole", ["red.png"] * 4), ("broken", ["red.png", "gone.png"])):
+        lines = "".join(json.dumps(row | {"file": file}) + "\n" for file in files)
+        (pictures / f"{name}.jsonl").write_text(lines)
+    paths = [pictures / "whole.jsonl", pictures / "broken.jsonl"]
+    with pytest.raises(TooManyBadItemsError, match=r"1 of 2 items cannot be used, more than max_bad_fraction=0\.2"):
+        measured(paths, max_bad_fraction=0.2)
+    found, _, _ = measured(paths, max_bad_fraction=0.5)
+    assert found["accuracy/whole"] == found["accuracy/broken"] == 100.0

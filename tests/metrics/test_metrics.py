@@ -217,3 +217,15 @@ def test_the_cards_example_runs_as_printed(name):
     scope: dict = {}
     exec("\n".join(lines[:-1]), scope)
     assert eval(lines[-1].removeprefix("print(").removesuffix(")"), scope) == ast.literal_eval(printed)
+
+
+def test_classes_of_the_same_name_are_one_class():
+    """ImageNet's usual list has "sunglasses" twice: their prompts tie, and a tie counts against the model."""
+    metric = evaluate.load(metric_path("zero_shot_accuracy"))
+    scores, names = [[0.9, 0.9, 0.1], [0.2, 0.2, 0.8], [0.7, 0.7, 0.9]], ["sunglasses", "sunglasses ", "crane"]
+    plain = metric.compute(predictions=scores, references=[0, 2, 1], k=1)
+    merged = metric.compute(predictions=scores, references=[0, 2, 1], k=1, class_names=names)
+    assert plain["top1_accuracy"] == pytest.approx(1 / 3) and merged["top1_accuracy"] == pytest.approx(2 / 3)
+    assert merged["mean_per_class_accuracy"] == pytest.approx(0.75)
+    with pytest.raises(ValueError, match="3 columns of scores need as many class names, not 2"):
+        metric.compute(predictions=scores, references=[0, 2, 1], class_names=names[:2])

@@ -19,12 +19,16 @@ from accelerate.state import AcceleratorState
 from torch.utils.data import Dataset
 
 from xmodal_hf.data.errors import BadItemError
+from xmodal_hf.features import extraction
+from xmodal_hf.features import processes as launched
+from xmodal_hf.features.extraction import extract
 from xmodal_hf.objectives import CrossModalObjective
-from xmodal_hf.training import checkpoint, faults
-from xmodal_hf.training.arguments import TrainingArguments, ValidationArguments
-from xmodal_hf.training.batches import JointLoader, build_loader
+from xmodal_hf.training import checkpoint, faults, feature_extraction
+from xmodal_hf.training.arguments import PairArguments, TrainingArguments, ValidationArguments
+from xmodal_hf.training.batches import JointLoader, _bad_item_log, build_loader
 from xmodal_hf.training.checkpoint import CheckpointManager, find_states, read_state
 from xmodal_hf.training.faults import BadStepsError, StopRequested
+from xmodal_hf.training.feature_arguments import FeatureArguments
 from xmodal_hf.training.log import StepLog, TrainingResult
 from xmodal_hf.training.loop import build_accelerator, run_phase
 from xmodal_hf.training.output import finish_output
@@ -297,8 +301,11 @@ def test_one_part_of_a_joint_batch_fails(pair_batch, tmp_path):
         lambda accelerator, folder: finish_output(
             accelerator, TrainingArguments(output_dir=str(folder)), TrainingResult(), torch.nn.Linear(1, 1), None
         ),
+        lambda accelerator, folder: _bad_item_log(
+            accelerator, ["row"], TrainingArguments(output_dir=str(folder)), PairArguments(dataset=["x"])
+        ),
     ],
-    ids=["room for a state", "log", "best weights of a state", "best weights", "finished output"],
+    ids=["room for a state", "log", "best weights of a state", "best weights", "finished output", "list of bad items"],
 )
 def test_what_the_main_process_cannot_do_ends_the_others(work, monkeypatch, tmp_path):
     """They do not wait for it in vain."""
@@ -306,8 +313,8 @@ def test_what_the_main_process_cannot_do_ends_the_others(work, monkeypatch, tmp_
     monkeypatch.setattr(Accelerator, "is_main_process", False)
     monkeypatch.setattr(Accelerator, "num_processes", 2)
     monkeypatch.setattr(Accelerator, "wait_for_everyone", lambda self: None)
-    monkeypatch.setattr(faults, "broadcast_object_list", lambda outcome: outcome.__setitem__(1, "OSError: no room"))
-    with pytest.raises(faults.OtherProcessError, match="the main process failed: OSError: no room"):
+    monkeypatch.setattr(launched, "broadcast_object_list", lambda outcome: outcome.__setitem__(1, "OSError: no room"))
+    with pytest.raises(launched.OtherProcessError, match="the main process failed: OSError: no room"):
         work(accelerator, tmp_path)
 
 
@@ -328,14 +335,36 @@ def test_no_room_for_a_state_in_two_processes(start, tmp_path, monkeypatch):
 def test_what_the_main_process_cannot_load_ends_the_others(monkeypatch):
     accelerator = SimpleNamespace(is_main_process=False, num_processes=2)
     calls = []
-    monkeypatch.setattr(faults, "broadcast_object_list", lambda outcome: calls.append("told"))
-    assert faults.main_process_first(accelerator, lambda: calls.append("loads") or 5) == 5
+    monkeypatch.setattr(launched, "broadcast_object_list", lambda outcome: calls.append("told"))
+    assert launched.main_process_first(accelerator, lambda: calls.append("loads") or 5) == 5
     assert calls == ["told", "loads"]  # the caches are there by then
     monkeypatch.setattr(
-        faults, "broadcast_object_list", lambda outcome: outcome.__setitem__(1, "ValueError: no column")
+        launched, "broadcast_object_list", lambda outcome: outcome.__setitem__(1, "ValueError: no column")
     )
-    with pytest.raises(faults.OtherProcessError, match="the main process failed: ValueError: no column"):
-        faults.main_process_first(accelerator, lambda: pytest.fail("there is nothing to load"))
+    with pytest.raises(launched.OtherProcessError, match="the main process failed: ValueError: no column"):
+        launched.main_process_first(accelerator, lambda: pytest.fail("there is nothing to load"))
     accelerator.is_main_process = True
     with pytest.raises(ValueError, match="not there"):
-        faults.main_process_first(accelerator, lambda: int("not there"))
+        launched.main_process_first(accelerator, lambda: int("not there"))
+
+
+@pytest.mark.parametrize("fails", ["loading", "finishing"])
+def test_what_the_main_process_cannot_embed_ends_the_others(fails, monkeypatch, tmp_path):
+    """A data set that it cannot load, a store that it cannot finish."""
+    state = SimpleNamespace(is_main_process=False, num_processes=2, process_index=1, device="cpu")
+    state.wait_for_everyone = lambda: None
+    monkeypatch.setattr(
+        launched, "broadcast_object_list", lambda outcome: outcome.__setitem__(1, "OSError: no space left")
+    )
+    if fails == "loading":
+        monkeypatch.setattr(feature_extraction, "launched_processes", lambda: state)
+        monkeypatch.setattr(feature_extraction, "load_side", lambda *_: (torch.nn.Linear(1, 1), None))
+    else:
+        monkeypatch.setattr(extraction, "PartialState", lambda: state)
+        monkeypatch.setattr(extraction, "_missing_shards", lambda *_: [])
+    side = SimpleNamespace(rows=SimpleNamespace(dataset=["row"]), identity={"side": "text"})
+    with pytest.raises(launched.OtherProcessError, match="the main process failed: OSError: no space left"):
+        if fails == "loading":
+            feature_extraction.run_extraction(FeatureArguments(text_model="x"), PairArguments(dataset=["x"]))
+        else:
+            extract(tmp_path, side)

@@ -2,11 +2,13 @@
 
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
 from PIL import Image
 from transformers import ASTFeatureExtractor, Wav2Vec2FeatureExtractor
 
@@ -14,7 +16,7 @@ from xmodal_hf import AudioTextProcessor, LogMelFeatureExtractor
 from xmodal_hf.data.bad_items import TooManyBadItemsError
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.training.arguments import PairArguments, TextModelArguments, TrainingArguments
-from xmodal_hf.training.batches import build_pair_loader, load_pair_table
+from xmodal_hf.training.batches import build_pair_loader, check_length, load_pair_table
 from xmodal_hf.training.checkpoint import CheckpointError
 from xmodal_hf.training.loop import build_accelerator
 
@@ -220,3 +222,15 @@ def test_one_text_column_is_held_as_before_there_could_be_several():
     assert PairArguments(dataset=["a"], text_column=["caption"]).text_column == "caption"
     assert PairArguments(dataset=["a"], text_column="caption").text_column == "caption"
     assert PairArguments(dataset=["a"], text_column=["a", "b"]).text_column == ["a", "b"]
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(3, 4), (5, 4)])
+def test_another_number_of_rows_than_expected_is_said(rows, expected):
+    """Half a download, and a folder with more than was meant."""
+    table = Dataset.from_dict({"text": ["x"] * rows})
+    with pytest.warns(UserWarning, match=f"the data have {rows} rows, --expected_items says {expected}"):
+        check_length(table, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_length(table, rows)
+        check_length(table, None)

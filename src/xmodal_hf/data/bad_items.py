@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import FileLock
 
@@ -78,10 +78,11 @@ def check_share(bad_items: Iterable[BadItem], total: int, max_fraction: float) -
 def _complaint(entries: Sequence[dict[str, Any]], total: int, max_fraction: float, path: Path | None = None) -> str:
     reasons = Counter(entry["reason"] for entry in entries).most_common()
     shown = [f"  {entry['id']} ({entry['source']}): {entry['reason']}" for entry in entries]
+    limit = f", more than max_bad_fraction={max_fraction:g}" if len(shown) > int(max_fraction * total) else ""
     more = [f"  and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
     return "\n".join(
         [
-            f"{len(shown)} of {total} items cannot be used, more than max_bad_fraction={max_fraction:g}: "
+            f"{len(shown)} of {total} items cannot be used{limit}: "
             + ", ".join(f"{count} {reason}" for reason, count in reasons),
             *shown[:_SHOWN],
             *more,
@@ -142,11 +143,17 @@ class BadItemLog:
                         file.write(_line(asdict(item)))
                     self._read_new_lines()
             if len(self._entries) > self.tolerated:
-                sort_bad_items(self.path)
-                kept = self.path if self.is_kept else None
-                raise TooManyBadItemsError(
-                    _complaint(list(self._entries.values()), self.total, self.max_fraction, kept)
-                )
+                self.stop()
+
+    def stop(self) -> NoReturn:
+        """Bring the list into order and end the run: too many items, or all of them, cannot be used.
+
+        Raises:
+            TooManyBadItemsError: in any case; it names the first of them.
+        """
+        sort_bad_items(self.path)
+        kept = self.path if self.is_kept else None
+        raise TooManyBadItemsError(_complaint(list(self._entries.values()), self.total, self.max_fraction, kept))
 
     def _read_new_lines(self) -> None:
         """Take in what other workers have appended since the last time; all of it where one has sorted the list."""

@@ -201,11 +201,16 @@ class PairDataset(TorchDataset):
         generator = row_generator(self.seed, position, stream=_REPLACEMENT_STREAM)
         found: list[BadItem] = []
         item: dict[str, Any] | None = None
+        failed: set[int] = set()
         while item is None:  # ends: when bad rows are many, the log raises
             try:
                 item = self._item(position, found, row)
             except BadItemError as error:
                 found.append(self._bad_item(position.index, error))
+                failed.add(position.index)
+                if len(failed) == len(self):  # however many are tolerated
+                    self.bad_items.add(found)
+                    self.bad_items.stop()
                 row, position = None, EpochIndex(position.epoch, int(generator.integers(len(self))))
             if not self.defer_bad_items or len(found) > self.bad_items.tolerated:
                 self.bad_items.add(found)

@@ -26,6 +26,7 @@ from ..messages import progress_bar
 from ..models.towers import evaluation_mode
 from .frozen import FrozenSide
 from .manifest import DTYPES, MANIFEST_NAME, FeatureError, Manifest
+from .processes import on_main_process
 from .store import FeatureStore
 from .writer import StoreWriter
 
@@ -78,6 +79,7 @@ def extract(folder: str | os.PathLike, side: FrozenSide, options: ExtractionOpti
         FeatureError: the folder holds vectors of something else; the message says what differs.
         TooManyBadItemsError: more items than `max_bad_fraction` cannot be used.
         BadItemError: the first such item, with `on_bad_item="error"`.
+        OtherProcessError: in the other processes, when the main process cannot finish the store.
     """
     options = options or ExtractionOptions()
     state = PartialState()
@@ -89,9 +91,8 @@ def extract(folder: str | os.PathLike, side: FrozenSide, options: ExtractionOpti
         if missing:
             _write_shards(writer, side, options, missing[state.process_index :: state.num_processes], state)
         state.wait_for_everyone()
-        if state.is_main_process:
-            writer.finish()  # also of a run that was killed between the last shard and the manifest
-        state.wait_for_everyone()
+        # Also of a run that was killed between the last shard and the manifest. The others wait for it.
+        on_main_process(state, writer.finish)
     return FeatureStore.open(folder)
 
 

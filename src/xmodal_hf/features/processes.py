@@ -1,14 +1,35 @@
-"""The processes that a launcher started, for work that is no training."""
+"""The processes that a launcher started: their number, and what one of them does for the others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 # While one process measures or writes, the others wait for it.
 _TIMEOUT = timedelta(hours=6)
+
+T = TypeVar("T")
+
+
+class Processes(Protocol):
+    """What `Accelerator` and `PartialState` say of the processes of a run."""
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the main process."""
+
+    @property
+    def num_processes(self) -> int:
+        """The number of processes."""
+
+
+class OtherProcessError(RuntimeError):
+    """Another process of the run has failed; its own message says why."""
 
 
 def launched_processes(cpu: bool = False) -> PartialState:
@@ -18,3 +39,38 @@ def launched_processes(cpu: bool = False) -> PartialState:
         cpu: Whether to use the CPU although there is an accelerator.
     """
     return PartialState(cpu=cpu or not torch.accelerator.is_available(), timeout=_TIMEOUT)
+
+
+def on_main_process(processes: Processes, function: Callable[[], T]) -> T:
+    """Call a function in the main process alone; return its result in every process.
+
+    Raises:
+        BaseException: what the function raised, in the main process.
+        OtherProcessError: in the others, when it raised.
+    """
+    error: BaseException | None = None
+    outcome: list[Any] = [None, None]
+    if processes.is_main_process:
+        try:
+            outcome[0] = function()
+        except BaseException as caught:  # the others wait for an answer, whatever it was
+            error, outcome[1] = caught, f"{type(caught).__name__}: {caught}"
+    if processes.num_processes > 1:
+        broadcast_object_list(outcome)
+    if error is not None:
+        raise error
+    if outcome[1] is not None:
+        raise OtherProcessError(f"the main process failed: {outcome[1]}")
+    return outcome[0]
+
+
+def main_process_first(processes: Processes, function: Callable[[], T]) -> T:
+    """Call a function in the main process, then in the others, which find the caches that it has filled.
+
+    Raises:
+        BaseException: what the function raised, in this process.
+        OtherProcessError: in the others, when it raised in the main process.
+    """
+    results: list[T] = []
+    on_main_process(processes, lambda: results.append(function()))
+    return results[0] if results else function()

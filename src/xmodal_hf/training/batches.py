@@ -36,11 +36,12 @@ from ..data.parquet import ParquetPairs
 from ..data.sampling import EpochBatchSampler, PairDataset, PooledVectors, SentenceDataset
 from ..data.sentences import load_paraphrases, load_sentences, load_triplets
 from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs, stream_pairs
+from ..features.processes import on_main_process
 from ..models.text_format import NO_LIMIT, pads_to_max_length
 from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
 from .checkpoint import CheckpointError, goes_on
-from .faults import end_workers, on_main_process, prepare_worker
+from .faults import end_workers, prepare_worker
 
 logger = logging.getLogger(__name__)
 

@@ -40,8 +40,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..commands import format_size
+from ..features.processes import on_main_process
 from .averaging import WeightAverage
-from .faults import on_main_process
 from .sharding import is_sharded
 
 STATE_FOLDER = "checkpoints"

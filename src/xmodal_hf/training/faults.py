@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
+from ..features.processes import OtherProcessError
 from ..objectives import Batch
 
 # How many ids of a batch an error message shows.
@@ -39,10 +40,6 @@ T = TypeVar("T")
 
 class BadStepsError(RuntimeError):
     """More steps than tolerated had a loss or gradient that is not finite."""
-
-
-class OtherProcessError(RuntimeError):
-    """Another process of the run has failed; its own message says why."""
 
 
 class StopRequested(BaseException):
@@ -78,41 +75,6 @@ def describe_ids(ids: list[str]) -> str:
     """Return the first ids in words."""
     more = f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
     return ", ".join(ids[:_SHOWN_IDS]) + more
-
-
-def on_main_process(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """Call a function in the main process alone; return its result in every process.
-
-    Raises:
-        BaseException: what the function raised, in the main process.
-        OtherProcessError: in the others, when it raised.
-    """
-    error: BaseException | None = None
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = function()
-        except BaseException as caught:  # the others wait for an answer, whatever it was
-            error, outcome[1] = caught, f"{type(caught).__name__}: {caught}"
-    if accelerator.num_processes > 1:
-        broadcast_object_list(outcome)
-    if error is not None:
-        raise error
-    if outcome[1] is not None:
-        raise OtherProcessError(f"the main process failed: {outcome[1]}")
-    return outcome[0]
-
-
-def main_process_first(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """Call a function in the main process, then in the others, which find the caches that it has filled.
-
-    Raises:
-        BaseException: what the function raised, in this process.
-        OtherProcessError: in the others, when it raised in the main process.
-    """
-    results: list[T] = []
-    on_main_process(accelerator, lambda: results.append(function()))
-    return results[0] if results else function()
 
 
 class StopSignals:

@@ -15,7 +15,7 @@ from ..data.sentences import holds_texts_alone, sentence_rows
 from ..features.extraction import ExtractionOptions, extract
 from ..features.frozen import Side
 from ..features.identity import short_name
-from ..features.processes import launched_processes
+from ..features.processes import launched_processes, main_process_first
 from ..features.store import FeatureStore
 from ..models.modeling_dual_encoder import trained_pooling
 from ..models.modeling_sentence_encoder import SentenceEncoder
@@ -23,7 +23,6 @@ from ..models.towers import find_tower
 from .arguments import ContrastiveArguments, PairArguments, TextModelArguments
 from .batches import load_pair_table
 from .building import build_dual_encoder, build_processor, build_text_model, build_tokenizer
-from .faults import main_process_first
 from .feature_arguments import FeatureArguments
 from .features import DEFAULT_DTYPE, FOLDER_NAME, build_frozen_side, changing_input
 from .tokenizer import train_tokenizer

@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from .. import messages
+from ..features.processes import on_main_process
 from ..objectives import ObjectiveOutput
-from .faults import on_main_process
 
 logger = logging.getLogger(__name__)
 

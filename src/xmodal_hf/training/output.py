@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from .. import __version__
 from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items, sort_bad_items
 from ..evaluation.plots import loss_curves
+from ..features.processes import on_main_process
 from ..models.sentence_transformers_files import write_prefix
 from ..models.text_format import text_prefix
 from ..options import local_sources, save_recipe
@@ -30,7 +31,6 @@ from ..shipped import IS_CHECKOUT
 from .adapters import save_adapter
 from .arguments import LoraArguments, TrainingArguments
 from .checkpoint import check_same_run, find_resumed, find_states, read_state
-from .faults import on_main_process
 from .log import LOG_NAME, TrainingResult
 from .sharding import whole_weights
 

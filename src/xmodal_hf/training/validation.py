@@ -30,6 +30,7 @@ from ..evaluation.representation import evaluate_representation
 from ..evaluation.retrieval import evaluate_retrieval
 from ..evaluation.sts import evaluate_sts
 from ..evaluation.tasks import better_side
+from ..features.processes import main_process_first, on_main_process
 from .arguments import PairArguments, TrainingArguments, ValidationArguments
 from .averaging import WeightAverage
 from .checkpoint import (
@@ -41,7 +42,6 @@ from .checkpoint import (
     load_weights,
     save_weights,
 )
-from .faults import main_process_first, on_main_process
 from .features import FOLDER_NAME, frozen_sides
 from .log import VALIDATION_LOG_NAME, StepLog, TrainingResult, inform
 from .sharding import is_sharded

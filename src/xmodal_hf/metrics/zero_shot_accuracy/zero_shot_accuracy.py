@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 
 from xmodal_hf.evaluation.checks import cut_offs
-from xmodal_hf.evaluation.zero_shot import per_class_accuracy, top_k_accuracy
+from xmodal_hf.evaluation.zero_shot import merge_classes, per_class_accuracy, top_k_accuracy
 
 _DESCRIPTION = """
 Top-k accuracy of items scored against class embeddings, and the mean of the classes' own top-1 accuracies, which counts
@@ -19,6 +19,8 @@ Args, one row an item:
     predictions: the scores of all classes; higher is better.
     references: the index of the true class.
     k: the cut-off, or several (default 1 and 5).
+    class_names: the names of the classes; those of the same name (ImageNet has "sunglasses" twice) are then one class,
+        whose score is the highest of theirs. Without names, every column is a class of its own.
 
 Returns:
     "top1_accuracy" and so on in [0, 1], and "mean_per_class_accuracy" over the classes that occur.
@@ -56,8 +58,14 @@ class ZeroShotAccuracy(evaluate.Metric):
         return info
 
     def _compute(
-        self, predictions: np.ndarray, references: np.ndarray, k: int | Sequence[int] = (1, 5)
+        self,
+        predictions: np.ndarray,
+        references: np.ndarray,
+        k: int | Sequence[int] = (1, 5),
+        class_names: Sequence[str] | None = None,
     ) -> dict[str, float]:
+        if class_names is not None:
+            predictions, references, _ = merge_classes(predictions, references, class_names)
         results = {f"top{cutoff}_accuracy": top_k_accuracy(predictions, references, cutoff) for cutoff in cut_offs(k)}
         per_class = per_class_accuracy(predictions, references)
         return results | {"mean_per_class_accuracy": sum(per_class.values()) / len(per_class)}

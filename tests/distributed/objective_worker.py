@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, ViTConfig
 
 from xmodal_hf import ImageTextConfig, ImageTextDualEncoder, SentenceEncoder, SentenceEncoderConfig
-from xmodal_hf.objectives import CrossModalObjective, JointObjective, SentenceObjective
+from xmodal_hf.objectives import CrossModalObjective, JointObjective, MatryoshkaObjective, SentenceObjective
 from xmodal_hf.training.arguments import (
     ContrastiveArguments,
     LoraArguments,
@@ -38,11 +38,14 @@ OBJECTIVES = {
     "unsupervised": SentenceObjective(num_views=1),
     "supervised": SentenceObjective(num_views=3),
     "masked language model": SentenceObjective(num_views=2, mlm_weight=0.1),
+    "by text": SentenceObjective(num_views=3),
+    "captions": CrossModalObjective("clip", captions_per_item=2, has_negative_texts=True),
+    "matryoshka": MatryoshkaObjective(CrossModalObjective("clip"), [4, 2]),
     "joint": JointObjective(CrossModalObjective("cyclip"), SentenceObjective(num_views=2)),
 }
 
 WITH_BIAS, STEPS = ("clip", "cyclip", "siglip"), 4
-SENTENCE_ONLY = ("unsupervised", "supervised", "masked language model")
+SENTENCE_ONLY = ("unsupervised", "supervised", "masked language model", "by text")
 
 
 def build_model(name: str, dropout: float) -> torch.nn.Module:
@@ -77,10 +80,15 @@ def joined_batch(name: str) -> dict:
     """The batch of all processes, as view-major texts or pairs."""
     if name in SENTENCE_ONLY:
         batch = texts(ROWS * OBJECTIVES[name].num_views, seed=1)
+        if name == "by text":  # equal texts in both halves, and rows without a hard negative
+            batch["text_ids"] = torch.arange(3 * ROWS) % 13
+            batch["text_ids"][-ROWS::3] = -1
         return with_masks(batch) if OBJECTIVES[name].mlm_weight > 0 else batch
     generator = torch.Generator().manual_seed(2)
     pairs = {**texts(ROWS, seed=1), "pixel_values": torch.randn(ROWS, 3, 8, 8, generator=generator)}
     pairs["group_ids"] = torch.tensor([0, 1, 2, 3, 4, 5, 0, 7, 8, 3, 10, 11])  # items whose pairs lie in both halves
+    if name == "captions":  # two of each item, and a negative one
+        pairs |= texts(3 * ROWS, seed=1) | {"text_ids": torch.arange(3 * ROWS) % 13}
     if name == "joint":
         return {"pairs": pairs, "sentences": texts(2 * ROWS, seed=3)}
     return pairs
@@ -97,8 +105,10 @@ def local_share(batch: dict, name: str, rank: int, world_size: int) -> dict:
 
 
 def rows_of(batch: dict, views: int, rank: int, world_size: int) -> dict:
-    columns = torch.arange(views * ROWS).view(views, ROWS).tensor_split(world_size, dim=1)[rank].flatten()
-    return {key: value[columns] for key, value in batch.items()}
+    items = torch.arange(ROWS).tensor_split(world_size)[rank]
+    if views == 1:  # texts may have several neighbouring rows an item
+        return {key: value.unflatten(0, (ROWS, -1))[items].flatten(0, 1) for key, value in batch.items()}
+    return {key: value.unflatten(0, (views, ROWS))[:, items].flatten(0, 1) for key, value in batch.items()}
 
 
 def run_case(accelerator: Accelerator, name: str, dropout: float, how: str) -> dict[str, torch.Tensor]:

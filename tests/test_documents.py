@@ -34,8 +34,8 @@ def test_demo_sentence():
         for way in ("text_to_image", "image_to_text")
     )
     assert (
-        f"On {results[after]['num_items']} held-out emoji, of which no variant is in training, contrastive training "
-        f"takes text-to-image recall@10 from {text_before} to {text_after} and image-to-text recall@10 from "
+        f"On {results[after]['num_items']} held-out emoji, of which no variant is in the training data, "
+        f"contrastive training raises text-to-image recall@10 from {text_before} to {text_after} and image-to-text recall@10 from "
         f"{image_before} to {image_after}, where chance is {results['meta']['chance_recall@10']:.2f} %"
     ) in re.sub(r"\s+", " ", README)
 
@@ -71,8 +71,8 @@ def test_speed_sentence():
     ours, peer = compared["cyclip", "streamed"], compared["cyclip", "dense"]
     rate, memory = step["ratios"]["open_clip"]["ratio"], ours["extra_bytes"] / peer["extra_bytes"]
     assert (
-        f"a training step of CLIP ViT-B/32 runs at {rate:.2f} times the rate on two cores in fp32, and CyCLIP's loss "
-        f"of {ours['n']:,} pairs takes {memory:.2f} of the memory of the dense formula"
+        f"a training step of CLIP ViT-B/32 runs at {rate:.2f} times the rate of open_clip on two cores in fp32, and "
+        f"CyCLIP's loss of {ours['n']:,} pairs takes {memory:.2f} of the memory of the dense formula"
     ) in re.sub(r"\s+", " ", README)
 
 

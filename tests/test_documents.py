@@ -34,8 +34,8 @@ def test_demo_sentence():
         for way in ("text_to_image", "image_to_text")
     )
     assert (
-        f"On {results[after]['num_items']} held-out emoji, of which no variant is in the training data, "
-        f"contrastive training raises text-to-image recall@10 from {text_before} to {text_after} and image-to-text recall@10 from "
+        f"On {results[after]['num_items']} held-out emoji, of which no variant is in the training data, contrastive "
+        f"training raises text-to-image recall@10 from {text_before} to {text_after} and image-to-text recall@10 from "
         f"{image_before} to {image_after}, where chance is {results['meta']['chance_recall@10']:.2f} %"
     ) in re.sub(r"\s+", " ", README)
 

@@ -193,7 +193,7 @@ def test_a_checkpoint_without_anything_else(image_text_folder: Path) -> None:
     text = render(image_text_folder)
     for absent in ("## Results", "## Training", "None", "{{", "{%", "![", "model-index"):
         assert absent not in text, absent
-    for present in ("## How to use", "## Limitations", "## Citation", "Texts are cut after 24 tokens"):
+    for present in ("## How to use", "## Limitations", "## Citation", "Texts are truncated after 24 tokens"):
         assert present in text, present
 
 
@@ -260,7 +260,7 @@ def test_how_the_weights_were_chosen(options: dict, said: str, checkpoint: Path)
 def test_one_number_says_how_long_texts_may_be(checkpoint: Path) -> None:
     write_run(checkpoint, PHASE2 | {"max_length": 32})
     text = body(render(checkpoint))
-    assert text.count("tokens") == 1 and "Texts are cut after 24 tokens." in text
+    assert text.count("tokens") == 1 and "Texts are truncated after 24 tokens." in text
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from xmodal_hf.study.report import headline_table
+from xmodal_hf.study.tables import headline_table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

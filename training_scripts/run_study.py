@@ -108,7 +108,8 @@ def report(study: Study, folder: Path, card_dir: Path | None) -> None:
     """Write results.json, plots and the page, and copy them to the card."""
     from xmodal_hf.evaluation.suite import RESULTS_NAME, write_figures
     from xmodal_hf.study.plots import figures
-    from xmodal_hf.study.report import CARD_NAME, collect, headline_table, render, write
+    from xmodal_hf.study.report import CARD_NAME, collect, render, write
+    from xmodal_hf.study.tables import headline_table
 
     results = collect(study, folder)
     write(results, folder)

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from xmodal_hf.study.comparisons import Measured, Pair, answer, flat_numbers, mean_half_width
+from xmodal_hf.study.comparisons import LEAST_SEEDS, Measured, Pair, answer_all, estimate, flat_numbers, holm
 from xmodal_hf.study.grid import Question
 
 
@@ -21,22 +23,49 @@ def question(**options):
     return Question("It helps", "language", "none", "sup", {"sts.average": "higher"}, **options)
 
 
+def answer(asked, cells):
+    return answer_all([asked], cells)
+
+
+def seeds(*pairs, width=1.0, **levels):
+    """Models of several seeds, as (none, sup)."""
+    return [
+        cell(language, value, width, seed=seed, **levels)
+        for seed, pair in enumerate(pairs)
+        for language, value in zip(("none", "sup"), pair, strict=True)
+    ]
+
+
 def test_difference_of_two_models_with_the_interval_of_both():
     (found,) = answer(question(), [cell("none", 50.0, 3.0), cell("sup", 60.0, 4.0), cell("unsup", 99.0, 1.0)])
-    assert (found.difference, found.low, found.high) == (10.0, 5.0, 15.0)
-    assert (found.verdict, found.num_pairs, found.agreeing) == ("reproduced", 1, 1)
+    assert (found.difference, found.low, found.high) == pytest.approx((10.0, 5.0, 15.0))
+    assert (found.verdict, found.num_pairs, found.agreeing) == ("too few seeds", 1, 1)
 
 
-@pytest.mark.parametrize(("after", "verdict"), [(60.0, "reproduced"), (54.0, "inconclusive"), (40.0, "opposite")])
-def test_verdict_is_that_of_the_interval(after, verdict):
-    (found,) = answer(question(), [cell("none", 50.0, 3.0), cell("sup", after, 4.0)])
+@pytest.mark.parametrize(
+    ("after", "of_paper", "verdict"),
+    [
+        (60.0, True, "reproduced"),
+        (60.0, False, "supported"),
+        (51.0, True, "no difference resolved"),
+        (40.0, True, "opposite"),
+        (40.0, False, "opposite"),
+    ],
+)
+def test_verdict_is_that_of_the_interval(after, of_paper, verdict):
+    asked = question(of_paper=of_paper)
+    pairs = [(50.0, after - 0.5), (50.0, after), (50.0, after + 0.5)]
+    (found,) = answer(asked, seeds(*pairs))
     assert found.verdict == verdict
+    (found,) = answer(asked, seeds(*pairs[:2]))  # two seeds tell nothing of a method
+    assert found.verdict == ("no difference resolved" if found.p_holm >= 0.05 else "too few seeds")
+    assert found.num_seeds == 2 < LEAST_SEEDS
 
 
 def test_lower_may_be_what_is_expected():
-    asked = Question("It shrinks", "language", "none", "sup", {"sts.average": "lower"})
-    (found,) = answer(asked, [cell("none", 50.0, 3.0), cell("sup", 40.0, 4.0)])
-    assert (found.difference, found.verdict, found.agreeing) == (-10.0, "reproduced", 1)
+    asked = Question("It shrinks", "language", "none", "sup", {"sts.average": "lower"}, of_paper=True)
+    (found,) = answer(asked, seeds((50.0, 40.0), (50.0, 40.5), (50.0, 39.5)))
+    assert (found.difference, found.verdict, found.agreeing) == (-10.0, "reproduced", 3)
 
 
 def test_only_models_with_all_else_in_common_are_compared():
@@ -75,18 +104,18 @@ class TestPaired:
     def test_the_interval_is_that_of_the_difference(self):
         cells = [cell("none", 50.0, 9.5, resamples=50 + self.easy), cell("sup", 52.0, 9.5, resamples=52 + self.easy)]
         (found,) = answer(question(), cells)
-        assert (found.difference, found.verdict, found.paired) == (2.0, "reproduced", True)
+        assert (found.difference, found.verdict, found.paired) == (2.0, "too few seeds", True)
         assert found.high - found.low == pytest.approx(0, abs=1e-9)
         assert found.pairs == [{"levels": {}, "seed": 0, "difference": 2.0, "half_width": pytest.approx(0, abs=1e-9)}]
 
     def test_differences_of_rounding_say_nothing(self):
         cells = [cell("none", 50.0, resamples=50 + self.easy), cell("sup", 50.001, resamples=50.001 + self.easy)]
         (found,) = answer(question(), cells)
-        assert found.low > 0 and found.verdict == "inconclusive"
+        assert found.low > 0 and found.p_holm == 1 and found.verdict == "no difference resolved"
         two = [*cells, cell("none", 50.0, resamples=50 + self.easy, seed=1)]
         two.append(cell("sup", 49.999, resamples=49.999 + self.easy, seed=1))
         (found,) = answer(question(), two)
-        assert {pair["difference"] > 0 for pair in found.pairs} == {True, False} and found.verdict == "inconclusive"
+        assert {pair["difference"] > 0 for pair in found.pairs} == {True, False} and found.p_holm == 1
 
     def test_of_several_pairs_of_models_it_is_that_of_their_mean(self):
         cells = [
@@ -112,33 +141,104 @@ class TestPaired:
     def test_with_a_model_without_resamples_it_is_the_upper_bound(self):
         cells = [cell("none", 50.0, 3.0, resamples=50 + self.easy), cell("sup", 60.0, 4.0)]
         (found,) = answer(question(), cells)
-        assert (found.low, found.high, found.paired) == (5.0, 15.0, False)
+        assert (found.low, found.high) == pytest.approx((5.0, 15.0)) and not found.paired
 
 
-def test_models_that_contradict_each_other_are_mixed():
-    cells = [
-        cell("none", 50.0, 1.0, objective="clip"),
-        cell("sup", 55.0, 1.0, objective="clip"),
-        cell("none", 50.0, 1.0, objective="cyclip"),
-        cell("sup", 30.0, 1.0, objective="cyclip"),
-    ]
-    (found,) = answer(question(), cells)
-    assert (found.difference, found.agreeing, found.verdict) == (-7.5, 1, "mixed")
-    (found,) = answer(question(), [*cells[:2], cells[2], cell("sup", 49.0, 1.0, objective="cyclip")])
+def test_settings_that_contradict_each_other_are_mixed():
+    up = seeds((50.0, 55.0), (50.0, 55.2), (50.0, 54.8), objective="clip")
+    down = seeds((50.0, 30.0), (50.0, 30.2), (50.0, 29.8), objective="cyclip")
+    (found,) = answer(question(), [*up, *down])
+    assert (round(found.difference, 9), found.agreeing, found.verdict) == (-7.5, 3, "mixed")
+    (found,) = answer(question(), [*up[:4], *down[:4]])
+    assert found.verdict == "too few seeds"
+    level = seeds((50.0, 49.5), (50.0, 49.7), (50.0, 49.3), objective="cyclip")
+    (found,) = answer(question(of_paper=True), [*up, *level])
     assert found.verdict == "reproduced"  # one falls by less than its interval
 
 
-def test_seeds_add_their_own_deviation():
-    pairs = [Pair({}, seed, difference, 0.3) for seed, difference in enumerate((1.0, 2.0, 3.0))]
-    # t(0.975, 2) = 4.3027 (any table), s = 1, S = 3
-    assert mean_half_width(pairs) == pytest.approx(math.hypot(0.3, 4.3027 / math.sqrt(3)), rel=1e-4)
-    without = [Pair({}, pair.seed, pair.difference, None) for pair in pairs]
-    assert mean_half_width(without) == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+class TestEstimate:
+    """The chance of items and seeds together; t(0.975, 2) = 4.30265 and z(0.975) = 1.95996, of any table."""
+
+    @staticmethod
+    def pairs(*differences, half_width=0.0):
+        return [Pair({}, seed, difference, half_width) for seed, difference in enumerate(differences)]
+
+    def test_items_alone_are_normal(self):
+        found = estimate(self.pairs(1.0, half_width=1.0))
+        assert found.interval == pytest.approx((0.0, 2.0)) and found.degrees == math.inf
+        assert found.p_value == pytest.approx(0.05)
+        same = estimate(self.pairs(1.0, 1.0, 1.0, half_width=1.0))  # seeds that agree do not average items out
+        assert same.interval == pytest.approx((0.0, 2.0)) and same.degrees == math.inf
+
+    def test_seeds_alone_are_students_t(self):
+        found = estimate(self.pairs(1.0, 2.0, 3.0))
+        half_width = 4.30265 / math.sqrt(3)  # s = 1
+        assert found.degrees == pytest.approx(2)
+        assert found.interval == pytest.approx((2 - half_width, 2 + half_width), rel=1e-5)
+        # of Student's t with two degrees of freedom, P(|T| > t) = 1 - t / sqrt(2 + t^2)
+        t = 2 * math.sqrt(3)
+        assert found.p_value == pytest.approx(1 - t / math.sqrt(2 + t * t))
+        assert estimate([Pair({}, seed, 1.0 * seed, None) for seed in (1, 2, 3)]).interval == pytest.approx(
+            found.interval
+        )
+
+    def test_variances_add_up_with_welchs_degrees(self):
+        found = estimate(self.pairs(1.0, 2.0, 3.0, half_width=1.959964))
+        assert found.standard_error == pytest.approx(math.sqrt(1 + 1 / 3))
+        assert found.degrees == pytest.approx((4 / 3) ** 2 / ((1 / 3) ** 2 / 2))  # 32
+
+    def test_the_interval_covers_items_and_seeds(self):
+        """Differences of three seeds on items that all share: 95 % of the intervals hold the true one."""
+        rng = np.random.default_rng(0)
+        covered, of_items_alone = [], []
+        for _ in range(1500):
+            of_items = rng.normal(0, 1.0)
+            found = estimate(self.pairs(*(of_items + rng.normal(0, 1.5, size=3)), half_width=1.959964))
+            low, high = found.interval
+            covered.append(low < 0 < high)
+            of_items_alone.append(abs(found.difference) < 1.959964)
+        assert 0.93 < np.mean(covered) < 0.985 and np.mean(of_items_alone) < 0.9
+
+
+class TestHolm:
+    def test_by_hand(self):
+        # sorted: 4 x 0.005, 3 x 0.01, 2 x 0.03, 1 x 0.04, none below the one before
+        assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+        assert holm([0.9, 0.6]) == [1.0, 1.0] and holm([]) == [] and holm([0.02]) == [0.02]
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+    def test_rejects_as_the_step_down_procedure(self, p_values):
+        rejected = {index for index, p in enumerate(holm(p_values)) if p < 0.05}
+        expected, left = set(), len(p_values)
+        for index in sorted(range(len(p_values)), key=lambda index: p_values[index]):
+            if left * p_values[index] >= 0.05:
+                break
+            expected.add(index)
+            left -= 1
+        assert rejected == expected
+
+    def test_the_family_is_that_of_a_claim(self):
+        """Arms and metrics of one claim are corrected together, other claims apart."""
+        cells = seeds((50.0, 53.0), (50.0, 53.5), (50.0, 52.5))
+        unsup = [cell("unsup", 50.0 + shift, 1.0, seed=seed) for seed, shift in enumerate((0.3, -0.3, 0.1))]
+        first = question()
+        second = Question("It helps", "language", "none", "unsup", {"sts.average": "higher"})
+        apart = Question("Another claim", "language", "none", "unsup", {"sts.average": "higher"})
+        of_sup, of_unsup, alone = answer_all([first, second, apart], [*cells, *unsup])
+        assert of_sup.p_holm == pytest.approx(2 * of_sup.p_value) and of_unsup.p_holm == pytest.approx(of_unsup.p_value)
+        assert alone.p_holm == alone.p_value and [of_sup.claim, alone.claim] == ["It helps", "Another claim"]
+
+
+def test_seeds_that_a_setting_lacks_are_left_out():
+    whole = seeds((50.0, 51.0), (50.0, 51.0), objective="clip")
+    lacking = seeds((50.0, 61.0), objective="cyclip")
+    (found,) = answer(question(), [*whole, *lacking])
+    assert (found.difference, found.num_seeds, found.num_pairs) == (6.0, 1, 2)
 
 
 def test_no_interval_no_verdict():
     (found,) = answer(question(), [cell("none", 50.0), cell("sup", 90.0)])
-    assert (found.low, found.high, found.verdict) == (None, None, "inconclusive")
+    assert (found.low, found.high, found.verdict) == (None, None, "no difference resolved")
 
 
 def test_a_metric_that_nobody_measured_has_no_answer():

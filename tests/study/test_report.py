@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import yaml
 
-from xmodal_hf.study.plots import figures
-from xmodal_hf.study.report import NOTES_NAME, closed_forms, headline_table, paired_resamples, render
+from xmodal_hf.study.comparisons import VERDICTS
+from xmodal_hf.study.plots import answers_figure, figures, geometry_figure
+from xmodal_hf.study.report import NOTES_NAME, closed_forms, paired_resamples, render
+from xmodal_hf.study.tables import headline_table
 
 CARDS = Path(__file__).parents[2] / "model_cards"
 
@@ -23,6 +25,8 @@ def results():
     answers = {
         "claim": "It helps",
         "source": "somebody",
+        "of_paper": False,
+        "confounds": "The levels differ in the texts too.",
         "metric": "sts.average",
         "expected": "higher",
         "before": "none",
@@ -30,11 +34,13 @@ def results():
         "difference": 7.125,
         "low": 6.0,
         "high": 8.25,
+        "p_value": 0.0001,
+        "p_holm": 0.012,
         "paired": True,
         "num_pairs": 1,
         "num_seeds": 1,
         "agreeing": 1,
-        "verdict": "reproduced",
+        "verdict": "too few seeds",
         "pairs": [],
     }
     geometry = {"text_uniformity": -2.0, "alignment": 1.0}
@@ -69,7 +75,8 @@ def test_page(tmp_path, results):
     (tmp_path / "claims.png").write_bytes(b"")
     page = render(tmp_path)
     assert "| none | 40.00 (0.50) | 1.00 |" in page and "| sup | 47.12 (0.50) | 1.00 |" in page
-    assert "| sts.average | none → sup | higher | +7.12 | 6.00 to 8.25 | 1 of 1 | reproduced |" in page
+    assert "| sts.average | none → sup | higher | +7.12 | 6.00 to 8.25 | 0.012 | 1 of 1 | 1 | too few seeds |" in page
+    assert "Confounded: The levels differ in the texts too." in page
     assert "in 2.5 minutes on\n2 cores of A processor" in page and "models/x (exit status 1)" in page
     assert "There is one seed" in page and "![claims.png](claims.png)" in page
     assert "SHA-256 0123456789ab" in page and "torch 2.11.0." in page and "\n\n\n" not in page
@@ -130,17 +137,70 @@ def test_notes_are_put_beside_their_claims(tmp_path, results):
         render(tmp_path)
 
 
-def test_figures(results):
-    drawn = figures(results)
-    assert list(drawn) == ["results.png", "claims.png", "geometry.png"]
-    headings = [axes.get_title() for axes in drawn["results.png"].axes]
-    assert headings == ["STS", "alignment"]
-    dots = drawn["results.png"].axes[0].containers
-    assert [float(dot[0].get_xdata()[0]) for dot in dots] == [40.0, 47.125]
-    labels = [label.get_text() for label in drawn["claims.png"].axes[0].get_yticklabels()]
-    assert labels == ["It helps", "none → sup: sts.average"]
-    # 7.125 in half-widths of 1.125, to the right
-    assert float(drawn["claims.png"].axes[0].containers[0][0].get_xdata()[0]) == pytest.approx(7.125 / 1.125)
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes]
+
+
+def test_figure_of_the_headline_metrics(results):
+    results["baselines"] = {
+        "chance": {"name": "chance", "seed": None, "sts": {"average": 0.0}},
+        "words_seed0": {"name": "random word vectors", "seed": 0, "sts": metric(50.0)},
+    }
+    results["meta"]["columns"]["transfer"] = "transfer.average"  # which nobody measured: no empty panel
+    drawn = figures(results)["results.png"]
+    assert titles(drawn) == ["STS\n(higher is better →)\nchance: 0.0", "alignment\n(← lower is better)"]
+    first = drawn.axes[0]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["random word vectors", "none", "sup"]
+    assert [float(dot[0].get_xdata()[0]) for dot in first.containers] == [50.0, 40.0, 47.125]
+
+
+def test_figure_of_the_answers_is_in_units_of_the_metric(results):
+    (found,) = results["answers"]
+    more = [found | {"metric": f"retrieval.recall@{k}", "expected": "lower"} for k in (1, 5, 10)]
+    uniform = found | {"claim": "It spreads", "metric": "representation.text_uniformity", "verdict": "opposite"}
+    drawn = answers_figure([found, *more, uniform], {"STS": "sts.average"})
+    assert titles(drawn) == [
+        *("STS  (claimed →)", "retrieval.recall@1  (← claimed)", "retrieval.recall@5  (← claimed)"),
+        "retrieval.recall@10  (← claimed)",
+        "representation.text_uniformity  (claimed →)",
+    ]
+    assert [axes.get_xlabel() for axes in drawn.axes[2:]] == [*["difference in points"] * 2, "difference"]
+    claims = [part.get_suptitle() for part in drawn.subfigs]
+    assert claims == ["It helps", "It helps (continued)", "It spreads"]
+    (bar,) = drawn.axes[0].containers
+    assert float(bar[0].get_xdata()[0]) == 7.125 and bar[2][0].get_segments()[0][:, 0].tolist() == [6.0, 8.25]
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["opposite", "too few seeds"]
+
+
+def test_figure_of_the_geometry_has_a_colour_for_each_arm_and_a_marker_for_each_setting():
+    def cell(objective, language, seed, alignment):
+        geometry = {"text_uniformity": -2.0, "alignment": alignment}
+        return {"levels": {"objective": objective, "language": language}, "seed": seed, "representation": geometry}
+
+    arms = {"raw": 1.0, "first": 2.0, "joint": 3.0}
+    cells = {
+        f"{objective}_{language}_{seed}": cell(objective, language, seed, place + 0.1 * seed)
+        for objective in ("CLIP", "CyCLIP")
+        for language, place in arms.items()
+        for seed in (0, 1)
+    }
+    drawn = geometry_figure(cells)
+    large = [points for points in drawn.axes[0].collections if points.get_sizes()[0] == 60]
+    assert [points.get_offsets()[0].tolist() for points in large] == [
+        [-2.0, place + 0.05] for place in arms.values()
+    ] * 2
+    colours = [tuple(points.get_facecolor()[0]) for points in large]
+    shapes = [points.get_paths()[0].vertices.tobytes() for points in large]
+    assert colours[:3] == colours[3:] and len(set(colours)) == 3
+    assert len(set(shapes[:3])) == len(set(shapes[3:])) == 1 and shapes[0] != shapes[3]
+    named = [[text.get_text() for text in legend.get_texts()] for legend in drawn.legends]
+    assert named == [["raw", "first", "joint"], ["CLIP", "CyCLIP"]]
+
+
+def test_all_verdicts_have_a_meaning_and_a_colour(results):
+    (found,) = results["answers"]
+    drawn = answers_figure([found | {"verdict": verdict} for verdict in VERDICTS], {})
+    assert {text.get_text() for text in drawn.legends[0].get_texts()} == set(VERDICTS)
 
 
 @pytest.mark.parametrize("folder", sorted(CARDS.glob("study-*")), ids=lambda folder: folder.name)

@@ -1,30 +1,54 @@
 """Answers to the questions of a study: differences between cells that have all else in common, with intervals.
 
-Two sources of chance are told apart. The test items: all models were measured on the same ones and resampled with the
-same draws, so the bootstrap is paired: half of the central 95 % of the resampled (mean) difference is its half-width.
-Where an evaluation kept no resamples, sqrt(h1^2 + h2^2) of both models' half-widths is an upper bound of it for a
-difference, and the mean of the differences' half-widths one for their mean. The training: with S >= 2 seeds, the
-deviation s of the seeds' mean differences gives t(0.975, S - 1) s / sqrt(S). Both are added in quadrature; with one
-seed the interval covers the test items only, and the answer says so.
+An answer is the mean of the differences between pairs of models. Its 95 % interval covers two sources of chance, whose
+variances add up (the models of all seeds are measured on the same items, so one does not average the other out):
+
+- The test items. All models are resampled with the same draws of items, so the bootstrap is paired: the standard error
+  is half of the central 95 % of the resampled mean difference, over 1.96. Where an evaluation kept no resamples, the
+  half-widths h of both models bound it by sqrt(h1^2 + h2^2) / 1.96, and those of several differences by their mean.
+- The training. With S >= 2 seeds, s^2 / S is the variance of the mean of the seeds' differences, s^2 theirs. It has
+  S - 1 degrees of freedom, the bootstrap has many: the sum has as many as Welch (1947) and Satterthwaite (1946) say,
+  var^2 / ((s^2 / S)^2 / (S - 1)), and Student's t for these gives interval and p-value. A bootstrap over seeds would be
+  too narrow: the variance of resamples of three values is two thirds of theirs, and t's long tails are missing.
+
+With one seed the interval covers the test items only, and nothing counts as reproduced. The p-values of all answers to
+a claim are corrected for their number by Holm (1979); the intervals are not.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import norm as normal
 from scipy.stats import t as student_t
 
 from ..evaluation.bootstrap import CONFIDENCE, percentile_interval
 from .grid import Better, Question
 
+logger = logging.getLogger(__name__)
+
 # Below this, differences are those of rounding: a frozen tower in two models, whose paired interval has no width.
 NOTHING = 0.005
-Verdict = Literal["reproduced", "opposite", "mixed", "inconclusive"]
+# Seeds from which on a difference says something of the method and not of the models.
+LEAST_SEEDS = 3
+Verdict = Literal["reproduced", "supported", "opposite", "mixed", "too few seeds", "no difference resolved"]
+# What each verdict means, for people.
+VERDICTS: dict[Verdict, str] = {
+    "reproduced": "a claim of the paper, resolved as expected",
+    "supported": "another claim or a question of this study, resolved as expected",
+    "opposite": "resolved the other way",
+    "mixed": "settings of the other axes are resolved on both sides",
+    "too few seeds": f"resolved over the test items, with fewer than {LEAST_SEEDS} seeds",
+    "no difference resolved": "the data are compatible with no difference",
+}
+_LEVEL = 1 - CONFIDENCE
+_NORMAL_QUANTILE = float(normal.ppf((1 + CONFIDENCE) / 2))
 
 
 @dataclass(frozen=True)
@@ -68,24 +92,61 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A mean difference and its chance.
+
+    Attributes:
+        difference: the mean.
+        standard_error: of items and seeds; None where neither gives one.
+        degrees: of freedom of the standard error; infinite where the items alone make it.
+    """
+
+    difference: float
+    standard_error: float | None
+    degrees: float = math.inf
+
+    @property
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        """The 95 % interval."""
+        if self.standard_error is None:
+            return None, None
+        half_width = float(student_t.ppf((1 + CONFIDENCE) / 2, self.degrees)) * self.standard_error
+        return self.difference - half_width, self.difference + half_width
+
+    @property
+    def p_value(self) -> float | None:
+        """Chance of so large a difference, on either side, if there were none; of what is only rounding, one."""
+        if self.standard_error is None:
+            return None
+        if abs(self.difference) < NOTHING:
+            return 1.0
+        if self.standard_error == 0:
+            return 0.0
+        return float(2 * student_t.sf(abs(self.difference) / self.standard_error, self.degrees))
+
+
+@dataclass(frozen=True)
 class Answer:
     """What the grid says to a question by one metric.
 
     Attributes:
-        claim, source, metric, expected: of the question.
+        claim, source, of_paper, confounds, metric, expected: of the question.
         before, after: the levels that are compared.
         difference: mean over all pairs of models.
         low, high: its 95 % interval; None where neither seeds nor bootstrap give one.
+        p_value: two-sided, of the same distribution.
+        p_holm: the same, corrected for the number of answers to the claim.
         paired: whether the bootstrap, where there is one, is; if not, its upper bound stands for it.
         num_pairs, num_seeds: how many differences, from how many seeds.
         agreeing: differences with the expected sign.
-        verdict: mixed when single differences leave zero out on both sides; else reproduced or opposite when the
-            interval of the mean does, by more than two decimals show; else inconclusive.
+        verdict: of `VERDICTS`. Resolved is what has `p_holm` below 0.05.
         pairs: the single differences.
     """
 
     claim: str
     source: str
+    of_paper: bool
+    confounds: str
     metric: str
     expected: Better
     before: str
@@ -93,6 +154,8 @@ class Answer:
     difference: float
     low: float | None
     high: float | None
+    p_value: float | None
+    p_holm: float | None
     paired: bool
     num_pairs: int
     num_seeds: int
@@ -112,14 +175,76 @@ def flat_numbers(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def answer(question: Question, cells: Sequence[Measured]) -> list[Answer]:
-    """Answer a question by each of its metrics; a metric without a single pair of models has no answer."""
+def answer_all(questions: Iterable[Question], cells: Sequence[Measured]) -> list[Answer]:
+    """Answer questions; those with the same claim are one family, for whose number the p-values are corrected."""
+    families: dict[str, list[tuple[Answer, bool]]] = {}
+    for question in questions:
+        families.setdefault(question.claim, []).extend(_estimated(question, cells))
+    return [found for family in families.values() for found in _judged(family)]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for their number by Holm (1979): at level a, no true hypothesis is rejected with chance 1 - a.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; each is at least the one before, and at most 1.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def _estimated(question: Question, cells: Sequence[Measured]) -> list[tuple[Answer, bool]]:
+    """An answer by each metric that some pair of models has, before judgement, and whether its settings are mixed."""
     answers = []
     for metric, expected in question.metrics.items():
-        pairs = list(matched_pairs(question, metric, cells))
+        pairs = complete_seeds(list(matched_pairs(question, metric, cells)))
         if pairs:
-            answers.append(_answer(question, metric, expected, pairs))
+            answers.append((_answer(question, metric, expected, pairs), _is_mixed(pairs)))
     return answers
+
+
+def _judged(family: Sequence[tuple[Answer, bool]]) -> list[Answer]:
+    """Correct the p-values of a family of answers, and give the verdicts."""
+    known = [found.p_value for found, _ in family if found.p_value is not None]
+    corrected = iter(holm(known))
+    judged = [replace(found, p_holm=None if found.p_value is None else next(corrected)) for found, _ in family]
+    return [replace(found, verdict=_verdict(found, mixed)) for found, (_, mixed) in zip(judged, family, strict=True)]
+
+
+def _verdict(found: Answer, mixed: bool) -> Verdict:
+    if not mixed and (found.p_holm is None or found.p_holm >= _LEVEL):
+        return "no difference resolved"
+    if found.num_seeds < LEAST_SEEDS:
+        return "too few seeds"
+    if mixed:
+        return "mixed"
+    if (found.difference > 0) != (found.expected == "higher"):
+        return "opposite"
+    return "reproduced" if found.of_paper else "supported"
+
+
+def complete_seeds(pairs: Sequence[Pair]) -> Sequence[Pair]:
+    """The pairs of the seeds that all settings have, so that seeds differ by nothing else; all, where no seed has."""
+    settings = {_setting(pair) for pair in pairs}
+    seeds_of = [{pair.seed for pair in pairs if _setting(pair) == setting} for setting in settings]
+    common = set.intersection(*seeds_of) if seeds_of else set()
+    kept = [pair for pair in pairs if pair.seed in common]
+    if kept and len(kept) < len(pairs):
+        logger.warning(
+            "%d of %d differences are of seeds that not all settings have.", len(pairs) - len(kept), len(pairs)
+        )
+    return kept or pairs
+
+
+def _setting(pair: Pair) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(pair.levels.items()))
 
 
 def matched_pairs(question: Question, metric: str, cells: Sequence[Measured]) -> Iterable[Pair]:
@@ -177,39 +302,55 @@ def _pair(
 
 
 def _answer(question: Question, metric: str, expected: Better, pairs: Sequence[Pair]) -> Answer:
-    difference = fmean(pair.difference for pair in pairs)
-    half_width = mean_half_width(pairs)
-    low, high = (None, None) if half_width is None else (difference - half_width, difference + half_width)
+    found = estimate(pairs)
+    low, high = found.interval
     sign = 1 if expected == "higher" else -1
     return Answer(
         claim=question.claim,
         source=question.source,
+        of_paper=question.of_paper,
+        confounds=question.confounds,
         metric=metric,
         expected=expected,
         before=question.before,
         after=question.after,
-        difference=difference,
+        difference=found.difference,
         low=low,
         high=high,
+        p_value=found.p_value,
+        p_holm=None,
         paired=all(pair.resamples is not None for pair in pairs if pair.half_width is not None),
         num_pairs=len(pairs),
         num_seeds=len({pair.seed for pair in pairs}),
         agreeing=sum(sign * pair.difference > 0 for pair in pairs),
-        verdict=_verdict(sign, low, high, pairs),
+        verdict="no difference resolved",
         pairs=[{name: value for name, value in vars(pair).items() if name != "resamples"} for pair in pairs],
     )
 
 
-def mean_half_width(pairs: Sequence[Pair]) -> float | None:
-    """Half-width of the 95 % interval of the mean difference (see the module); None where nothing gives one."""
+def estimate(pairs: Sequence[Pair]) -> Estimate:
+    """The mean difference, with the chance of items and seeds (see the module)."""
+    difference = fmean(pair.difference for pair in pairs)
     of_items = _half_width_over_items(pairs)
+    variance = None if of_items is None else (of_items / _NORMAL_QUANTILE) ** 2
     seeds = sorted({pair.seed for pair in pairs})
     if len(seeds) == 1:
-        return of_items
+        return Estimate(difference, None if variance is None else math.sqrt(variance))
     means = [fmean(pair.difference for pair in pairs if pair.seed == seed) for seed in seeds]
-    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1))
-    of_seeds = quantile * stdev(means) / math.sqrt(len(seeds))
-    return of_seeds if of_items is None else math.hypot(of_items, of_seeds)
+    of_seeds = stdev(means) ** 2 / len(seeds)
+    total = of_seeds + (variance or 0.0)
+    degrees = total**2 * (len(seeds) - 1) / of_seeds**2 if of_seeds else math.inf
+    return Estimate(difference, math.sqrt(total), degrees)
+
+
+def _is_mixed(pairs: Sequence[Pair]) -> bool:
+    """Whether settings of the other axes are resolved on both sides, corrected for their number."""
+    settings = sorted({_setting(pair) for pair in pairs})
+    estimates = [estimate([pair for pair in pairs if _setting(pair) == setting]) for setting in settings]
+    tested = [(one.difference, one.p_value) for one in estimates if one.p_value is not None]
+    corrected = holm([p_value for _, p_value in tested])
+    sides = {difference > 0 for (difference, _), p in zip(tested, corrected, strict=True) if p < _LEVEL}
+    return len(sides) == 2
 
 
 def _half_width_over_items(pairs: Sequence[Pair]) -> float | None:
@@ -224,13 +365,3 @@ def _half_width_over_items(pairs: Sequence[Pair]) -> float | None:
 def _half_width(resamples: np.ndarray) -> float:
     low, high = percentile_interval(resamples)
     return (high - low) / 2
-
-
-def _verdict(sign: int, low: float | None, high: float | None, pairs: Sequence[Pair]) -> Verdict:
-    clear = (pair for pair in pairs if pair.half_width is not None and abs(pair.difference) > pair.half_width)
-    sides = {pair.difference > 0 for pair in clear if abs(pair.difference) >= NOTHING}
-    if len(sides) == 2:
-        return "mixed"
-    if low is None or high is None or low <= 0 <= high or max(abs(low), abs(high)) < NOTHING:
-        return "inconclusive"
-    return "reproduced" if sign * low > 0 else "opposite"

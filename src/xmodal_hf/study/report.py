@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from ..evaluation.suite import RESULTS_NAME, read_resamples, same_draws, task_of
 from ..evaluation.tasks import TASKS
 from ..hub.markdown import render_markdown
 from ..training.output import RUN_NAME
-from .comparisons import Measured, answer, flat_numbers
+from .comparisons import VERDICTS, Measured, answer_all
 from .grid import Baseline, Cell, Study
 from .jobs import (
     Job,
@@ -34,6 +33,7 @@ from .jobs import (
     seconds_in_all,
     seconds_of,
 )
+from .tables import headline_table, reference_groups, shown
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +71,12 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         for cell in cells
     ]
     jobs = [job for job in jobs_of(cells, folder, study.baselines) if job.is_done()]
-    answers: list[dict[str, Any]] = []
+    found = answer_all(study.questions, measured)
+    answers = [asdict(one) for one in found]
+    answered = {(one.claim, one.before, one.after, one.metric) for one in found}
     for question in study.questions:
-        found = answer(question, measured)
-        answers += map(asdict, found)
-        for metric in question.metrics.keys() - {one.metric for one in found}:
+        asked = (question.claim, question.before, question.after)
+        for metric in (name for name in question.metrics if (*asked, name) not in answered):
             logger.warning(
                 "%r has no answer by %s: no two models that differ in %s only (%s, %s) were measured by it.",
                 *(question.claim, metric, question.axis, question.before, question.after),
@@ -125,6 +126,7 @@ def render(folder: Path) -> str:
         notes=notes,
         headline=headline_table(results),
         claims=[(claim, [found for found in results["answers"] if found["claim"] == claim]) for claim in claims],
+        verdicts=VERDICTS,
         paired=all(found.get("paired", False) for found in results["answers"]),
         one_seed=len({cell["seed"] for cell in results["cells"].values()}) == 1,
         has_references=bool(reference_groups(results, 1)),
@@ -132,51 +134,9 @@ def render(folder: Path) -> str:
         plots=sorted(path.name for path in folder.glob("*.png")),
         recipe=yaml.safe_dump(results["meta"]["recipe"], sort_keys=False, allow_unicode=True, width=120),
         interval=_shown_interval,
+        probability=_shown_probability,
         minutes=lambda seconds: f"{seconds / 60:.1f}",
     )
-
-
-def headline_table(results: Mapping[str, Any]) -> str:
-    """One row for each baseline, phase 1 and choice of levels: mean and deviation, or of one seed the interval.
-
-    Baselines and phases 1 that no column measures are left out.
-    """
-    columns: Mapping[str, str] = results["meta"]["columns"]
-    axes = list(next(iter(results["cells"].values()))["levels"])
-    header = f"| {' | '.join([*axes, *columns])} |"
-    ruler = "|---" * len(axes) + "|---:" * len(columns) + "|"
-    rows = [
-        f"| {' | '.join([*levels, *(_summary(cells, metric) for metric in columns.values())])} |"
-        for levels, cells in [*reference_groups(results, len(axes)), *model_groups(results)]
-    ]
-    return "\n".join([header, ruler, *rows])
-
-
-def model_groups(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[Measured]]]:
-    """Each choice of levels and the cells that share it, which differ in their seed."""
-    groups: dict[tuple[str, ...], list[Measured]] = {}
-    for cell in results["cells"].values():
-        groups.setdefault(tuple(cell["levels"].values()), []).append(Measured.of(cell))
-    return list(groups.items())
-
-
-def reference_groups(results: Mapping[str, Any], num_axes: int) -> list[tuple[tuple[str, ...], list[Measured]]]:
-    """What the models are compared with, as `model_groups`: the baselines, then the models of phase 1.
-
-    The name stands in the place of the first axis. Results of before there were baselines have none.
-    """
-    columns = results["meta"]["columns"].values()
-    groups: dict[str, list[Measured]] = {}
-    for name, entry in [*results.get("baselines", {}).items(), *results.get("phase1", {}).items()]:
-        measured = Measured({}, entry["seed"] or 0, flat_numbers(_tasks_of(entry)))
-        if not measured.numbers.keys().isdisjoint(columns):
-            groups.setdefault(f"*{entry.get('name', name)}*", []).append(measured)
-    return [((name, *[""] * (num_axes - 1)), cells) for name, cells in groups.items()]
-
-
-def shown(value: float) -> str:
-    """A number of the document."""
-    return f"{value:.2f}"
 
 
 def hardware() -> dict[str, Any]:
@@ -193,14 +153,10 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _summary(cells: Sequence[Measured], metric: str) -> str:
-    values = [cell.numbers[metric] for cell in cells if metric in cell.numbers]
-    if not values:
+def _shown_probability(value: float | None) -> str:
+    if value is None:
         return ""
-    if len(values) > 1:
-        return f"{shown(fmean(values))} ± {shown(stdev(values))}"
-    half_width = cells[0].half_width(metric)
-    return shown(values[0]) if half_width is None else f"{shown(values[0])} ({shown(half_width)})"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _shown_interval(low: float | None, high: float | None) -> str:
@@ -209,10 +165,6 @@ def _shown_interval(low: float | None, high: float | None) -> str:
 
 def _without_meta(results: Mapping[str, Any]) -> dict[str, Any]:
     return {task: numbers for task, numbers in results.items() if task != "meta"}
-
-
-def _tasks_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in entry.items() if isinstance(value, Mapping) and name != "levels"}
 
 
 def closed_forms(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -298,6 +298,13 @@ def kaggle_flickr(folder: Path) -> None:
     write(folder / "captions.txt", "image,caption\n" + "".join(f"{n}.png,item {n}\n" for n in numbers()))
 
 
+@layout("A folder of files whose table lies above it", "{}/pictures")
+def table_above(folder: Path) -> None:
+    pictures(folder / "pictures", lambda number: f"part{number % 2}/{number}.png")
+    rows = "".join(f"part{n % 2}/{n}.png,item {n}\n" for n in numbers())
+    write(folder / "captions.csv", "file_name,caption\n" + rows)
+
+
 @layout("One folder a class, or a zip archive of such folders: the names of the folders", "{}")
 def class_folders(folder: Path) -> None:
     pictures(folder, lambda number: f"item_{number}/photo.png")
@@ -358,6 +365,14 @@ def audio_feature(folder: Path) -> None:
     rows["text"] = [f"item {n}" for n in numbers()]  # type: ignore[assignment]
     table = Dataset.from_dict(rows).cast_column("audio", Audio(decode=False))
     table.to_parquet(folder / "train.parquet")
+
+
+@layout("datasets' `Audio` column, paths of files", "{}/train.parquet", modality="audio")
+def audio_paths(folder: Path) -> None:
+    sounds(folder / "clips")
+    rows = {"audio": [{"bytes": None, "path": str(folder / "clips" / f"{n}.wav")} for n in numbers()]}
+    rows["text"] = [f"item {n}" for n in numbers()]  # type: ignore[assignment]
+    Dataset.from_dict(rows).cast_column("audio", Audio(decode=False)).to_parquet(folder / "train.parquet")
 
 
 @layout("datasets' `Audio` column, decoded to arrays", "{}/train.parquet", modality="audio")

@@ -107,3 +107,24 @@ def test_a_study_of_failures_says_so(recipe, run_script, tmp_path):
     nowhere = f"pairs={tmp_path / 'nowhere.jsonl'}"
     done = run_script("run_study.py", "--recipe", path, "--set", nowhere, "--output_dir", elsewhere, returncode=2)
     assert "There is no file or folder" in done.stderr
+
+
+def test_an_adapter_is_a_model_of_a_study(run_script, tiny_base, image_rows, tmp_path):
+    """Beside its base, of which its text tower differs and its image tower does not."""
+    options = ("--dataset", image_rows, "--batch_size", 8, "--max_steps", 2, "--max_length", 8, "--report_to", "none")
+    lora = ("--model", tiny_base, "--lora_rank", 2, "--learning_rate", 0.1, "--output_dir", tmp_path / "adapter")
+    run_script("train_contrastive.py", *options, *lora)
+    recall = "retrieval.text_to_image_recall@10"
+    study = {
+        "title": "An adapter",
+        "evaluation": {"tasks": "retrieval", "pairs": str(image_rows), "num_resamples": 20},
+        "axes": {"model": {"base": {"model": str(tiny_base)}, "adapter": {"model": str(tmp_path / "adapter")}}},
+        "columns": {"R@10": recall},
+        "questions": [{"claim": "It helps", "compare": {"model": ["base", "adapter"]}, "metrics": {recall: "higher"}}],
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    run_script("run_study.py", "--recipe", tmp_path / "study.yaml", "--output_dir", tmp_path / "out", "--jobs", 2)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results["cells"]) == {"base_seed0", "adapter_seed0"} and len(results["answers"]) == 1
+    identity = json.loads((tmp_path / "out" / "evaluations" / "adapter_seed0" / "results.json").read_text())["meta"]
+    assert " on " in identity["identity"]  # the adapter's, and that of its base

@@ -314,6 +314,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder with flickr8k")
     parser.add_argument("--work_dir", type=Path, required=True, help="keeps vectors and finished runs")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="those that are trained")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.work_dir.mkdir(parents=True, exist_ok=True)
@@ -321,7 +322,7 @@ def main() -> None:
     started, path = time.process_time(), options.work_dir / "runs.json"
     runs = json.loads(path.read_text()) if path.exists() else {}
     data = Data(options.data_dir, options.work_dir)
-    for method in METHODS:
+    for method in options.methods:
         for seed in SEEDS:
             if f"{method}-{seed}" not in runs:
                 runs[f"{method}-{seed}"] = measure(method, seed, data, options.work_dir)

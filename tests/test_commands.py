@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from datasets import Dataset
 from torch._utils import ExceptionWrapper
 
 from xmodal_hf.commands import check_sources, is_user_error, read_yaml, run_command
@@ -255,6 +256,40 @@ def test_what_is_there_or_built_in_or_a_pattern_is_not_asked_for(no_hub: None, t
     check_sources([("--x", "model", None), ("--x", "model", []), ("--x", "model", ["outputs/clip", "bert/base"])])
     names = ["openmoji", "soundfont", "data.csv", "shards/{000..012}.tar", "https://x.y/z.tar", "shards/*.tar"]
     check_sources([("--x", "dataset", names)])
+
+
+def test_an_added_data_set_is_built_in(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is one list of data sets with names."""
+    from xmodal_hf.data.composition import load_composition
+    from xmodal_hf.data.sentences import load_paraphrases, load_sentences
+    from xmodal_hf.data.sources import BUILT_IN, load_pairs
+
+    def load(split: str) -> Dataset:
+        return Dataset.from_dict(
+            {"id": ["1", "2"], "text": [["one", f"{split} one"], ["two", "a two"]], "image": [None, None]}
+        )
+
+    with pytest.raises(AskedError):
+        check_sources([("--dataset", "dataset", "numbers")])
+    monkeypatch.setitem(BUILT_IN, "numbers", load)
+    check_sources([("--dataset", "dataset", ["numbers"])])
+    assert load_pairs("numbers", split="test")["text"][0] == ["one", "test one"]
+    assert load_sentences("numbers")["anchor"][:] == ["one", "train one", "two", "a two"]
+    assert len(load_paraphrases("numbers")) == 2
+    with pytest.raises(ValueError, match="numbers has no wrong captions; openmoji, soundfont have"):
+        load_composition("numbers")
+    with pytest.raises(ValueError, match="soundfont is of audio, not of image"):
+        load_composition("soundfont")
+
+
+def test_no_module_lists_the_built_in_data_again() -> None:
+    """What is said of a data set in cards, in a Space and of its wrong captions is keyed by names of the list."""
+    from xmodal_hf.data.composition import _BUILT_IN_TESTS
+    from xmodal_hf.hub import card_training, space
+    from xmodal_hf.shipped import BUILT_IN
+
+    said = (_BUILT_IN_TESTS, card_training._BUILT_IN, space._ATTRIBUTIONS, space._QUERIES, space._LABELS)
+    assert all(set(known) <= set(BUILT_IN) for known in said)
 
 
 def test_an_id_is_asked_for_once(no_hub: None) -> None:

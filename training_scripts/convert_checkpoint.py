@@ -229,24 +229,38 @@ def random_inputs(ours: DualEncoder) -> dict[str, torch.Tensor]:
     """Return texts (B, T), and images (B, C, S, S) or spectrograms (B, C, frames, bands) where a model takes those."""
     import torch
 
-    from xmodal_hf.models.conversion import image_size
-
     text = ours.config.text_config
     is_fixed = text.model_type in ("clip_text_model", "siglip_text_model")  # open_clip takes texts of full length only
     tokens = text.max_position_embeddings if is_fixed else min(TOKENS, text.max_position_embeddings - 2)
     inputs = {"input_ids": torch.randint(4, text.vocab_size - 2, (BATCH, tokens))}
     if isinstance(text.eos_token_id, int):
         inputs["input_ids"][:, -1] = text.eos_token_id
-    if ours.config.modality == "image":
-        channels = getattr(ours.config.image_config, "num_channels", 3)
-        return inputs | {"pixel_values": torch.randn(BATCH, channels, image_size(ours), image_size(ours))}
+    return inputs | _RANDOM_INPUTS[ours.config.modality](ours)
+
+
+def random_images(ours: DualEncoder) -> dict[str, torch.Tensor]:
+    """Return images (B, C, S, S)."""
+    import torch
+
+    from xmodal_hf.models.conversion import image_size
+
+    channels = getattr(ours.config.image_config, "num_channels", 3)
+    return {"pixel_values": torch.randn(BATCH, channels, image_size(ours), image_size(ours))}
+
+
+def random_spectrograms(ours: DualEncoder) -> dict[str, torch.Tensor]:
+    """Return spectrograms (B, C, frames, bands) and, of a fused CLAP, which are of longer clips."""
+    import torch
+
     audio = ours.config.audio_config
     # HTSAT lays the bands of consecutive stretches of time under each other, to make a square.
     frames = audio.spec_size * (audio.spec_size // audio.num_mel_bins)
-    if audio.enable_fusion:
-        inputs["is_longer"] = torch.arange(BATCH).remainder(2)[:, None].bool()
+    is_longer = {"is_longer": torch.arange(BATCH).remainder(2)[:, None].bool()} if audio.enable_fusion else {}
     channels = 4 if audio.enable_fusion else 1
-    return inputs | {"input_features": torch.randn(BATCH, channels, frames, audio.num_mel_bins)}
+    return {"input_features": torch.randn(BATCH, channels, frames, audio.num_mel_bins), **is_longer}
+
+
+_RANDOM_INPUTS = {"image": random_images, "audio": random_spectrograms}
 
 
 def run(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

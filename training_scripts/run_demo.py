@@ -261,7 +261,7 @@ def held_out(demo: Demo) -> Any:
 
 
 def measure(embedder: Any, pairs: Any, rows: Any, seed: int) -> dict[str, dict[str, float]]:
-    """Return retrieval, geometry and, of sounds, zero-shot classification of embedded pairs."""
+    """Return retrieval, geometry and, where items have instrument families, zero-shot classification."""
     from xmodal_hf.evaluation import evaluate_representation, evaluate_retrieval
 
     embeds = (pairs.modality_embeds, pairs.text_embeds, pairs.text_to_item)
@@ -270,7 +270,7 @@ def measure(embedder: Any, pairs: Any, rows: Any, seed: int) -> dict[str, dict[s
         "retrieval": evaluate_retrieval(*embeds, texts=pairs.texts, modality=pairs.modality, seed=seed),
         "representation": evaluate_representation(*embeds, modality=pairs.modality, logit_scale=scale, seed=seed),
     }
-    if pairs.modality == "audio":
+    if "family" in rows.column_names:
         results["zero_shot"] = classify_families(embedder, pairs.modality_embeds, rows["family"][:], seed)
     return results
 
@@ -295,6 +295,7 @@ def search(demo: Demo, folder: Path) -> None:
     """
     from datasets import concatenate_datasets
 
+    from xmodal_hf.data.modalities import MODALITIES
     from xmodal_hf.evaluation.plots import contact_sheet
 
     embedder, processor = load_searched(folder)
@@ -306,9 +307,9 @@ def search(demo: Demo, folder: Path) -> None:
     best = (-cosines).argsort(axis=1, kind="stable")[:, : demo.top_k].tolist()
     scores = [[round(float(cosines[row, item]), 4) for item in found] for row, found in enumerate(best)]
     captions = [gallery[found]["text"] for found in best]
-    pictures = [pictures_of(demo, gallery[found], processor) for found in best]
+    pictures = [_PICTURES_OF[demo.modality](gallery[found], processor) for found in best]
     new = [[item < len(held) for item in found] for found in best]
-    shown = captions if demo.modality == "audio" else None
+    shown = captions if MODALITIES[demo.modality].is_sampled else None  # spectrograms do not speak for themselves
     sheet = contact_sheet(demo.queries, pictures, scores, shown, framed=None if seen is None else new)
     sheet.savefig(folder / "contact_sheet.png", dpi=90)
     answers = {
@@ -350,10 +351,13 @@ def trained_on(demo: Demo, folder: Path, embedder: Any) -> tuple[Any, Any]:
     return rows, embeds / np.linalg.norm(embeds, axis=1, keepdims=True)
 
 
-def pictures_of(demo: Demo, rows: dict[str, list[Any]], processor: Any) -> list[Any]:
-    """Return the pictures of some rows, or those of the spectrograms that the model hears."""
-    if demo.modality == "image":
-        return rows["image"]
+def images_of(rows: dict[str, list[Any]], processor: Any) -> list[Any]:
+    """Return the images of some rows."""
+    return rows["image"]
+
+
+def spectrograms_of(rows: dict[str, list[Any]], processor: Any) -> list[Any]:
+    """Return pictures of the spectrograms that the model hears."""
     from xmodal_hf.data.audio import load_waveform
     from xmodal_hf.evaluation.plots import spectrogram_picture
 
@@ -363,12 +367,15 @@ def pictures_of(demo: Demo, rows: dict[str, list[Any]], processor: Any) -> list[
     return [spectrogram_picture(spectrogram[0]) for spectrogram in features]
 
 
+_PICTURES_OF = {"image": images_of, "audio": spectrograms_of}
+
+
 def print_summary(demo: Demo, folder: Path, results: dict[str, Any]) -> None:
     """Print the numbers that people look at first."""
     print(f"\n{f'held-out {demo.dataset} ({demo.num_held_out})':<28}{'before':>10}{'after':>10}")
     ways = (f"text_to_{demo.modality}", f"{demo.modality}_to_text")
     rows = [("retrieval", f"{way}_recall@{k}") for way in ways for k in (1, 5, 10)]
-    if demo.modality == "audio":
+    if "zero_shot_after" in results:
         rows += [*(("retrieval", f"{way}_map@10") for way in ways), ("zero_shot", "top1_accuracy")]
     rows += [("representation", name) for name in ("alignment", "text_uniformity", f"{demo.modality}_uniformity")]
     for task, metric in rows:

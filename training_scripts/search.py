@@ -76,6 +76,7 @@ def caption_of(hit: Hit, side: str) -> int:
 
 def write_sheet(path: Path, answers: dict[str, list[Hit]], gallery: Gallery, side: str) -> None:
     """Write the answers as pictures, one row a query."""
+    from xmodal_hf.data.modalities import MODALITIES
     from xmodal_hf.evaluation.plots import contact_sheet
     from xmodal_hf.evaluation.search import file_name
 
@@ -84,7 +85,7 @@ def write_sheet(path: Path, answers: dict[str, list[Hit]], gallery: Gallery, sid
     captions = None
     if side == "text":
         captions = [[gallery.caption(hit.id, hit.position) for hit in hits] for hits in answers.values()]
-    elif gallery.modality == "audio":
+    elif MODALITIES[gallery.modality].is_sampled:  # whose pictures, spectrograms, say little
         captions = [[file_name(hit.id) for hit in hits] for hits in answers.values()]
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(list(answers), pictures, scores, captions).savefig(path)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import yaml
 
 from .messages import EXTRA_OF, PACKAGE, VERBOSITIES, VERBOSITY, VERBOSITY_HELP, missing_package, show_messages
+from .shipped import BUILT_IN
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -60,7 +61,6 @@ _FILE_ENDING = re.compile(
 )
 # What names several files or an address; the reader of the data has the last word there.
 _PATTERN = re.compile(r"[*?\[\]{}]|://")
-_BUILT_IN_DATA = ("openmoji", "soundfont")
 # How an error of a loader's worker begins in the main process (torch._utils.ExceptionWrapper).
 _OF_WORKER = re.compile(r"Caught \w+ in .*\.\nOriginal ")
 # What torch says of a worker that something has ended (torch.utils.data.dataloader).
@@ -278,7 +278,7 @@ def _check_source(option: str, kind: str, name: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    if Path(name).expanduser().exists() or _PATTERN.search(name) or (kind == "dataset" and name in _BUILT_IN_DATA):
+    if Path(name).expanduser().exists() or _PATTERN.search(name) or (kind == "dataset" and name in BUILT_IN):
         return
     missing = FileNotFoundError(f"{option}: there is no file or folder {name}{_nearest_path(Path(name))}")
     if looks_like_path(name):

@@ -1,14 +1,22 @@
-"""Files that come with the package and are found by name: training scripts, recipes and launch configurations.
+"""What comes with the package and is found by name: data sets, training scripts, recipes, launch configurations.
 
-In an installed package they lie in its folder `training_scripts`; in a checkout, which the package was linked to or
+In an installed package scripts lie in its folder `training_scripts`; in a checkout, which the package was linked to or
 which is on PYTHONPATH, they lie in the folder `training_scripts` at the root of the repository.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+# The data sets that have a name: a function from the split to a table of `id`, `text` and the column of a modality, or
+# the address of one, "module:name". Commands, data loading and messages read this list; nothing else names them.
+BUILT_IN: dict[str, str | Callable[[str], Any]] = {
+    "openmoji": "xmodal_hf.data.builtin.openmoji:load_openmoji",
+    "soundfont": "xmodal_hf.data.builtin.soundfont:load_soundfont",
+}
 
 Kind = Literal["recipe", "launch configuration"]
 

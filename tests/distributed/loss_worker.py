@@ -4,10 +4,14 @@
 on the joined batch without torch.distributed.
 """
 
+import re
+import runpy
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -19,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from xmodal_hf import distributed
 from xmodal_hf.distributed import RowShards, all_reduce_sum, exchange_sizes, gather, gather_with_grad, global_max
 from xmodal_hf.losses import (
+    LOSSES,
     clip_loss,
     clip_loss_with_accuracy,
     cyclic_losses,
@@ -28,6 +33,7 @@ from xmodal_hf.losses import (
     simcse_loss,
 )
 
+ROOT = Path(__file__).parents[2]
 JOINED_ROWS = 12
 FEATURES, D = 6, 5
 # How the joined rows lie over the processes, for each number of processes.
@@ -95,8 +101,28 @@ def _hard_negatives(out, bias):
     return info_nce(out["a"], out["b"], 9.0, extra_keys=out["c"], extra_logit_bias=bias, chunk_size=3)
 
 
+def _added_losses() -> dict[str, Callable]:
+    """The losses that the guide to extensions and the example add, whose code is outside of the package."""
+    page = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def margin_loss" in block)
+    namespace: dict[str, Any] = {}
+    with mock.patch.dict(LOSSES):
+        exec(code, namespace)
+    example = runpy.run_path(str(ROOT / "examples" / "custom_loss.py"))
+    return {"margin": namespace["margin_loss"], "smoothed": example["smoothed_clip"]}
+
+
+ADDED = _added_losses()
+
+
+def _added(out, batch, name, **options):
+    return ADDED[name](out["a"], out["b"], out["logit_scale"], group_ids=batch["groups"], **options)[0]
+
+
 SCALE = ("logit_scale",)
 CASES = {
+    "added: margin": Case(lambda o, b: _added(o, b, "margin", margin=0.9), scalars=SCALE),
+    "added: smoothed": Case(lambda o, b: _added(o, b, "smoothed", smoothing=0.4), scalars=SCALE),
     "info_nce": Case(_info_nce, scalars=SCALE),
     "info_nce by group": Case(lambda o, b: _info_nce(o, b, positives=b["groups"]), scalars=SCALE),
     "info_nce by mask": Case(lambda o, b: _info_nce(o, b, positives=b["mask"]), scalars=SCALE),
@@ -142,8 +168,18 @@ def gather_own_with_gradient(rows: Tensor, shards: RowShards) -> Tensor:
     return torch.cat(blocks)
 
 
+def _smoothed_of_own_rows() -> Callable:
+    """The added loss as somebody writes it who forgets that there are other processes."""
+    smoothed = ADDED["smoothed"]
+    without = smoothed.__globals__ | {"gather_with_grad": lambda rows, shards: rows}
+    wrong = types.FunctionType(smoothed.__code__, without)
+    wrong.__kwdefaults__ = smoothed.__kwdefaults__
+    return wrong
+
+
 # What distributed losses get wrong in the wild, as (case, what to patch, with what): each must fail the comparison.
 MUTANTS = {
+    "added loss of own rows only": ("added: smoothed", f"{__name__}.ADDED", {"smoothed": _smoothed_of_own_rows()}),
     "gradient of own rows only": ("clip", "xmodal_hf.losses.clip.gather_with_grad", gather_own_with_gradient),
     "loss of own rows only": ("info_nce", "xmodal_hf.losses.cross_entropy.global_sum", lambda tensor: tensor),
     "columns of own rows only": ("clip", "xmodal_hf.losses.cross_entropy._Softmax.merge_processes", lambda self: None),

@@ -70,6 +70,8 @@ def test_content_decides_not_its_container(tmp_path):
         {"bytes": None, "path": str(path)},
     ]
     assert len({content_digest(form, "image") for form in forms}) == 1
+    with pytest.raises(KeyError, match="video"):
+        content_digest(np.zeros(3), "video")
     assert content_digest(picture(0, (2, 8)), "image") != content_digest(picture(0, (4, 4)), "image")
     red, blue = (Image.new("P", (2, 2)) for _ in range(2))
     red.putpalette([255, 0, 0])

@@ -43,6 +43,14 @@ def test_images_and_texts(
         assert np.abs(run(tmp_path / f"{name}.onnx", side) - expected[f"{name}_embeds"].numpy()).max() <= TOLERANCE
 
 
+def test_a_modality_without_inputs_is_not_taken_for_another(
+    image_text_model, image_text_processor, monkeypatch
+) -> None:
+    monkeypatch.setattr(type(image_text_model.config), "modality", "video")
+    with pytest.raises(KeyError, match="video"):
+        _example_inputs(image_text_model, image_text_processor)
+
+
 @needs_onnx
 @pytest.mark.slow
 def test_sounds(audio_text_model, audio_text_processor, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
+from datasets import Dataset
 from PIL import Image
 from torch import nn
 
@@ -19,7 +20,7 @@ from xmodal_hf.training.adapters import add_lora
 from xmodal_hf.training.arguments import LoraArguments, PairArguments, TrainingArguments, ValidationArguments
 from xmodal_hf.training.checkpoint import CheckpointError, save_weights
 from xmodal_hf.training.log import TrainingResult
-from xmodal_hf.training.validation import build_validation
+from xmodal_hf.training.validation import TaskValidator, build_validation
 
 STS_ROWS = [
     {"sentence1": "a red apple", "sentence2": "a green table", "score": 1.0},
@@ -52,6 +53,12 @@ def build(options, processor, dataset=None, **columns):
     pairs = None if dataset is None else PairArguments(dataset=dataset, **columns)
     arguments = ValidationArguments(eval_steps=5, **options)
     return build_validation(Accelerator(cpu=True), TrainingArguments(), arguments, processor, pairs)
+
+
+def test_the_modality_is_that_of_the_pairs(audio_text_processor):
+    pairs = Dataset.from_dict({"id": ["1"], "text": ["a"], "audio": [None]})
+    assert TaskValidator(audio_text_processor, pairs=pairs).modality == "audio"
+    assert TaskValidator(audio_text_processor).modality is None
 
 
 @pytest.mark.parametrize("adapted", [False, True])

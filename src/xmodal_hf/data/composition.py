@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+from .builtin import BUILT_IN
 from .builtin.openmoji import load_openmoji, openmoji_captions
 from .builtin.soundfont import Clip, captions, load_soundfont, make_clip
 from .column_names import NEGATIVE_TEXT_COLUMNS, TEXT_COLUMNS
@@ -29,7 +30,6 @@ from .sources import load_pairs, load_rows
 from .splits import with_default_split
 from .tables import find_column, is_table
 
-BUILT_IN_MODALITY: dict[str, Modality] = {"openmoji": "image", "soundfont": "audio"}
 # Words of a kind, of which one takes the place of another.
 _ATTRIBUTES = {
     "colour": ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white", "grey", "pink"),
@@ -106,10 +106,8 @@ def load_composition(
         (['a snare drum is hit once loudly, then ...'], ['..., then a snare drum is hit once loudly'])
     """
     name = str(source)
-    if name in BUILT_IN_MODALITY:
-        if modality != BUILT_IN_MODALITY[name]:
-            raise ValueError(f"the built-in set {name} is of {BUILT_IN_MODALITY[name]}, not of {modality}")
-        return [_swapped_attributes() if name == "openmoji" else _swapped_events()]
+    if name in BUILT_IN:
+        return [_built_in(name, modality)]
     given = {"text_column": text_column, "negative_text_column": negative_text_column}
     sources = [str(file) for file in _tables_of(Path(source))] or [name]
     return [_load_table(one, modality, split, media_folder, given) for one in sources]
@@ -197,6 +195,20 @@ def _texts(cell: Any) -> list[str]:
     return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
 
 
+def _built_in(name: str, modality: Modality) -> CompositionSet:
+    """Return the tests of a built-in data set.
+
+    Raises:
+        ValueError: a modality that it does not have, or a set without wrong captions.
+    """
+    if name not in _BUILT_IN_TESTS:
+        raise ValueError(f"the built-in set {name} has no wrong captions; {', '.join(_BUILT_IN_TESTS)} have")
+    known, make = _BUILT_IN_TESTS[name]
+    if modality != known:
+        raise ValueError(f"the built-in set {name} is of {known}, not of {modality}")
+    return make()
+
+
 def _swapped_attributes() -> CompositionSet:
     """Held-out emoji whose captions are those of another emoji when one attribute is replaced."""
     known = {caption.lower() for split in ("train", "test") for caption in openmoji_captions(split)}
@@ -237,3 +249,10 @@ def _swapped_events() -> CompositionSet:
             wrong.append([other])
             wordings.append(name)
     return CompositionSet("soundfont", "audio", items, ids, right, wrong, wordings)
+
+
+# Built-in data sets that say what is wrong about their items, with their modality.
+_BUILT_IN_TESTS: dict[str, tuple[Modality, Callable[[], CompositionSet]]] = {
+    "openmoji": ("image", _swapped_attributes),
+    "soundfont": ("audio", _swapped_events),
+}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Image, List, Value
 
-from .builtin.openmoji import openmoji_caption_lists, openmoji_captions
-from .builtin.soundfont import load_soundfont, soundfont_captions
+from .builtin import BUILT_IN, caption_lists
 from .column_names import ID_COLUMNS, TEXT_COLUMNS
 from .columns import (
     TextColumns,
@@ -63,11 +62,6 @@ NLI_LAYOUTS = (
     ("context", "hypothesis", "label"),
     ("sentence1", "sentence2", "label"),
 )
-_BUILT_IN: dict[str, Callable[[str], list[str]]] = {"openmoji": openmoji_captions, "soundfont": soundfont_captions}
-_BUILT_IN_ITEMS: dict[str, Callable[[str], Iterable[Sequence[str]]]] = {
-    "openmoji": openmoji_caption_lists,
-    "soundfont": lambda split: load_soundfont(split)["text"],
-}
 _ENTAILMENT, _NEUTRAL, _CONTRADICTION = "entailment", "neutral", "contradiction"
 # Integers as in SNLI, MultiNLI, ANLI and XNLI on the Hub, which csv files have as text, and letters as in ANLI's files.
 _NAMES = (_ENTAILMENT, _NEUTRAL, _CONTRADICTION)
@@ -254,8 +248,8 @@ def _texts_of_items(
     source: str | os.PathLike, column: TextColumns, id_column: str | None
 ) -> Iterator[tuple[Any, Sequence[Any]]]:
     """The key of each row's item, None where there is none, and the texts of the row."""
-    if str(source) in _BUILT_IN_ITEMS:
-        yield from ((None, texts) for texts in _BUILT_IN_ITEMS[str(source)]("train"))
+    if str(source) in BUILT_IN:
+        yield from ((None, texts) for texts in caption_lists(str(source), "train"))
         return
     if tars := find_tars(source, "train"):
         table = load_tars(tars, modality="image", text_names=TEXT_COLUMNS, text_column=column, texts_only=True)
@@ -383,8 +377,8 @@ def _label_names(table: Dataset, column: str, labels: list) -> list[str]:
 
 
 def _raw_sentences(source: str | os.PathLike, column: TextColumns) -> Iterable[str | None]:
-    if str(source) in _BUILT_IN:
-        return _BUILT_IN[str(source)]("train")
+    if str(source) in BUILT_IN:
+        return [caption for texts in caption_lists(str(source), "train") for caption in texts]
     if tars := find_tars(source, "train"):
         table = load_tars(tars, modality="image", text_names=TEXT_COLUMNS, text_column=column, texts_only=True)
         return [caption for captions in table["text"] for caption in captions]

@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Audio, Dataset, Image, Json, LargeList, List, Value
 
-from .builtin.openmoji import load_openmoji
-from .builtin.soundfont import load_soundfont
+from .builtin import BUILT_IN, load_built_in
 from .column_names import TEXT_COLUMNS
 from .columns import (
     NAME_COLUMNS,
@@ -44,7 +43,6 @@ from .tars import find_tars, load_tars
 
 logger = logging.getLogger(__name__)
 
-BUILT_IN: dict[str, Callable[[str], Dataset]] = {"openmoji": load_openmoji, "soundfont": load_soundfont}
 DEFAULT_BUFFER_SIZE = 10_000
 _ROWS_AT_ONCE = 1000
 _TEXTS = List(Value("string"))
@@ -67,10 +65,10 @@ def load_pairs(
     """Load a paired dataset in canonical columns. Rows with equal ids are captions of one item; a warning counts them.
 
     Args:
-        source: One of: `openmoji` or `soundfont` (built in); a csv, tsv, json, jsonl or parquet file whose image or
-            audio column has bytes, paths relative to the file (or lists of them: a row for each), or names of members
-            of zip archives beside the file; a folder with metadata.jsonl, .csv or .parquet, with texts beside the
-            files, with a table in it or above it, or with one folder per class (its name is the text), each within
+        source: One of: a name in `BUILT_IN` (`openmoji`, `soundfont`); a csv, tsv, json, jsonl or parquet file whose
+            image or audio column has bytes, paths relative to the file (or lists of them: a row for each), or names of
+            members of zip archives beside the file; a folder with metadata.jsonl, .csv or .parquet, with texts beside
+            the files, with a table in it or above it, or with one folder per class (its name is the text), each within
             `<split>/` or not; a zip archive of such files; WebDataset tars (a file, a folder, "shards/*.tar" or
             "{000..012}.tar"); a folder of parquet files or from `save_to_disk`; a Hub id ("owner/name:configuration").
         modality: Modality: `image` or `audio`.
@@ -113,7 +111,7 @@ def load_pairs(
     given = {"image": image_column, "audio": audio_column}[modality]
     if str(source) in BUILT_IN:
         _check_no_negatives(source, negative_text_column)
-        pairs = _built_in(BUILT_IN[str(source)](split), modality)
+        pairs = _built_in(load_built_in(str(source), split), modality)
     elif tars := find_tars(source, split):
         _check_columns_of_tars(source, modality, given, id_column)
         _check_no_negatives(source, negative_text_column)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import length_hint
 from pathlib import Path
@@ -138,17 +138,29 @@ def content_digest(item: Any, modality: str) -> bytes:
         parts = [_cell_content({"bytes": None, "path": os.fspath(item)})]
     elif isinstance(item, Mapping) and item.get("array") is None:
         parts = [_cell_content(dict(item))]
-    elif modality == "image":
-        upright = load_image(item)  # what is embedded: palette and orientation count
-        parts = [str(upright.size).encode(), upright.tobytes()]
-    elif isinstance(item, Mapping):
-        parts = [str(item.get("sampling_rate")).encode(), *_array_content(item["array"])]
-    elif isinstance(item, np.ndarray | torch.Tensor | list | tuple):
-        parts = _array_content(item)
-    else:  # a decoder, at its own rate
-        samples = item.get_all_samples()
-        parts = [str(samples.sample_rate).encode(), *_array_content(samples.data)]
+    else:
+        parts = _DECODED_CONTENT[modality](item)
     return hashlib.blake2b(b"\0".join(parts), digest_size=_DIGEST_BYTES).digest()
+
+
+def _picture_content(item: Any) -> list[bytes]:
+    """What is embedded: palette and orientation count."""
+    upright = load_image(item)
+    return [str(upright.size).encode(), upright.tobytes()]
+
+
+def _sound_content(item: Any) -> list[bytes]:
+    """Samples, with their rate where the item says it."""
+    if isinstance(item, Mapping):
+        return [str(item.get("sampling_rate")).encode(), *_array_content(item["array"])]
+    if isinstance(item, np.ndarray | torch.Tensor | list | tuple):
+        return _array_content(item)
+    samples = item.get_all_samples()  # a decoder, at its own rate
+    return [str(samples.sample_rate).encode(), *_array_content(samples.data)]
+
+
+# Modality -> parts of the digest of a decoded item.
+_DECODED_CONTENT: dict[str, Callable[[Any], list[bytes]]] = {"image": _picture_content, "audio": _sound_content}
 
 
 def _array_content(samples: Any) -> list[bytes]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,16 +93,27 @@ def _example_inputs(
     examples = {"text": dict(text_format.collate(text_format.tokenize(_TEXTS)))}
     if isinstance(model, SentenceEncoder):
         return examples
-    generator = np.random.default_rng(0)
-    if model.config.modality == "image":
-        images = [Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in _TEXTS]
-        examples["image"] = dict(processor(images=images, return_tensors="pt"))
-    else:
-        extractor = processor.feature_extractor
-        clips = [generator.standard_normal(extractor.sampling_rate).astype(np.float32) for _ in _TEXTS]
-        settings = {"sampling_rate": extractor.sampling_rate}
-        examples["audio"] = dict(processor(audio=clips, audio_kwargs=settings, return_tensors="pt"))
-    return examples
+    modality = model.config.modality
+    return examples | {modality: dict(_EXAMPLES[modality](processor, np.random.default_rng(0)))}
+
+
+def _example_images(processor: Any, generator: np.random.Generator) -> Mapping[str, torch.Tensor]:
+    images = [Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in _TEXTS]
+    return processor(images=images, return_tensors="pt")
+
+
+def _example_sounds(processor: Any, generator: np.random.Generator) -> Mapping[str, torch.Tensor]:
+    """One second each."""
+    rate = processor.feature_extractor.sampling_rate
+    clips = [generator.standard_normal(rate).astype(np.float32) for _ in _TEXTS]
+    return processor(audio=clips, audio_kwargs={"sampling_rate": rate}, return_tensors="pt")
+
+
+# Modality -> inputs of its tower for as many items as there are texts, made by the processor.
+_EXAMPLES: dict[str, Callable[[Any, np.random.Generator], Mapping[str, torch.Tensor]]] = {
+    "image": _example_images,
+    "audio": _example_sounds,
+}
 
 
 def _write(tower: _Tower, inputs: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -36,10 +36,10 @@ from transformers import AutoConfig, AutoTokenizer
 
 from ..commands import check_sources, format_size, one_line
 from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items
+from ..data.builtin import BUILT_IN
 from ..data.exclusion import evaluation_keys
 from ..data.mixing import undecoded
 from ..data.modalities import MODALITIES, cell_feature
-from ..data.sources import BUILT_IN
 from ..objectives import Batch
 from .arguments import (
     ContrastiveArguments,

@@ -95,7 +95,7 @@ def load_side(
 
 def _load_table(side: Side, pairs: PairArguments) -> PairTable:
     """Load the pairs; of the text side, text files of one sentence a line and tables of texts alone too."""
-    column = pairs.image_column if pairs.modality == "image" else pairs.audio_column
+    column = getattr(pairs, f"{pairs.modality}_column")
     if side != "text" or pairs.streaming:
         return load_pair_table(pairs)
     are_texts = [holds_texts_alone(name, modality=pairs.modality, media_column=column) for name in pairs.dataset]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from peft import PeftModel
 from torch import nn
 
 from ..data.bad_items import check_share
+from ..data.formats import Modality
 from ..data.mixing import undecoded
+from ..data.modalities import modality_of_columns
 from ..data.sources import load_pairs
 from ..data.splits import with_default_split
 from ..data.tables import load_table
@@ -215,7 +217,7 @@ class TaskValidator:
         processor: Processor of the model, or the tokenizer of a text model.
         sts: Rows of `sentence1`, `sentence2`, `score`.
         pairs: Pairs in canonical columns.
-        modality: Modality of the pairs.
+        modality: Modality of the pairs. If None, that of their columns.
         on_bad_item: Treatment of pairs that cannot be used, as in `embed_pairs`.
         max_bad_fraction: Largest share of the pairs that may be left out, as in training.
         keeps_frozen: Whether frozen towers run once per item: later validations read the pooled vectors, and decode no
@@ -229,7 +231,7 @@ class TaskValidator:
         *,
         sts: Dataset | None = None,
         pairs: Dataset | None = None,
-        modality: Literal["image", "audio"] = "image",
+        modality: Modality | None = None,
         on_bad_item: OnBadItem = "skip",
         max_bad_fraction: float = 0.01,
         keeps_frozen: bool = False,
@@ -242,7 +244,9 @@ class TaskValidator:
         self._embedded: tuple[PairEmbeddings, np.ndarray] | None = None  # with the pooled vectors (N, H) of the items
         self.sts = sts
         self.pairs = pairs
-        self.modality = modality
+        if modality is None and pairs is not None:
+            modality = modality_of_columns(pairs.column_names)
+        self.modality: Any = modality  # None without pairs: then no number is of a modality
         self.on_bad_item = on_bad_item
         self.max_bad_fraction = max_bad_fraction
 
@@ -355,7 +359,6 @@ def build_validation(
     if arguments.eval_steps is None:
         return None
     sts, held_out = main_process_first(accelerator, lambda: _load_data(arguments, pairs))
-    modality: Literal["image", "audio"] = "image" if pairs is None else pairs.modality
     policy: OnBadItem = "skip" if pairs is None else pairs.on_bad_item
     tolerated = {} if pairs is None else {"max_bad_fraction": pairs.max_bad_fraction}
     keeps = pairs is not None and pairs.features != "off"
@@ -364,7 +367,7 @@ def build_validation(
         processor,
         sts=sts,
         pairs=held_out,
-        modality=modality,
+        modality=None if pairs is None else pairs.modality,
         on_bad_item=policy,
         **tolerated,
         keeps_frozen=keeps,

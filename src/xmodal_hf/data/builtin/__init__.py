@@ -1,1 +1,44 @@
-"""Data sets that the package makes by itself: pictures of emoji, and notes of a soundfont."""
+"""Data sets that have a name: those that the package makes by itself (emoji, notes of a soundfont), and added ones.
+
+`BUILT_IN` is the one list of them: what is added to it is a `--dataset`, `--sentences` or `--pairs` by its name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...shipped import BUILT_IN
+from ..modalities import find_address
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["BUILT_IN", "caption_lists", "load_built_in"]
+
+
+def load_built_in(name: str, split: str) -> Dataset:
+    """Return a split of a data set of `BUILT_IN`.
+
+    Args:
+        name: Its key.
+        split: Split, as its function takes it.
+
+    Raises:
+        KeyError: no such data set.
+
+    Example:
+        >>> load_built_in("soundfont", "test").num_rows
+        400
+    """
+    load = BUILT_IN[name]
+    return (find_address(load) if isinstance(load, str) else load)(split)
+
+
+def caption_lists(name: str, split: str) -> list[list[str]]:
+    """Return the captions of each row of a data set of `BUILT_IN`; those of emoji without drawing them."""
+    if name == "openmoji":
+        from .openmoji import openmoji_caption_lists
+
+        return openmoji_caption_lists(split)
+    texts = load_built_in(name, split)["text"]
+    return [[text] if isinstance(text, str) else list(text) for text in texts]

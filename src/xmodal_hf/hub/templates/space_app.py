@@ -10,8 +10,12 @@ import gradio as gr
 
 from search import Demo, Hit, titles, without_folders
 
-NUM_IMAGES, NUM_SOUNDS, NUM_EXAMPLES = 12, 6, 6
+NUM_EXAMPLES = 6
 NOUNS = {"image": "image", "audio": "sound"}
+# Number of answers.
+TOP_K = {"image": 12, "audio": 6}
+# Whether the page shows an example; of a sound it would show the name of the file.
+SHOWS_EXAMPLES = {"image": True, "audio": False}
 # Captions under the images, not upon them, and all rows in sight.
 CSS = """
 .answers .grid-wrap {max-height: none; overflow: visible}
@@ -24,11 +28,10 @@ CSS = """
 def build_page(demo: Demo) -> gr.Blocks:
     """Return the page of a model and its gallery."""
     settings, noun = demo.settings, NOUNS[demo.modality]
-    top_k = NUM_IMAGES if demo.modality == "image" else NUM_SOUNDS
+    top_k = TOP_K[demo.modality]
     first = demo.gallery[:NUM_EXAMPLES]
     examples = [[str(demo.folder / entry["file"])] for entry in first]
-    # Images are shown; of sounds, names of files would be.
-    names = [entry["caption"] for entry in first] if demo.modality == "audio" else None
+    names = None if SHOWS_EXAMPLES[demo.modality] else [entry["caption"] for entry in first]
 
     def search_text(text: str) -> Any:
         return show(demo.search_text(text, top_k), demo.modality)
@@ -43,7 +46,7 @@ def build_page(demo: Demo) -> gr.Blocks:
             query = gr.Textbox(
                 settings["queries"][0], label=f"Describe the {noun}", submit_btn="Search", autofocus=True
             )
-            answers = answer_components(demo.modality, columns=6, render=False)
+            answers = ANSWERS[demo.modality](columns=6, render=False)
             texts = [[text] for text in settings["queries"]]
             gr.Examples(texts, query, answers, search_text, run_on_click=True, label="For example")
             for component in answers:
@@ -51,14 +54,14 @@ def build_page(demo: Demo) -> gr.Blocks:
             gr.on([query.submit, page.load], shows_errors(search_text), query, answers, show_progress="hidden")
         with gr.Tab(f"Search by {noun}"), gr.Row():
             with gr.Column(scale=1):
-                item = item_component(demo.modality, f"Your {noun}")
+                item = ITEM_COMPONENTS[demo.modality](f"Your {noun}")
                 gr.Examples(examples, item, label="From the gallery", example_labels=names)
             with gr.Column(scale=2):
-                alike = answer_components(demo.modality, columns=4)
+                alike = ANSWERS[demo.modality](columns=4, render=True)
             item.change(shows_errors(search_item), item, alike, show_progress="hidden")
         with gr.Tab("Zero-shot"), gr.Row():
             with gr.Column():
-                subject = item_component(demo.modality, f"Your {noun}")
+                subject = ITEM_COMPONENTS[demo.modality](f"Your {noun}")
                 gr.Examples(examples, subject, label="From the gallery", example_labels=names)
             with gr.Column():
                 labels = gr.Textbox("\n".join(settings["labels"]), label="Labels, one a line", lines=6)
@@ -81,28 +84,48 @@ class Picture(gr.Image):
         return payload.path if payload is not None and payload.path else super().preprocess(payload)
 
 
-def item_component(modality: str, label: str) -> gr.components.Component:
-    """Return where a visitor puts an image or a sound."""
-    if modality == "image":
-        return Picture(label=label, type="filepath", image_mode=None, height=280)
+def item_of_images(label: str) -> gr.components.Component:
+    """Return where a visitor puts an image."""
+    return Picture(label=label, type="filepath", image_mode=None, height=280)
+
+
+def item_of_sounds(label: str) -> gr.components.Component:
+    """Return where a visitor puts a sound."""
     return gr.Audio(label=label, type="filepath", sources=["upload", "microphone"])
 
 
-def answer_components(modality: str, columns: int, render: bool = True) -> list[gr.components.Component]:
-    """Return where answers appear: one gallery of images, or a player a sound."""
-    if modality == "audio":
-        return [gr.Audio(interactive=False, buttons=[], render=render) for _ in range(NUM_SOUNDS)]
+# Modality -> component for one item.
+ITEM_COMPONENTS = {"image": item_of_images, "audio": item_of_sounds}
+
+
+def gallery_of_images(columns: int, render: bool) -> list[gr.components.Component]:
+    """Return one gallery for all answers."""
     style = {"show_label": False, "buttons": [], "height": "auto", "object_fit": "contain", "elem_classes": "answers"}
     return [gr.Gallery(columns=columns, render=render, **style)]
 
 
-def show(hits: list[Hit], modality: str) -> Any:
-    """Return answers as the values of `answer_components`."""
-    captioned = list(zip([str(hit.path) for hit in hits], titles(hits), strict=True))
-    if modality == "image":
-        return captioned
+def players_of_sounds(columns: int, render: bool) -> list[gr.components.Component]:
+    """Return a player for each answer."""
+    return [gr.Audio(interactive=False, buttons=[], render=render) for _ in range(TOP_K["audio"])]
+
+
+# Modality -> components for the answers.
+ANSWERS = {"image": gallery_of_images, "audio": players_of_sounds}
+
+
+def play(captioned: list[tuple[str, str]]) -> list[Any]:
+    """Return the values of the players; those without an answer are hidden."""
     players = [gr.Audio(path, label=title, visible=True) for path, title in captioned]
-    return players + [gr.Audio(visible=False)] * (NUM_SOUNDS - len(players))
+    return players + [gr.Audio(visible=False)] * (TOP_K["audio"] - len(players))
+
+
+# Answers, as paths and titles, -> the values of the components of `ANSWERS`.
+VALUES: dict[str, Callable[[list[tuple[str, str]]], list[Any]]] = {"image": list, "audio": play}
+
+
+def show(hits: list[Hit], modality: str) -> Any:
+    """Return answers as the values of the components of `ANSWERS`."""
+    return VALUES[modality](list(zip([str(hit.path) for hit in hits], titles(hits), strict=True)))
 
 
 def shows_errors(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -26,6 +26,8 @@ if not __package__:  # in a Space, where the modules that decode lie beside this
 
 # The path of an image or a sound, as the page's components give them, or an image.
 Item = Image.Image | str
+# What a visitor chooses.
+ITEMS = {"image": "an image", "audio": "a sound"}
 # Of the crops that a fused CLAP takes of a long sound, as in the package's evaluation.
 _FUSION_SEED = 0
 
@@ -103,15 +105,10 @@ class Demo:
         return dict(zip(names, probabilities.tolist(), strict=True))
 
     def _inputs(self, item: Item | None) -> dict[str, Any]:
-        """Return the model's inputs for an image or a sound, decoded as in training and evaluation."""
+        """Return the model's inputs for what a visitor chose."""
         if item is None:
-            raise ValueError(f"Choose {'an image' if self.modality == 'image' else 'a sound'} first.")
-        if self.modality == "image":
-            from ...data.pictures import decode_image
-
-            return dict(self.processor(images=[decode_image(item)], return_tensors="pt"))
-        extractor = self.processor.feature_extractor
-        return sound_features(extractor, str(item))
+            raise ValueError(f"Choose {ITEMS[self.modality]} first.")
+        return _INPUTS[self.modality](self.processor, item)
 
     def _embed(self, text: list[str] | None = None, **inputs: Any) -> torch.Tensor:
         """Return the unit-norm embedding (D,) of one text, image or sound."""
@@ -150,6 +147,21 @@ def sound_features(extractor: Any, path: str) -> dict[str, Any]:
     if isinstance(extractor, ClapFeatureExtractor):
         return dict(clap_features(extractor, clips, seeds=[_FUSION_SEED]))
     return dict(extractor(clips, sampling_rate=extractor.sampling_rate, return_tensors="pt"))
+
+
+def image_inputs(processor: Any, item: Item) -> dict[str, Any]:
+    """Return the model's inputs for an image, decoded as in training and evaluation."""
+    from ...data.pictures import decode_image
+
+    return dict(processor(images=[decode_image(item)], return_tensors="pt"))
+
+
+def sound_inputs(processor: Any, item: Item) -> dict[str, Any]:
+    """Return the model's inputs for the path of a sound, decoded as in training and evaluation."""
+    return sound_features(processor.feature_extractor, str(item))
+
+
+_INPUTS = {"image": image_inputs, "audio": sound_inputs}
 
 
 def without_folders(message: str, values: Sequence[Any]) -> str:

@@ -187,6 +187,10 @@ def test_recipes_of_this_repository(path):
     measured = {task for cell in study.cells for task in cell.evaluation["tasks"].split(",")}
     asked = {metric.split(".")[0] for question in study.questions for metric in question.metrics}
     assert {metric.split(".")[0] for metric in study.columns.values()} | asked <= measured
+    kinds = {study.prepare[name]["kind"] for name in study.prepare if name.startswith("baselines/")}
+    assert kinds == {"random_word_vectors", "untrained_tower"}
+    of_paper = [question.of_paper for question in study.questions]
+    assert of_paper == [question.source.startswith("Zhao et al. 2024") for question in study.questions]
 
 
 def test_cells_name_those_of_the_grid_that_are_made(tmp_path):

@@ -31,7 +31,7 @@ def random_recall(num_golds: Any, gallery_size: int, k: int) -> float:
         The mean over the queries of 1 - C(G - g, k) / C(G, k), the chance that a draw of k rows holds a gold.
 
     Example:
-        >>> random_recall([1, 1], gallery_size=20, k=5), round(random_recall([2], gallery_size=4, k=2), 3)
+        >>> round(random_recall([1, 1], gallery_size=20, k=5), 3), round(random_recall([2], gallery_size=4, k=2), 3)
         (0.25, 0.833)
     """
     golds = np.asarray(num_golds, dtype=np.float64)  # (Q,)

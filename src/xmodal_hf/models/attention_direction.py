@@ -22,7 +22,7 @@ def attend_in_both_directions(tower: PreTrainedModel) -> None:
     """Let the tokens of a causal text tower see those behind them; the config says so, and is saved with the model.
 
     Args:
-        tower: changed in place.
+        tower: Text tower, which is changed in place.
 
     Raises:
         ValueError: it is CLIP's, its tokens do already, or transformers' model of it has no such attention.

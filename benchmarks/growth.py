@@ -50,6 +50,13 @@ SIZES: dict[str, list[int]] = {
     "data set size": [10_000, 40_000, 160_000],
     "gallery size": [2000, 4000, 8000, 16_000],
 }
+UNITS = {
+    "batch size": "sentences",
+    "sequence length": "tokens",
+    "processes": "32 sentences each",
+    "data set size": "sentences",
+    "gallery size": "items, one caption each",
+}
 TIMED_STEPS = 2
 RETRIEVAL_WIDTH = 512
 # The configuration whose communication is counted: ViT-B/32 with CLIP's text tower on 64 GPUs.
@@ -63,6 +70,9 @@ def main() -> None:
         if int(os.environ.get("RANK", 0)) == 0:
             print(json.dumps(result))
         return
+    if options.plot_only is not None:
+        plot(json.loads(options.plot_only.read_text(encoding="utf-8"))["growth"], options.plot_only.with_suffix(".png"))
+        return
     rows = [grow(axis, sizes, options) for axis, sizes in SIZES.items()]
     for row in rows:
         print_row(row)
@@ -73,6 +83,7 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = option_parser(__doc__, "growth", rounds=3)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--plot_only", type=Path, help="Measure nothing: draw these results again.")
     return parser.parse_args()
 
 
@@ -111,28 +122,40 @@ def print_row(row: dict[str, Any]) -> None:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Time above, memory below, a column an axis, the fits dashed."""
+    """Time above, memory below, a column an axis; a fit, dashed, where more than two sizes were measured."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(3 * len(rows), 5.5), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(rows), 5.5), layout="constrained")
     panels = figure.subplots(2, len(rows))
     for column, row in enumerate(rows):
-        for line, (values, slope, unit) in enumerate(
-            (("seconds", "seconds_slope", "s"), ("mib", "memory_slope", "MiB"))
-        ):
-            panel = panels[line][column]
-            sizes, measured = np.array(row["sizes"], float), np.array(row[values])
-            fitted = np.exp(np.log(measured).mean()) * (sizes / np.exp(np.log(sizes).mean())) ** row[slope]
-            panel.loglog(sizes, measured, "o")
-            panel.loglog(sizes, fitted, "--", label=f"slope {row[slope]:.2f}")
-            panel.set_xticks(row["sizes"], labels=[f"{size:,}" for size in row["sizes"]], fontsize=7)
-            panel.xaxis.set_minor_locator(NullLocator())
-            panel.set_xlabel(row["axis"])
-            panel.set_ylabel(unit)
-            panel.legend(frameon=False)
+        plot_growth(panels[0][column], row, "seconds", "seconds_slope", "time in seconds")
+        plot_growth(panels[1][column], row, "mib", "memory_slope", "memory in MiB")
     figure.savefig(path, dpi=110)
     print(f"drawn in {path}")
+
+
+def plot_growth(panel: Any, row: dict[str, Any], values: str, slope: str, label: str) -> None:
+    """One panel: logarithmic, with plain numbers, where there are enough sizes for a slope; else linear from zero."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    sizes, measured = np.array(row["sizes"], float), np.array(row[values])
+    panel.plot(sizes, measured, "o")
+    panel.spines[["top", "right"]].set_visible(False)
+    if len(sizes) > 2:
+        fitted = np.exp(np.log(measured).mean()) * (sizes / np.exp(np.log(sizes).mean())) ** row[slope]
+        panel.loglog(sizes, fitted, "--", label=f"slope {row[slope]:.2f}")
+        panel.legend(frameon=False)
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    else:
+        panel.set_ylim(0, 1.2 * measured.max())
+        panel.margins(x=0.3)
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.set_xticks(row["sizes"], labels=[f"{size:,}" for size in row["sizes"]])
+    panel.tick_params(labelsize=8)
+    panel.set_xlabel(f"{row['axis']}\n({UNITS[row['axis']]})", fontsize=9)
+    panel.set_ylabel(label, fontsize=9)
 
 
 def count_communication() -> dict[str, Any]:

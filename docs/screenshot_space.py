@@ -81,7 +81,7 @@ def browser_page(url: str) -> Iterator[Any]:
 
 def expected_answers(app: ModuleType, space: Path, query: str) -> list[str]:
     """Return what the page has to write under the answers to a text."""
-    return app.titles(app.Demo(space).search_text(query, app.NUM_IMAGES))
+    return app.titles(app.Demo(space).search_text(query, app.TOP_K["image"]))
 
 
 def search_by_text(page: Any, query: str, expected: list[str]) -> None:

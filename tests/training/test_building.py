@@ -18,13 +18,14 @@ from transformers import (
 )
 
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
-from xmodal_hf.training.arguments import ContrastiveArguments, SentenceArguments, TextModelArguments
+from xmodal_hf.training.arguments import ContrastiveArguments, LoraArguments, SentenceArguments, TextModelArguments
 from xmodal_hf.training.building import (
     build_dual_encoder,
     build_processor,
     build_sentence_encoder,
     build_text_model,
     build_tokenizer,
+    build_trained_dual_encoder,
     check_max_length,
     config_from_json,
     new_tower,
@@ -54,6 +55,16 @@ def phase1(tmp_path):
     build_sentence_encoder(text, SentenceArguments(sentences="x", head="mlp"), tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     return tmp_path
+
+
+def test_a_frozen_tower_that_starts_from_random_weights_is_warned_of(phase1, caplog):
+    text = TextModelArguments(text_model=str(phase1), max_length=8)
+    tokenizer = build_tokenizer(text, lambda: CORPUS)
+    contrastive = ContrastiveArguments(image_config=IMAGE, image_size=16, projection_dim=8, freeze=["image", "text"])
+    processor = build_processor(contrastive, "image", lambda: tokenizer)
+    build_trained_dual_encoder(text, contrastive, LoraArguments(), processor)
+    assert "The image tower starts from random weights, and --freeze image keeps them" in caplog.text
+    assert "The text tower" not in caplog.text
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "mpnet", "modernbert"])

@@ -315,10 +315,24 @@ def build_trained_dual_encoder(
     Raises:
         ValueError: an adapter beside an image or audio tower from scratch, which would keep its random weights.
     """
-    check_trains_new_tower(contrastive, lora, modality_of_processor(processor))
+    modality = modality_of_processor(processor)
+    check_trains_new_tower(contrastive, lora, modality)
     model = build_dual_encoder(text, contrastive, processor)
+    for tower in _new_towers(text, contrastive, modality) & set(contrastive.freeze):
+        logger.warning(
+            "The %s tower starts from random weights, and --freeze %s keeps them: give a pretrained one by --%s_model.",
+            *(tower,) * 3,
+        )
     freeze_towers(model, contrastive.freeze)
     return model if lora.lora_rank is None else add_lora(model, lora)
+
+
+def _new_towers(text: TextModelArguments, contrastive: ContrastiveArguments, modality: Modality) -> set[str]:
+    """Return the names of the towers that start from random weights."""
+    if contrastive.model is not None:
+        return set()
+    sources = {"text": text.text_model, modality: getattr(contrastive, f"{modality}_model")}
+    return {tower for tower, source in sources.items() if source is None}
 
 
 def build_cross_modal_objective(

@@ -83,7 +83,7 @@ def cells() -> list[Cell]:
     grid = {
         "pretrained": [(5e-4, 0.0), (5e-5, 0.1), (5e-5, 0.0), (1e-4, 0.1), (5e-4, 0.1), (2e-5, 0.1)],
         "scratch": [(5e-4, 0.0), (5e-4, 0.1), (1e-3, 0.1)],
-        "LoRA": [(1e-3, 0.1), (5e-4, 0.1), (1e-3, 0.0)],
+        "LoRA": [(1e-3, 0.1), (5e-4, 0.1), (2e-4, 0.1), (1e-4, 0.1), (1e-3, 0.0)],
     }
     return [Cell(tower, rate, warmup) for tower, of_tower in grid.items() for rate, warmup in of_tower]
 

@@ -28,10 +28,9 @@ _TRACKER_PACKAGES: dict[str, tuple[str, str] | tuple[str, str, str]] = {
 }
 
 
-# Peak learning rates: of layers that begin with random weights (Goel et al. 2022, section 3); of pretrained ones
-# (measured: benchmarks/results/learning_rates.json); of LoRA's matrices, ten times that (Biderman et al. 2024, "LoRA
-# Learns Less and Forgets Less", who find the best rates an order of magnitude above those of full training).
-NEW_LAYERS_RATE, PRETRAINED_RATE, LORA_RATE = 5e-4, 5e-5, 5e-4
+# Peak learning rates: of layers that begin with random weights (Goel et al. 2022, section 3); of pretrained ones and of
+# LoRA's matrices (measured: benchmarks/results/learning_rates.json).
+NEW_LAYERS_RATE, PRETRAINED_RATE, LORA_RATE = 5e-4, 5e-5, 2e-4
 # Tokens: of a text tower from scratch, CLIP's (Radford et al. 2021, section 2.4: 76 and the end of text); of phase 1,
 # SimCSE's (Gao et al. 2021, its published command).
 NEW_TOWER_LENGTH, SENTENCE_LENGTH = 77, 32
@@ -74,8 +73,8 @@ class TrainingArguments:
     )
     learning_rate: float | None = option(
         None,
-        "Peak learning rate of all layers. Default: 5e-4 for layers that begin with random weights and for a LoRA "
-        "adapter, 5e-5 for pretrained ones (benchmarks/NOTES.md).",
+        "Peak learning rate of all layers. Default: 5e-4 for layers that begin with random weights, 2e-4 for a LoRA "
+        "adapter, 5e-5 for pretrained layers (benchmarks/NOTES.md).",
     )
     text_learning_rate: float | None = option(
         None, "Peak learning rate of the text tower. Default: --learning_rate if given, else by the tower's weights."

@@ -3,7 +3,7 @@
 A learning rate that suits random weights destroys a pretrained tower, and teaches phase 2 no more than a tenth of it
 does (benchmarks/learning_rates.py, and its table in benchmarks/NOTES.md). So
 
-- layers that begin at random, and an adapter, are trained at 5e-4, pretrained ones at 5e-5;
+- layers that begin at random are trained at 5e-4, a LoRA adapter at 2e-4, pretrained layers at 5e-5;
 - every rate rises over the first tenth of the steps;
 - phase 2 reads as many tokens as the text tower takes, phase 1 SimCSE's 32.
 

@@ -25,10 +25,14 @@ IMAGE_TEXT_FIELDS = {
     "projection_dim": [8],
     "projection_type": ["mlp", "none"],
     "projection_hidden_act": ["gelu"],
+    "projection_hidden_size": [24],
+    "text_projection_type": ["linear"],
     "logit_scale_init_value": [0.0, 1],
     "logit_bias_init_value": [-10.0],
     "text_logit_scale_offset": [-0.5],
 }
+# Those that matter to the `mlp` projection alone.
+MLP_FIELDS = ("projection_hidden_act", "projection_hidden_size", "text_projection_type")
 SENTENCE_FIELDS = {
     "pooling": ["cls", "max", "eos", "pooler"],
     "head": ["linear", "mlp"],
@@ -45,9 +49,10 @@ def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 
 def test_every_field_is_covered() -> None:
-    # `text_length` matters to SigLIP's towers alone: tests/models/test_text_format.py.
+    # `text_length` matters to SigLIP's towers alone: tests/models/test_text_format.py; `projection_dropout` in training:
+    # tests/models/test_dual_encoder.py.
     others = {"text_config", "text_length"}
-    assert own_fields(ImageTextConfig) == IMAGE_TEXT_FIELDS.keys() | others | {"image_config"}
+    assert own_fields(ImageTextConfig) == IMAGE_TEXT_FIELDS.keys() | others | {"image_config", "projection_dropout"}
     assert own_fields(SentenceEncoderConfig) == SENTENCE_FIELDS.keys() | others | {"mlm_head"}
     renamed = {field.replace("image", "audio") for field in own_fields(ImageTextConfig)}
     assert own_fields(AudioTextConfig) == renamed
@@ -86,9 +91,8 @@ def seeded(make: Callable[..., PreTrainedModel], **fields: object) -> PreTrained
 def test_image_text_field(
     field: str, value: object, make_image_text: Callable, image_text_batch: dict, reload: Callable
 ) -> None:
-    extra = {"projection_type": {"none": {"projection_dim": 32}}, "projection_hidden_act": {"gelu": "mlp"}}
-    base = {"projection_type": "mlp"} if field == "projection_hidden_act" else {}
-    others = extra["projection_type"]["none"] if value == "none" else base
+    base = {"projection_type": "mlp"} if field in MLP_FIELDS else {}
+    others = {"projection_dim": 32} if value == "none" else base
     model = seeded(make_image_text, **{**others, field: value})
     outputs = outputs_of(model, image_text_batch)
     assert differ(outputs, outputs_of(seeded(make_image_text, **base), image_text_batch))

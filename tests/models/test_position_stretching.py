@@ -8,8 +8,8 @@ import transformers
 
 from xmodal_hf import SentenceEncoder
 from xmodal_hf.models.position_stretching import stretch_positions
-from xmodal_hf.training.arguments import TextModelArguments
-from xmodal_hf.training.building import build_text_model, check_max_length
+from xmodal_hf.training.arguments import ContrastiveArguments, LoraArguments, TextModelArguments
+from xmodal_hf.training.building import build_text_model, build_trained_dual_encoder, check_max_length
 
 
 @pytest.fixture
@@ -63,6 +63,23 @@ def test_saved_with_the_config(tower, tokenizer, tmp_path):
     assert torch.equal(embeds, model.encode([text, changed], tokenizer=tokenizer))
     saved = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert len(saved(text, truncation=True)["input_ids"]) == 120
+
+
+def test_an_adapter_does_not_hold_them(tower, make_image_text, image_text_processor, tmp_path):
+    """Its base would be loaded with the positions that it was saved with."""
+    processor = copy.deepcopy(image_text_processor)
+    processor.tokenizer.model_max_length = 77
+    make_image_text(text_config=tower.config, text_pooling="last").save_pretrained(tmp_path)
+    contrastive, lora = ContrastiveArguments(model=str(tmp_path)), {"lora_rank": 2}
+
+    def build(max_length, **options):
+        text, processor_ = TextModelArguments(max_length=max_length), copy.deepcopy(processor)
+        return build_trained_dual_encoder(text, contrastive, LoraArguments(**options), processor_)
+
+    with pytest.raises(ValueError, match=r"--max_length 120 stretches .* pass --lora_merge, or a smaller"):
+        build(120, **lora)
+    models = build(77, **lora), build(120, **lora, lora_merge=True), build(120)
+    assert [model.config.text_config.max_position_embeddings for model in models] == [77, 120, 120]
 
 
 def test_other_towers_are_refused(text_config, tokenizer, tmp_path):

@@ -49,8 +49,8 @@ def own_fields(config_class: type[PreTrainedConfig]) -> set[str]:
 
 
 def test_every_field_is_covered() -> None:
-    # `text_length` matters to SigLIP's towers alone: tests/models/test_text_format.py; `projection_dropout` in training:
-    # tests/models/test_dual_encoder.py.
+    # `text_length` matters to SigLIP's towers alone, test_text_format.py; `projection_dropout` in training,
+    # test_dual_encoder.py.
     others = {"text_config", "text_length"}
     assert own_fields(ImageTextConfig) == IMAGE_TEXT_FIELDS.keys() | others | {"image_config", "projection_dropout"}
     assert own_fields(SentenceEncoderConfig) == SENTENCE_FIELDS.keys() | others | {"mlm_head"}

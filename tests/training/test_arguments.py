@@ -54,6 +54,8 @@ def test_command_line_wins_over_the_recipe(tmp_path):
         (["--sentences", "a", "--best_metric", "x"], "--best_metric needs --eval_steps"),
         (["--recipe", "missing.yaml"], "no recipe at missing.yaml"),
         (["--sentences", "a", "--hard_negative_weight", "1"], "--hard_negative_weight is for --triplets"),
+        (["--triplets", "a", "--max_sentences", "5"], "--max_sentences draws from --sentences"),
+        (["--triplets", "a", "--sentence_column", "x"], "--sentence_column is of --sentences or --paraphrases"),
     ],
 )
 def test_wrong_options_exit_with_the_fix(args, message, capsys):
@@ -82,6 +84,11 @@ def test_wrong_options_exit_with_the_fix(args, message, capsys):
         (["--model", "x", "--lora_rank", "4", "--freeze", "text"], "--lora_rank trains the text tower"),
         (["--sentences", "x", "--freeze", "image", "text"], "--sentences and --triplets train the text tower"),
         (["--sentences", "x", "--mlm_weight", "0.1"], "--mlm_weight and --head belong to phase 1"),
+        (["--in_modal_weight", "0.5"], "--in_modal_weight does not go with --objective clip"),
+        (["--objective", "siglip", "--cross_modal_weight", "0"], "does not go with --objective siglip"),
+        (["--projection_hidden_size", "8"], "--projection_hidden_size is of mlp projections"),
+        (["--temperature", "0.1"], "--temperature needs --sentences, --triplets or --paraphrases"),
+        (["--model", "x", "--lora_rank", "4", "--bidirectional_attention"], "pass --lora_merge"),
     ],
 )
 def test_wrong_combinations_of_phase_2(args, message, capsys):

@@ -6,6 +6,7 @@ import random
 import shutil
 from collections import namedtuple
 from contextlib import nullcontext
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,7 +16,15 @@ from torch import nn
 
 from xmodal_hf.training import checkpoint
 from xmodal_hf.training.adapters import add_lora
-from xmodal_hf.training.arguments import LoraArguments
+from xmodal_hf.training.arguments import (
+    ContrastiveArguments,
+    LoraArguments,
+    PairArguments,
+    SentenceArguments,
+    TextModelArguments,
+    TrainingArguments,
+    ValidationArguments,
+)
 from xmodal_hf.training.averaging import WeightAverage
 from xmodal_hf.training.checkpoint import (
     CheckpointError,
@@ -304,6 +313,33 @@ def test_states_of_releases_with_fewer_options_go_on():
     with pytest.raises(CheckpointError, match=message):
         changed = {"features": "auto", "text_learning_rate": 0.2}
         check_same_run(saved, {"num_processes": 1, "options": {**resolved, **new, **changed}})
+
+
+# Options with a value by default that the states of every release name.
+_ALWAYS_NAMED = (
+    *("seed", "num_epochs", "batch_size", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "warmup_steps"),
+    *("lr_schedule", "max_grad_norm", "mixed_precision", "gradient_checkpointing", "torch_compile", "exclude_texts"),
+    *("eval_max_samples", "vocab_size", "temperature", "hard_negative_weight", "mlm_weight", "mlm_probability"),
+    *("dataset", "split", "modality", "streaming", "augment", "spec_augment", "audio_window", "on_bad_item"),
+    *("max_bad_fraction", "freeze", "sentence_weight", "image_size", "audio_preset", "projection_dim"),
+    *("projection_type", "objective", "in_modal_weight", "cross_modal_weight", "lora_dropout", "lora_merge"),
+)
+
+
+@pytest.mark.parametrize(
+    "class_",
+    [
+        *(TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments, PairArguments),
+        *(ContrastiveArguments, LoraArguments),
+    ],
+)
+def test_an_option_that_is_new_does_not_stop_earlier_runs(class_):
+    """With its default, which is what they did, or else is in the list of what they did."""
+    given = {"dataset": ["openmoji"]} if class_ is PairArguments else {}
+    options = {name: value for name, value in asdict(class_(**given)).items() if value is not None}
+    saved = {name: value for name, value in options.items() if name in _ALWAYS_NAMED}
+    options |= {"features": "off"} if "features" in options else {}
+    check_same_run({"num_processes": 1, "options": saved}, {"num_processes": 1, "options": options})
 
 
 @pytest.mark.parametrize(("saw", "number"), [(1, 0), (2, 1), (8, 0), (1, 1), (0, 0)])

@@ -18,7 +18,7 @@ from xmodal_hf.objectives import CrossModalObjective
 from xmodal_hf.training.arguments import TrainingArguments, ValidationArguments
 from xmodal_hf.training.batches import build_loader
 from xmodal_hf.training.faults import BadStepsError, StopSignals
-from xmodal_hf.training.log import LOG_NAME, VALIDATION_LOG_NAME
+from xmodal_hf.training.log import LOG_NAME, VALIDATION_LOG_NAME, StepLog
 from xmodal_hf.training.loop import build_accelerator, run_phase
 from xmodal_hf.training.towers import freeze_towers
 from xmodal_hf.training.validation import Validation
@@ -52,6 +52,26 @@ def train(model, pairs, folder, validate=None, objective="clip", **options):
     )
     log = [json.loads(line) for line in (folder / LOG_NAME).read_text(encoding="utf-8").splitlines()]
     return result, log
+
+
+@pytest.mark.parametrize("there", ["whole", "gone", "short"])
+def test_a_log_goes_on_in_another_folder(there, tmp_path, caplog):
+    """It has the steps up to the state, of the run that saved it, and none of what was in the new folder."""
+    earlier, folder = tmp_path / "earlier", tmp_path / "new"
+    earlier.mkdir()
+    folder.mkdir()
+    lines = [json.dumps({"step": step}) + "\n" for step in range(4)]
+    if there != "gone":
+        (earlier / LOG_NAME).write_text("".join(lines if there == "whole" else lines[:1]), encoding="utf-8")
+    (folder / LOG_NAME).write_text('{"step": 77}\n' * 9, encoding="utf-8")
+    kept = sum(map(len, lines[:2]))
+    with StepLog(Accelerator(cpu=True), folder, {LOG_NAME: kept}, earlier) as log:
+        log.write_bad(2, 0, [])
+        lengths = log.flush_to_disk()
+    steps = [json.loads(line)["step"] for line in (folder / LOG_NAME).read_text(encoding="utf-8").splitlines()]
+    assert steps == {"whole": [0, 1, 2], "gone": [2], "short": [0, 2]}[there]
+    assert lengths[LOG_NAME] == (folder / LOG_NAME).stat().st_size
+    assert ("its log has a gap" in caplog.text) == (there != "whole")
 
 
 def test_learns_and_logs_every_step(dual_encoder, pair_batch, tmp_path):

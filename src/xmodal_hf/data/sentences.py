@@ -238,8 +238,8 @@ def load_paraphrases(source: str | os.PathLike, *, column: TextColumns = None, i
     )
     if not kept:
         raise ValueError(
-            f"No item of {source} has two different texts. Rows of one item need equal values of --id_column, or a "
-            "list of texts."
+            f"No item of {source} has two different texts. Rows of one item need equal values in a column "
+            f"{', '.join(ID_COLUMNS)}, or a list of texts."
         )
     return Dataset.from_dict({"paraphrases": kept})
 

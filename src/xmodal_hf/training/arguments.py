@@ -301,6 +301,10 @@ class SentenceArguments:
         given = [name for name in ("sentences", "triplets", "paraphrases") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"--{given[0]} and --{given[1]} exclude each other: pass one kind of sentence data")
+        if self.max_sentences is not None and self.sentences is None:
+            raise ValueError("--max_sentences draws from --sentences, which is not given: drop it")
+        if self.sentence_column is not None and self.sentences is None and self.paraphrases is None:
+            raise ValueError("--sentence_column is of --sentences or --paraphrases, none of which is given: drop it")
 
     @property
     def is_given(self) -> bool:
@@ -613,6 +617,7 @@ def check_phase_2(
         for name in sorted(_SIZES_OF_A_NEW_MODEL & {item.name for item in dataclasses.fields(part)}):
             if getattr(part, name) != getattr(type(part), name):
                 raise ValueError(f"--model brings its own towers, projections and sizes: drop --{name}")
+    _check_used(contrastive, sentence)
     if "text" in contrastive.freeze and training.text_learning_rate is not None:
         raise ValueError("--text_learning_rate with --freeze text: that tower stays as it is")
     if pairs.modality in contrastive.freeze and training.modality_learning_rate is not None:
@@ -623,6 +628,8 @@ def check_phase_2(
         raise ValueError(f"--train_modality with --freeze {pairs.modality}: drop one of them")
     if lora.lora_rank is not None and contrastive.model is None and not lora.lora_merge:
         raise ValueError("an adapter needs the model that it belongs to: pass --model, or --lora_merge")
+    if lora.lora_rank is not None and text.bidirectional_attention and not lora.lora_merge:
+        raise ValueError("--bidirectional_attention changes the model, which no adapter holds: pass --lora_merge")
     check_trains_new_tower(contrastive, lora, pairs.modality)
     if sentence.is_given and "text" in contrastive.freeze and lora.lora_rank is None:
         raise ValueError(
@@ -630,6 +637,20 @@ def check_phase_2(
         )
     if sentence.mlm_weight > 0 or sentence.head not in (None, "none"):
         raise ValueError("--mlm_weight and --head belong to phase 1: a dual encoder has no such layers")
+
+
+def _check_used(contrastive: ContrastiveArguments, sentence: SentenceArguments) -> None:
+    """Raise a ValueError for options that the chosen losses and projections would ignore."""
+    own = LOSSES[contrastive.objective].weights
+    for name, weight in ((name, weight) for loss in LOSSES.values() for name, weight in loss.weights.items()):
+        if name not in own and getattr(contrastive, name, weight.default) != weight.default:
+            raise ValueError(f"--{name} does not go with --objective {contrastive.objective}: drop it")
+    types = (contrastive.projection_type, contrastive.text_projection_type)
+    if contrastive.projection_hidden_size is not None and "mlp" not in types:
+        raise ValueError("--projection_hidden_size is of mlp projections: pass --projection_type mlp")
+    for name, weight in SENTENCE_LOSSES[sentence.sentence_objective].weights.items():
+        if not sentence.is_given and getattr(sentence, name, weight.default) != weight.default:
+            raise ValueError(f"--{name} needs --sentences, --triplets or --paraphrases")
 
 
 def check_trains_new_tower(contrastive: ContrastiveArguments, lora: LoraArguments, modality: Modality) -> None:

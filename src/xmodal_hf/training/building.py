@@ -206,15 +206,21 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
 
 def stretch_to_length(tower: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> None:
     """Give CLIP's text tower, and its tokenizer, as many positions as `--max_length` asks for, where it has fewer."""
-    positions = num_positions(tower)
-    if text.max_length is None or text.max_length <= positions or not can_stretch(tower):
+    if not _must_stretch(tower, text):
         return
+    assert text.max_length is not None
+    positions = num_positions(tower)
     stretch_positions(tower, text.max_length)
     tokenizer.model_max_length = text.max_length
     logger.info(
         "--max_length %d: the %d positions of the text tower are stretched; the first %d stay as they are",
         *(text.max_length, positions, KEPT_POSITIONS),
     )
+
+
+def _must_stretch(tower: PreTrainedModel, text: TextModelArguments) -> bool:
+    """Tell whether a tower that can be stretched has fewer positions than `--max_length` asks for."""
+    return can_stretch(tower) and text.max_length is not None and text.max_length > num_positions(tower)
 
 
 def build_sentence_encoder(
@@ -257,14 +263,22 @@ def build_dual_encoder(
     text: TextModelArguments,
     contrastive: ContrastiveArguments,
     processor: ProcessorMixin,
+    *,
+    may_stretch: bool = True,
 ) -> DualEncoder:
     """Return the model of phase 2 for a processor: `--model`, or two towers, loaded or new, with new projections.
 
+    Args:
+        text, contrastive: Options of the text tower and of the model.
+        processor: Processor of the model.
+        may_stretch: Whether the positions of `--model` may be stretched to `--max_length`.
+
     Raises:
-        ValueError: `--model` is of the other modality, or has no `logit_bias` for an objective that needs one.
+        ValueError: `--model` is of the other modality, or has no `logit_bias` for an objective that needs one, or has
+            too few positions where they may not be stretched.
     """
     if contrastive.model is not None:
-        return _load_dual_encoder(contrastive, processor, text)
+        return _load_dual_encoder(contrastive, processor, text, may_stretch)
     text_model = build_text_model(text, processor.tokenizer)
     modality = modality_of_processor(processor)
     source = getattr(contrastive, f"{modality}_model")
@@ -313,11 +327,13 @@ def build_trained_dual_encoder(
     """Return `build_dual_encoder`'s model with towers frozen and an adapter added as the options say.
 
     Raises:
-        ValueError: an adapter beside an image or audio tower from scratch, which would keep its random weights.
+        ValueError: an adapter beside an image or audio tower from scratch, which would keep its random weights, or of a
+            text tower whose positions are stretched, without `lora_merge`.
     """
     modality = modality_of_processor(processor)
     check_trains_new_tower(contrastive, lora, modality)
-    model = build_dual_encoder(text, contrastive, processor)
+    is_whole = lora.lora_rank is None or lora.lora_merge
+    model = build_dual_encoder(text, contrastive, processor, may_stretch=is_whole)
     for tower in _new_towers(text, contrastive, modality) & set(contrastive.freeze):
         logger.warning(
             "The %s tower starts from random weights, and --freeze %s keeps them: give a pretrained one by --%s_model.",
@@ -376,7 +392,7 @@ def _weights_of(loss: Loss | SentenceLoss, arguments: Any) -> dict[str, float]:
 
 
 def _load_dual_encoder(
-    contrastive: ContrastiveArguments, processor: ProcessorMixin, text: TextModelArguments
+    contrastive: ContrastiveArguments, processor: ProcessorMixin, text: TextModelArguments, may_stretch: bool
 ) -> DualEncoder:
     source = contrastive.model
     model = load_adapted(source, merge=True) if is_adapter(source) else load_dual_encoder(source)  # type: ignore[arg-type]
@@ -393,6 +409,11 @@ def _load_dual_encoder(
         others = join_choices(name for name, loss in LOSSES.items() if not loss.needs_bias)
         raise ValueError(
             f"--objective {contrastive.objective} needs a logit_bias, which --model does not have: pass {others}"
+        )
+    if not may_stretch and _must_stretch(model.text_model, text):
+        raise ValueError(
+            f"--max_length {text.max_length} stretches the positions of the text tower, which no adapter holds: pass "
+            "--lora_merge, or a smaller --max_length"
         )
     stretch_to_length(model.text_model, processor.tokenizer, text)
     if text.bidirectional_attention:

@@ -80,6 +80,10 @@ _BEFORE: dict[str, Any] = {
     "feature_dtype": None,
     "train_modality": False,
     "sentence_objective": "simcse",
+    "bidirectional_attention": False,
+    "captions_per_item": 1,
+    "negative_text_weight": 0.0,
+    "projection_dropout": 0.0,
 }
 # Rates that were left open in earlier states: those of `learning_rate`.
 _RATES = ("text_learning_rate", "modality_learning_rate")
@@ -113,6 +117,11 @@ def find_resumed(output_dir: str | os.PathLike, resume: str | None) -> Path | No
         raise CheckpointError(f"--resume {resume} is no training state: pass a folder {STATE_FOLDER}/step_..., or auto")
     check_whole(path)
     return path
+
+
+def output_folder(state: Path) -> Path:
+    """Return the output folder of the run that saved a training state."""
+    return state.resolve().parents[1]
 
 
 def goes_on(output_dir: str | os.PathLike, resume: str | None) -> bool:

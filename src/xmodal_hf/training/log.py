@@ -62,12 +62,21 @@ class StepLog:
         accelerator: Accelerator of the run.
         folder: Folder of the files.
         kept_bytes: Number of bytes of each file that a resumed run keeps; files that are not named start empty.
+        earlier_folder: Folder of the run that is resumed, whose files are copied to that length if it is not `folder`.
+            If None, `folder`.
     """
 
-    def __init__(self, accelerator: Accelerator, folder: Path, kept_bytes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: Path,
+        kept_bytes: Mapping[str, int],
+        earlier_folder: Path | None = None,
+    ) -> None:
         self.accelerator = accelerator
         self.folder = folder
         self.kept_bytes = kept_bytes
+        self.earlier_folder = earlier_folder or folder
         self.files: dict[str, TextIO] = {}
 
     def __enter__(self) -> StepLog:
@@ -77,9 +86,20 @@ class StepLog:
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in (LOG_NAME, VALIDATION_LOG_NAME):
+            kept = self._earlier_bytes(name)
+            if self.earlier_folder.resolve() != self.folder.resolve():
+                (self.folder / name).write_bytes(kept)
             file = (self.folder / name).open("a", encoding="utf-8")
-            file.truncate(self.kept_bytes.get(name, 0))
+            file.truncate(len(kept))
             self.files[name] = file
+
+    def _earlier_bytes(self, name: str) -> bytes:
+        """Return what a resumed run keeps of a file: less where the file is gone, or shorter than it was."""
+        path, length = self.earlier_folder / name, self.kept_bytes.get(name, 0)
+        kept = path.read_bytes()[:length] if length and path.is_file() else b""
+        if len(kept) < length:
+            logger.warning("%s does not reach to the state that is resumed: its log has a gap", path)
+        return kept
 
     def __exit__(self, *_: object) -> None:
         for file in self.files.values():

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..objectives import Batch, Objective, ObjectiveOutput
 from .arguments import TrainingArguments
 from .averaging import WeightAverage
-from .checkpoint import CheckpointManager, check_same_run, read_state
+from .checkpoint import CheckpointManager, check_same_run, output_folder, read_state
 from .faults import BadStepsError, BufferSnapshot, StopSignals, batch_ids, describe_ids, no_workers_left
 from .grad_cache import cached_backward
 from .log import StepLog, TrainingResult, progress_bar
@@ -242,9 +242,11 @@ def run_phase(
     identity = {"num_processes": accelerator.num_processes, "options": dict(options or {})}
     run = _Run(take_step, checkpoints, loader, identity, validation, total_steps, TrainingResult())
     log_bytes = {} if resume_from is None else run.restore(resume_from)
+    folder = Path(arguments.output_dir)
+    earlier_folder = folder if resume_from is None else output_folder(resume_from)
     with (
         no_workers_left(),
-        StepLog(accelerator, Path(arguments.output_dir), log_bytes) as log,
+        StepLog(accelerator, folder, log_bytes, earlier_folder) as log,
         progress_bar(accelerator, description, total_steps * run.items_per_step, run.result.items) as bar,
         StopSignals(accelerator) as signals,
         closing(iter(loader)) as batches,

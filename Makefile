@@ -24,7 +24,8 @@ $(STAMP): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24" "setuptools>=77"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo,dev]"
-	# Apart, because aisfx pins an old NumPy (only its weights are used) and tinysoundfont needs loudspeakers.
+	# Apart, because aisfx pins an old NumPy (only its weights are used) and tinysoundfont depends on PyAudio, which has
+	# to be compiled and is not used.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps aisfx tinysoundfont
 	touch $@
 

@@ -1,5 +1,6 @@
 """`import xmodal_hf` costs little, and the Auto classes know its classes however it was imported."""
 
+import importlib
 import importlib.util
 import json
 import os
@@ -106,6 +107,21 @@ def test_auto_classes_know_ours(tmp_path: Path) -> None:
     run_python(FORKS, json.dumps([ENTRIES, CHECK, str(tmp_path)]))
     tracebacks = {entry: (tmp_path / str(number)).read_text() for number, entry in enumerate(ENTRIES)}
     assert {entry: text for entry, text in tracebacks.items() if text} == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("xmodal_hf.data.openmoji", "xmodal_hf.data.builtin.openmoji"),
+        ("xmodal_hf.hub.space_search", "xmodal_hf.hub.templates.space_search"),
+    ],
+)
+def test_modules_that_moved_work_and_name_their_new_place(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CONTRIBUTING.md promises of public names."""
+    monkeypatch.delitem(sys.modules, old, raising=False)
+    with pytest.warns(FutureWarning, match=f"deprecated since [0-9.]+: import from {new}"):
+        module = importlib.import_module(old)
+    assert all(getattr(module, name) is getattr(importlib.import_module(new), name) for name in module.__all__)
 
 
 def test_public_names() -> None:

@@ -30,6 +30,8 @@ from xmodal_hf.commands import command_parser, run_command
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS / "recipes"
+# Sampling rate at which the first item is decoded, whatever the model takes later.
+CHECK_RATE_HZ = 16_000
 # What of the results `--card_dir` gets.
 SHOWN_FILES = ("results.json", "contact_sheet.png", "map.png", "loss_curves.png")
 
@@ -131,6 +133,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     started = time.perf_counter()
     check_queries(demo)
+    check_items(demo)
     train_phases(demo, folder, options.seed, options.max_steps)
     results = evaluate_before_and_after(demo, folder, options.seed)
     # A process of its own, which knows nothing but the saved folder.
@@ -157,6 +160,19 @@ def check_queries(demo: Demo) -> None:
     known = sorted({caption.lower() for caption in load_sentences(demo.dataset)["anchor"]} & set(demo.queries))
     if known:
         raise ValueError(f"these queries are training captions: {', '.join(known)}")
+
+
+def check_items(demo: Demo) -> None:
+    """Decode one held-out item, so that a package which is missing is named before any training.
+
+    Raises:
+        ImportError: a package that draws or renders the items is not installed.
+    """
+    from xmodal_hf.data.modalities import MODALITIES, find_address
+
+    spec = MODALITIES[demo.modality]
+    cell = held_out(dataclasses.replace(demo, num_held_out=1))[demo.modality][0]
+    find_address(spec.decoder)(cell, *([CHECK_RATE_HZ] if spec.is_sampled else []))
 
 
 def train_phases(demo: Demo, folder: Path, seed: int, max_steps: int | None) -> None:

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,18 @@ def test_audio(audio_results):
     assert 0 < zero_shot["num_items"] < 40 and zero_shot["num_classes"] == 17
     assert zero_shot["chance_top1_accuracy"] == pytest.approx(100 / 17)
     assert {"text_to_audio_map@10", "audio_to_text_map@10"} <= results["retrieval_after"].keys()
+
+
+def test_a_missing_renderer_is_named_before_any_training(monkeypatch, tmp_path):
+    """The extra `demo` cannot install it."""
+    from xmodal_hf.data.builtin import soundfont
+    from xmodal_hf.training_scripts import run_demo
+
+    monkeypatch.setattr(soundfont, "_SYNTHESIZER", soundfont._Synthesizer())
+    monkeypatch.setitem(sys.modules, "tinysoundfont", None)
+    monkeypatch.setattr(run_demo, "train_phases", lambda *_: pytest.fail("trains"))
+    with pytest.raises(ImportError, match="pip install --no-deps tinysoundfont"):
+        run_demo.main(["--modality", "audio", "--output_dir", str(tmp_path)])
 
 
 def code_of(page: str) -> str:

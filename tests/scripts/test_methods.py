@@ -1,4 +1,4 @@
-"""Newer methods from the command line: trained, resumed, rehearsed, with a card that names them."""
+"""Newer methods from the command line: trained, resumed, estimated by a dry run, with a card that names them."""
 
 import json
 import runpy

@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from xmodal_hf.evaluation.arguments import EvaluationArguments
+from xmodal_hf.models.pooling import TEXT_POOLINGS
 from xmodal_hf.options import parse_arguments, read_recipe, save_recipe
 from xmodal_hf.training.arguments import (
     ContrastiveArguments,
@@ -16,6 +18,7 @@ from xmodal_hf.training.arguments import (
     check_phase_1,
     check_phase_2,
 )
+from xmodal_hf.training.feature_arguments import FeatureArguments
 
 CLASSES = (TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments)
 PHASE_2 = (
@@ -134,3 +137,18 @@ def test_every_option_is_documented_and_names_are_unique():
     fields = [item for class_ in PHASE_2 for item in dataclasses.fields(class_)]
     assert all(item.metadata["help"].endswith((".", ".)")) for item in fields)
     assert len({item.name for item in fields}) == len(fields)
+
+
+@pytest.mark.parametrize(
+    ("class_", "required"),
+    [
+        (TextModelArguments, {}),
+        (FeatureArguments, {"text_model": "a"}),
+        (EvaluationArguments, {"model": "a", "tasks": "sts"}),
+    ],
+)
+def test_every_pooling_of_texts_is_a_choice(class_, required):
+    for pooling in TEXT_POOLINGS:
+        line = [token for name, value in required.items() for token in (f"--{name}", value)]
+        (options,) = parse_arguments([class_], "", [*line, "--pooling", pooling])
+        assert options.pooling == pooling

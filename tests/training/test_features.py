@@ -412,6 +412,8 @@ class TestExtractionBeforehand:
             ([], "pass one of --model"),
             (["--model", "a", "--text_model", "b"], "pass one of --model"),
             (["--image_model", "a", "--side", "text"], "--image_model has no text tower"),
+            (["--image_model", "a", "--pooling", "eos"], "--pooling eos is of texts: an image tower takes cls, mean"),
+            (["--audio_model", "a", "--modality", "audio", "--pooling", "last"], "--pooling last is of texts"),
             (["--model", "a", "--side", "audio"], "the audio side needs --modality audio"),
             (["--model", "a", "--features", "b"], "the folder of the vectors is --output_dir"),
         ],

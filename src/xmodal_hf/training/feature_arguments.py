@@ -6,6 +6,9 @@ from typing import Literal
 from ..options import option
 from .arguments import PairArguments
 
+# Poolings that look for a token of a text.
+_TEXT_ONLY_POOLINGS = ("eos", "last")
+
 
 @dataclass
 class FeatureArguments:
@@ -28,7 +31,7 @@ class FeatureArguments:
         None, "Folder of the vectors. Default: outputs/features/<side>-<checksum>, where training looks for them too."
     )
     tokenizer: str | None = option(None, "Folder or Hub id of the tokenizer. Default: that of the text model.")
-    pooling: Literal["cls", "mean", "max", "eos", "pooler"] | None = option(
+    pooling: Literal["cls", "mean", "max", "eos", "last", "pooler"] | None = option(
         None, "Pooling of a tower alone. Default: the one that it was trained with, else mean."
     )
     max_length: int | None = option(None, "Maximum number of tokens per text. Default: that of train_contrastive.py.")
@@ -43,6 +46,8 @@ class FeatureArguments:
         alone = given[0].removesuffix("_model") if given[0] != "model" else None
         if alone is not None and self.side not in (None, alone):
             raise ValueError(f"--{given[0]} has no {self.side} tower: drop --side {self.side}")
+        if alone in ("image", "audio") and self.pooling in _TEXT_ONLY_POOLINGS:
+            raise ValueError(f"--pooling {self.pooling} is of texts: an {alone} tower takes cls, mean, max or pooler")
         if self.model is not None and (self.pooling or self.tokenizer):
             raise ValueError("--model brings its own poolings and tokenizer: drop --pooling and --tokenizer")
         for name, least in (("batch_size", 1), ("num_workers", 0)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin
@@ -84,7 +84,7 @@ def load_side(
         model=features.model,
         image_model=features.image_model,
         audio_model=features.audio_model,
-        modality_pooling=features.pooling if features.pooling != "eos" else None,
+        modality_pooling=cast(Any, features.pooling),  # those of texts have been refused
     )
     placeholder = dataclasses.replace(text, text_config=json.dumps(_PLACEHOLDER)) if features.model is None else text
     processor = build_processor(

@@ -39,6 +39,14 @@ def test_captions_go_one_by_one_and_the_item_with_the_last(sts):
     assert kept["id"][:] == ["0", "2"] and kept.column_names == ["id", "image", "text"]
 
 
+@pytest.mark.parametrize("captions", [["a boat", "a cat"], [["a boat"], ["a cat"]]])
+def test_a_negative_caption_goes_alone(captions, sts):
+    wrong = [["A dog runs!", "a ship"], ["two men talk"]]
+    table = Dataset.from_dict({"id": ["0", "1"], "image": [b"a", b"b"], "text": captions, "negative_text": wrong})
+    kept = without_texts(table, evaluation_keys([sts]), "pairs")
+    assert kept["text"][:] == captions and kept["negative_text"][:] == [["a ship"], []]
+
+
 def test_a_triplet_goes_when_any_of_its_texts_occurs(sts):
     table = Dataset.from_dict(
         {"anchor": ["x", "y", "z"], "positive": ["p", "A DOG RUNS", "r"], "negative": ["n", "m", "o"]}

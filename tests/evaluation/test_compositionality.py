@@ -139,6 +139,26 @@ def test_sugarcrepe_folders(pictures):
     assert meta["bad_items"]["count"] == 0 and meta["num_items"] == 13 and len(meta["sha256"]) == 64
 
 
+def test_two_sets_of_one_name_are_refused(pictures):
+    """The numbers of one would take the place of the other's."""
+    files = [pictures.parent / folder / "test.json" for folder in ("first", "second")]
+    row = {"filename": "red.png", "caption": "a red wall", "negative_caption": "a blue wall"}
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(json.dumps([row]))
+    with pytest.raises(ValueError, match="two sets of the name 'test'"):
+        measured(files, composition_media=str(pictures))
+
+
+def test_an_example_of_winoground_without_a_caption(pictures):
+    rows = winoground_rows()
+    rows[1]["caption_1"] = " "
+    source = pictures.parent / "examples.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"row 2 \(item 1\) has no wrong caption"):
+        measured([source])
+
+
 def test_aro_crops_its_boxes_and_averages_over_relations(pictures):
     box = {"bbox_x": 0, "bbox_y": 0, "bbox_w": 8, "bbox_h": 16}
     rows = [

@@ -38,6 +38,19 @@ def test_the_dictionary_costs_no_torch():
     assert done.stdout.strip() == "False"
 
 
+@pytest.mark.parametrize(
+    ("options", "bank", "message"),
+    [
+        ({"tasks": "sts", "retrieval_scores": ["csls"]}, None, "csls is of the task retrieval"),
+        ({"tasks": "retrieval"}, "bank.txt", "--query_bank is for --retrieval_scores csls or querybank"),
+    ],
+)
+def test_scores_and_banks_that_nothing_would_use(options, bank, message, tmp_path):
+    data = EvaluationDataArguments(sts_data=str(tmp_path), pairs="openmoji", query_bank=bank)
+    with pytest.raises(ValueError, match=message):
+        check_tasks(EvaluationArguments(model="m", **options), data)
+
+
 def test_an_added_task_runs_and_is_shown(lengths, tmp_path):
     arguments = EvaluationArguments(model="m", tasks="lengths", seed=3)
     assert task_names(arguments) == ["lengths"]

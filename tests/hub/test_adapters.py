@@ -151,6 +151,15 @@ def test_how_the_weights_were_chosen(checkpoint: Path, tmp_path: Path) -> None:
     assert "The released weights are those that did best by `retrieval.r@10` on the dev split of `openmoji`" in card
 
 
+def test_methods_are_told_and_an_instruction_is_not_lost(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"captions_per_item": 2}), encoding="utf-8")
+    card = (stage_adapter(checkpoint, tmp_path / "staged", "a/b", CARD) / "README.md").read_text()
+    assert "2 captions of each item were its positives in every step." in card and "zheng2024dreamlip" in card
+    (checkpoint / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"text_prefix": "query: "}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"with --text_prefix 'query: ', .* train with --lora_merge"):
+        stage_adapter(checkpoint, tmp_path / "instructed", "a/b", CARD)
+
+
 def test_unsafe_and_incomplete_adapters_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "recipe.yaml").write_text("token: hf_" + "a" * 34, encoding="utf-8")
     with pytest.raises(UnsafeFolderError, match=r"recipe\.yaml contains an access token"):

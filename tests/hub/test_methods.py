@@ -18,6 +18,7 @@ PAIRS = {
 def test_plain_recipes_and_those_of_before_use_none():
     assert list(methods_of(PAIRS)) == []
     assert list(methods_of(PAIRS | {"captions_per_item": 1, "negative_text_column": None, "paraphrases": None})) == []
+    assert list(methods_of(PAIRS | {"text_prefix": "", "bidirectional_attention": False})) == []
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,8 @@ def test_plain_recipes_and_those_of_before_use_none():
     [
         ({"captions_per_item": 3}, "3 captions of each item were its positives", "zheng2024dreamlip"),
         ({"negative_text_column": ["wrong"]}, "Negative captions (column wrong)", "yuksekgonul2023when"),
+        ({"text_prefix": "Task: {}\nText: "}, "The instruction `Task: {}\\nText: ` came before", "su2023one"),
+        ({"bidirectional_attention": True}, "saw those behind them too", "behnamghader2024llm2vec"),
     ],
 )
 def test_pairs(options, said, cited):

@@ -138,14 +138,19 @@ def _load_table(
     if right == ["caption_options"]:
         columns = [[options[:1] for options in columns[0]], [options[1:] for options in columns[0]]]
     texts = [[_texts(cell) for cell in column] for column in columns]
-    lacking = next((row for row, (a, b) in enumerate(zip(*texts, strict=True)) if not a or not b), None)
-    if lacking is not None:
-        which = "right" if not texts[0][lacking] else "wrong"
-        raise ValueError(f"{source}: row {lacking} (item {pairs['id'][lacking]}) has no {which} caption: leave it out")
+    _check_captions(source, pairs["id"][:], *texts)
     has_boxes = modality == "image" and set(_BOX) <= set(table.column_names)
     boxes = list(zip(*(table[name][:] for name in _BOX), strict=True)) if has_boxes else []
     items, ids = undecoded(pairs)[modality][:], pairs["id"][:]
     return CompositionSet(name, modality, items, ids, texts[0], texts[1], _categories(table), boxes)
+
+
+def _check_captions(source: str, ids: Sequence[str], right: Sequence[list[str]], wrong: Sequence[list[str]]) -> None:
+    """Raise a ValueError for a row without a right or a wrong caption."""
+    for row, (of_right, of_wrong) in enumerate(zip(right, wrong, strict=True)):
+        if not of_right or not of_wrong:
+            which = "wrong" if of_right else "right"
+            raise ValueError(f"{source}: row {row} (item {ids[row]}) has no {which} caption: leave it out")
 
 
 def _winoground_pairs(source: str, name: str, table: Dataset, options: dict[str, Any]) -> CompositionSet:
@@ -164,6 +169,7 @@ def _winoground_pairs(source: str, name: str, table: Dataset, options: dict[str,
             right.append(texts[side][row])
             wrong.append(texts[1 - side][row])
             ids.append(str(row))  # both rows of an example are one test
+    _check_captions(source, ids, right, wrong)
     categories = [category for category in _categories(table) for _ in (0, 1)]
     return CompositionSet(name, modality, items, ids, right, wrong, categories, is_paired=True)
 

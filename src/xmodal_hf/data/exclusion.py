@@ -45,7 +45,8 @@ def without_texts(table: Dataset, keys: frozenset[str], source: str | os.PathLik
     """Return the rows of a table that share no text with the evaluation sets, and log how many were left out.
 
     Of a list of captions only those that occur there go, and the row with its last one, of a list of paraphrases with
-    its last but one. A sentence or triplet goes as a whole, as soon as one of its texts occurs.
+    its last but one. A sentence or triplet goes as a whole, as soon as one of its texts occurs. A negative caption goes
+    alone.
 
     Args:
         table: Table that `load_pairs`, `load_sentences`, `load_triplets` or `load_paraphrases` returned.
@@ -57,22 +58,25 @@ def without_texts(table: Dataset, keys: frozenset[str], source: str | os.PathLik
     """
     columns = [name for name in ("text", "paraphrases", "anchor", "positive", "negative") if name in table.column_names]
     if isinstance(table.features[columns[0]], List):
-        kept, left_out = _without_captions(table, columns[0], keys)
+        kept, left_out = _without_captions(table, columns[0], keys, least=2 if columns[0] == "paraphrases" else 1)
     else:
         texts = zip(*(table[column][:] for column in columns), strict=True)
         rows = [index for index, row in enumerate(texts) if not any(text_key(text or "") in keys for text in row)]
         kept, left_out = table.select(rows), len(table) - len(rows)
+    if "negative_text" in table.column_names:
+        kept, negatives = _without_captions(kept, "negative_text", keys, least=0)
+        left_out += negatives
     logger.info("%s: --exclude_texts left out %d texts that occur in evaluation sets", source, left_out)
     if not len(kept):
         raise ValueError(f"every text of {source} occurs in --exclude_texts: that is the evaluation set itself")
     return kept
 
 
-def _without_captions(table: Dataset, column: str, keys: frozenset[str]) -> tuple[Dataset, int]:
+def _without_captions(table: Dataset, column: str, keys: frozenset[str], *, least: int) -> tuple[Dataset, int]:
+    """Take texts out of a column of lists, and rows that keep fewer than `least`; also return how many texts went."""
     captions = table[column][:]
     kept = [[caption for caption in row or [] if text_key(caption or "") not in keys] for row in captions]
     left_out = sum(len(row or []) for row in captions) - sum(map(len, kept))
-    least = 2 if column == "paraphrases" else 1
     rows = [index for index, row in enumerate(kept) if len(row) >= least]
     names = table.column_names
     table = table.add_column("kept", kept, feature=List(Value("string"))).remove_columns(column)

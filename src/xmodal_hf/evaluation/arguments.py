@@ -187,6 +187,8 @@ class EvaluationDataArguments:
 
     def __post_init__(self) -> None:
         self.text_column = one_or_several(self.text_column)
+        if self.query_bank_size < 1:
+            raise ValueError(f"--query_bank_size must be at least 1, got {self.query_bank_size}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}")
         if isinstance(self.composition_data, str):  # from Python, one is enough
@@ -227,6 +229,11 @@ def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -
             raise ValueError(f"the task {name} needs --{task.needs}")
     if "querybank" in arguments.retrieval_scores and data.query_bank is None:
         raise ValueError("--retrieval_scores querybank needs --query_bank: captions of the training data")
+    others = [scores for scores in arguments.retrieval_scores if scores != "cosine"]
+    if others and "retrieval" not in names:
+        raise ValueError(f"--retrieval_scores {others[0]} is of the task retrieval: add it to --tasks")
+    if data.query_bank is not None and not others:
+        raise ValueError("--query_bank is for --retrieval_scores csls or querybank: pass one of them, or drop it")
     for name in names:
         if (check := TASKS[name].check) is not None:
             check(name, arguments, data)

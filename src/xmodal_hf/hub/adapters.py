@@ -21,6 +21,7 @@ from .card_results import RESULTS_NAME, model_index, result_tables
 from .card_training import TrainingRecord, describe_choice
 from .citations import citations
 from .markdown import render_markdown
+from .methods import describe_methods
 from .model_card import CARD_NAME
 from .remote_code import read_json
 from .safety import check_folder
@@ -60,7 +61,8 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
             adapter names; otherwise that of its config.
 
     Raises:
-        ValueError: when the base is not on the Hub, or files are missing.
+        ValueError: when the base is not on the Hub, files are missing, or the adapter was trained with a `text_prefix`,
+            which the tokenizer of the base does not have.
         UnsafeFolderError: for a pickle, a link that leaves the folder, an access token.
         OSError: when the disk is full; what was written is removed.
     """
@@ -69,6 +71,11 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
         raise ValueError(f"{checkpoint} has no {ADAPTER_WEIGHTS_NAME}: save the adapter again, as safetensors")
     record = TrainingRecord.read(checkpoint)
     local = record.run.get("local_sources", []) if record is not None else []
+    if record is not None and record.recipe.get("text_prefix"):
+        raise ValueError(
+            f"{checkpoint} was trained with --text_prefix {record.recipe['text_prefix']!r}, which is saved with the "
+            "tokenizer, and an adapter is published without one: train with --lora_merge, and publish the whole model"
+        )
     config[_BASE] = _hub_base(card.base_models[0], []) if card.base_models else _hub_base(config.get(_BASE), local)
     results_path = Path(card.results or checkpoint) / RESULTS_NAME
     with new_folder(folder):
@@ -141,7 +148,7 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
         tasks=result_tables(results),
         recipe=[(option, recipe[option]) for option in _OPTIONS if recipe.get(option) is not None],
         run=record is not None and record.run,
-        choice="" if record is None else describe_choice(record),
+        choice="" if record is None else f"{describe_methods(recipe)} {describe_choice(record)}".strip(),
         citations=citations([] if record is None else [record], modality),
     )
 

@@ -66,6 +66,27 @@ METHODS = (
   year={2023}
 }""",
     ),
+    Method(
+        "text_prefix",
+        "The instruction `{}` came before each text.",
+        """@inproceedings{su2023one,
+  title={One Embedder, Any Task: Instruction-Finetuned Text Embeddings},
+  author={Su, Hongjin and Shi, Weijia and Kasai, Jungo and others},
+  booktitle={Findings of the Association for Computational Linguistics: ACL 2023},
+  year={2023}
+}""",
+    ),
+    Method(
+        "bidirectional_attention",
+        "The tokens of the language model saw those behind them too.",
+        """@inproceedings{behnamghader2024llm2vec,
+  title={{LLM2Vec}: Large Language Models Are Secretly Powerful Text Encoders},
+  author={BehnamGhader, Parishad and Adlakha, Vaibhav and Mosbach, Marius and Bahdanau, Dzmitry and Chapados, Nicolas
+          and Reddy, Siva},
+  booktitle={Conference on Language Modeling},
+  year={2024}
+}""",
+    ),
 )
 
 
@@ -83,4 +104,5 @@ def describe_methods(recipe: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    """The value in one line."""
+    return (", ".join(map(str, value)) if isinstance(value, list) else str(value)).replace("\n", "\\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def load_compositionality_task(context: TaskContext) -> Run:
         "negative_text_column": data.negative_text_column,
     }
     sources = list(data.composition_data or ())
-    sets = {one.name: one for source in sources for one in load_composition(source, **options)}
+    sets = _by_name(one for source in sources for one in load_composition(source, **options))
     described = [describe_source(source) for source in sources]
     texts = ([one.right, one.wrong] for one in sets.values())
     meta: dict[str, Any] = {
@@ -54,6 +54,20 @@ def load_compositionality_task(context: TaskContext) -> Run:
         return Outcome(_average(headlines) | numbers, meta | {"bad_items": summary(bad_items)})
 
     return run
+
+
+def _by_name(sets: Iterable[CompositionSet]) -> dict[str, CompositionSet]:
+    """The sets by their names, under which the results are listed.
+
+    Raises:
+        ValueError: two sets have one name.
+    """
+    named: dict[str, CompositionSet] = {}
+    for one in sets:
+        if one.name in named:
+            raise ValueError(f"--composition_data has two sets of the name {one.name!r}: rename a file")
+        named[one.name] = one
+    return named
 
 
 def _named_after(name: str, found: Mapping[str, float], kept: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -146,7 +146,7 @@ def clean_variables() -> dict[str, str]:
 
 @pytest.mark.slow
 def test_an_installed_wheel_trains(wheel: Path, environment: Callable, tmp_path: Path) -> None:
-    """Two steps of phase 1 by the console command and a recipe's name, two of phase 2 through Accelerate."""
+    """Two steps of phase 1 by the console command, two of phase 2 through Accelerate, with the quickstart's recipes."""
     bin_folder = environment(str(wheel))
     (tmp_path / "sentences.txt").write_text("\n".join(f"the number {n} is a word" for n in range(16)))
     from PIL import Image
@@ -163,12 +163,13 @@ def test_an_installed_wheel_trains(wheel: Path, environment: Callable, tmp_path:
         assert done.returncode == 0, done.stdout + done.stderr[-3000:]
         return done.stdout
 
-    short = ["--max_steps", "2", "--batch_size", "4", "--report_to", "none", "--text_config", TEXT]
-    phase1 = ["--recipe", "demo_sentences", "--sentences", "sentences.txt", *short, "--output_dir", "phase1"]
-    run(str(bin_folder / "xmodal-hf"), "train-sentence", *phase1)
+    short = ["--max_steps", "2", "--batch_size", "4", "--report_to", "none"]
+    phase1 = ["--recipe", "demo_scratch_sentences", "--sentences", "sentences.txt", "--text_config", TEXT, *short]
+    run(str(bin_folder / "xmodal-hf"), "train-sentence", *phase1, "--output_dir", "phase1")
     launch = [str(bin_folder / "python"), "-m", "accelerate.commands.launch", "-m"]
     config = json.dumps(json.loads(TEXT) | {"model_type": "vit", "patch_size": 8})
-    phase2 = ["--dataset", "pairs.csv", "--image_config", config, "--image_size", "16", "--vocab_size", "300", *short]
+    phase2 = ["--recipe", "demo_scratch_pairs", "--dataset", "pairs.csv", "--text_model", "phase1"]
+    phase2 += ["--image_config", config, "--image_size", "16", *short]
     run(*launch, "xmodal_hf.training_scripts.train_contrastive", *phase2, "--output_dir", "phase2")
     for name, program in (("phase1", "xmodal-hf train-sentence"), ("phase2", "train_contrastive.py")):
         summary = json.loads((tmp_path / name / "run.json").read_text())

@@ -40,6 +40,14 @@ def test_there_are_workflows_for_tests_documents_and_wheel() -> None:
     assert versions["python-version"] == ["3.10", "3.12", "3.13"]  # 3.11 runs everything
 
 
+def test_the_workflow_installs_what_make_installs_apart_from_the_extras() -> None:
+    """Without it the tests of the built-in sounds and of the audio tower fail or are skipped."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (apart,) = re.findall(r"pip install .*--no-deps (aisfx .*)$", makefile, re.MULTILINE)
+    steps = yaml.safe_load((GITHUB / "workflows" / "tests.yml").read_text())["jobs"]["versions"]["steps"]
+    assert any(step.get("run", "").endswith(f"pip install --no-deps {apart}") for step in steps)
+
+
 @pytest.mark.parametrize("path", sorted((GITHUB / "ISSUE_TEMPLATE").glob("*_*.yml")), ids=lambda path: path.stem)
 def test_issue_templates(path: Path) -> None:
     template = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -46,6 +46,7 @@ from ..models.text_format import (
     num_positions,
     pad_as_trained,
     pads_to_max_length,
+    text_prefix,
 )
 from ..models.towers import build_tower, find_tower, load_model
 from ..objectives import CrossModalObjective, SentenceObjective
@@ -251,12 +252,20 @@ def build_sentence_encoder(
 
 
 def check_max_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> None:
-    """Raise a ValueError when texts would be longer than the text tower takes."""
+    """Raise a ValueError when texts would be longer than the text tower takes, or an instruction fills all of each."""
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     positions = num_positions(whole.text_model)
     has_limit = has_position_table(whole.text_model) and not pads_to_max_length(tokenizer)
     if has_limit and text.max_length is not None and positions < text.max_length:
         raise ValueError(f"--max_length {text.max_length}: the text tower takes {positions} tokens at most")
+    prefix = text_prefix(tokenizer)
+    own_length = tokenizer.model_max_length
+    length = own_length if pads_to_max_length(tokenizer) else text.max_length or own_length
+    if prefix and len(tokenizer(prefix)["input_ids"]) >= length:
+        raise ValueError(
+            f"the instruction before each text, {prefix!r}, fills the {length} tokens that texts are cut at: pass a "
+            "shorter --text_prefix or a larger --max_length"
+        )
 
 
 def build_dual_encoder(

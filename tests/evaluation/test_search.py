@@ -4,6 +4,7 @@ import importlib.util
 import json
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from xmodal_hf import AudioTextDualEncoder, ImageTextDualEncoder
 from xmodal_hf.evaluation import as_embedder
 from xmodal_hf.evaluation.search import Gallery, Search
 from xmodal_hf.features import FeatureError, FeatureStore
+from xmodal_hf.training.arguments import PairArguments
+from xmodal_hf.training.features import _source
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 WORDS = ("rain", "the dog barks", "a red apple", "music plays", "two small birds sing")
@@ -85,6 +88,17 @@ def test_captions_are_found_by_a_picture(image_text_folder, pictures, tmp_path):
     assert hit.position == 1 and Gallery(search.store).caption(hit.id, 1) == search_caption
     hits = search(image=pictures.parent / "3.png", k=8)
     assert len({hit.id for hit in hits}) == 8  # each item once
+
+
+def test_captions_of_joined_rows(pictures, tmp_path):
+    """As --captions_per_item joins them: the number of a caption is that among all of its item."""
+    pairs = [{"image": f"{number}.png", "caption": text} for number, text in ((0, "rain"), (1, "a"), (0, "b"))]
+    table = pictures.parent / "repeated.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in pairs), encoding="utf-8")
+    source = _source(PairArguments(dataset=[str(table)], captions_per_item=2))
+    gallery = Gallery(SimpleNamespace(identity={"data": {"source": source}}))
+    assert [gallery.caption("0.png", number) for number in range(3)] == ["rain", "b", ""]
+    assert gallery.caption("1.png", 0) == "a"
 
 
 def test_a_trained_projection_searches_the_same_store(image_text_folder, store):

@@ -22,7 +22,7 @@ from transformers import ProcessorMixin
 
 from ..data.audio import load_waveform
 from ..data.images import load_image
-from ..data.mixing import ConcatenatedPairs, PairTable, undecoded
+from ..data.mixing import ConcatenatedPairs, PairTable, one_row_an_item, undecoded
 from ..data.sentences import holds_texts_alone, sentence_rows
 from ..data.sources import load_pairs
 from ..features.frozen import tower_fields
@@ -248,6 +248,7 @@ class Gallery:
         source = dict(store.identity["data"].get("source") or {})
         names = list(dataset or source.pop("dataset", []) or [])
         source.pop("dataset", None)
+        are_joined = source.pop("captions_per_item", 1) > 1
         if not names:
             raise ValueError("the feature store does not say which data it is of: pass --dataset")
         self.modality: Literal["image", "audio"] = source.get("modality", "image")
@@ -257,6 +258,8 @@ class Gallery:
         if all(holds_texts_alone(name, **media) for name in names):
             load = partial(sentence_rows, **{name: source[name] for name in _TEXT_OPTIONS if name in source})
         tables: dict[str, Any] = {name: load(name) for name in names}
+        if are_joined:
+            tables = {name: one_row_an_item(table) for name, table in tables.items()}
         self.table: PairTable = undecoded(ConcatenatedPairs(tables) if len(tables) > 1 else tables[names[0]])
         self._rows = {item_id: row for row, item_id in reversed(list(enumerate(self.table["id"])))}
 

@@ -239,7 +239,8 @@ def _source(pairs: PairArguments) -> dict[str, Any]:
     """Return where the data are, so that a search from any folder finds them again."""
     source = {name: getattr(pairs, name) for name in (*_SOURCE_OPTIONS, "modality")}
     names = [str(Path(name).absolute()) if Path(name).exists() else name for name in pairs.dataset]
-    return source | {"dataset": names}
+    joined = {"captions_per_item": pairs.captions_per_item} if pairs.captions_per_item > 1 else {}
+    return source | {"dataset": names} | joined
 
 
 def _augmentation(pairs: PairArguments) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import logging
 
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, Value
 
 from xmodal_hf.data.builtin.openmoji import load_openmoji
 from xmodal_hf.data.collators import SentenceCollator
@@ -34,6 +34,24 @@ def test_rated_sentences_are_no_pairs():
     table = Dataset.from_dict({"sentence1": ["a"], "sentence2": ["b"], "score": [0.2]})
     with pytest.raises(ValueError, match="No triplets in the columns sentence1, sentence2, score"):
         build_triplets(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "feature"),
+    [
+        ("closeness", [4.5, 0.1], Value("float64")),
+        ("same", [True, False], Value("bool")),
+        ("verdict", [1, 0], ClassLabel(names=["no", "yes"])),
+        ("Similarity", [4, 0], Value("int64")),
+    ],
+)
+def test_rated_pairs_are_no_paraphrases_under_any_name(name, values, feature):
+    texts = {"sentence1": ["a", "b"], "sentence2": ["c", "d"]}
+    features = Features({**dict.fromkeys(texts, Value("string")), name: feature})
+    with pytest.raises(ValueError, match="No triplets in the columns"):
+        build_triplets(Dataset.from_dict({**texts, name: values}, features=features))
+    numbered = Dataset.from_dict({**texts, "idx": [0, 1], "genre": ["x", "y"]})
+    assert len(build_triplets(numbered)[0]) == 2
 
 
 def test_rows_with_and_without_negatives_are_mixed(tmp_path, caplog):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from .builtin import BUILT_IN, caption_lists
 from .column_names import ID_COLUMNS, TEXT_COLUMNS
@@ -49,8 +49,12 @@ PAIR_LAYOUTS = (
     ("caption1", "caption2"),
     ("sentence1", "sentence2"),
 )
-# Columns that say of two texts how near they are: not every row is a pair of paraphrases.
-_RATINGS = {"score", "scores", "label", "labels", "gold_label", "similarity_score", "is_duplicate"}
+# Columns that say of two texts how near they are: not every row is a pair of paraphrases. Columns of fractions, of
+# truth values and of classes say so under any name.
+_RATINGS = {
+    *("score", "scores", "label", "labels", "gold_label", "similarity_score", "is_duplicate", "similarity"),
+    *("relatedness", "relatedness_score", "rating", "ratings", "duplicate", "paraphrase", "is_paraphrase", "quality"),
+}
 # Names of (premise, hypothesis, label) in SNLI / MultiNLI as on the Hub, in the original files, in SICK (from
 # SentEval, on the Hub, in the original file), in ANLI's original files, and in GLUE.
 NLI_LAYOUTS = (
@@ -201,12 +205,22 @@ def build_triplets(table: Dataset, *, seed: int = 0) -> tuple[Dataset, Counter[s
         if set(layout) <= columns.keys():
             premises, hypotheses, labels = (table[columns[name]][:] for name in layout)
             return nli_to_triplets(premises, hypotheses, _label_names(table, columns[layout[2]], labels), seed=seed)
-    for pair in PAIR_LAYOUTS if not _RATINGS & columns.keys() else ():
+    for pair in PAIR_LAYOUTS if not _has_ratings(table) else ():
         if set(pair) <= columns.keys():
             anchors, positives = (table[columns[name]][:] for name in pair)
             return _clean_triplets(zip(anchors, positives, [None] * len(table), strict=True), seed)
     known = "; ".join(", ".join(layout) for layout in (*TRIPLET_LAYOUTS, *NLI_LAYOUTS, *PAIR_LAYOUTS))
     raise ValueError(f"No triplets in the columns {', '.join(table.column_names)}. Known layouts: {known}.")
+
+
+def _has_ratings(table: Dataset) -> bool:
+    """Tell whether a column may say of the texts of a row how near they are."""
+    return any(
+        name.lower() in _RATINGS
+        or isinstance(feature, ClassLabel)
+        or (isinstance(feature, Value) and feature.dtype.startswith(("float", "bool", "decimal")))
+        for name, feature in table.features.items()
+    )
 
 
 def load_paraphrases(source: str | os.PathLike, *, column: TextColumns = None, id_column: str | None = None) -> Dataset:

@@ -15,7 +15,7 @@ from xmodal_hf.features.identity import tokenizer_fields
 from xmodal_hf.hub.sentence_transformers import export_sentence_transformers
 from xmodal_hf.models.text_format import set_text_prefix, text_prefix
 from xmodal_hf.training.arguments import TextModelArguments
-from xmodal_hf.training.building import check_max_length
+from xmodal_hf.training.building import check_prefix
 
 PREFIX, TEXTS = "the dog barks ", ["rain", "music plays"]
 
@@ -42,12 +42,12 @@ def test_saved_with_the_processor_and_applied_once(prefixed, images, tmp_path):
     assert loaded(text=TEXTS)["input_ids"] == prefixed(TEXTS, padding=True)["input_ids"]  # a plain call has none
 
 
-def test_an_instruction_leaves_room_for_the_text(prefixed, make_sentence_encoder):
+def test_an_instruction_leaves_room_for_the_text(prefixed):
     """Otherwise all texts would be cut to it, and be the same."""
-    model, needed = make_sentence_encoder(), len(prefixed(PREFIX)["input_ids"])
-    check_max_length(model, prefixed, TextModelArguments(max_length=needed + 1))
+    needed = len(prefixed(PREFIX)["input_ids"])
+    check_prefix(prefixed, TextModelArguments(max_length=needed + 1))
     with pytest.raises(ValueError, match=f"'{PREFIX}', fills the {needed} tokens .* pass a shorter --text_prefix"):
-        check_max_length(model, prefixed, TextModelArguments(max_length=needed))
+        check_prefix(prefixed, TextModelArguments(max_length=needed))
 
 
 def test_training_evaluation_and_stores_see_it(prefixed, tokenizer, make_sentence_encoder):

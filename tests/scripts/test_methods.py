@@ -60,11 +60,11 @@ def sentence_options(tower_configs):
 
 
 def test_captions_of_one_item_train_and_resume(run_main, sentence_options, image_rows, tmp_path, capsys):
-    options = [*sentence_options, "--paraphrases", image_rows, "--text_prefix", "query: "]
+    options = [*sentence_options, "--paraphrases", image_rows, "--text_prefix", "q: "]
     check_resumed(run_main, "train_sentence_embedding.py", options, tmp_path)
     assert yaml.safe_load((tmp_path / "half" / "recipe.yaml").read_text())["paraphrases"] == str(image_rows)
     general = json.loads((tmp_path / "half" / "config_sentence_transformers.json").read_text())
-    assert (general["prompts"], general["default_prompt_name"]) == ({"text": "query: "}, "text")
+    assert (general["prompts"], general["default_prompt_name"]) == ({"text": "q: "}, "text")
     run_main("train_sentence_embedding.py", *options, "--dry_run", "--output_dir", tmp_path / "none")
     assert "the data cannot be reached" not in capsys.readouterr().out
     made_up = [*sentence_options, "--paraphrases", tmp_path / "nothing.csv"]

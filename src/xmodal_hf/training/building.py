@@ -252,12 +252,16 @@ def build_sentence_encoder(
 
 
 def check_max_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> None:
-    """Raise a ValueError when texts would be longer than the text tower takes, or an instruction fills all of each."""
+    """Raise a ValueError when texts would be longer than the text tower takes."""
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     positions = num_positions(whole.text_model)
     has_limit = has_position_table(whole.text_model) and not pads_to_max_length(tokenizer)
     if has_limit and text.max_length is not None and positions < text.max_length:
         raise ValueError(f"--max_length {text.max_length}: the text tower takes {positions} tokens at most")
+
+
+def check_prefix(tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> None:
+    """Raise a ValueError when the instruction before each text fills its tokens, so that all texts are the same."""
     prefix = text_prefix(tokenizer)
     own_length = tokenizer.model_max_length
     length = own_length if pads_to_max_length(tokenizer) else text.max_length or own_length

@@ -29,6 +29,7 @@ from .building import (
     build_tokenizer,
     build_trained_dual_encoder,
     check_max_length,
+    check_prefix,
 )
 from .clip_lengths import check_clip_length
 from .features import frozen_sides, open_features
@@ -60,6 +61,8 @@ def build_sentence_phase(
         set_text_prefix(tokenizer, text.text_prefix)
     model = build_sentence_encoder(text, sentence, tokenizer)
     check_max_length(model, tokenizer, text)
+    if not training.dry_run:  # whose tokenizer may be made up
+        check_prefix(tokenizer, text)
     objective: Objective = build_sentence_objective(sentence, table, text_sub_batches(training, accelerator))
     objective = with_matryoshka(objective, training)
     loader = build_sentence_loader(accelerator, table, tokenizer, training, text, sentence)
@@ -87,6 +90,8 @@ def build_pair_phase(
         raise ValueError("--lora_rank is for models that every process holds whole: drop FSDP or DeepSpeed")
     model = build_trained_dual_encoder(text, contrastive, lora, processor)
     check_max_length(model, processor.tokenizer, text)
+    if not training.dry_run:  # whose tokenizer may be made up
+        check_prefix(processor.tokenizer, text)
     if MODALITIES[pairs.modality].is_sampled and not is_sharded(accelerator):
         check_clip_length(model, processor, contrastive, pairs)
     sub_batches = text_sub_batches(training, accelerator)

@@ -2,6 +2,7 @@
 
     pip install gradio playwright && apt-get install chromium
     python docs/screenshot_space.py --space outputs/demo/space --query "an angry face" --output space.png
+    python docs/screenshot_space.py --space outputs/demo/space --query "an angry face" --width 390 --output phone.png
 
 The Space is a folder that `publish_model.py --space` or `hub.space.stage_space` wrote.
 """
@@ -31,9 +32,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--space", type=Path, required=True, help="Folder of the Space.")
     parser.add_argument("--query", required=True, help="Text to search for.")
     parser.add_argument("--output", type=Path, required=True, help="The picture, as PNG.")
+    parser.add_argument("--width", type=int, default=WIDTH, help="Width of the window in pixels; 390 is a phone's.")
     options = parser.parse_args(args)
     app = load_app(options.space)
-    with serving(app, options.space) as url, browser_page(url) as page:
+    with serving(app, options.space) as url, browser_page(url, options.width) as page:
         search_by_text(page, options.query, expected_answers(app, options.space, options.query))
         save_picture(page, options.output)
     print(f"{options.output}, {options.output.stat().st_size:,} bytes")
@@ -65,14 +67,14 @@ def load_app(space: Path) -> ModuleType:
 
 
 @contextmanager
-def browser_page(url: str) -> Iterator[Any]:
+def browser_page(url: str, width: int = WIDTH) -> Iterator[Any]:
     """Give a page of headless Chromium with the Space open."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         # Without its sandbox, which root may not use: it sees this one page.
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+        page = browser.new_page(viewport={"width": width, "height": HEIGHT})
         page.set_default_timeout(TIMEOUT_MS)
         page.goto(url)
         yield page

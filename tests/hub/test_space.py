@@ -411,6 +411,25 @@ def test_the_page_of_images(browse: ModuleType, image_space: Path, tmp_path: Pat
     assert Image.open(tmp_path / "page.png").size == (browse.WIDTH, browse.HEIGHT)
 
 
+BOXES = """
+names => names.map(name => [...document.querySelectorAll(`.answers ${name}`)].filter(element => element.offsetParent)
+    .map(element => element.getBoundingClientRect()).map(box => [box.left, box.top, box.right, box.bottom]))
+"""
+
+
+@pytest.mark.parametrize("width", [1100, 390])
+def test_captions_stand_below_their_images(browse: ModuleType, image_space: Path, width: int) -> None:
+    """Those of several lines too, on a wide page and on a phone; nothing reaches beyond the page."""
+    app = browse.load_app(image_space)
+    with browse.serving(app, image_space) as url, browse.browser_page(url, width) as page:
+        query = demo_of(image_space).settings["queries"][0]
+        browse.wait_for_captions(page, browse.expected_answers(app, image_space, query))
+        images, captions = page.evaluate(BOXES, ["img", ".caption-label"])
+    assert len(images) == len(captions) > 3
+    for (left, top, right, bottom), (_, caption_top, caption_right, _) in zip(images, captions, strict=True):
+        assert caption_top >= bottom - 1 and bottom - top > 60 and 0 <= left < right <= width >= caption_right
+
+
 def test_the_page_of_sounds(browse: ModuleType, audio_space: Path) -> None:
     app = browse.load_app(audio_space)
     demo = demo_of(audio_space)

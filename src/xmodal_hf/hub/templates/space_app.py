@@ -16,11 +16,14 @@ NOUNS = {"image": "image", "audio": "sound"}
 TOP_K = {"image": 12, "audio": 6}
 # Whether the page shows an example; of a sound it would show the name of the file.
 SHOWS_EXAMPLES = {"image": True, "audio": False}
-# Captions under the images, not upon them, and all rows in sight.
+# Captions under the images, never upon them, whatever their length; all rows in sight; three columns on a phone.
 CSS = """
 .answers .grid-wrap {max-height: none; overflow: visible}
-.answers .thumbnail-lg img {height: 78% !important; object-position: top}
-.answers .caption-label {left: 0; right: 0; bottom: 0; max-width: 100%; padding: 2px 4px; border: 0; box-shadow: none;
+.answers .grid-container {grid-template-columns: repeat(auto-fill, minmax(min(130px, 28%), 1fr)) !important;
+    grid-template-rows: none !important; grid-auto-rows: auto !important}
+.answers .thumbnail-lg {display: flex; flex-direction: column; height: auto; aspect-ratio: auto}
+.answers .thumbnail-lg img {height: auto !important; aspect-ratio: 1; flex: none}
+.answers .caption-label {position: static; max-width: 100%; padding: 2px 4px; border: 0; box-shadow: none;
     background: none; text-align: center; font-size: 11px; line-height: 1.2; white-space: normal}
 """
 

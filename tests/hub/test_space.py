@@ -411,6 +411,14 @@ def test_the_page_of_images(browse: ModuleType, image_space: Path, tmp_path: Pat
     assert Image.open(tmp_path / "page.png").size == (browse.WIDTH, browse.HEIGHT)
 
 
+@pytest.mark.parametrize(("modality", "name"), [("image", "image"), ("audio", "audio")])
+def test_the_browser_knows_the_components(image_space: Path, modality: str, name: str) -> None:
+    """Gradio's page has a component for each of its own classes, and none for a class that only the app has."""
+    pytest.importorskip("gradio", reason="the page is Gradio's")
+    app = load_module(SCRIPT).load_app(image_space)
+    assert app.ITEM_COMPONENTS[modality]("Yours").get_block_name() == name
+
+
 BOXES = """
 names => names.map(name => [...document.querySelectorAll(`.answers ${name}`)].filter(element => element.offsetParent)
     .map(element => element.getBoundingClientRect()).map(box => [box.left, box.top, box.right, box.bottom]))

@@ -82,6 +82,8 @@ class Picture(gr.Image):
     Gradio would open it first, and show a visitor "Error" where Pillow cannot.
     """
 
+    is_template = True  # the browser shows it by the component of `gr.Image`; it has none of this name
+
     def preprocess(self, payload: Any) -> str | None:
         """Return the path of what a visitor has put in."""
         return payload.path if payload is not None and payload.path else super().preprocess(payload)

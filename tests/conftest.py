@@ -184,28 +184,35 @@ def _finished_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, from the words of SENTENCES; fewer than the 64 of the tiny towers."""
+def shared_tokenizers() -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    """The tokenizers of words and of byte pairs: behind `tokenizer` and `bpe_tokenizer`, which folders may replace."""
     words = sorted({word for sentence in SENTENCES for word in sentence.split()})
     vocabulary = {token: index for index, token in enumerate(SPECIAL_TOKENS + words)}
-    return _finished_tokenizer(Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]")))
+    byte_pairs = Tokenizer(models.BPE(unk_token="[UNK]"))
+    byte_pairs.pre_tokenizer = pre_tokenizers.Whitespace()
+    byte_pairs.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=64, special_tokens=SPECIAL_TOKENS))
+    return (
+        _finished_tokenizer(Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))),
+        _finished_tokenizer(byte_pairs),
+    )
 
 
 @pytest.fixture(scope="session")
-def bpe_tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(shared_tokenizers: tuple[PreTrainedTokenizerFast, ...]) -> PreTrainedTokenizerFast:
+    """One token a word, from the words of SENTENCES; fewer than the 64 of the tiny towers."""
+    return shared_tokenizers[0]
+
+
+@pytest.fixture(scope="session")
+def bpe_tokenizer(shared_tokenizers: tuple[PreTrainedTokenizerFast, ...]) -> PreTrainedTokenizerFast:
     """Byte pairs of SENTENCES, as many as the tiny towers have rows for."""
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=64, special_tokens=SPECIAL_TOKENS))
-    return _finished_tokenizer(tokenizer)
+    return shared_tokenizers[1]
 
 
 @pytest.fixture(scope="session")
-def put_tokenizers_back(
-    tokenizer: PreTrainedTokenizerBase, bpe_tokenizer: PreTrainedTokenizerBase
-) -> Callable[[], None]:
+def put_tokenizers_back(shared_tokenizers: tuple[PreTrainedTokenizerFast, ...]) -> Callable[[], None]:
     """Give a function that undoes whatever was done to the tokenizers that all tests share."""
-    shared = [(one, copy.deepcopy(vars(one))) for one in (tokenizer, bpe_tokenizer)]
+    shared = [(one, copy.deepcopy(vars(one))) for one in shared_tokenizers]
 
     def put_back() -> None:
         for one, attributes in shared:

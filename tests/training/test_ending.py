@@ -73,6 +73,7 @@ def collate(rows):
 def train(batch, build_model, objective, folder, faults, rank, validate, options):
     """What a process does."""
     os.environ.pop("PYTEST_CURRENT_TEST", None)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     sys.stderr = (folder / f"errors-{rank}").open("w", buffering=1)

@@ -189,10 +189,10 @@ def test_validation_runs_frozen_towers_once_per_item(train, tmp_path, held_out, 
     assert sum(seen["text"]) <= 12 if "text" in frozen else sum(seen["text"]) > 50
 
 
-def test_later_runs_neither_decode_nor_run_the_tower(train, tmp_path, monkeypatch, capsys):
+def test_later_runs_neither_decode_nor_run_the_tower(train, tmp_path, monkeypatch, caplog):
     options = ["--freeze", "image"]
     train("first", *options)
-    assert "24 vectors of the frozen image tower, kept in" in capsys.readouterr().out
+    assert "24 vectors of the frozen image tower, kept in" in caplog.text
     (store,) = (tmp_path / "runs" / "features").iterdir()
     before = {path.name: path.read_bytes() for path in store.iterdir()}
     monkeypatch.setattr(sampling_module, "load_image", lambda *_, **__: pytest.fail("a picture was decoded"))
@@ -201,7 +201,7 @@ def test_later_runs_neither_decode_nor_run_the_tower(train, tmp_path, monkeypatc
     train("seed", *options, "--seed", 3)
     train("objective", *options, "--objective", "siglip", "--num_workers", 1)
     train("adapter", "--lora_rank", 2)
-    assert capsys.readouterr().out.count(f"24 vectors of the frozen image tower, read from {store}") == 3
+    assert caplog.text.count(f"24 vectors of the frozen image tower, read from {store}") == 3
     assert before == {path.name: path.read_bytes() for path in store.iterdir()}
     # And all of them search it: models and adapters.
     for name in ("seed", "adapter"):
@@ -232,18 +232,18 @@ def test_a_resumed_run_is_the_same_to_the_bit(train, tmp_path):
 
 
 class TestWhatAutoDecides:
-    def test_changing_inputs(self, train, tmp_path, capsys):
+    def test_changing_inputs(self, train, tmp_path, caplog):
         train("pictures", "--freeze", "image", "--augment")
-        assert "the image tower is frozen and runs in each step, because --augment gives" in capsys.readouterr().out
+        assert "the image tower is frozen and runs in each step, because --augment gives" in caplog.text
         train("sounds", "--freeze", "audio", "--audio_window", "random", modality="audio")
-        assert "because --audio_window random gives" in capsys.readouterr().out
+        assert "because --audio_window random gives" in caplog.text
         train("masks", "--freeze", "audio", "--spec_augment", modality="audio")
-        assert "because --spec_augment gives" in capsys.readouterr().out
+        assert "because --spec_augment gives" in caplog.text
         assert not (tmp_path / "runs" / "features").exists()
 
-    def test_less_than_one_epoch(self, train, tmp_path, capsys):
+    def test_less_than_one_epoch(self, train, tmp_path, caplog):
         assert len(train("short", "--freeze", "image", "--max_steps", 3)) == 3
-        assert "3 steps see less than the data once" in capsys.readouterr().out
+        assert "3 steps see less than the data once" in caplog.text
         assert not (tmp_path / "runs" / "features").exists()
 
     def test_nothing_is_frozen(self, train, tmp_path):

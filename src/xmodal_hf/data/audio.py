@@ -109,7 +109,7 @@ class SpecAugment:
     twice up to 64 frames and twice up to 8 bands.
 
     Attributes:
-        seed: of the training run.
+        seed: Seed of the training run.
         time_width, time_stripes: widest time stripe in frames, and their number.
         mel_width, mel_stripes: widest mel stripe in bands, and their number.
     """

@@ -34,7 +34,7 @@ class BadItem:
 
     Attributes:
         index: the number of its row.
-        id: of the row.
+        id: Identifier of the row.
         source: the path of its picture or sound, where it has one.
         reason: a short fixed phrase by which items are counted.
         detail: what is wrong with this one.

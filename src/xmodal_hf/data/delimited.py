@@ -38,8 +38,8 @@ class Delimited:
         quoted: whether a quotation mark at the beginning of a field quotes it.
         columns: names in the first line.
         num_rows: rows below it, without blank lines.
-        num_quoted: of a file without quoting, fields that a writer has quoted all the same: they begin and end with a
-            quotation mark, and those within are doubled.
+        num_quoted: Number of fields, in a file without quoting, that a writer has quoted all the same: they begin and
+            end with a quotation mark, and those within are doubled.
     """
 
     separator: str

@@ -58,10 +58,10 @@ class ImageAugment:
 
     Attributes:
         size: side of the result in pixels.
-        seed: of the training run.
+        seed: Seed of the training run.
         min_scale: smallest area of the crop, as a fraction.
         max_aspect: the crop's sides differ by at most this factor.
-        max_degrees: of rotation; corners are filled with white.
+        max_degrees: Largest rotation in degrees; corners are filled with white.
         colour: largest relative change of brightness, contrast and saturation.
         flip: mirror half of the pictures (off: captions may tell left from right, and text reads one way).
     """

@@ -65,12 +65,12 @@ class EmbedOptions:
     """Options that determine how an embedder runs its model.
 
     Attributes:
-        max_tokens_per_batch: of a text batch, padding included; texts are sorted by length first. None is 1,024 on a
-            CPU, whose cache then holds the activations, 8,192 elsewhere.
+        max_tokens_per_batch: Tokens of a text batch, padding included; texts are sorted by length first. None is 1,024
+            on a CPU, whose cache then holds the activations, 8,192 elsewhere.
         batch_size: images or clips a batch.
         max_length: tokens after which texts are cut; None is the model's own limit.
-        long_clips: of clips that are longer than the model takes, embed the `first` window, or the `mean` of the unit
-            embeddings of as many windows as cover the clip. Fused CLAP takes clips whole in any case.
+        long_clips: Part of clips that are longer than the model takes: embed the `first` window, or the `mean` of the
+            unit embeddings of as many windows as cover the clip. Fused CLAP takes clips whole in any case.
         dtype: run under autocast in this type; None keeps the weights' own. bfloat16 moves cosines by about 1e-3.
         show_progress: a bar for what takes longer than two seconds.
 

@@ -50,10 +50,10 @@ class Hit:
     """An answer.
 
     Attributes:
-        id: of the item.
+        id: Identifier of the item.
         score: cosine of its embedding with the query's.
         position: number of the caption or view that answers.
-        row: of the data set.
+        row: Row of the data set.
     """
 
     id: str

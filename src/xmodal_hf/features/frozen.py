@@ -40,7 +40,7 @@ class FrozenSide:
         compute: precision of the computation: no, bf16 or fp16.
         num_views: augmented views of each picture or sound; 1 where nothing is augmented.
         augment: what the views differ by, for the record.
-        source: of the data, for the record: what `load_pairs` was called with.
+        source: Origin of the data, for the record: what `load_pairs` was called with.
     """
 
     side: Side

@@ -12,7 +12,7 @@ class Method:
     """A method of training.
 
     Attributes:
-        option: of the recipe; the method was used where its value counts.
+        option: Option of the recipe; the method was used where its value counts.
         counts: whether a value does; by default each that is neither null, 0 nor empty.
         sentence: for the card, with {} for the value; empty: the description of the data says it.
         citation: BibTeX.

@@ -76,7 +76,7 @@ class Published:
     """What came of it.
 
     Attributes:
-        url: of the repository.
+        url: Address of the repository.
         commit: the head of the branch, ours or, where nothing had changed, the one that was there.
         sent: files of the commit; none when nothing had changed.
         deleted: what the commit removed: weights of the model that it replaced, and what `delete` matches.

@@ -78,10 +78,10 @@ class Pair:
 
     Attributes:
         levels: what both have in common.
-        seed: of both.
+        seed: Seed of both models.
         difference: after minus before.
-        half_width: of its interval over test items; None where the metric has none.
-        resamples: of the difference; None where one of the models has none.
+        half_width: Half width of its interval over test items; None where the metric has none.
+        resamples: Bootstrap resamples of the difference; None where one of the models has none.
     """
 
     levels: Mapping[str, str]
@@ -97,8 +97,8 @@ class Estimate:
 
     Attributes:
         difference: the mean.
-        standard_error: of items and seeds; None where neither gives one.
-        degrees: of freedom of the standard error; infinite where the items alone make it.
+        standard_error: Standard error over items and seeds; None where neither gives one.
+        degrees: Degrees of freedom of the standard error; infinite where the items alone make it.
     """
 
     difference: float
@@ -139,7 +139,7 @@ class Answer:
         paired: whether the bootstrap, where there is one, is; if not, its upper bound stands for it.
         num_pairs, num_seeds: how many differences, from how many seeds.
         agreeing: differences with the expected sign.
-        verdict: of `VERDICTS`. Resolved is what has `p_holm` below 0.05.
+        verdict: One of `VERDICTS`. Resolved is what has `p_holm` below 0.05.
         pairs: the single differences.
     """
 

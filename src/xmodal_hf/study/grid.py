@@ -115,9 +115,9 @@ class Cell:
     """One model of the grid.
 
     Attributes:
-        name: of its folder.
+        name: Name of its folder.
         levels: axis to level.
-        seed: of its training.
+        seed: Seed of its training.
         phase1: name and options of the run that gives the text tower; None without one.
         phase2: options; without `text_model` where phase 1 gives it.
         model: a finished model that is only evaluated; None for one that is trained.
@@ -140,8 +140,8 @@ class Baseline:
     """A model that the study compares with and does not train.
 
     Attributes:
-        name: of its row.
-        seed: of its random weights; None for a model that exists.
+        name: Name of its row.
+        seed: Seed of its random weights; None for a model that exists.
         model: folder or Hub id.
         evaluation: options.
     """

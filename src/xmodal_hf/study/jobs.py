@@ -36,8 +36,8 @@ class Job:
 
     Attributes:
         script: its name.
-        folder: of its output.
-        options: of the script, `output_dir` among them.
+        folder: Folder of its output.
+        options: Options of the script, `output_dir` among them.
     """
 
     script: str

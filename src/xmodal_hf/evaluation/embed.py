@@ -182,7 +182,7 @@ class FunctionEmbedder(Embedder):
         return _float32(self._encode_sentences(_checked_texts(texts)), normalize)
 
 
-class TruncatedEmbedder(Embedder):
+class TruncatedEmbedder(WrappedEmbedder):
     """The first dimensions of another embedder's vectors, of length one again.
 
     Args:
@@ -191,23 +191,8 @@ class TruncatedEmbedder(Embedder):
     """
 
     def __init__(self, embedder: Embedder, dim: int):
-        self._embedder, self._dim = embedder, dim
-
-    @property
-    def modality(self) -> Modality | None:
-        return self._embedder.modality
-
-    @property
-    def logit_scale(self) -> float | None:
-        return self._embedder.logit_scale
-
-    @property
-    def sampling_rate(self) -> int | None:
-        return self._embedder.sampling_rate
-
-    @property
-    def max_seconds(self) -> float | None:
-        return self._embedder.max_seconds
+        super().__init__(embedder)
+        self._dim = dim
 
     @property
     def text_tower(self) -> Embedder:
@@ -216,11 +201,8 @@ class TruncatedEmbedder(Embedder):
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
         return self._cut(self._embedder.encode_text(texts, normalize=False), normalize)
 
-    def encode_image(self, images: Iterable[Any]) -> np.ndarray:
-        return self._cut(self._embedder.encode_image(images))
-
-    def encode_audio(self, clips: Iterable[Any]) -> np.ndarray:
-        return self._cut(self._embedder.encode_audio(clips))
+    def _encode_media(self, modality: Modality, items: Iterable[Any]) -> np.ndarray:
+        return self._cut(super()._encode_media(modality, items))
 
     def _cut(self, embeds: np.ndarray, normalize: bool = True) -> np.ndarray:
         if embeds.shape[1] < self._dim:

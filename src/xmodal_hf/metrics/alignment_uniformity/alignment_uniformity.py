@@ -16,7 +16,7 @@ Args, one row a positive pair; rows are normalised:
     predictions: one side's embedding, for example a caption's.
     references: the other side's, for example its image's.
     alpha: exponent of the alignment (default 2).
-    t: of the uniformity (default 2).
+    t: factor of the squared distances in the uniformity (default 2).
 
 Returns:
     "alignment", "uniformity_predictions" and "uniformity_references".

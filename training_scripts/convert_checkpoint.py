@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from xmodal_hf.models.modeling_dual_encoder import DualEncoder
 
-# Of embeddings, which have unit norm; of logits, relative to the largest.
+# Maximum differences: of embeddings, which have unit norm, and of logits, relative to the largest one.
 TOLERANCE = 1e-5
-# Formats of state dicts -> the activation of their towers, where it is always the same.
+# Formats of state dicts -> activation of their towers, if it is always the same.
 ACTIVATIONS = {"open_clip": None, "openai": "quick_gelu", "cyclip": "quick_gelu", "laion_clap": None}
-# Of random inputs; few tokens where any number will do.
+# Number of random inputs, and of tokens where any number will do.
 BATCH, TOKENS = 4, 16
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -123,7 +123,8 @@ def read_transformers(arguments: ConversionArguments) -> Source:
     """Read a model of transformers, or one of ours that is to become one.
 
     Raises:
-        ValueError: for a format that a folder with a config.json is not in, or one of ours that is to stay ours.
+        ValueError: If `--format` does not go with a folder that has a config.json, or the source is a checkpoint of
+            this package and `--to` is not given.
     """
     from xmodal_hf.models.conversion import load_dual_encoder, load_dual_processor, load_two_tower_model
 
@@ -145,7 +146,7 @@ def read_weights(arguments: ConversionArguments, path: Path, open_clip_config: M
     """Read a state dict.
 
     Raises:
-        ValueError: for a format that is not one of state dicts.
+        ValueError: If `--format` is not a format of state dicts.
     """
     from transformers import AutoTokenizer
 
@@ -188,7 +189,7 @@ def open_clip_model(
         build = open_clip.model.build_model_from_openai_state_dict
         is_quick = hidden_act == "quick_gelu"
         model = build(dict(weights), quick_gelu=is_quick, cast_dtype=torch.float32).float()
-        # Again: it makes the weights half precision, as OpenAI's are.
+        # The weights are loaded again, because it makes them half precision, as OpenAI's are.
         model.load_state_dict(weights)
         return model.eval()
     settings = {name: value for name, value in model_config.items() if name != "custom_text"}
@@ -219,7 +220,7 @@ def verify(source: Source, result: PreTrainedModel) -> None:
         for name, values in expected.items()
     }
     report = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
-    # In these words a NaN is refused too.
+    # Written in this way, a NaN is refused too.
     if not all(difference <= TOLERANCE for difference in differences.values()):
         sys.exit(f"nothing is written: source and result differ on random inputs, {report}")
     print(f"largest differences on random inputs: {report}")
@@ -230,7 +231,7 @@ def random_inputs(ours: DualEncoder) -> dict[str, torch.Tensor]:
     import torch
 
     text = ours.config.text_config
-    is_fixed = text.model_type in ("clip_text_model", "siglip_text_model")  # open_clip takes texts of full length only
+    is_fixed = text.model_type in ("clip_text_model", "siglip_text_model")  # open_clip takes only texts of full length
     tokens = text.max_position_embeddings if is_fixed else min(TOKENS, text.max_position_embeddings - 2)
     inputs = {"input_ids": torch.randint(4, text.vocab_size - 2, (BATCH, tokens))}
     if isinstance(text.eos_token_id, int):
@@ -253,7 +254,7 @@ def random_spectrograms(ours: DualEncoder) -> dict[str, torch.Tensor]:
     import torch
 
     audio = ours.config.audio_config
-    # HTSAT lays the bands of consecutive stretches of time under each other, to make a square.
+    # HTSAT stacks the bands of consecutive stretches of time to make a square.
     frames = audio.spec_size * (audio.spec_size // audio.num_mel_bins)
     is_longer = {"is_longer": torch.arange(BATCH).remainder(2)[:, None].bool()} if audio.enable_fusion else {}
     channels = 4 if audio.enable_fusion else 1
@@ -291,7 +292,7 @@ def write(folder: Path, result: PreTrainedModel, processor: ProcessorMixin | Non
     if isinstance(result, DualEncoder) and processor is not None:
         try:
             result.adopt_tokenizer(processor.tokenizer)
-        except ValueError as error:  # the weights are right, whatever the tokenizer is
+        except ValueError as error:  # the weights are right even if the tokenizer is missing
             print(f"WARNING: the tokenizer does not fit the model: {error}", file=sys.stderr)
     result.save_pretrained(folder)
     if processor is None:

@@ -47,7 +47,7 @@ def main(args: Sequence[str] | None = None) -> None:
     compared = suite.read_compared(arguments.compare) if arguments.compare else ({}, {})
     state = launched_processes(cpu=arguments.device == "cpu")
     with shared(build_embedder(arguments, state), state, arguments.batch_size) as embedder:
-        if embedder is not None:  # of the main process; the others have embedded for it
+        if embedder is not None:  # only the main process has results; the others have embedded for it
             measure(remembering(embedder, arguments), arguments, data, *compared)
 
 
@@ -64,7 +64,7 @@ def measure(
     folder = Path(arguments.output_dir)
     earlier = suite.read_earlier_results(folder, arguments.model)
     for results, resamples, draw in suite.run_suite(embedder, arguments, data):
-        # What is done stays if a later task fails.
+        # Results of finished tasks are kept if a later task fails.
         path = suite.write_results(folder, results, resamples, earlier)
         suite.write_figures(folder, draw())
     models = compared | {suite.model_name(arguments): results}
@@ -113,7 +113,7 @@ def remembering(embedder: Embedder, arguments: EvaluationArguments) -> Embedder:
         arguments.max_length,
         arguments.long_clips,
         arguments.dtype,
-    )  # that change embeddings
+    )  # options that change embeddings
     return with_memory(embedder, arguments.cache_dir, f"{model_identity(arguments.model)} {settings}")
 
 

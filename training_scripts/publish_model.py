@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DRY_RUN_FOLDER = Path("outputs/publish")
 REPOSITORY, SPACE_FOLDER = "repository", "space"
-# Lies in a folder whose folders `repository` and `space` a run of this script wrote.
+# Name of a file that marks a folder in which this script wrote the folders `repository` and `space`.
 MARKER = ".publish_model"
 SPACE = {"repo_type": "space", "space_sdk": "gradio"}
 

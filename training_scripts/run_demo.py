@@ -32,7 +32,7 @@ SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS / "recipes"
 # Sampling rate at which the first item is decoded, whatever the model takes later.
 CHECK_RATE_HZ = 16_000
-# What of the results `--card_dir` gets.
+# Files of the results that are copied into `--card_dir`.
 SHOWN_FILES = ("results.json", "contact_sheet.png", "map.png", "loss_curves.png")
 
 
@@ -41,15 +41,16 @@ class Demo:
     """What is particular to a modality.
 
     Attributes:
-        modality: `image` or `audio`.
-        output_dir: folder of all results, unless another is given.
-        dataset: the built-in one.
-        recipes: of phase 1 and phase 2.
-        split: in words, what is held out.
-        num_held_out: items of the test split that are evaluated.
-        top_k: answers to a query.
-        queries: free text that no training item is captioned with (checked at the start).
-        towers: modality to options of its pretrained tower, as `prepare_towers` takes them; empty: from scratch.
+        modality: Modality: `image` or `audio`.
+        output_dir: Folder of all results, unless another one is given.
+        dataset: Name of the built-in data set.
+        recipes: Recipes of phase 1 and phase 2.
+        split: Description of the held-out items.
+        num_held_out: Number of items of the test split that are evaluated.
+        top_k: Number of answers per query.
+        queries: Free texts that are no captions of training items (checked at the start).
+        towers: Dictionary of modality to the options of its pretrained tower, as `prepare_towers` takes them; empty for
+            towers from scratch.
     """
 
     modality: Literal["image", "audio"]
@@ -92,7 +93,7 @@ FROM_SCRATCH = {
         ),
     ),
 }
-# 160 pixels take half the time of 224.
+# Images of 160 pixels take half the time of 224.
 PRETRAINED = {
     "image": dataclasses.replace(
         FROM_SCRATCH["image"],
@@ -136,11 +137,11 @@ def main(args: Sequence[str] | None = None) -> None:
     check_items(demo)
     train_phases(demo, folder, options.seed, options.max_steps)
     results = evaluate_before_and_after(demo, folder, options.seed)
-    # A process of its own, which knows nothing but the saved folder.
+    # This runs in a process of its own, which only has the saved folder.
     same = ["--modality", demo.modality, "--output_dir", str(folder), "--max_held_out", str(demo.num_held_out)]
     run([sys.executable, __file__, "--search", *same])
     results["search"] = json.loads((folder / "search.json").read_text(encoding="utf-8"))
-    used = os.times()  # of this process and those that it has started
+    used = os.times()  # peak of this process and of those that it has started
     cpu_seconds = used.user + used.system + used.children_user + used.children_system
     results["meta"] |= {"seconds": round(time.perf_counter() - started, 1), "cpu_seconds": round(cpu_seconds, 1)}
     (folder / "results.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -166,7 +167,7 @@ def check_items(demo: Demo) -> None:
     """Decode one held-out item, so that a package which is missing is named before any training.
 
     Raises:
-        ImportError: a package that draws or renders the items is not installed.
+        ImportError: If a package that draws or renders the items is not installed.
     """
     from xmodal_hf.data.modalities import MODALITIES, find_address
 
@@ -228,7 +229,7 @@ def evaluate_before_and_after(demo: Demo, folder: Path, seed: int) -> dict[str, 
     rows = held_out(demo)
     results: dict[str, Any] = {}
     for name, model in (("before", untrained_copy(folder, processor, seed)), ("after", trained)):
-        # With one memory of the held-out items, which a frozen tower embeds once.
+        # Both measurements share one cache of the held-out items, which a frozen tower embeds once.
         embedder = with_memory(as_embedder(model, processor), folder / "embeddings", f"{name} phase 2")
         pairs = embed_pairs(embedder, rows, demo.modality)
         results |= {f"{task}_{name}": numbers for task, numbers in measure(embedder, pairs, rows, seed).items()}
@@ -325,7 +326,7 @@ def search(demo: Demo, folder: Path) -> None:
     captions = [gallery[found]["text"] for found in best]
     pictures = [_PICTURES_OF[demo.modality](gallery[found], processor) for found in best]
     new = [[item < len(held) for item in found] for found in best]
-    shown = captions if MODALITIES[demo.modality].is_sampled else None  # spectrograms do not speak for themselves
+    shown = captions if MODALITIES[demo.modality].is_sampled else None  # spectrograms need captions to be understood
     sheet = contact_sheet(demo.queries, pictures, scores, shown, framed=None if seen is None else new)
     sheet.savefig(folder / "contact_sheet.png", dpi=90)
     answers = {

@@ -86,10 +86,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if not any(done) or not (folder / RUN_NAME).is_file():
             parser.error(f"{folder} holds no finished job to report on: run the study first")
     elif not all(done) or not (folder / RUN_NAME).is_file():
-        record_run(folder, failed)  # an interrupted study can be reported on too
+        record_run(folder, failed)  # the report of an interrupted study can be written too
         try:
             prepare(study.prepare, folder)
-        except (ValueError, OSError) as error:  # also data that cannot be reached
+        except (ValueError, OSError) as error:  # this includes data that cannot be reached
             parser.error(str(error))
         failed = run_jobs(jobs, SCRIPTS, options.accelerate_config, options.jobs)
         record_run(folder, failed)

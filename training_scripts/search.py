@@ -85,7 +85,7 @@ def write_sheet(path: Path, answers: dict[str, list[Hit]], gallery: Gallery, sid
     captions = None
     if side == "text":
         captions = [[gallery.caption(hit.id, hit.position) for hit in hits] for hits in answers.values()]
-    elif MODALITIES[gallery.modality].is_sampled:  # whose pictures, spectrograms, say little
+    elif MODALITIES[gallery.modality].is_sampled:  # spectrograms need the name of the file
         captions = [[file_name(hit.id) for hit in hits] for hits in answers.values()]
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(list(answers), pictures, scores, captions).savefig(path)

@@ -12,7 +12,7 @@ from types import ModuleType
 
 from wrapt import register_post_import_hook
 
-# Our module -> the transformers module whose Auto class has to know it.
+# Module of this package -> module of transformers whose Auto class has to know it.
 _AUTO_MODULE_OF = {
     "configuration_aisfx": "configuration_auto",
     "configuration_dual_encoder": "configuration_auto",

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 DEBUG = "--debug"
 DEBUG_HELP = "Show the traceback of an error."
 USER_ERROR_STATUS = 2
-# What users can mend. OSError includes missing files, connections and the errors of the Hub's client.
+# Errors that users can mend. OSError includes missing files, connections and the errors of the Hub's client.
 _USER_ERRORS = (
     *(ValueError, OSError, ImportError, EOFError, yaml.YAMLError),
     *(zipfile.BadZipFile, tarfile.TarError, pickle.UnpicklingError),
 )
-# Further ones by name: importing their modules takes seconds.
+# Further errors are listed by name, because importing their modules takes seconds.
 _NAMED_USER_ERRORS = {
     "datasets.exceptions.DatasetsError",
     "httpx.HTTPError",
@@ -54,19 +54,19 @@ _NAMED_USER_ERRORS = {
 }
 # An option as argparse reads it: a dash or two and a letter. Negative numbers are values.
 _OPTION = re.compile(r"--?[A-Za-z][\w-]*")
-# Endings of data and weights: nothing of that name is meant as a repository of the Hub.
+# Endings of data and weights. A name with one of them is never meant as a repository of the Hub.
 _FILE_ENDING = re.compile(
     r"\.(csv|tsv|json|jsonl|txt|parquet|arrow|tar|zip|gz|xz|zst|bz2|yaml|yml|safetensors|bin|pt|pth|ckpt)$",
     re.IGNORECASE,
 )
-# What names several files or an address; the reader of the data has the last word there.
+# Characters of patterns and addresses, which only the reader of the data can check.
 _PATTERN = re.compile(r"[*?\[\]{}]|://")
-# How an error of a loader's worker begins in the main process (torch._utils.ExceptionWrapper).
+# Beginning of an error of a loader's worker in the main process (torch._utils.ExceptionWrapper).
 _OF_WORKER = re.compile(r"Caught \w+ in .*\.\nOriginal ")
-# What torch says of a worker that something has ended (torch.utils.data.dataloader).
+# Message of torch about a worker that was killed (torch.utils.data.dataloader).
 _WORKER_DIED = re.compile(r"DataLoader worker (\(pid|is killed)")
 _TRACEBACK = "Traceback (most recent call last):\n"
-# Longest wait for an answer of the Hub, in seconds.
+# Maximum time to wait for an answer of the Hub, in seconds.
 _HUB_TIMEOUT = 10.0
 
 
@@ -142,7 +142,7 @@ def run_command(main: Callable[[Sequence[str] | None], Any], args: Sequence[str]
         args: Arguments of the command line. Default: those of this process.
 
     Raises:
-        SystemExit: with status 2 for an error of the user's, else as `main` raises it.
+        SystemExit: With status 2 if the user made a mistake, otherwise as `main` raises it.
 
     Example:
         ```python
@@ -165,7 +165,7 @@ def run_command(main: Callable[[Sequence[str] | None], Any], args: Sequence[str]
             traceback.print_exc()
         hint = "" if DEBUG in args else f" ({DEBUG} shows the traceback)"
         message = (one_line(_own_words(str(error))) or type(error).__name__) + _extra_hint(error) + hint
-    # Outside the handler, where nothing keeps the exception and what its frames hold alive.
+    # This is outside the handler, so that nothing keeps the exception and the objects in its frames alive.
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(USER_ERROR_STATUS)
 
@@ -174,7 +174,7 @@ def _extra_hint(error: Exception) -> str:
     """Return the command that installs the optional package which a library misses, such as timm for transformers."""
     words = set(re.findall(r"\w+", str(error))) if isinstance(error, ImportError) else set()
     extras = sorted({extra for module, extra in EXTRA_OF.items() if module in words and _is_missing(module)})
-    if not extras or PACKAGE in words:  # an error of ours names the extra itself
+    if not extras or PACKAGE in words:  # errors of this package name the extra themselves
         return ""
     return f": pip install '{PACKAGE}[{','.join(extras)}]'"
 
@@ -231,7 +231,8 @@ def read_yaml(path: Path, kind: str = "recipe") -> Any:
         kind: Noun for messages that says what the file is, such as "recipe".
 
     Raises:
-        ValueError: when it is missing, no text or no YAML; names the file, the line and the column.
+        ValueError: If the file is missing, is not text or is not YAML. The message names the file, the line and the
+            column.
     """
     if not path.is_file():
         raise ValueError(f"no {kind} at {path}{_nearest_path(path)}")
@@ -263,8 +264,8 @@ def check_sources(sources: Iterable[tuple[str, Literal["model", "dataset"], str 
         sources: Triples (option, kind, value). A value may be None or a list.
 
     Raises:
-        FileNotFoundError: for a path that does not exist, or a repository that does not exist or is not public.
-        OSError: when the Hub cannot be asked.
+        FileNotFoundError: If a path does not exist, or a repository does not exist or is not public.
+        OSError: If the Hub cannot be asked.
 
     Example:
         >>> check_sources([("--dataset", "dataset", "openmoji"), ("--text_model", "model", None)])
@@ -319,8 +320,8 @@ def _ask_hub(option: str, repo_id: str, kind: str) -> None:
     """Ask the Hub once for a repository.
 
     Raises:
-        FileNotFoundError: it has none of that name, or does not show it.
-        OSError: it does not answer.
+        FileNotFoundError: If the Hub has no repository of that name, or does not show it.
+        OSError: If the Hub does not answer.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
@@ -332,7 +333,7 @@ def _ask_hub(option: str, repo_id: str, kind: str) -> None:
     except OfflineModeIsEnabled:
         raise FileNotFoundError(f"{neither} in the cache, and HF_HUB_OFFLINE=1 forbids to ask the Hub") from None
     except GatedRepoError:
-        return  # it is there; whether this user may read it is seen when its files are read
+        return  # the repository exists; whether this user may read it shows when its files are read
     except RepositoryNotFoundError:
         raise FileNotFoundError(f"{neither} on the Hub that your access token may read") from None
     except (HTTPError, OSError) as error:

@@ -58,12 +58,12 @@ def show_messages(verbosity: str = "info") -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
     log.setLevel(verbosity.upper())
-    # Read when these packages are imported; a user's own settings stay.
+    # These variables are read when the packages are imported; settings of the user are kept.
     if verbosity in ("debug", "error"):
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", verbosity)
         os.environ.setdefault("DATASETS_VERBOSITY", verbosity)
     if not (wants_progress() and _is_interactive()):
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # this applies to transformers too
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
@@ -115,7 +115,7 @@ def progress_bar(items: Iterable[Any] | None = None, *, silent: bool = False, **
         >>> [item for item in progress_bar([1, 2], silent=True)]
         [1, 2]
     """
-    from tqdm.auto import tqdm  # not at the top: `--help` does without
+    from tqdm.auto import tqdm  # imported here, because `--help` does not need it
 
     if silent or not wants_progress():
         return tqdm(items, disable=True, **settings)

@@ -24,11 +24,11 @@ Batch = dict[str, Any]
 # Row-wise tensors (their rows concatenate over micro-batches) and the scalars `logit_scale` and `logit_bias`.
 Embeddings = dict[str, Tensor]
 
-# What collators add for bookkeeping: no model takes it.
+# Entries that collators add for bookkeeping, which no model takes.
 _NOT_MODEL_INPUTS = ("group_ids", "text_ids", "ids")
-# Of the texts of the views, row-wise as the embeddings: micro-batches concatenate.
+# Names of the ids of the texts of the views. They are row-wise as the embeddings, so that micro-batches concatenate.
 _TEXT_ID_NAMES = ("anchor_ids", "positive_ids", "negative_ids")
-# Rows that the uniformity of the logs is taken over: its cost is quadratic.
+# Maximum number of rows over which the logged uniformity is computed, because its cost is quadratic.
 _UNIFORMITY_ROWS = 256
 
 
@@ -74,7 +74,7 @@ class CrossModalObjective:
         weights: Weights of the loss by name, such as CyCLIP's `in_modal_weight`. Default: those of its entry.
 
     Raises:
-        ValueError: there is no such loss, it has no weight of a given name, or it takes one caption an item only.
+        ValueError: If there is no such loss, it has no weight of a given name, or it takes only one caption per item.
 
     Example:
         >>> objective = CrossModalObjective("clip")
@@ -189,7 +189,7 @@ class SentenceObjective:
             of its entry.
 
     Raises:
-        ValueError: there is no such loss, it has no weight of a given name, or `num_views` is not 1, 2 or 3.
+        ValueError: If there is no such loss, it has no weight of a given name, or `num_views` is not 1, 2 or 3.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class SentenceObjective:
 
     @property
     def scale_bounds(self) -> None:
-        return None  # its model has none
+        return None  # the model has no loss of masked tokens
 
     def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
         items = len(batch["input_ids"]) // self.num_views
@@ -248,7 +248,7 @@ class SentenceObjective:
             raise ValueError(f"loss_type {self.loss_type!r} needs a hard negative in each row or in none")
         loss, logs = self._function(*views, **text_ids, **self.weights)
         if "mlm_loss" in embeds:
-            # The mean over the masked tokens of all processes; a batch may have none.
+            # This is the mean over the masked tokens of all processes; a batch may have none.
             tokens = all_reduce_sum(embeds["mlm_tokens"].sum().float()).clamp(min=1)
             mlm_loss = all_reduce_sum(embeds["mlm_loss"].sum()) / tokens
             loss = loss + self.mlm_weight * mlm_loss
@@ -282,7 +282,8 @@ class JointObjective:
         return self.cross_modal.scale_bounds
 
     def micro_batches(self, batch: Batch, micro_batch_size: int) -> list[Batch]:
-        # As many micro-batches of both: each then uses every parameter, as distributed training needs of the last one.
+        # Both are cut into the same number of micro-batches: each then uses every parameter, which distributed training
+        # requires of the last one.
         sentences = len(batch["sentences"]["input_ids"]) // self.sentence.num_views
         texts_per_item = self.cross_modal.texts_per_item
         items = _num_texts(batch["pairs"]) // texts_per_item
@@ -320,7 +321,8 @@ class MatryoshkaObjective:
         dims: Widths of the prefixes; the whole width is always among them.
 
     Raises:
-        ValueError: no width, or one below 1; when the loss is taken, one above that of the embeddings.
+        ValueError: If there is no width or one below 1, or, when the loss is computed, one above that of the
+            embeddings.
 
     Example:
         >>> objective = MatryoshkaObjective(CrossModalObjective("clip"), [256, 128, 64])

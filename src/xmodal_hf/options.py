@@ -117,7 +117,7 @@ def _add_option(group: Any, item: dataclasses.Field, type_: Any) -> None:
     group.add_argument(f"--{item.name}", **settings)
 
 
-# How the help shows the value of an option.
+# Placeholders for the values of options in the help.
 _METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "TEXT"}
 
 
@@ -159,8 +159,8 @@ def recipe_to_args(path: Path, classes: Sequence[type]) -> list[str]:
     """Return a recipe as command-line arguments.
 
     Raises:
-        ValueError: when the file is missing, no YAML or no mapping, or has an unknown key (the nearest valid one is
-            named).
+        ValueError: If the file is missing, is not YAML or not a mapping, or has an unknown key. The message names the
+            nearest valid key.
     """
     recipe = read_yaml(path)
     if not isinstance(recipe, dict):
@@ -186,7 +186,7 @@ def check_keys(mapping: Iterable[Any], valid: Iterable[str], source: object) -> 
             raise ValueError(f"{source} has an unknown key {key!r}{hint}")
 
 
-# Option -> what its value names: a model or a data set, here or on the Hub.
+# Option -> kind of what its value names: a model or a data set, on this machine or on the Hub.
 _SOURCES: dict[str, Literal["model", "dataset"]] = {
     **dict.fromkeys(("model", "text_model", "image_model", "audio_model", "tokenizer"), "model"),
     **dict.fromkeys(
@@ -200,8 +200,8 @@ def check_inputs(*arguments: Any) -> None:
     """Check that the models and data sets which some options name are there, before any work.
 
     Raises:
-        FileNotFoundError: for one that is neither here nor on the Hub; the message names the option.
-        OSError: when the Hub would have to be asked and does not answer.
+        FileNotFoundError: If a source is neither on this machine nor on the Hub; the message names the option.
+        OSError: If the Hub would have to be asked and does not answer.
     """
     values = {item.name: getattr(part, item.name) for part in arguments for item in dataclasses.fields(part)}
     check_sources((f"--{name}", kind, values[name]) for name, kind in _SOURCES.items() if name in values)
@@ -238,7 +238,7 @@ def parse_dims(values: Any) -> list[int] | None:
     """Return widths given as "512,256", as several values or as a list; None for none.
 
     Raises:
-        ValueError: one is no integer of at least 1.
+        ValueError: If a width is not an integer of at least 1.
 
     Example:
         >>> parse_dims(["512,256", 64])

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-# The data sets that have a name: a function from the split to a table of `id`, `text` and the column of a modality, or
-# the address of one, "module:name". Commands, data loading and messages read this list; nothing else names them.
+# Built-in data sets: name -> a function from the split to a table of `id`, `text` and the column of a modality, or the
+# address of such a function, "module:name". Commands, data loading and messages read this dictionary; nothing else
+# names the data sets.
 BUILT_IN: dict[str, str | Callable[[str], Any]] = {
     "openmoji": "xmodal_hf.data.builtin.openmoji:load_openmoji",
     "soundfont": "xmodal_hf.data.builtin.soundfont:load_soundfont",
@@ -22,7 +23,7 @@ Kind = Literal["recipe", "launch configuration"]
 
 _IN_PACKAGE = Path(__file__).parent / "training_scripts"
 _IN_CHECKOUT = Path(__file__).parents[2] / "training_scripts"
-# The wheel has a copy of the scripts; a checkout has only the `__init__.py` in that place.
+# The wheel has a copy of the scripts; in a checkout, this folder has only its `__init__.py`.
 IS_CHECKOUT = not (_IN_PACKAGE / "train_contrastive.py").is_file()
 SCRIPTS = _IN_CHECKOUT if IS_CHECKOUT else _IN_PACKAGE
 _FOLDER_OF: dict[Kind, str] = {"recipe": "recipes", "launch configuration": "accelerate_configs"}
@@ -46,7 +47,7 @@ def shipped_file(kind: Kind, name: str) -> Path:
         name: Name of the file, without its ending.
 
     Raises:
-        ValueError: for an unknown name; the nearest known one and all others are listed.
+        ValueError: If the name is unknown. The message lists the nearest name and all others.
 
     Example:
         >>> shipped_file("recipe", "simcse_unsup_bert_base").name

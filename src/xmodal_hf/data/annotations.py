@@ -34,7 +34,7 @@ def load_document(path: Path) -> Rows | None:
     SugarCrepe's and others' numbered rows ({"0": {...}, "1": {...}}).
 
     Raises:
-        ValueError: COCO annotations without captions.
+        ValueError: If the document holds COCO annotations without captions.
     """
     with fsspec.open(str(path), "rb", compression="infer") as file:
         document = json.load(file)
@@ -87,7 +87,7 @@ def _numbered(document: Mapping[str, Any], path: Path) -> Rows | None:
     return [document[key] for key in sorted(document, key=int)]
 
 
-# Keys of the object -> reader; the first layout whose keys are all there.
+# Keys of the object -> reader. The first layout whose keys the object has is used.
 LAYOUTS: dict[frozenset[str], Callable[[Mapping[str, Any], Path], Rows | None]] = {
     frozenset({"images", "annotations"}): _coco,
     frozenset({"images"}): _images,

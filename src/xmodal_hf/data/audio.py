@@ -46,7 +46,7 @@ def load_waveform(
         max_seconds, offset: Length and position of the window that is decoded, as in `decode_audio`.
 
     Raises:
-        BadItemError: as `decode_audio`, `as_channels` and `read_media`; the detail names the path.
+        BadItemError: If `decode_audio`, `as_channels` or `read_media` raises it; the detail then names the path.
     """
     window: dict[str, Any] = {"max_seconds": max_seconds, "offset": offset}
     if isinstance(item, bytes | bytearray | memoryview):
@@ -110,8 +110,8 @@ class SpecAugment:
 
     Attributes:
         seed: Seed of the training run.
-        time_width, time_stripes: widest time stripe in frames, and their number.
-        mel_width, mel_stripes: widest mel stripe in bands, and their number.
+        time_width, time_stripes: Maximum width of a time stripe in frames, and number of time stripes.
+        mel_width, mel_stripes: Maximum width of a mel stripe in bands, and number of mel stripes.
     """
 
     seed: int = 0

@@ -15,12 +15,12 @@ from filelock import FileLock
 
 from .errors import BadItemError
 
-# Of the list, beside the output of a run.
+# Name of the list, a file in the output folder of a run.
 BAD_ITEMS_NAME = "bad_items.jsonl"
-# How many of them an error message shows.
+# Number of unusable items that an error message shows.
 _SHOWN = 10
-# What JSON leaves as it is though it ends a line for many readers, and what UTF-8 cannot hold (of names of files that
-# are not in UTF-8).
+# Characters that JSON does not escape although many readers end a line at them, and characters that UTF-8 cannot encode
+# (in file names that are not in UTF-8).
 _UNSAFE = re.compile("[\\x85\\u2028\\u2029\\ud800-\\udfff]")
 
 
@@ -33,11 +33,11 @@ class BadItem:
     """An item, or one of its captions, that cannot be used.
 
     Attributes:
-        index: the number of its row.
+        index: Index of the row.
         id: Identifier of the row.
-        source: the path of its picture or sound, where it has one.
-        reason: a short fixed phrase by which items are counted.
-        detail: what is wrong with this one.
+        source: Path of the picture or sound, if the row has one.
+        reason: Short fixed phrase by which unusable items are counted.
+        detail: Description of what is wrong with this item.
     """
 
     index: int
@@ -66,7 +66,8 @@ def check_share(bad_items: Iterable[BadItem], total: int, max_fraction: float) -
     """Check that the share of unusable items is not too large; of several faults of an item, the first one counts.
 
     Raises:
-        TooManyBadItemsError: it is more than `max_fraction` of `total`; names the first of them.
+        TooManyBadItemsError: If there are more unusable items than `max_fraction` of `total`. The message names the
+            first of them.
     """
     entries: dict[int, dict[str, Any]] = {}
     for item in bad_items:
@@ -125,7 +126,7 @@ class BadItemLog:
         """List an item, unless it is listed; arguments as `BadItem`.
 
         Raises:
-            TooManyBadItemsError: with this one, the list is longer than `max_fraction` of the dataset.
+            TooManyBadItemsError: If the list with this item is longer than `max_fraction` of the dataset.
         """
         self.add([BadItem(index, item_id, source, error.reason, error.detail)])
 
@@ -133,7 +134,7 @@ class BadItemLog:
         """List items that are not listed yet.
 
         Raises:
-            TooManyBadItemsError: as `record`.
+            TooManyBadItemsError: If the list is longer than `max_fraction` of the dataset afterwards.
         """
         for item in items:
             with FileLock(f"{self.path}.lock"):
@@ -149,7 +150,7 @@ class BadItemLog:
         """Bring the list into order and end the run: too many items, or all of them, cannot be used.
 
         Raises:
-            TooManyBadItemsError: in any case; it names the first of them.
+            TooManyBadItemsError: Always. The message names the first unusable items.
         """
         sort_bad_items(self.path)
         kept = self.path if self.is_kept else None

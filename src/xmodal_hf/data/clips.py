@@ -20,10 +20,10 @@ from transformers import (
 
 # Shorter clips have not one frame of 25 ms, which front ends need.
 MIN_SECONDS = 0.025
-_AST_HOP_SECONDS = 0.01  # fixed in its feature extractor
-# The class of `models`, by its name: a checkpoint that carries its code has a class of its own.
+_AST_HOP_SECONDS = 0.01  # fixed in the feature extractor of AST
+# Name of the class in `models`: a checkpoint that carries its code has a class of its own with this name.
 _LOG_MEL = "LogMelFeatureExtractor"
-# Attribute of other extractors that holds the length of a clip; their files keep it.
+# Attribute that holds the length of a clip in other extractors; it is saved in their files.
 _CLIP_SECONDS = "clip_seconds"
 
 
@@ -55,7 +55,7 @@ def set_clip_seconds(extractor: SequenceFeatureExtractor, seconds: float) -> Non
     `to_clip_length` brings clips to it.
 
     Raises:
-        ValueError: not a length, or the extractor has one of its own.
+        ValueError: If `seconds` is no valid length, or the extractor has a fixed length of its own.
     """
     if seconds < MIN_SECONDS:
         raise ValueError(f"--clip_seconds must be at least {MIN_SECONDS:g}, got {seconds:g}")
@@ -70,7 +70,7 @@ def to_clip_length(extractor: SequenceFeatureExtractor, waveforms: Sequence[np.n
     seconds = getattr(extractor, _CLIP_SECONDS, None)
     if seconds is None:
         return list(waveforms)
-    # np.resize repeats, the last time in part.
+    # np.resize repeats the clip and cuts the last repetition.
     length = round(seconds * extractor.sampling_rate)
     return [waveform[:length] if len(waveform) >= length else np.resize(waveform, length) for waveform in waveforms]
 
@@ -82,7 +82,7 @@ def check_equal_lengths(extractor: SequenceFeatureExtractor, waveforms: Sequence
     that bring clips to one length, which is found out by trying, get clips of any lengths.
 
     Raises:
-        ValueError: the lengths differ, and those of the features too.
+        ValueError: If the clips differ in length, and their features do too.
     """
     groups = group_by_length(extractor, waveforms)
     if len(groups) > 1:
@@ -121,7 +121,7 @@ def set_padding(extractor: SequenceFeatureExtractor, padding: str) -> None:
     """Let a feature extractor lengthen short clips in another way, here and after it is saved.
 
     Raises:
-        ValueError: it knows one way only.
+        ValueError: If the extractor has no choice of padding.
     """
     if not (is_log_mel(extractor) or isinstance(extractor, ClapFeatureExtractor)):
         raise ValueError(f"--audio_padding: {type(extractor).__name__} has no choice of padding")

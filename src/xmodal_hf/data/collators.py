@@ -16,7 +16,7 @@ from .modalities import MODALITY_NAMES, modality_of_columns
 from .sampling import SENTENCE_VIEWS, text_id
 from .seeding import EpochIndex, row_generator
 
-_MASK_STREAM, _CROP_STREAM = 4, 5  # the others are in sampling.py
+_MASK_STREAM, _CROP_STREAM = 4, 5  # the other streams are in sampling.py
 
 
 class PairCollator:
@@ -41,7 +41,8 @@ class PairCollator:
         of a `PairDataset` that has `defer_bad_items` also bad_items, a list.
 
     Raises:
-        ValueError: clips of several lengths, for an extractor that leaves them so.
+        ValueError: If the clips of a batch differ in length and the feature extractor does not bring them to one
+            length.
     """
 
     def __init__(
@@ -153,7 +154,7 @@ class SentenceCollator:
         pad_to_max_length: Whether to pad texts to `max_length` rather than to the longest text of the batch.
 
     Raises:
-        ValueError: `mlm_probability` is no share, or the tokenizer has no mask token.
+        ValueError: If `mlm_probability` is not in [0, 1), or the tokenizer has no mask token.
     """
 
     def __init__(
@@ -205,7 +206,7 @@ class SentenceCollator:
         for column, position in enumerate(positions):
             ids = input_ids[:, column]  # (V, T)
             generator = row_generator(self.seed, position, stream=_MASK_STREAM)
-            # As many draws whatever the padding, so that a row's masks do not depend on its batch.
+            # The number of draws does not depend on the padding, so that the masks of a row do not depend on its batch.
             draws = torch.from_numpy(generator.random((3, len(ids), self.max_length)))[..., : ids.shape[1]]
             chosen = (draws[0] < self.mlm_probability) & ~torch.isin(ids, special)
             labels[:, column][chosen] = ids[chosen]

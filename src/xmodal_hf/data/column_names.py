@@ -4,7 +4,7 @@ This module imports nothing, because `--help` lists the names.
 """
 
 TEXT_COLUMNS = ("text", "texts", "caption", "captions", "sentence", "sentences", "txt", "description", "title")
-# Of captions that are wrong: SugarCrepe's, ARO's, and what users write.
+# Names of columns of wrong captions: SugarCrepe's, ARO's, and those that users write.
 NEGATIVE_TEXT_COLUMNS = (
     *("negative_text", "negative_texts", "negative_caption", "negative_captions", "false_caption", "false_captions"),
     *("wrong_caption", "wrong_captions", "hard_negative", "hard_negatives", "negative", "negatives"),

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 # Columns whose values may be the names of files without their endings: WavCaps, AudioCaps, img2dataset.
 NAME_COLUMNS = ("id", "youtube_id", "audiocap_id", "key", "image_id", "audio_id")
-# What img2dataset writes beside each row; rows that it could not download hold nothing.
+# Column of img2dataset for the result of each download; rows that were not downloaded hold no picture.
 STATUS_COLUMN, _SUCCESS = "status", "success"
 NUMBERED = re.compile(r"^(captions?|texts?|sentences?|descriptions?)_?\d+$", re.IGNORECASE)
 
@@ -57,7 +57,8 @@ def find_texts(
         option: Option that an error message recommends, such as `--text_column`.
 
     Raises:
-        ValueError: a named column is not there, none can be found, or one holds dictionaries or lists of lists.
+        ValueError: If a named column does not exist, no column of texts is found, or a column holds dictionaries or
+            lists of lists.
     """
     names = _find_texts(features, given, empty=empty, option=option)
     for name in names:

@@ -30,7 +30,7 @@ from .sources import load_pairs, load_rows
 from .splits import with_default_split
 from .tables import find_column, is_table
 
-# Words of a kind, of which one takes the place of another.
+# Words of one kind; replacing one by another makes a wrong caption.
 _ATTRIBUTES = {
     "colour": ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white", "grey", "pink"),
     "size": ("large", "medium", "small"),
@@ -41,7 +41,7 @@ _ATTRIBUTES = {
 _ORDER_WORDINGS = ("then", "followed by", "semicolon")
 _BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 _WINOGROUND = ("image_0", "image_1", "caption_0", "caption_1")
-# Of ARO's relations, SugarCrepe's users and Winoground.
+# Names of the column of categories: in ARO, in tables of SugarCrepe's users, and in Winoground.
 _CATEGORY_COLUMNS = ("category", "relation_name", "collapsed_tag", "tag")
 
 
@@ -50,15 +50,17 @@ class CompositionSet:
     """Items with right and wrong captions, one test per row.
 
     Attributes:
-        name: in the results.
-        modality: "image" or "audio".
-        items: (R,) cells, not yet opened.
-        ids: (R,) of the items; rows of one item share theirs.
-        right: (R,) lists of right captions.
-        wrong: (R,) lists of wrong captions.
-        categories: (R,) names of the parts of the set; empty where it has none.
-        boxes: (R,) (left, upper, width, height) in pixels of what is cropped out; empty: whole pictures.
-        is_paired: rows 2 i and 2 i + 1 are one test, the caption of each the wrong one of the other (Winoground).
+        name: Name of the set in the results.
+        modality: Modality of the items: "image" or "audio".
+        items: Cells of the items, of length R, not yet opened.
+        ids: Ids of the items, of length R; rows of one item have the same id.
+        right: Lists of right captions, of length R.
+        wrong: Lists of wrong captions, of length R.
+        categories: Names of the categories of the rows, of length R; empty if the set has none.
+        boxes: Boxes (left, upper, width, height) in pixels to which the pictures are cropped, of length R; empty if
+            whole pictures are used.
+        is_paired: Whether rows 2 i and 2 i + 1 form one test, where the caption of each row is the wrong one of the
+            other (Winoground).
     """
 
     name: str
@@ -96,9 +98,9 @@ def load_composition(
         negative_text_column: Column of the wrong captions, for custom tables. If None, it is found by its usual names.
 
     Raises:
-        ValueError: a modality that the built-in set does not have, no column of wrong captions (the message lists those
-            that are there), or a row without a right or a wrong caption.
-        FileNotFoundError: no such file.
+        ValueError: If a built-in set does not have the modality, the table has no column of wrong captions (the message
+            lists its columns), or a row lacks a right or a wrong caption.
+        FileNotFoundError: If there is no such file.
 
     Example:
         >>> (order,) = load_composition("soundfont", modality="audio")
@@ -205,7 +207,7 @@ def _built_in(name: str, modality: Modality) -> CompositionSet:
     """Return the tests of a built-in data set.
 
     Raises:
-        ValueError: a modality that it does not have, or a set without wrong captions.
+        ValueError: If the data set does not have the modality, or has no wrong captions.
     """
     if name not in _BUILT_IN_TESTS:
         raise ValueError(f"the built-in set {name} has no wrong captions; {', '.join(_BUILT_IN_TESTS)} have")

@@ -24,9 +24,10 @@ logger = logging.getLogger(__name__)
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _USUAL = {".csv": ",", ".tsv": "\t"}
 _QUOTE = '"'
-# The first line of tables for Excel that says how they are separated.
+# First line of tables for Excel, which names the separator.
 _EXCEL_LINE = re.compile(r"sep=\S?")
-_MAX_FIELD = 1 << 30  # characters; the default of the csv module refuses captions of 128 KiB
+# maximum number of characters of a field; the default of the csv module refuses captions of 128 KiB
+_MAX_FIELD = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class Delimited:
     """How a file of separated values is written.
 
     Attributes:
-        separator: between fields.
-        quoted: whether a quotation mark at the beginning of a field quotes it.
-        columns: names in the first line.
-        num_rows: rows below it, without blank lines.
-        num_quoted: Number of fields, in a file without quoting, that a writer has quoted all the same: they begin and
-            end with a quotation mark, and those within are doubled.
+        separator: Separator between fields.
+        quoted: Whether a quotation mark at the beginning of a field quotes it.
+        columns: Names in the first line.
+        num_rows: Number of rows below the first line, without blank lines.
+        num_quoted: Number of fields that are quoted in a file without quoting: fields that begin and end with a
+            quotation mark and whose inner quotation marks are doubled.
     """
 
     separator: str
@@ -53,7 +54,8 @@ def inspect_delimited(path: Path, suffix: str) -> Delimited:
     """Read a file once and say how it is written; logs what its ending does not tell.
 
     Raises:
-        ValueError: a row has more or fewer fields than the header, a column has two names, or the text is not UTF-8.
+        ValueError: If a row has more or fewer fields than the header, two columns have one name, or the text is not
+            UTF-8.
     """
     try:
         with _open(path) as file:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# "<_io.BytesIO object at 0x7f0d4c0a7ec0>", "<_io.BufferedReader name=3>": the name of an object in memory or the number
-# of an open file, another one in every run.
+# Representations such as "<_io.BytesIO object at 0x7f0d4c0a7ec0>" and "<_io.BufferedReader name=3>" hold an address in
+# memory or the number of an open file, which differ between runs.
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|<_io\.[^<>]*>|(?<=\bat )0x[0-9a-fA-F]+")
 
 
@@ -15,9 +15,9 @@ class BadItemError(ValueError):
     """An item that cannot be used.
 
     Attributes:
-        reason: a short fixed phrase by which items are counted ("corrupt image").
-        detail: what the decoder said about this one, without addresses in memory and numbers of open files: equal
-            faults have equal details.
+        reason: Short fixed phrase by which unusable items are counted ("corrupt image").
+        detail: Message of the decoder about this item, without addresses in memory and numbers of open files, so that
+            equal faults have equal details.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -27,7 +27,7 @@ class BadItemError(ValueError):
         self.detail = detail
 
     def __reduce__(self) -> tuple:
-        # The default sends only the message: pickling (from a worker to the training process) would lose the parts.
+        # By default, pickling (from a worker to the training process) keeps only the message and would lose the parts.
         return type(self), (self.reason, self.detail)
 
 

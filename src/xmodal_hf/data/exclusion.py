@@ -31,8 +31,8 @@ def evaluation_keys(sources: Iterable[str | os.PathLike]) -> frozenset[str]:
         sources: Sources that `load_table` reads (all splits of a file), or folders of tables.
 
     Raises:
-        ValueError: a folder without tables, or an empty table.
-        FileNotFoundError: no such file.
+        ValueError: If a folder holds no tables, or a table is empty.
+        FileNotFoundError: If there is no such file.
     """
     keys: set[str] = set()
     for source in sources:
@@ -54,7 +54,7 @@ def without_texts(table: Dataset, keys: frozenset[str], source: str | os.PathLik
         source: Name of the source of the table, for the message.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: If no row is left.
     """
     columns = [name for name in ("text", "paraphrases", "anchor", "positive", "negative") if name in table.column_names]
     if isinstance(table.features[columns[0]], List):

@@ -22,9 +22,9 @@ from .local_files import MAX_FILE_BYTES, check_size, open_regular, read_at_most,
 
 # "zip://member::/path/archive.zip", the way fsspec and datasets write a member of an archive.
 _ZIP_SCHEME, _TAR_SCHEME, _SEPARATOR = "zip://", "tar://", "::"
-# Of an image column.
+# Form of an image column that is not decoded.
 PICTURE_CELL = Image()
-# The undecoded form of an audio column; the `Audio` feature would want torchcodec.
+# Form of an audio column that is not decoded; the `Audio` feature would require torchcodec.
 AUDIO_CELL = {"bytes": Value("binary"), "path": Value("string")}
 _REMOTE = "://"
 _OPEN_ARCHIVES = 64
@@ -49,8 +49,8 @@ def read_media(cell: dict[str, Any] | None) -> bytes:
             `tar_member`.
 
     Raises:
-        BadItemError: there is nothing in the cell; the file is missing, larger than `MAX_FILE_BYTES` or not a regular
-            file (a FIFO, a device, a directory); or it cannot be read, for whatever reason.
+        BadItemError: If the cell is empty; if the file is missing, larger than `MAX_FILE_BYTES` or not a regular file
+            (a FIFO, a device, a directory); or if it cannot be read for any other reason.
     """
     content, path = (None, None) if cell is None else (cell.get("bytes"), cell.get("path"))
     if content is not None:
@@ -64,7 +64,7 @@ def read_media(cell: dict[str, Any] | None) -> bytes:
         raise BadItemError("missing file", path) from error
     except BadItemError:
         raise
-    except Exception as error:  # of file systems, archives and servers: each has its own
+    except Exception as error:  # file systems, archives and servers raise errors of their own
         raise BadItemError("unreadable file", f"{path}: {type(error).__name__}: {error}") from error
 
 
@@ -97,7 +97,7 @@ def _read(path: str) -> bytes:
 def _read_remote(path: str) -> bytes:
     filesystem, inner = fsspec.core.url_to_fs(path)
     size = filesystem.info(inner).get("size")
-    if size is None:  # a server that does not tell
+    if size is None:  # some servers do not tell the size
         with filesystem.open(inner, "rb") as stream:
             return read_at_most(stream, path)
     check_size(size, path)
@@ -112,7 +112,7 @@ def _read_member(archive: zipfile.ZipFile, member: str, path: str) -> bytes:
     check_size(info.file_size, path)
     if info.compress_type == zipfile.ZIP_BZIP2:
         return _read_bzip2(archive, info, path)
-    with archive.open(info) as stream:  # inflates no more than is asked for, and checks the sum
+    with archive.open(info) as stream:  # this inflates no more than is asked for, and checks the checksum
         return stream.read(info.file_size + 1)
 
 

@@ -68,7 +68,7 @@ def _picture_endings() -> frozenset[str]:
 
 
 def _sound_endings() -> frozenset[str]:
-    import soundfile  # not installed in demo Spaces of image models, which carry this module
+    import soundfile  # demo Spaces of image models carry this module and do not install soundfile
 
     present = soundfile.available_formats()
     return frozenset(ending for name, endings in _SOUNDFILE_ENDINGS.items() if name in present for ending in endings)
@@ -91,7 +91,7 @@ def is_recognised(stream: BinaryIO, modality: Modality) -> bool:
     """Whether the decoder of a modality recognises a file by its contents: for files whose names have no ending."""
     try:
         if modality == "image":
-            Image.open(stream, "r", image_formats())  # reads the header alone
+            Image.open(stream, "r", image_formats())  # this reads only the header
         else:
             import soundfile
 

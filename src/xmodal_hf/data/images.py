@@ -32,7 +32,7 @@ def load_image(item: Any, *, min_size: int | None = None) -> Image.Image:
         min_size: Shorter side in pixels that is large enough, as in `decode_image`.
 
     Raises:
-        BadItemError: as `decode_image` and `read_media`; the detail names the path.
+        BadItemError: If `decode_image` or `read_media` raises it; the detail then names the path.
     """
     if isinstance(item, str | os.PathLike):
         item = {"bytes": None, "path": os.fspath(item)}
@@ -57,13 +57,14 @@ class ImageAugment:
     resuming changes a picture.
 
     Attributes:
-        size: side of the result in pixels.
+        size: Side of the resulting square in pixels.
         seed: Seed of the training run.
-        min_scale: smallest area of the crop, as a fraction.
-        max_aspect: the crop's sides differ by at most this factor.
-        max_degrees: Largest rotation in degrees; corners are filled with white.
-        colour: largest relative change of brightness, contrast and saturation.
-        flip: mirror half of the pictures (off: captions may tell left from right, and text reads one way).
+        min_scale: Minimum area of the crop, as a fraction of the picture.
+        max_aspect: Maximum ratio of the sides of the crop.
+        max_degrees: Maximum angle of the rotation in degrees; corners are filled with white.
+        colour: Maximum relative change of brightness, contrast and saturation.
+        flip: Whether half of the pictures are mirrored. Off by default, because captions may tell left from right, and
+            text reads one way.
     """
 
     size: int

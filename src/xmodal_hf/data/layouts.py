@@ -47,14 +47,14 @@ logger = logging.getLogger(__name__)
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 TEXT_ENDINGS = (".txt", ".caption")
-# Folder of zip archives made on a Mac, with a file of metadata for each file.
+# Folder that zip archives made on a Mac contain, with a file of metadata for each file.
 _MAC_METADATA = "__MACOSX"
 _TABLE_ENDINGS = {".csv", ".tsv", ".jsonl", ".parquet"}
 # Annotations of other tasks are large (COCO's instances), and settings are small: a document is read if its name or its
 # beginning says that it has captions, or if it is of a size that costs nothing.
 _MAX_DOCUMENT_BYTES = 1 << 24
 _BEGINNING = 1 << 16
-# Columns that tell how the file of a row may be called.
+# Columns that tell how the file of a row may be named.
 _FOLD, _START, _VIDEO = "fold", "start_time", "youtube_id"
 
 
@@ -114,7 +114,7 @@ def load_folder(path: Path, modality: Modality, split: str, text_column: TextCol
     """The rows of a folder, by the rules of this module, and the folder to which the names in them are relative.
 
     Raises:
-        ValueError: there are files without captions, or no such split.
+        ValueError: If there are files without captions, or there is no such split.
     """
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return load_table(path, split=split), path
@@ -513,7 +513,7 @@ def _naming_column(table: Dataset, folder: Path, tree: FileTree) -> str | None:
         sample = values[:: max(1, len(values) // 64)]
         for place in find_places(values, folder, tree.modality):
             found = (address for row in sample for name in row for address in place.find(name))
-            # Of a member of an archive, the archive: "zip://0.png::/folder/images.zip".
+            # For a member of an archive, this is the archive: "zip://0.png::/folder/images.zip".
             if any(Path(address.rpartition("::")[2]).absolute().is_relative_to(root) for address in found):
                 return column
     return None

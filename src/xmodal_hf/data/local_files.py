@@ -11,9 +11,9 @@ from typing import BinaryIO
 
 from .errors import BadItemError
 
-# Of an encoded picture or sound that is held in memory: a file, a member of an archive, a cell of bytes, a download.
-# 512 MiB are twice an uncompressed picture of `MAX_PIXELS` and 50 minutes of 16-bit stereo at 44.1 kHz. Sounds in files
-# of their own are decoded in place and may be larger.
+# Maximum size of an encoded picture or sound that is held in memory: a file, a member of an archive, a cell of bytes, a
+# download. 512 MiB are twice an uncompressed picture of `MAX_PIXELS` and 50 minutes of 16-bit stereo at 44.1 kHz.
+# Sounds in files of their own are decoded in place and may be larger.
 MAX_FILE_BYTES = 1 << 29
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -35,12 +35,12 @@ def open_regular(path: str | os.PathLike) -> BinaryIO:
     A FIFO or a device is refused before it is opened: to open or read one can block for ever.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        BadItemError: "not a regular file".
+        FileNotFoundError: If there is no such file.
+        BadItemError: If the path is not that of a regular file, with the reason "not a regular file".
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise BadItemError("not a regular file", f"{os.fspath(path)} is {kind_of(path)}")
-    # A file without a name: soundfile would take "x.raw" for samples without a header, whatever it holds.
+    # The file has no name, because soundfile would take "x.raw" for samples without a header, whatever it holds.
     return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
 
 
@@ -48,8 +48,9 @@ def read_regular(path: str | os.PathLike) -> bytes:
     """The content of a regular file.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        BadItemError: "not a regular file", or "file too large".
+        FileNotFoundError: If there is no such file.
+        BadItemError: If the file is not a regular file or is too large, with the reason "not a regular file" or "file
+            too large".
     """
     with open_regular(path) as file:
         check_size(os.fstat(file.fileno()).st_size, str(path))
@@ -60,7 +61,7 @@ def read_at_most(stream: BinaryIO, name: str) -> bytes:
     """The rest of a stream, of which no more than `MAX_FILE_BYTES` are ever read.
 
     Raises:
-        BadItemError: "file too large".
+        BadItemError: If the rest of the stream is larger, with the reason "file too large".
     """
     content = stream.read(MAX_FILE_BYTES + 1)
     check_size(len(content), name)

@@ -59,7 +59,7 @@ class Place:
         if parent not in self._listings:
             try:
                 names = os.listdir(self.path / parent)
-            except (OSError, ValueError):  # no folder, or no name of one
+            except (OSError, ValueError):  # the path is no folder, or cannot be the name of one
                 names = []
             of_stem: dict[str, list[str]] = defaultdict(list)
             for name in names:
@@ -81,7 +81,7 @@ def archive_members(archive: Path) -> list[str]:
     """The names in a zip archive; of a damaged one none, with a warning."""
     try:
         return zipfile.ZipFile(archive).namelist()
-    except zipfile.BadZipFile as error:  # its pictures will be reported as missing, if there were any
+    except zipfile.BadZipFile as error:  # its pictures, if there were any, are reported as missing
         logger.warning("%s cannot be read: %s", archive, error)
         return []
 
@@ -96,7 +96,7 @@ def locate(spellings: Sequence[Sequence[str]], folder: Path, modality: Modality)
         modality: Modality of the files, `image` or `audio`.
 
     Raises:
-        ValueError: two places hold a file of one name.
+        ValueError: If two places hold a file of one name.
     """
     places = find_places(spellings, folder, modality)
     return [_find(row, places, folder) for row in spellings]

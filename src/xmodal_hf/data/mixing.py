@@ -25,7 +25,7 @@ class ConcatenatedPairs(PartedPairs):
         tables: Dictionary from name to table. Each table is as `load_pairs` returns it, and all have one modality.
 
     Raises:
-        ValueError: images and audio are mixed.
+        ValueError: If images and audio are mixed.
     """
 
     def __init__(self, tables: dict[str, Dataset | ParquetPairs]) -> None:
@@ -124,7 +124,7 @@ def training_order(
     if isinstance(table, ParquetPairs):
         return ShardOrder(table.shard_lengths, seed=seed, buffer_size=buffer_size or DEFAULT_BUFFER_SIZE)
     if SHARD_COLUMN in table.column_names and buffer_size is not None:
-        # A row of a tar follows the one before; of some tars, all rows may have been left out.
+        # The rows of a tar follow each other; all rows of a tar may have been left out.
         _, lengths = np.unique(table.with_format("numpy")[SHARD_COLUMN][:], return_counts=True)
         return ShardOrder(lengths, seed=seed, buffer_size=buffer_size)
     return ShuffledOrder(len(table), seed)

@@ -139,7 +139,7 @@ def modality_of_columns(columns: Iterable[str]) -> Modality:
     """Return which modality a table in canonical columns has.
 
     Raises:
-        ValueError: it has the column of none or of several.
+        ValueError: If the table has the column of no modality or of several.
     """
     columns = list(columns)
     present = [name for name in MODALITY_NAMES if name in columns]
@@ -155,7 +155,7 @@ def modality_of_processor(processor: Any) -> Modality:
     """Return which modality a processor prepares beside text.
 
     Raises:
-        ValueError: it is of no modality of this package.
+        ValueError: If the processor prepares no modality of this package.
     """
     attributes = processor.get_attributes()
     present = [name for name in MODALITY_NAMES if MODALITIES[name].processor_part in attributes]

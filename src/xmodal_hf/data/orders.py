@@ -64,7 +64,7 @@ class ShardOrder:
         buffer_size: Number of rows that are shuffled together.
 
     Raises:
-        ValueError: the buffer holds no row.
+        ValueError: If `buffer_size` is less than 1.
     """
 
     def __init__(self, shard_lengths: Sequence[int] | np.ndarray, *, seed: int, buffer_size: int) -> None:
@@ -103,7 +103,7 @@ class MixedOrder:
         seed: Seed of the training run.
 
     Raises:
-        ValueError: not one positive weight a source, or an empty source.
+        ValueError: If the weights are not one positive number for each source, or a source is empty.
     """
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[float], *, seed: int) -> None:
@@ -116,7 +116,7 @@ class MixedOrder:
         lengths = [len(order) for order in orders]
         self.offsets = np.cumsum([0, *lengths[:-1]])
         self.num_rows = sum(lengths)
-        # The shares of the whole, rounded so that they add up.
+        # These are the shares of the whole, rounded so that they add up.
         ends = np.rint(np.cumsum(weights) / np.sum(weights) * self.num_rows).astype(np.int64)
         self.counts = np.diff(ends, prepend=0)
 

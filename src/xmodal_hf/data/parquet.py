@@ -27,7 +27,7 @@ from .parts import PartedPairs
 from .splits import ALL, DEFAULT, no_splits, rows_of_split, split_column, split_of_name
 
 _OPEN_FILES = 64
-_MARKED_BYTES = 2**16  # of the media of a row group, for checksums
+_MARKED_BYTES = 2**16  # bytes of the media of a row group that are read for checksums
 _SUFFIX = ".parquet"
 _REMOTE = "://"
 
@@ -43,9 +43,9 @@ def find_parquet(source: str, split: str) -> tuple[list[str], str | None]:
         The files, and the split by which their rows are filtered, None for all rows.
 
     Raises:
-        ValueError: the source has no such split (`NoSplitsError` if it says nothing of splits), or its files are not
-            parquet.
-        FileNotFoundError: there is no such file.
+        ValueError: If the source has no such split (`NoSplitsError` if it says nothing about splits), or its files are
+            not parquet.
+        FileNotFoundError: If there is no such file.
     """
     if source.endswith(_SUFFIX):
         builder = load_dataset_builder("parquet", data_files={DEFAULT: source})
@@ -128,8 +128,8 @@ class ParquetPairs(PartedPairs):
         buffer_size: Buffer size of the `ShardOrder`; the row groups of one buffer stay in memory.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: there is no file, one lacks a column, there is no row of the split, or rows list several files.
+        FileNotFoundError: If a file is missing.
+        ValueError: If there is no file, a file lacks a column, the split has no row, or rows list several files.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class ParquetPairs(PartedPairs):
         self.files = list(files)
         self._is_local = all(_REMOTE not in file for file in self.files)
         self._media, self._texts, self._id = media_column, list(text_columns), id_column
-        # Of every row group: its file, its number there, its rows.
+        # These hold, for every row group, its file, its number in that file, and its number of rows.
         groups = [group for number, file in enumerate(self.files) for group in self._row_groups(number, file)]
         self._file_of_group, self._group_in_file, lengths = np.array(groups, dtype=np.int64).T
         features = parquet_features(self.files[0])
@@ -159,7 +159,7 @@ class ParquetPairs(PartedPairs):
             )
         self._reads_media, self._has_bytes = True, not _is_text(features[media_column])
         self._class_names = class_names_of(features, self._texts)
-        # Of every row group, the rows that are used; None: all.
+        # These are the rows of each row group that are used; None stands for all.
         self._used = self._used_rows(lengths, split)
         if self._used is not None:
             lengths = np.array([len(rows) for rows in self._used], dtype=np.int64)
@@ -190,7 +190,7 @@ class ParquetPairs(PartedPairs):
         """The same rows, whose media are not read: their cells are None."""
         stripped = copy.copy(self)
         stripped._kept = OrderedDict()
-        # Of remote files, the paths in the rows are their ids.
+        # The media column is read if nothing else gives the ids: then the paths in it are the ids.
         stripped._reads_media = not (self._id or self._ids is not None or self._located is not None or self._has_bytes)
         return stripped
 
@@ -241,7 +241,7 @@ class ParquetPairs(PartedPairs):
         columns = {"text": self._texts, self.modality: [self._media]}
         columns["id"] = [self._id] if self._id else [] if self._ids is not None else [self._media]
         number = 0
-        for group in range(len(self.shard_lengths)):  # reads nothing but those columns
+        for group in range(len(self.shard_lengths)):  # this reads only those columns
             for row in self._rows_of(group, columns[name]) if columns[name] else [{}] * self.shard_lengths[group]:
                 if name == "text":
                     yield row_text([row[column] for column in self._texts], self._class_names)
@@ -271,7 +271,7 @@ class ParquetPairs(PartedPairs):
         used = np.ones(lengths.sum(), dtype=bool)
         if split is not None:
             column = split_column(parquet_columns(self.files[0]))
-            assert column is not None  # `find_parquet` gives a split of such files alone
+            assert column is not None  # `find_parquet` returns a split only for such files
             names = self._column(column, parquet_features(self.files[0]))
             used[:] = False
             used[rows_of_split(names, split, self.files[0])] = True
@@ -310,7 +310,7 @@ class ParquetPairs(PartedPairs):
         groups = range(len(self.shard_lengths))
         try:
             paths = [row[self._media]["path"] for group in groups for row in self._rows_of(group, names[:1])]
-            if names[1] in parquet_nulls(self.files):  # files, which may have several rows
+            if names[1] in parquet_nulls(self.files):  # the cells name files, and a file may have several rows
                 return [id_of(path, number) for number, path in enumerate(paths)]
         except (OSError, pa.ArrowException):  # rows of a damaged group are reported when they are asked for
             return None
@@ -343,7 +343,7 @@ class ParquetPairs(PartedPairs):
         raise BadItemError("unknown cell", type(value).__name__)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": OrderedDict()}  # a worker reads its own
+        return self.__dict__ | {"_kept": OrderedDict()}  # each worker reads row groups of its own
 
 
 @lru_cache(maxsize=_OPEN_FILES)

@@ -21,7 +21,8 @@ class PartedPairs(ABC):
 
     def __init__(self, modality: Literal["image", "audio"], lengths: Sequence[int] | np.ndarray) -> None:
         self.modality = modality
-        self._starts = np.concatenate([[0], np.cumsum(lengths)])  # of the parts, and the end of the last one
+        # first rows of the parts, and the end of the last part
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
 
     column_names = property(lambda self: ["id", self.modality, "text"])
 

@@ -17,15 +17,17 @@ from .errors import BadItemError
 from .formats import conversion, ending, image_formats, is_unreadable
 from .local_files import check_size, open_regular, read_regular
 
-# Pillow's own threshold for a decompression bomb; it only warns below twice that, we refuse.
+# Pillow's threshold for a decompression bomb. Pillow only warns below twice that number; here such pictures are
+# refused.
 MAX_PIXELS = 89_478_485
 # A picture one pixel wide is a tracking pixel or a divider.
 MIN_SIDE = 2
-# Sides that differ by more are a divider too; resized by its shorter side, such a strip would fill the memory.
+# Maximum ratio of the sides. A strip with a larger one is a divider too; resized by its shorter side, it would fill the
+# memory.
 MAX_ASPECT = 100
 WHITE = (255, 255, 255)
 _CHANNELS = (1, 3, 4)
-# Formats of cameras and phones that Pillow lacks, by how their files begin (ISO 23008-12 10.2, ISO 18181-2 9).
+# Formats of cameras and phones that Pillow lacks, by the first bytes of their files (ISO 23008-12 10.2, ISO 18181-2 9).
 _HEAD_BYTES = 16
 _FOREIGN_FORMATS: dict[str, Callable[[bytes], bool]] = {
     "HEIF (heic, heif)": lambda head: head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"mif1", b"msf1"),
@@ -44,10 +46,10 @@ def decode_image(source: Any, *, min_size: int | None = None) -> Image.Image:
             its size that satisfies it.
 
     Raises:
-        BadItemError: the file is missing, no regular file, larger than `local_files.MAX_FILE_BYTES`, empty, cut off or
-            in none of `image_formats()` (PostScript, for which Pillow starts Ghostscript, is none); the picture is a
-            pixel wide, a strip with one side more than 100 times the other, or a decompression bomb; or the source
-            is none of the above. The detail names the path.
+        BadItemError: If the file is missing, is not a regular file, is larger than `local_files.MAX_FILE_BYTES`, is
+            empty, is cut off or has a format that is not in `image_formats()` (PostScript is not, because Pillow starts
+            Ghostscript for it); if the picture is one pixel wide, is a strip with one side more than 100 times the
+            other, or is a decompression bomb; or if the source has another type. The detail names the path.
     """
     try:
         image = _open(source)
@@ -60,7 +62,7 @@ def decode_image(source: Any, *, min_size: int | None = None) -> Image.Image:
     except FileNotFoundError as error:
         raise BadItemError("missing file", str(error.filename)) from error
     except UnidentifiedImageError as error:
-        # Its own message is the address of a buffer in memory.
+        # Pillow's message contains the address of a buffer in memory.
         raise _unreadable(source) from error
     except Image.DecompressionBombError as error:
         raise BadItemError("decompression bomb", _named(source, str(error))) from error
@@ -145,7 +147,7 @@ def _use_reduced_scale(image: Image.Image, min_size: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey opens as I;16 or as I: keep the upper byte
+    if image.mode.startswith("I"):  # 16-bit grey opens as I;16 or as I; the upper byte is kept
         return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         return Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255).astype(np.uint8)).convert("RGB")

@@ -27,7 +27,7 @@ from .orders import Order
 from .seeding import EpochIndex, row_generator
 
 SENTENCE_VIEWS = ("anchor", "positive", "negative")
-# Captions longer than this are a page of text that got into the column, in characters.
+# Maximum length of a caption in characters. A longer one is a page of text that got into the column.
 MAX_CAPTION_LENGTH = 10_000
 # 1: augmentation, 4: token masks, 5: crops of fused CLAP
 _CAPTION_STREAM, _REPLACEMENT_STREAM, _WINDOW_STREAM, _VIEW_STREAM, _PARAPHRASE_STREAM, _NEGATIVE_STREAM = (
@@ -51,7 +51,7 @@ class PooledVectors(Protocol):
         """(H,) of a row's view or caption of that number.
 
         Raises:
-            BadItemError: the item could not be used when the vectors were made.
+            BadItemError: If the item could not be used when the vectors were computed.
         """
 
     def group_id(self, row: int) -> int | None:
@@ -70,7 +70,7 @@ class EpochBatchSampler(Sampler[list[EpochIndex]]):
         rank, num_processes: Rank of this process and number of processes.
 
     Raises:
-        ValueError: when the rows do not fill one global batch.
+        ValueError: If the rows do not fill one global batch.
     """
 
     def __init__(self, order: Order, batch_size: int, *, rank: int = 0, num_processes: int = 1) -> None:
@@ -89,7 +89,8 @@ class EpochBatchSampler(Sampler[list[EpochIndex]]):
         self.first_batch = batch
 
     def __iter__(self) -> Iterator[list[EpochIndex]]:
-        # No generator function: its body would run at the first batch, when a position may be set for another pass.
+        # This is no generator function: its body would run at the first batch, when the position of another pass may
+        # have been set.
         epoch = self.epoch
         rows = self.order(epoch)[: len(self) * self.batch_size * self.num_processes]
         batches = rows.reshape(len(self), self.num_processes, self.batch_size)[self.first_batch :, self.rank]
@@ -135,7 +136,7 @@ class PairDataset(TorchDataset):
             and epoch.
 
     Raises:
-        ValueError: a canonical column is missing, an option is unknown, or audio comes without a sampling rate.
+        ValueError: If a canonical column is missing, an option is unknown, or audio comes without a sampling rate.
 
     Example:
         >>> rows = PairDataset(load_pairs("openmoji", modality="image"), seed=0, captions="first")  # doctest: +SKIP
@@ -166,7 +167,7 @@ class PairDataset(TorchDataset):
             raise ValueError("Audio needs sampling_rate, that of the feature extractor in Hz; images have none.")
         self.dataset = undecoded(dataset)
         self.features = dict(features or {})
-        # What is read of each row: the media only where they are needed.
+        # These columns are read of each row: the media only if they are needed.
         self.rows = without_media(self.dataset) if self.modality in self.features else self.dataset
         self.seed = seed
         self.captions = captions
@@ -202,13 +203,13 @@ class PairDataset(TorchDataset):
         found: list[BadItem] = []
         item: dict[str, Any] | None = None
         failed: set[int] = set()
-        while item is None:  # ends: when bad rows are many, the log raises
+        while item is None:  # this ends, because the log raises when there are too many bad rows
             try:
                 item = self._item(position, found, row)
             except BadItemError as error:
                 found.append(self._bad_item(position.index, error))
                 failed.add(position.index)
-                if len(failed) == len(self):  # however many are tolerated
+                if len(failed) == len(self):  # no row can be used, however many may be unusable
                     self.bad_items.add(found)
                     self.bad_items.stop()
                 row, position = None, EpochIndex(position.epoch, int(generator.integers(len(self))))
@@ -239,14 +240,14 @@ class PairDataset(TorchDataset):
 
     def _group_id(self, row: dict[str, Any], index: int) -> int:
         features = self.features.get(self.modality)
-        known = None if features is None else features.group_id(index)  # of the bytes, which are not read
+        known = None if features is None else features.group_id(index)  # the group id of the bytes, which are not read
         return group_id(item_key(row["id"], row.get(self.modality))) if known is None else known
 
     def media_row(self, position: EpochIndex) -> dict[str, Any]:
         """A row without its caption: `id`, `group_id`, `position`, and `image` or `audio`, as in that epoch.
 
         Raises:
-            BadItemError: the row cannot be used.
+            BadItemError: If the row cannot be used.
         """
         row = self.dataset[position.index]
         media = self._decode(row[self.modality], position)
@@ -323,7 +324,7 @@ class SentenceDataset(TorchDataset):
         seed: Seed of the random draws.
 
     Raises:
-        ValueError: there is no column `anchor` or `paraphrases`, or a `negative` without a `positive`.
+        ValueError: If there is no column `anchor` or `paraphrases`, or a `negative` without a `positive`.
     """
 
     def __init__(self, dataset: Dataset, seed: int = 0) -> None:
@@ -386,7 +387,7 @@ def checked_caption(caption: Any) -> str:
     """The caption without surrounding white space.
 
     Raises:
-        BadItemError: it is null, no text, empty, binary, or longer than `MAX_CAPTION_LENGTH` characters.
+        BadItemError: If the caption is null, not text, empty, binary, or longer than `MAX_CAPTION_LENGTH` characters.
     """
     if caption is None:
         raise BadItemError("no caption", "null")

@@ -33,7 +33,8 @@ from .tars import find_tars, load_tars
 
 logger = logging.getLogger(__name__)
 
-# Names of the three columns in the usual layouts: ours, sentence-transformers', SimCSE's csv, retrieval style.
+# Names of the three columns in the usual layouts: of this package, of sentence-transformers, of SimCSE's csv file, and
+# of retrieval data.
 TRIPLET_LAYOUTS = (
     ("anchor", "positive", "negative"),
     ("anchor", "entailment", "contradiction"),
@@ -49,8 +50,8 @@ PAIR_LAYOUTS = (
     ("caption1", "caption2"),
     ("sentence1", "sentence2"),
 )
-# Columns that say of two texts how near they are: not every row is a pair of paraphrases. Columns of fractions, of
-# truth values and of classes say so under any name.
+# Columns of ratings of how near two texts are: with one, not every row is a pair of paraphrases. Columns of fractions,
+# of truth values and of classes count as ratings under any name.
 _RATINGS = {
     *("score", "scores", "label", "labels", "gold_label", "similarity_score", "is_duplicate", "similarity"),
     *("relatedness", "relatedness_score", "rating", "ratings", "duplicate", "paraphrase", "is_paraphrase", "quality"),
@@ -67,7 +68,7 @@ NLI_LAYOUTS = (
     ("sentence1", "sentence2", "label"),
 )
 _ENTAILMENT, _NEUTRAL, _CONTRADICTION = "entailment", "neutral", "contradiction"
-# Integers as in SNLI, MultiNLI, ANLI and XNLI on the Hub, which csv files have as text, and letters as in ANLI's files.
+# Labels are integers in SNLI, MultiNLI, ANLI and XNLI on the Hub (text in csv files), and letters in ANLI's files.
 _NAMES = (_ENTAILMENT, _NEUTRAL, _CONTRADICTION)
 _LABEL_NAMES = {str(number): name for number, name in enumerate(_NAMES)} | {name[0]: name for name in _NAMES}
 
@@ -87,8 +88,8 @@ def load_sentences(
         seed: Seed of that draw.
 
     Raises:
-        ValueError: the column cannot be found or is not text, or there is no sentence in it.
-        FileNotFoundError: no such file.
+        ValueError: If the column cannot be found or is not text, or it holds no sentence.
+        FileNotFoundError: If there is no such file.
 
     Example:
         >>> from pathlib import Path
@@ -143,7 +144,7 @@ def sentence_rows(
         max_samples: Number of rows to keep, the first ones.
 
     Raises:
-        ValueError: a column or split that is not there.
+        ValueError: If a column or split does not exist.
     """
     if is_sentence_file(source):
         texts: list[Any] = load_sentences(source)["anchor"][:]
@@ -176,8 +177,8 @@ def load_triplets(source: str | os.PathLike, *, split: str = "train", seed: int 
         seed: Seed of the choice among several contradictions of a premise.
 
     Raises:
-        ValueError: the columns are of no known layout (the message lists them), or nothing is left.
-        FileNotFoundError: no such file.
+        ValueError: If the columns have no known layout (the message lists the known ones), or no row is left.
+        FileNotFoundError: If there is no such file.
     """
     triplets, dropped = build_triplets(load_table(source, split=split), seed=seed)
     summary = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "nothing"
@@ -235,8 +236,8 @@ def load_paraphrases(source: str | os.PathLike, *, column: TextColumns = None, i
             used, else the paths of images or audio files, else every row is an item of its own.
 
     Raises:
-        ValueError: the column cannot be found, or no item has two different texts.
-        FileNotFoundError: no such file.
+        ValueError: If the column cannot be found, or no item has two different texts.
+        FileNotFoundError: If there is no such file.
 
     Example:
         >>> load_paraphrases("captions.csv")[0]  # doctest: +SKIP

@@ -92,9 +92,9 @@ def load_pairs(
         `negative_text_column` also `negative_text` (list of str, without nulls and blanks).
 
     Raises:
-        ValueError: unknown modality or split, a column cannot be found (the message lists those that are there), two
-            files of one name, or files without captions.
-        FileNotFoundError: no such file.
+        ValueError: If the modality or the split is unknown, a column cannot be found (the message lists those of the
+            source), two files have one name, or the files have no captions.
+        FileNotFoundError: If there is no such file.
 
     Example:
         >>> from pathlib import Path
@@ -130,7 +130,7 @@ def negative_texts(table: Dataset, column: TextColumns) -> list[list[str]]:
     """The wrong captions of each row of a table, without nulls and blanks.
 
     Raises:
-        ValueError: a named column is not there.
+        ValueError: If a named column does not exist.
     """
     names = find_texts(table.features, column, option="--negative_text_column")
     cells = zip(*(table[name][:] for name in names), strict=True)
@@ -152,8 +152,8 @@ def load_rows(source: str | os.PathLike, *, modality: Modality, split: str) -> D
     """Read the rows of `load_pairs` before its columns are renamed: the columns keep the names of the source.
 
     Raises:
-        ValueError: a source without columns of its own: built in, or WebDataset tars.
-        FileNotFoundError: no such file.
+        ValueError: If the source has no columns of its own, as built-in data sets and WebDataset tars.
+        FileNotFoundError: If there is no such file.
     """
     if str(source) in BUILT_IN or find_tars(source, split):
         raise ValueError(f"{source} has no columns of its own")
@@ -181,8 +181,8 @@ def stream_pairs(
         buffer_size: Number of rows that will be shuffled together; their row groups stay in memory.
 
     Raises:
-        ValueError: other kinds of files, no such split, or a column cannot be found.
-        FileNotFoundError: no such file.
+        ValueError: If the files are of another kind, there is no such split, or a column cannot be found.
+        FileNotFoundError: If there is no such file.
     """
     if str(source) in BUILT_IN or find_tars(source, split):
         return load_pairs(
@@ -269,7 +269,7 @@ def _one_a_row(table: Dataset, modality: Modality, media_column: str | None) -> 
     logger.info("%d rows list %d files: each is a row with the text of its list", len(table), len(parents))
     others = table.remove_columns(media).select(parents)
     row_id = find_ids(others.column_names, None)
-    if row_id is not None:  # of the list; its files are different items
+    if row_id is not None:  # the id of the list is dropped, because its files are different items
         ids = [f"{value}/{number}" for number, value in enumerate(others[row_id][:])]
         others = others.remove_columns(row_id).add_column(row_id, ids)
     values = pc.list_flatten(column)
@@ -390,7 +390,7 @@ def _pictures(pairs: Dataset) -> Dataset:
     return pairs.cast_column("image", Image())
 
 
-# What brings the column of a modality into its canonical form.
+# Functions that bring the column of a modality into its canonical form.
 _CANONICAL_CELLS: dict[Modality, Callable[[Dataset], Dataset]] = {"image": _pictures, "audio": _undecoded_audio}
 
 
@@ -413,5 +413,5 @@ def _ids_of_bytes(table: Dataset, media: str) -> list[str]:
         paths += pc.struct_field(cells, "path").to_pylist()
         if cells.type.get_field_index("bytes") >= 0:
             is_files &= pc.struct_field(cells, "bytes").null_count == len(cells)
-    # Files may have several rows; of bytes, the path is only a name.
+    # A file may have several rows; beside bytes, the path is only a name.
     return [id_of(path, number) for number, path in enumerate(paths)] if is_files else unique_or_rows(paths)

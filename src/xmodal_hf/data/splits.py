@@ -77,7 +77,7 @@ def rows_of_split(values: Sequence[Any], split: str, source: str | os.PathLike) 
     """The numbers of the rows that a column `split` puts into a split; rows without a value are in "all" alone.
 
     Raises:
-        ValueError: there is no row of that split; the message says which there are.
+        ValueError: If no row is in that split. The message lists the splits of the rows.
     """
     names = [None if value is None or not str(value).strip() else str(value) for value in values]
     counts = Counter(name for name in names if name is not None)
@@ -100,7 +100,7 @@ def files_of_split(files: Sequence[Path], split: str, source: str | os.PathLike)
     """Those of some files whose names tell that they are of a split; all of them where no name tells of one.
 
     Raises:
-        ValueError: the names are those of other splits, or tell of none and the split is neither "train" nor "all".
+        ValueError: If the names are those of other splits, or name no split and `split` is neither "train" nor "all".
     """
     names = {file: split_of_name(file.name) for file in files}
     present = {name for name in names.values() if name is not None}

@@ -19,10 +19,11 @@ import struct
 from functools import cache
 from typing import BinaryIO
 
-# From so many bytes one sees whether a header needs mending.
+# Number of bytes that show whether a header needs mending.
 HEAD_BYTES = 1 << 16
 _UNKNOWN_64 = (0, 2**64 - 1)
-# MPEG audio, layer III (ISO 11172-3 2.4.2.3, 13818-3): kilobits a second by index, and rates in Hz of MPEG-1.
+# MPEG audio, layer III (ISO 11172-3 2.4.2.3, 13818-3): bit rates in kbit/s by index, and sampling rates in Hz of
+# MPEG-1.
 _BIT_RATES = {
     True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
     False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
@@ -30,12 +31,12 @@ _BIT_RATES = {
 _RATES_HZ = (44_100, 48_000, 32_000)
 _XING_FRAMES, _XING_BYTES = 1, 2  # flags of the fields that a Xing header has
 _ID3V1_BYTES = 128
-# Names of chunks that follow the samples of a wav, whatever sizes they declare.
+# Names of chunks that may follow the samples of a wav file, whatever sizes they declare.
 _KNOWN_CHUNKS = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"fact", b"cue ", b"smpl", b"inst", b"JUNK", b"PAD ", b"iXML")
 # STREAMINFO of a FLAC (RFC 9639 8.2) begins here: the largest block and frame, and 64 bits that end with the total.
 _FLAC_MAX_BLOCK, _FLAC_MAX_FRAME, _FLAC_TOTAL = slice(10, 12), slice(15, 18), slice(18, 26)
 _FLAC_TOTAL_BITS = (1 << 36) - 1
-_FLAC_TAIL = 1 << 17  # where the largest frame is not known
+_FLAC_TAIL = 1 << 17  # number of bytes to read if the largest frame is not known
 
 
 def needs_mending(file: BinaryIO, num_bytes: int) -> bool:
@@ -125,7 +126,7 @@ def _are_samples(file: BinaryIO, position: int, num_bytes: int) -> bool:
         if not all(32 <= byte < 127 for byte in name):
             return True
         position += 8 + size + size % 2
-    return not num_bytes <= position <= num_bytes + 1  # with or without a byte that makes its size even
+    return not num_bytes <= position <= num_bytes + 1  # a padding byte may make the size even
 
 
 def _is_tagged(content: bytes) -> bool:
@@ -144,7 +145,7 @@ def _flac_total(head: bytes, tail: bytes) -> int | None:
     """The eight bytes of a FLAC's header that hold its total, with that of its last frame, where that is larger."""
     packed = int.from_bytes(head[_FLAC_TOTAL], "big")
     declared = packed & _FLAC_TOTAL_BITS
-    if not declared:  # libsndfile reads to the end then
+    if not declared:  # libsndfile then reads to the end
         return None
     tail = tail[:-_ID3V1_BYTES] if _is_tagged(tail) else tail
     end = _end_of_last_frame(tail, int.from_bytes(head[_FLAC_MAX_BLOCK], "big"), declared)
@@ -234,7 +235,7 @@ def _first_mp3_frame(content: bytes) -> int | None:
             size = size << 7 | byte & 127
         start = 10 + size
     length = _frame_length(content, start)
-    if length is None or _frame_length(content, start + length) is None:  # two in a row are no accident
+    if length is None or _frame_length(content, start + length) is None:  # two frames in a row are not an accident
         return None
     return start
 
@@ -270,9 +271,10 @@ def _declares_its_length(content: bytes, start: int, num_bytes: int) -> bool:
     if not 0 <= num_bytes - start - declared <= _ID3V1_BYTES + declared // 100:
         return False
     num_frames, end = _walk_frames(content, start)
-    if len(content) < num_bytes:  # the beginning: frames are about twice as long later on at most, or all are read
+    # only the beginning is read: later frames are at most about twice as long; otherwise all are read
+    if len(content) < num_bytes:
         num_frames = num_frames * declared // (2 * (end - start))
-    return counted >= num_frames - 2  # some writers count the frame of the header, some do not
+    return counted >= num_frames - 2  # some writers count the frame of the header and some do not
 
 
 def _walk_frames(content: bytes, start: int) -> tuple[int, int]:
@@ -291,7 +293,8 @@ def _with_xing_header(content: bytes, start: int) -> bytes:
     num_frames, position = _walk_frames(content, start)
     if not num_frames:
         return content
-    # The same version, rate and channels; 64 kbit/s of MPEG-2 and 128 of MPEG-1 hold the header at any rate.
+    # The frame has the same version, rate and channels; 64 kbit/s of MPEG-2 and 128 of MPEG-1 hold the header at any
+    # rate.
     head = bytes([0xFF, content[start + 1] | 1, (content[start + 2] & 0x0C) | 0x90, content[start + 3]])
     frame = bytearray(head.ljust(_frame_length(head, 0) or 0, b"\0"))
     fields = struct.pack(">4sIII", b"Info", _XING_FRAMES | _XING_BYTES, num_frames, len(frame) + position - start)

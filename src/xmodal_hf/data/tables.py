@@ -46,9 +46,9 @@ def load_table(source: str | os.PathLike, *, split: str = "train") -> Dataset:
             The rules are those of `splits`.
 
     Raises:
-        FileNotFoundError: `source` looks like a path and does not exist.
-        ValueError: unknown file ending, a file that cannot be read, or no such split (`NoSplitsError` if the source
-            says nothing of splits).
+        FileNotFoundError: If `source` looks like a path and does not exist.
+        ValueError: If the ending of the file is unknown, the file cannot be read, or there is no such split
+            (`NoSplitsError` if the source says nothing about splits).
     """
     path = Path(source)
     if path.is_file():
@@ -80,7 +80,7 @@ def find_column(columns: Sequence[str], names: Iterable[str], *, kind: str, opti
     """The column that the user named, or else the first one with a usual name.
 
     Raises:
-        ValueError: the named column does not exist, or no usual name is there; says what to pass.
+        ValueError: If the named column does not exist, or no column has a usual name. The message says what to pass.
     """
     if given is not None:
         if given not in columns:
@@ -143,7 +143,7 @@ def _build(path: Path, suffix: str, **options: Any) -> Dataset:
     except DatasetGenerationError as error:
         lines = _malformed_lines(path) if suffix == ".jsonl" else ""
         raise ValueError(f"{path} cannot be read: {lines or error.__cause__}") from error
-    except pa.ArrowInvalid as error:  # of a parquet file whose footer is damaged
+    except pa.ArrowInvalid as error:  # raised for a parquet file whose footer is damaged
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
@@ -172,7 +172,7 @@ def _number_type(values: pa.ChunkedArray) -> str | None:
         pass
     if not pc.all(pc.match_substring_regex(values, _FLOAT)).as_py():
         return None
-    padded = pc.match_substring_regex(values, r"^-?0\d")  # an id or a name that begins with zeros
+    padded = pc.match_substring_regex(values, r"^-?0\d")  # the text is an id or a name that begins with zeros
     return None if pc.any(padded).as_py() else "float64"
 
 
@@ -222,7 +222,7 @@ def _load_folder(path: Path, split: str) -> Dataset:
     if (path / "dataset_dict.json").is_file():
         return _saved_splits(path, split)
     tables = sorted(file for file in path.iterdir() if file.is_file() and table_suffix(file) == ".parquet")
-    if tables:  # not with what lies beside them, which `datasets` may take for the data
+    if tables:  # the files are named, because `datasets` may take other files beside them for the data
         files = [str(file) for file in files_of_split(tables, split, path)]
         return load_dataset("parquet", data_files=files, split="train")
     _check_split_of_folder(path, split)
@@ -265,7 +265,7 @@ def select_split(table: Dataset, split: str, source: str | os.PathLike) -> Datas
     """The rows of a split, by the column `split` of a table.
 
     Raises:
-        ValueError: no row of that split; `NoSplitsError` for a table without such a column.
+        ValueError: If no row is in that split (`NoSplitsError` if the table has no column `split`).
     """
     if split == ALL:
         return table

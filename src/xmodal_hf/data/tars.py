@@ -34,9 +34,9 @@ from .splits import ALL, files_of_split, is_whole, matching, no_splits, no_such_
 
 logger = logging.getLogger(__name__)
 
-# Changes when the rules by which samples are read do, so that what was cached by other rules is not used.
+# Version of the rules by which samples are read. It changes with the rules, so that caches of other rules are not used.
 _RULES = 3
-# Which tar a row lies in, for orders that read one after the other (`ShardOrder`).
+# Column with the number of the tar of a row, for orders that read one tar after the other (`ShardOrder`).
 SHARD_COLUMN = "shard"
 _LOCAL = "file://"
 _COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -53,8 +53,9 @@ def find_tars(source: str | os.PathLike, split: str) -> list[str]:
     tell the split; a file and a pattern have the splits "train" and "all" alone. Empty when the source names no tar.
 
     Raises:
-        FileNotFoundError: the source names tars, and one of them is not there.
-        ValueError: no such split; or the source is a compressed tar, or a folder with some and nothing else.
+        FileNotFoundError: If the source names tars and one of them does not exist.
+        ValueError: If there is no such split, or the source is a compressed tar or a folder that holds compressed tars
+            only.
     """
     path = Path(source)
     if path.is_dir():
@@ -150,8 +151,8 @@ def load_tars(
         the number of the tar.
 
     Raises:
-        ValueError: there is no sample in the tars, none with a picture (sound), none with a caption, or one with two
-            pictures (sounds) of which it is not clear which is meant.
+        ValueError: If the tars hold no sample, no picture (sound) or no caption, or a sample has two pictures (sounds)
+            and its names do not say which one is meant.
     """
     settings: dict[str, Any] = {
         # `datasets` caches by these settings, so a changed file must change them. It takes lists for data files, and
@@ -304,7 +305,8 @@ def _members(tar: str) -> Iterator[_Member]:
                     raise tarfile.ReadError(f"{member.name} is cut off")
                 archive.members = []  # type: ignore[attr-defined]  # it would keep an object for every member
             file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile takes half a header for the end
+            # tarfile takes an incomplete header for the end of the archive
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"there is no whole header at {archive.offset}")
     except tarfile.ReadError as error:
         logger.warning("%s cannot be read to its end: %s. The samples before are used.", tar, error)

@@ -25,22 +25,25 @@ from .stream_lengths import mended, needs_mending
 
 # Shorter clips have not one frame of 25 ms, which front ends need.
 MIN_SECONDS = 0.025
-# Values of all channels that are decoded of one clip, and of one waveform after resampling: 1 GiB of float32.
+# Maximum number of values of all channels that are decoded from one clip, and of one waveform after resampling: 1 GiB
+# of float32.
 MAX_VALUES = 1 << 28
-# Full scale is 1. Nothing is recorded 40 dB above it: such samples are damaged, or integers that nobody has scaled.
+# Maximum amplitude of a sample, where full scale is 1. No recording is 40 dB above it: such samples are damaged, or
+# integers that were not scaled.
 MAX_AMPLITUDE = 100.0
-# Values of all channels that are read at once.
+# Number of values of all channels that are read at once.
 _BLOCK = 1 << 19
-# Samples that are decoded before the wanted ones: frames of an mp3 borrow bits from up to nine before them
-# (`main_data_begin` of 511 bytes, ISO 11172-3 2.4.2.7), without which the first ones are wrong.
+# Number of samples that are decoded before the wanted ones: a frame of an mp3 file borrows bits from up to nine frames
+# before it (`main_data_begin` of 511 bytes, ISO 11172-3 2.4.2.7), without which the first samples are wrong.
 _MP3_LEAD = 10 * 1152
-# Of a filter of `resample`: 32 MB.
+# Maximum number of entries of a filter of `resample`: 32 MB.
 _MAX_FILTER_ENTRIES = 8_000_000
-# The energy of the mean of C channels that have nothing in common is 1 / C of theirs. Less than a tenth of that are
-# channels that cancel: two of equal energy whose correlation is below -0.9.
+# The mean of C uncorrelated channels has 1 / C of their energy. Channels whose mean has less than a tenth of that
+# cancel each other: two channels of equal energy do if their correlation is below -0.9.
 _CANCELLED = 0.1
 
-# Formats that libsndfile lacks, by how their files begin (ISO 14496-12 4.3, RFC 8794 8, ASF 3.1, ISO 13818-7 6.2).
+# Formats that libsndfile lacks, by the first bytes of their files (ISO 14496-12 4.3, RFC 8794 8, ASF 3.1, ISO 13818-7
+# 6.2).
 _HEAD_BYTES = 16
 _FOREIGN_FORMATS: dict[str, Callable[[bytes], bool]] = {
     "MPEG-4 (m4a, mp4)": lambda head: head[4:8] == b"ftyp",
@@ -71,9 +74,9 @@ def decode_audio(
         -0.9), so that their mean would be next to nothing, those unlike the first loud one are inverted before.
 
     Raises:
-        BadItemError: missing, no regular file, empty, corrupt, not a sound file or in a format that libsndfile lacks
-            (m4a, aac, wma, webm, which the detail names); no samples; samples that are all
-            zero, not finite or beyond `MAX_AMPLITUDE`; or more than `MAX_VALUES` of them. The detail names the path.
+        BadItemError: If the file is missing, not a regular file, empty, corrupt, not a sound file or in a format that
+            libsndfile lacks (m4a, aac, wma, webm, which the detail names); if it holds no samples, samples that are all
+            zero, not finite or beyond `MAX_AMPLITUDE`, or more than `MAX_VALUES` of them. The detail names the path.
 
     Example:
         >>> import soundfile
@@ -134,7 +137,7 @@ def as_channels(samples: Any) -> np.ndarray:
     does not tell its full scale and is refused.
 
     Raises:
-        BadItemError: another shape or type, or samples that cannot be sound.
+        BadItemError: If the samples have another shape or type, or cannot be sound.
     """
     array = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
     if array.ndim not in (1, 2) or array.size == 0 or (array.ndim == 2 and len(array) > array.shape[1]):
@@ -149,7 +152,7 @@ def as_channels(samples: Any) -> np.ndarray:
 def _full_scale_1(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "f":
         return array.astype(np.float32)
-    if array.dtype == np.uint8:  # of wav files of 8 bits, 128 is silence
+    if array.dtype == np.uint8:  # in wav files of 8 bits, 128 is silence
         return (array.astype(np.float32) - 128) / 128
     if array.dtype.kind == "i" and array.dtype.itemsize <= 4:
         return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
@@ -187,7 +190,7 @@ def mixed(channels: np.ndarray) -> np.ndarray:
     energies = np.square(channels, dtype=np.float64).sum(axis=0)  # (C,)
     if np.square(waveform, dtype=np.float64).sum() >= _CANCELLED * energies.mean() / num_channels:
         return waveform
-    loud = channels[:, int((energies >= energies.max() / 2).argmax())].astype(np.float64)  # the first of the loud ones
+    loud = channels[:, int((energies >= energies.max() / 2).argmax())].astype(np.float64)  # the first loud channel
     signs = np.where(loud @ channels < 0, -1, 1).astype(np.float32)  # (C,)
     return (channels * signs).mean(axis=1)
 
@@ -196,7 +199,7 @@ def resampled(waveform: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray
     """A waveform (n,) at `rate` Hz -> (m,) at `sampling_rate` Hz, as float32.
 
     Raises:
-        BadItemError: a rate that is none, or more than `MAX_VALUES` samples.
+        BadItemError: If a rate is not positive, or the result has more than `MAX_VALUES` samples.
     """
     if rate <= 0:
         raise BadItemError("corrupt audio", f"a sampling rate of {rate} Hz")
@@ -243,10 +246,10 @@ class _Sound:
         """The sound from its first frame on.
 
         Raises:
-            BadItemError: a rate that is none.
+            BadItemError: If the sampling rate of the file is not positive.
         """
         file: BinaryIO = io.BytesIO(self._content) if self._content is not None else open_regular(str(self._path))
-        stream = _Forward(file)  # closes the file
+        stream = _Forward(file)  # this closes the file
         if stream.samplerate <= 0:
             raise BadItemError("corrupt audio", f"a sampling rate of {stream.samplerate} Hz")
         return stream
@@ -256,7 +259,7 @@ class _Sound:
         stream = self.open()
         start = max(0, frame - (_MP3_LEAD if stream.format == "MP3" else 0))
         if start and not stream.sought(start):
-            stream, start = self.open(), 0  # libsndfile is lost after a failure
+            stream, start = self.open(), 0  # libsndfile has lost its position after a failure
         for _ in stream.blocks(frame - start):
             pass
         return stream

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
-# Of a tokenizer or processor, of which a training script saves one beside the adapter.
+# Files of the tokenizer or processor that a training script saves beside an adapter.
 _PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json")
 _MAX_DEPTH = 8
 
@@ -31,7 +31,7 @@ def adapter_base(source: str | os.PathLike) -> str:
     """Return the folder or Hub id of the model that an adapter belongs to.
 
     Raises:
-        ValueError: the adapter names none.
+        ValueError: If the adapter does not name its model.
     """
     from peft import PeftConfig
 
@@ -56,8 +56,8 @@ def load_adapted(source: str | os.PathLike, *, merge: bool = False) -> PeftModel
             whole.
 
     Raises:
-        ValueError: for a base that is no model of these, or is not named.
-        OSError: when the adapter or its base is not there.
+        ValueError: If the base is a model of another kind, or the adapter does not name it.
+        OSError: If the adapter or its base does not exist.
     """
     from peft import PeftModel
 

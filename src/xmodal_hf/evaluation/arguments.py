@@ -12,7 +12,7 @@ from xmodal_hf.options import one_or_several, option, parse_dims
 from .prompts import PROMPT_SETS
 from .tasks import TASKS
 
-# As `hubness.SCORES`, which is not imported: --help answers without torch.
+# These are `hubness.SCORES`, which is not imported so that --help answers without torch.
 RETRIEVAL_SCORES = ("cosine", "csls", "querybank")
 
 
@@ -209,7 +209,7 @@ def task_names(arguments: EvaluationArguments) -> list[str]:
     """The names in `--tasks`.
 
     Raises:
-        ValueError: none, or an unknown one.
+        ValueError: If `--tasks` is empty or names an unknown task.
     """
     names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
     if not names or not set(names) <= set(TASKS):

@@ -35,7 +35,7 @@ def random_recall(num_golds: Any, gallery_size: int, k: int) -> float:
         (0.25, 0.833)
     """
     golds = np.asarray(num_golds, dtype=np.float64)  # (Q,)
-    drawn = np.arange(min(k, gallery_size))  # (k,) rows that were drawn before
+    drawn = np.arange(min(k, gallery_size))  # (k,) number of rows that were drawn before
     misses = np.clip(gallery_size - golds[:, None] - drawn, 0, None) / (gallery_size - drawn)  # (Q, k)
     return float(1 - misses.prod(axis=1).mean())
 
@@ -48,7 +48,7 @@ def random_average_precision(num_golds: Any, gallery_size: int, k: int = 10) -> 
     """
     golds = np.asarray(num_golds, dtype=np.float64)[:, None]  # (Q, 1)
     ranks = np.arange(1, min(k, gallery_size) + 1)  # (k,)
-    others = (ranks - 1) * (golds - 1) / max(gallery_size - 1, 1)  # (Q, k) expected golds before
+    others = (ranks - 1) * (golds - 1) / max(gallery_size - 1, 1)  # (Q, k) expected number of golds before
     return float(((1 + others) / (ranks * gallery_size)).sum(axis=1).mean())
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 CONFIDENCE = 0.95
 DEFAULT_RESAMPLES = 1000
-# Some resamples of few items have no value, as the correlation with constant scores; with more of them no interval.
+# Maximum share of resamples without a value, such as the correlation with constant scores in a resample of few items.
+# With more of them there is no interval.
 _MAX_UNDEFINED = 0.05
 _RESAMPLES_AT_ONCE = 50  # bounds the weight matrix: 50 x 100k items in float64 is 40 MB
 _KEPT: ContextVar[dict[str, np.ndarray] | None] = ContextVar("kept", default=None)

@@ -41,7 +41,7 @@ class CachedEmbedder(WrappedEmbedder):
             folder, because two models must not share one cache.
 
     Raises:
-        ValueError: a folder without an identity.
+        ValueError: If a folder is given without an identity.
     """
 
     def __init__(self, embedder: Embedder, folder: str | os.PathLike | None = None, identity: str = ""):
@@ -58,7 +58,7 @@ class CachedEmbedder(WrappedEmbedder):
         return self if tower is self._embedder else CachedEmbedder(tower, self._root, f"{self._identity} text tower")
 
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
-        raw = self._remembered("text", texts)  # as the model gives them: of any length
+        raw = self._remembered("text", texts)  # not normalised
         return raw / np.linalg.norm(raw, axis=1, keepdims=True).clip(min=1e-12) if normalize else raw
 
     def _encode_media(self, modality: Modality, items: Iterable[Any]) -> np.ndarray:
@@ -128,7 +128,7 @@ def content_digest(item: Any, modality: str) -> bytes:
     """128 bits that identify an item by its content: any form that the encoders take.
 
     Raises:
-        BadItemError: a picture or sound that cannot be read.
+        BadItemError: If a picture or sound cannot be read.
     """
     if modality == "text":
         parts = [item.encode()]
@@ -155,7 +155,7 @@ def _sound_content(item: Any) -> list[bytes]:
         return [str(item.get("sampling_rate")).encode(), *_array_content(item["array"])]
     if isinstance(item, np.ndarray | torch.Tensor | list | tuple):
         return _array_content(item)
-    samples = item.get_all_samples()  # a decoder, at its own rate
+    samples = item.get_all_samples()  # the item is a decoder, which returns samples at the rate of the file
     return [str(samples.sample_rate).encode(), *_array_content(samples.data)]
 
 

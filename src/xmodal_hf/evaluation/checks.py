@@ -13,7 +13,8 @@ def as_embeds(embeds: Any, name: str) -> torch.Tensor:
     """Return `embeds` as a floating-point (n, D) tensor on its own device.
 
     Raises:
-        ValueError: not two-dimensional, empty, or with a NaN or an infinity; the message names the first bad row.
+        ValueError: If the tensor is not two-dimensional, is empty, or has a NaN or an infinity. The message names the
+            first bad row.
     """
     if isinstance(embeds, np.ndarray) and not embeds.flags.writeable:
         embeds = embeds.copy()  # torch warns about sharing read-only memory
@@ -43,7 +44,8 @@ def as_indices(values: Any, name: str, upper: int) -> np.ndarray:
     """Return `values` as an int64 vector of indices below `upper`.
 
     Raises:
-        ValueError: not a vector of integers, or an index out of range; the message names the first bad position.
+        ValueError: If `values` is not a vector of integers, or an index is out of range. The message names the first
+            bad position.
     """
     indices = np.asarray(values)
     if indices.ndim != 1 or not np.issubdtype(indices.dtype, np.integer):

@@ -52,8 +52,8 @@ def evaluate_compositionality(
         `accuracy/<category>`; `chance`, the expected accuracy of random scores; `num_tests`, the right captions.
 
     Raises:
-        ValueError: an empty or non-finite matrix, different widths, an index out of range, a row without a right or a
-            wrong caption, other numbers of categories or groups than rows.
+        ValueError: If a matrix is empty or not finite, the widths differ, an index is out of range, a row has no right
+            or no wrong caption, or the number of categories or groups is not that of the rows.
 
     Example:
         >>> item, right, wrong = [[1.0, 0.0]], [[1.0, 0.1]], [[1.0, 0.0], [0.0, 1.0]]
@@ -96,7 +96,7 @@ def evaluate_winoground(
         `group_score` (both), with `_ci95_low` and `_ci95_high`; `group_score/<category>`; `num_tests`, E.
 
     Raises:
-        ValueError: an odd number of rows, or matrices of different shapes.
+        ValueError: If the number of rows is odd, or the shapes of the matrices differ.
 
     Example:
         >>> evaluate_winoground(np.eye(2), np.eye(2), num_resamples=0)["group_score"]

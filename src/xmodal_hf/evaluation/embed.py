@@ -52,7 +52,7 @@ from .checks import as_embeds
 logger = logging.getLogger(__name__)
 
 Modality = Literal["image", "audio"]
-# What to do about an item that cannot be used: leave it out and count it, or stop.
+# Treatment of an item that cannot be used: leave it out and count it, or stop.
 OnBadItem = Literal["skip", "error"]
 
 _SECONDS_BEFORE_BAR = 2.0
@@ -65,14 +65,15 @@ class EmbedOptions:
     """Options that determine how an embedder runs its model.
 
     Attributes:
-        max_tokens_per_batch: Tokens of a text batch, padding included; texts are sorted by length first. None is 1,024
-            on a CPU, whose cache then holds the activations, 8,192 elsewhere.
-        batch_size: images or clips a batch.
-        max_length: tokens after which texts are cut; None is the model's own limit.
-        long_clips: Part of clips that are longer than the model takes: embed the `first` window, or the `mean` of the
-            unit embeddings of as many windows as cover the clip. Fused CLAP takes clips whole in any case.
-        dtype: run under autocast in this type; None keeps the weights' own. bfloat16 moves cosines by about 1e-3.
-        show_progress: a bar for what takes longer than two seconds.
+        max_tokens_per_batch: Number of tokens per batch of texts, padding included; texts are sorted by length first.
+            None is 1,024 on a CPU, whose cache then holds the activations, and 8,192 elsewhere.
+        batch_size: Number of images or clips per batch.
+        max_length: Number of tokens to which texts are cut; None is the model's own limit.
+        long_clips: Part that is embedded of clips longer than the model takes: the `first` window, or the `mean` of the
+            unit embeddings of as many windows as cover the clip. Fused CLAP takes clips whole in either case.
+        dtype: Data type of `torch.autocast`; None keeps the precision of the weights. bfloat16 changes cosines by about
+            1e-3.
+        show_progress: Whether to show a progress bar for work that takes longer than two seconds.
 
     Example:
         >>> EmbedOptions(batch_size=64).long_clips
@@ -278,7 +279,7 @@ class DualEncoderEmbedder(Embedder):
 
     @property
     def logit_scale(self) -> float | None:
-        # CLAP has a scale a direction; the audio one multiplies logits_per_audio.
+        # CLAP has a scale for each direction; that of audio multiplies logits_per_audio.
         scale = self.model.logit_scale_a if isinstance(self.model, ClapModel) else self.model.logit_scale
         return float(scale.detach().exp())
 
@@ -376,7 +377,8 @@ class _TextTowerEmbedder(Embedder):
     def _forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if isinstance(self._model, DualEncoder):
             return self._model.encode_text(self._model.config.text_pooling, dict(inputs)).pooler_output  # (B, H)
-        return self._model.text_model(**inputs).pooler_output  # (B, H); of SigLIP what `get_text_features` gives
+        # (B, H); for SigLIP, this is the output of `get_text_features`
+        return self._model.text_model(**inputs).pooler_output
 
 
 def as_embedder(
@@ -394,7 +396,7 @@ def as_embedder(
         options: Batch sizes, precision and progress bar.
 
     Raises:
-        ValueError: a model without its processor, or an object that is none of the above.
+        ValueError: If a model comes without its processor, or the object is of no supported kind.
 
     Example:
         >>> embedder = as_embedder(lambda sentences: np.ones((len(sentences), 4)))
@@ -433,12 +435,12 @@ class PairEmbeddings:
     """Embeddings of the pairs of a dataset in the joint space, from which retrieval and representation are computed.
 
     Attributes:
-        modality: "image" or "audio".
-        modality_embeds: (N, D), one row an item.
-        text_embeds: (M, D), one row a caption.
-        text_to_item: (M,), the item of each caption.
-        texts: (M,) the captions, by which `evaluate_retrieval` knows equal ones.
-        bad_items: what was left out.
+        modality: Modality of the items: "image" or "audio".
+        modality_embeds: Embeddings of the items, of shape (N, D).
+        text_embeds: Embeddings of the captions, of shape (M, D).
+        text_to_item: Index of the item of each caption, of shape (M,).
+        texts: Captions, of length M, by which `evaluate_retrieval` recognises equal ones.
+        bad_items: Items and captions that were left out.
     """
 
     modality: str
@@ -472,8 +474,8 @@ def embed_pairs(
         on_bad_item: Treatment of unusable items: "skip", or "error" to stop at the first one.
 
     Raises:
-        ValueError: no usable rows, or files of different names with one id.
-        BadItemError: with `on_bad_item="error"`; it names the item.
+        ValueError: If no row can be used, or files of different names have one id.
+        BadItemError: If an item cannot be used and `on_bad_item` is "error"; the message names the item.
 
     Example:
         >>> from PIL import Image
@@ -507,8 +509,8 @@ class _Pairs:
         self.captions: list[str] = []
         self.owners: list[int] = []
         self.bad_items: list[BadItem] = []
-        self._numbers: dict[Any, int] = {}  # key of an item to its number
-        self._paths: list[str] = []  # of each item, where it has one
+        self._numbers: dict[Any, int] = {}  # number of each item by its key
+        self._paths: list[str] = []  # path of each item; empty if it has none
 
     def items(self, dataset: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
         """Yield each usable item once, decoded; its captions are there when the next one is asked for."""
@@ -587,7 +589,7 @@ def load_item(embedder: Embedder, modality: str, item: Any) -> Any:
     """A picture or clip as the embedder's model is to get it: the same path from a cell as in training.
 
     Raises:
-        BadItemError: it cannot be used.
+        BadItemError: If the item cannot be used.
     """
     spec = MODALITIES.get(modality)
     if spec is None:
@@ -595,7 +597,7 @@ def load_item(embedder: Embedder, modality: str, item: Any) -> Any:
     decode = find_address(spec.decoder)
     if not spec.is_sampled:
         return decode(item)
-    if embedder.sampling_rate is None:  # it decodes its clips itself
+    if embedder.sampling_rate is None:  # the model decodes clips itself
         return item
     return decode(item, embedder.sampling_rate, max_seconds=embedder.max_seconds)
 
@@ -678,7 +680,7 @@ def _encode_texts(
                 embeds = np.empty((len(texts), batch_embeds.shape[1]), dtype=np.float32)
             embeds[batch] = batch_embeds
             bar.update(len(batch))
-    assert embeds is not None  # _checked_texts refuses an empty list
+    assert embeds is not None  # `_checked_texts` refuses an empty list
     return embeds
 
 

@@ -39,7 +39,7 @@ class FrozenTowersEmbedder(WrappedEmbedder):
         super().__init__(embedder)
         self._model = embedder.model
         pooled = _PooledEmbedder(embedder)
-        self.latest: np.ndarray | None = None  # (n, H) what the last pictures or clips were projected from
+        self.latest: np.ndarray | None = None  # (n, H) pooled vectors of the pictures or clips that were projected last
         self._pooled = {side: CachedEmbedder(pooled, folder, _identity(embedder, side)) for side in sides}
 
     @property
@@ -113,7 +113,7 @@ def with_memory(embedder: Embedder, folder: str | os.PathLike | None, identity: 
         folder is None
         or not isinstance(embedder, DualEncoderEmbedder)
         or not isinstance(embedder.model, DualEncoder)
-        or embedder.options.long_clips != "first"  # means over windows are of unit vectors after the projection
+        or embedder.options.long_clips != "first"  # the mean over windows is taken after the projection
     ):
         return CachedEmbedder(embedder, folder, identity)
     return FrozenTowersEmbedder(embedder, ("text", embedder.model.config.modality), folder)

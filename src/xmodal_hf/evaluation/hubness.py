@@ -26,9 +26,9 @@ from .checks import as_embeds, check_same_width
 
 Scores = Literal["cosine", "csls", "querybank"]
 SCORES = ("cosine", "csls", "querybank")
-# Lample et al. 2018, section 3.2: the result hardly depends on k between 5 and 50.
+# Number k of nearest neighbours. The result hardly depends on k between 5 and 50 (Lample et al. 2018, section 3.2).
 NUM_NEIGHBOURS = 10
-# Of the inverted softmax: 20 in Bogolin et al. 2022, section 4.2.
+# Inverse temperature of the inverted softmax: 20 in Bogolin et al. 2022, section 4.2.
 INVERSE_TEMPERATURE = 20.0
 _TILE = 2048  # a tile of 2048 x 2048 float64 cosines is 32 MiB
 
@@ -38,8 +38,8 @@ class Correction:
     """What is subtracted from the cosines of queries and gallery rows.
 
     Attributes:
-        offsets: (G,) float64.
-        applies: (Q,) bool, the queries that it is subtracted for; None: all.
+        offsets: Numbers that are subtracted, of shape (G,), float64.
+        applies: Mask of the queries to which the correction applies, of shape (Q,), bool; None stands for all.
     """
 
     offsets: torch.Tensor
@@ -68,7 +68,7 @@ def correction(
             None, CSLS takes the queries of the test and is then transductive: it uses all queries to answer each one.
 
     Raises:
-        ValueError: querybank without a bank, or unknown scores.
+        ValueError: If the scores are unknown, or `querybank` has no query bank.
     """
     if scores == "cosine":
         return None

@@ -17,7 +17,8 @@ from .adapters import ADAPTER_CONFIG_NAME, adapter_base, is_adapter, load_adapte
 from .embed import Embedder, EmbedOptions, as_embedder, load_processor
 from .provenance import files_checksum
 
-# What the model types of ours begin with: sentence encoders and published models look like sentence-transformers' too.
+# Beginning of the model types of this package. Its sentence encoders and published models look like models of
+# sentence-transformers too.
 _OWN_MODELS = "xmodal_"
 # Files of a checkpoint that change its embeddings: weights, configs, vocabularies, code.
 _MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model", ".py")
@@ -43,8 +44,8 @@ def load_embedder(
         trust_remote_code: Whether to run the code that comes with a checkpoint.
 
     Raises:
-        ImportError: a sentence-transformers model without that package.
-        OSError: no such model.
+        ImportError: If the model needs sentence-transformers, and that package is not installed.
+        OSError: If there is no such model.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if is_adapter(model):
@@ -54,7 +55,7 @@ def load_embedder(
     if _needs_sentence_transformers(model):
         return as_embedder(_sentence_transformer(model, device, trust_remote_code, options), options=options)
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-    model_class = tower_class(config) if config.is_encoder_decoder else AutoModel  # of T5, the encoder
+    model_class = tower_class(config) if config.is_encoder_decoder else AutoModel  # for T5, this is the encoder
     loaded = model_class.from_pretrained(model, trust_remote_code=trust_remote_code).to(device)
     processor = load_processor(loaded, model, trust_remote_code=trust_remote_code)
     return as_embedder(loaded, processor, pooling=pooling, options=options)
@@ -86,7 +87,7 @@ def _needs_sentence_transformers(model: str) -> bool:
     if not _has_file(model, "modules.json"):
         return False
     if not _has_file(model, "config.json"):
-        return True  # of an old release, with the transformer in a folder of its own
+        return True  # an old release wrote the folder, with the transformer in a subfolder
     config, _ = PreTrainedConfig.get_config_dict(model)
     return not str(config.get("model_type")).startswith(_OWN_MODELS)
 

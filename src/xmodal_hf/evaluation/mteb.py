@@ -27,7 +27,7 @@ try:
 except ModuleNotFoundError as error:
     raise missing_package(__name__, "mteb", "mteb") from error
 
-_ORGANISATION = "xmodal_hf"  # mteb wants names as organisation/model; a local folder has none
+_ORGANISATION = "xmodal_hf"  # mteb requires names of the form organisation/model, which a local folder does not have
 
 
 class MtebEncoder(AbsEncoder):
@@ -62,7 +62,7 @@ class MtebEncoder(AbsEncoder):
                 here take no instructions.
 
         Raises:
-            ValueError: no column of a known modality, or one that the model does not take.
+            ValueError: If the inputs have no column of a known modality, or one that the model does not take.
         """
         columns = [name for name in ("text", "image", "audio") if name in inputs.dataset.column_names]
         if not columns:

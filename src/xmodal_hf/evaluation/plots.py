@@ -30,16 +30,16 @@ from .retrieval import gold_pairs
 # Okabe & Ito's palette, which people with any colour vision tell apart.
 COLOURS: dict[str, str] = {"text": "#D55E00", **{name: spec.colour for name, spec in MODALITIES.items()}}
 _CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^v"  # one each time the colours come round
+_MARKERS = "osD^v"  # the marker changes when all colours have been used
 _FRAME = "#0072B2"
 _GREY = "#8C8C8C"
 _DPI = 150
 _SMOOTHING_SHARE = 0.02  # loss curves are averaged over this share of their steps
-_SPECTRUM_FLOOR = 1e-5  # of the largest value; below is float32's rounding
+_SPECTRUM_FLOOR = 1e-5  # relative to the largest value; smaller values are rounding errors of float32
 _MAX_ANNOTATED_CLASSES = 20
-_LABEL_CHARACTERS = 22  # fit beside the pictures at 11 points
+_LABEL_CHARACTERS = 22  # so many fit beside the pictures at 11 points
 _SHOWN_DECIBELS = 80
-_CAPTION_CHARACTERS = 36  # fit below them at 6.5
+_CAPTION_CHARACTERS = 36  # so many fit below the pictures at 6.5 points
 _METHODS = {"pca": "PCA", "tsne": "t-SNE"}
 
 
@@ -77,9 +77,10 @@ def joint_map(
         )
     axes.spines[:].set_visible(False)  # projected axes have no units
     axes.set(xticks=[], yticks=[], title=f"{modality} and text, {len(items)} pairs ({_METHODS[method]})")
-    axes.set_aspect("equal", adjustable="datalim")  # distances in both directions compare
+    axes.set_aspect("equal", adjustable="datalim")  # distances in both directions can be compared
     axes.margins(0.05)
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)  # below: points fill the rest
+    # the legend is below, because points fill the panel
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2)
     return figure
 
 
@@ -124,7 +125,7 @@ def alignment_uniformity_scatter(
     for index, (colour, (name, results)) in enumerate(zip(_cycled(len(models)), models.items(), strict=True)):
         marker = _MARKERS[index // len(_CYCLE) % len(_MARKERS)]
         axes.scatter(results[uniformity], results["alignment"], s=60, color=colour, marker=marker, zorder=2, label=name)
-    # Beside the panel: names at points that are close lie on each other.
+    # The names are beside the panel, because names at points that are close would overlap.
     figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     axes.margins(0.15)
     axes.grid(color="#E5E5E5", zorder=0)
@@ -164,7 +165,7 @@ def loss_curves(logs: Mapping[str, str | Path], key: str = "loss") -> Figure:
         key: Name of the logged number.
 
     Raises:
-        ValueError: a log without a single such line.
+        ValueError: If a log has no line with `key`.
     """
     figure = Figure(figsize=(4.5 * len(logs), 3.2), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -194,7 +195,7 @@ def contact_sheet(
     Sounds are shown as pictures of their spectrograms (`spectrogram_picture`), which need their captions.
     """
     num_columns = max(len(images) for images in results)
-    width, height = (1.25, 1.45) if captions is None else (1.9, 1.3)  # of a picture with its label, in inches
+    width, height = (1.25, 1.45) if captions is None else (1.9, 1.3)  # size of a picture with its label, in inches
     figure = Figure(figsize=(2.6 + width * num_columns, height * len(queries)), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(len(queries), num_columns + 1, width_ratios=[2.0] + [width / 1.25] * num_columns)
@@ -250,9 +251,9 @@ def _project(rows: np.ndarray, method: str, seed: int) -> np.ndarray:
         return PCA(n_components=2, svd_solver="full").fit_transform(rows)
     if method == "tsne":
         perplexity = min(30.0, (len(rows) - 1) / 3)  # scikit-learn's default of 30 needs more rows than that
-        # Of equal rows, a collapsed model's, the principal components have no spread to start from.
+        # If all rows are equal, as for a collapsed model, the principal components have no spread to start from.
         init = "pca" if rows.std(axis=0).max() > 0 else "random"
-        with threadpool_limits(1):  # some hundred points: threads would cost more than they do
+        with threadpool_limits(1):  # for some hundred points, threads cost more than they save
             return TSNE(metric="cosine", init=init, perplexity=perplexity, random_state=seed).fit_transform(rows)
     raise ValueError(f"unknown method {method!r}: one of {', '.join(_METHODS)}")
 

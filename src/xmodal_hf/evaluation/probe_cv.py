@@ -24,7 +24,7 @@ from scipy.special import expit
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
-# Steps after which a fold is fitted by scikit-learn instead; real tasks take 3 to 9 (measured).
+# Maximum number of steps, after which scikit-learn fits the fold instead; real tasks take 3 to 9 (measured).
 _MAX_STEPS = 30
 
 Fold = tuple[np.ndarray, np.ndarray]
@@ -76,7 +76,7 @@ def _chord_steps(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(F + 1, K) coefficients and whether each fold's (K,) meet scikit-learn's criterion of convergence."""
     start = np.append(fit.coef_[0], fit.intercept_)  # (F + 1,)
-    penalty = np.append(np.full(len(start) - 1, 1 / fit.C), 0.0)  # the intercept is free
+    penalty = np.append(np.full(len(start) - 1, 1 / fit.C), 0.0)  # the intercept has no penalty
     coefs = np.repeat(start[:, None], len(folds), axis=1)
     used = np.ones((len(design), len(folds)))  # whether a row trains the fold's probe
     for fold, (_, held_out) in enumerate(folds):
@@ -84,12 +84,12 @@ def _chord_steps(
     settled = np.zeros(len(folds), dtype=bool)
     try:
         factors = _factors(design, start, penalty, folds)
-    except LinAlgError:  # without the fold's rows nothing bends the loss: far from the fit to all rows
+    except LinAlgError:  # without the fold's rows, the Hessian is singular: the fit is far from that to all rows
         return coefs, settled
     for _ in range(_MAX_STEPS):
         residuals = used * (expit(design @ coefs) - targets[:, None])  # (n, K)
         gradients = design.T @ residuals + penalty[:, None] * coefs  # (F + 1, K)
-        settled = np.abs(gradients).max(axis=0) <= fit.tol * used.sum(axis=0)  # slopes of the mean loss
+        settled = np.abs(gradients).max(axis=0) <= fit.tol * used.sum(axis=0)  # gradients of the mean loss
         if settled.all():
             break
         for fold in np.flatnonzero(~settled).tolist():

@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from ..messages import progress_bar
 from .embed import Embedder, Modality, WrappedEmbedder
 
-# Batches that each process embeds between two exchanges.
+# Number of batches that each process embeds between two exchanges.
 _BATCHES_AT_ONCE = 8
 _SECONDS_BEFORE_BAR = 2.0
 
@@ -48,8 +48,8 @@ class SharedEmbedder(WrappedEmbedder):
 
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> np.ndarray:
         if isinstance(texts, str) or len(texts) == 0:
-            return self._embedder.encode_text(texts, normalize)  # which says what is wrong
-        # Dealt out by length, so that all have as much to do.
+            return self._embedder.encode_text(texts, normalize)  # the embedder raises the error
+        # Texts are distributed by length, so that all processes have equal work.
         order = np.argsort([-len(text) for text in texts], kind="stable")
         hands = [order[start :: self._state.num_processes] for start in range(self._state.num_processes)]
         parts = self._ask("text", [[texts[index] for index in hand] for hand in hands], normalize)
@@ -110,7 +110,8 @@ class SharedEmbedder(WrappedEmbedder):
                     if modality == "text"
                     else embedder.encode_items(modality, mine)
                 )
-        except Exception as error:  # told to the main process: alone, this one would leave the others waiting
+        # the main process raises the error: raised here alone, it would leave the others waiting
+        except Exception as error:
             answer = error
         return gather_object([answer])
 

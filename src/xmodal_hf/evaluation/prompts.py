@@ -19,7 +19,7 @@ _DEPICTIONS = (
     "a tattoo", "graffiti", "art", "itap",
 )  # fmt: skip
 _MATERIALS = ("plastic", "origami", "embroidered", "plushie", "toy", "cartoon")
-# Of CIFAR-10's 18, which OpenAI's CLIP and CLIP_benchmark take for CIFAR-100 too.
+# Prompts of CIFAR-10 (18), which OpenAI's CLIP and CLIP_benchmark use for CIFAR-100 too.
 _SMALL_PHOTO_QUALITIES = ("blurry", "black and white", "low contrast", "high contrast", "bad", "good")
 _UNPAIRED = ("a photo of my {}.", "a photo of one {}.", "a photo of many {}.", "itap of my {}.")
 
@@ -70,7 +70,7 @@ def resolve_templates(templates: str | tuple[str, ...] | list[str]) -> tuple[str
     """The templates themselves, from a name of `PROMPT_SETS` or from a list of strings.
 
     Raises:
-        ValueError: an unknown name, no template, or a template without `{}`.
+        ValueError: If the name is unknown, there is no template, or a template lacks `{}`.
     """
     if isinstance(templates, str):
         if templates not in PROMPT_SETS:

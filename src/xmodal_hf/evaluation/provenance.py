@@ -23,7 +23,7 @@ def local_table(folder: str | os.PathLike, stem: str, split: str = "all") -> Dat
     """The table `<stem>.jsonl.gz` (or .csv, .parquet and so on) of a folder.
 
     Raises:
-        FileNotFoundError: there is none; the message lists the folder.
+        FileNotFoundError: If the folder has no such table. The message lists the files of the folder.
     """
     files = sorted(Path(folder).glob(f"{stem}.*"))
     if not files:

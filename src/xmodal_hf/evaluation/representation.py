@@ -151,7 +151,8 @@ def evaluate_representation(
         too; then `logit_scale` where given, `num_items`, `num_texts`.
 
     Raises:
-        ValueError: empty or non-finite embeddings, fewer than two items, a caption of an unknown item.
+        ValueError: If embeddings are empty or not finite, there are fewer than two items, or a caption has an unknown
+            item.
 
     Example:
         >>> images, texts = np.eye(3), np.eye(3)

@@ -15,7 +15,7 @@ import torch
 
 from .bootstrap import group_draws, with_interval
 
-# (R, N) float64 times that each item is drawn -> (R,) values of the measure.
+# (R, N) float64 numbers of times that each item is drawn -> (R,) values of the measure.
 Measure = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -30,7 +30,8 @@ def with_intervals(
         if num_resamples:
             draws = group_draws(num_items, num_resamples, seed)
             resamples = np.concatenate([measure(torch.from_numpy(drawn).to(device)).cpu().numpy() for drawn in draws])
-            bias = np.nanmean(resamples) - value  # the distance of two means is longer in a resample; of means it is 0
+            # resampling lengthens the distance of two means; measures that are means have no bias
+            bias = np.nanmean(resamples) - value
             results |= with_interval(name, value, resamples - bias)
     return results
 
@@ -59,7 +60,7 @@ def mean_cosine(rows: torch.Tensor, row_item: np.ndarray, num_items: int) -> Mea
 
     def measure(draws: torch.Tensor) -> torch.Tensor:
         total = (draws @ sums).pow(2).sum(dim=1)
-        # A row with itself counts 1, and the copies of an item are no distinct rows.
+        # The cosine of a row with itself is 1, and copies of an item do not count as distinct rows.
         cosines = total - draws.pow(2) @ lengths + draws @ (lengths - counts)
         return cosines / (2 * _distinct_pairs(draws, counts))
 

@@ -46,8 +46,8 @@ class GoldRanks:
     """The rank of every gold of every query, sorted by query and, within a query, from the best.
 
     Attributes:
-        ranks: (P,) int64, from 1.
-        query_index: (P,) int64, the query of each rank.
+        ranks: Ranks, of shape (P,), int64, counted from 1.
+        query_index: Index of the query of each rank, of shape (P,), int64.
     """
 
     ranks: np.ndarray
@@ -88,8 +88,8 @@ def retrieval_ranks(
             queries.
 
     Raises:
-        ValueError: an empty or non-finite matrix, different widths, or a query whose gold is missing, out of range or
-            named twice.
+        ValueError: If a matrix is empty or not finite, the widths differ, or the gold of a query is missing, out of
+            range or named twice.
 
     Example:
         >>> retrieval_ranks([[1.0, 0.0]], [[1.0, 0.1], [1.0, 0.0], [0.0, 1.0]], gold=[[0, 2]]).ranks
@@ -202,7 +202,7 @@ def score_ranks(scores: Any, gold: Any = None) -> GoldRanks:
     """Rank every gold by given scores (Q, G), higher is better; exact equality is a tie, counted against the gold.
 
     Raises:
-        ValueError: as `retrieval_ranks`.
+        ValueError: For the same reasons as `retrieval_ranks`.
 
     Example:
         >>> score_ranks([[0.9, 0.9, 0.1]], gold=[0]).ranks
@@ -227,7 +227,8 @@ def gold_pairs(gold: Any, num_queries: int, num_gallery: int) -> tuple[np.ndarra
     if isinstance(gold, torch.Tensor):
         gold = gold.cpu().numpy()
     if isinstance(gold, np.ndarray) and gold.shape == (num_queries,) and gold.dtype != object:
-        return np.arange(num_queries), as_indices(gold, "gold", num_gallery)  # one gold a query: no loop over queries
+        # with one gold per query, no loop over queries is needed
+        return np.arange(num_queries), as_indices(gold, "gold", num_gallery)
     golds = [np.atleast_1d(np.asarray(of_query)) for of_query in gold]
     if len(golds) != num_queries:
         raise ValueError(f"{num_queries} queries need as many golds, not {len(golds)}")
@@ -327,8 +328,8 @@ def evaluate_retrieval(
         `num_distinct_texts`, in either protocol.
 
     Raises:
-        ValueError: as `retrieval_ranks`, an unknown protocol or score, or querybank without a bank; an item without a
-            caption counts as a missing gold.
+        ValueError: For the same reasons as `retrieval_ranks`, and if the protocol or the scores are unknown, or
+            `querybank` has no query bank. An item without a caption counts as a missing gold.
 
     Example:
         >>> images, embeds = np.eye(2), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.2]])
@@ -384,7 +385,7 @@ def distinct_items(modality_embeds: Any, item_ids: Any) -> tuple[np.ndarray, np.
         The items' embeddings, (N, D), and `text_to_item`, (M,).
 
     Raises:
-        ValueError: other numbers of rows than ids, or two embeddings under one id.
+        ValueError: If the numbers of rows and ids differ, or two embeddings have one id.
 
     Example:
         >>> distinct_items(np.array([[2.0, 0.0], [0.0, 1.0], [2.0, 0.0]]), ["b", "a", "b"])
@@ -426,7 +427,7 @@ class _Golds:
     def __init__(self, rows: np.ndarray, columns: np.ndarray, scores: torch.Tensor, tolerance: float):
         self.rows, self.columns, self.scores, self.tolerance = rows, columns, scores, tolerance
         self.ahead = torch.zeros(len(rows), dtype=torch.int64, device=scores.device)  # (P,)
-        self.number = np.arange(len(rows)) - np.searchsorted(rows, rows)  # (P,) of a gold within its row
+        self.number = np.arange(len(rows)) - np.searchsorted(rows, rows)  # (P,) number of a gold within its row
 
     def transposed(self) -> _Golds:
         """The same pairs seen from the columns."""
@@ -442,7 +443,8 @@ class _Golds:
         scores[rows[inside], columns[inside]] = -torch.inf  # no gold is ahead of a gold
         number = self.number[first:last]
         for gold in range(number.max(initial=-1) + 1):
-            chosen = torch.from_numpy(np.flatnonzero(number == gold)).to(scores.device)  # rows with so many, each once
+            # the rows that have this number of golds, each once
+            chosen = torch.from_numpy(np.flatnonzero(number == gold)).to(scores.device)
             block = scores if len(chosen) == len(scores) else scores[rows[chosen]]
             pairs = chosen + first
             at_least = block >= (self.scores[pairs] - self.tolerance).unsqueeze(1)  # (rows, c)

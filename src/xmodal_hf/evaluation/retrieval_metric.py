@@ -56,8 +56,8 @@ class RetrievalMetric(evaluate.Metric):
     """A metric of ranks. A module's class gives the attributes and `numbers`.
 
     Attributes:
-        description, inputs_description: texts of the module.
-        default_k: cut-off, or cut-offs.
+        description, inputs_description: Description of the metric, and of its inputs.
+        default_k: Default cut-off, or list of default cut-offs.
     """
 
     description: str

@@ -35,13 +35,14 @@ from .adapters import is_adapter, load_adapted, processor_source
 from .embed import DualEncoderEmbedder, EmbedOptions
 from .plots import spectrogram_picture
 
-# Vectors from which on FAISS, where it is installed, is asked: below, a product of matrices takes milliseconds.
+# Minimum number of vectors for which FAISS is used, if it is installed: for fewer, a product of matrices takes
+# milliseconds.
 _FAISS_VECTORS = 100_000
-# Embeddings that are kept between queries, in bytes; larger stores are projected anew for each.
+# Maximum size in bytes of embeddings that are kept between queries; larger stores are projected anew for each query.
 _KEPT_BYTES = 2**30
-# Of a store's source, what says which texts a table without pictures or sounds gives.
+# Entries of a store's source that say which texts a table without pictures or sounds gives.
 _TEXT_OPTIONS = ("split", "text_column", "id_column", "max_samples")
-# Of the spectrograms on a contact sheet: samples of a window, and the longest clip that is shown, in seconds.
+# Spectrograms on a contact sheet: number of samples of a window, and maximum length that is shown, in seconds.
 _STFT_SAMPLES, _SHOWN_SECONDS = 512, 10.0
 
 
@@ -51,9 +52,9 @@ class Hit:
 
     Attributes:
         id: Identifier of the item.
-        score: cosine of its embedding with the query's.
-        position: number of the caption or view that answers.
-        row: Row of the data set.
+        score: Cosine of the item's embedding with that of the query.
+        position: Number of the caption or view that answers.
+        row: Index of the row in the data set.
     """
 
     id: str
@@ -73,7 +74,7 @@ class Search:
             more. The index is exact, so the answers are the same.
 
     Raises:
-        FeatureError: the store is of another tower; the message says what differs.
+        FeatureError: If the store belongs to another tower. The message says what differs.
 
     Example:
         >>> search = Search.load("outputs/clip", "outputs/features/image-0123456789ab")  # doctest: +SKIP
@@ -86,7 +87,7 @@ class Search:
     ) -> None:
         if not hasattr(model, f"{store.side}_model"):
             raise FeatureError(f"the store has {store.side} vectors, the model has no {store.side} tower")
-        model.follow_tokenizer(processor.tokenizer)  # as where a store is written: special ids are part of the tower
+        model.follow_tokenizer(processor.tokenizer)  # special ids are part of the tower, as when a store is written
         different = differences({"tower": store.identity["tower"]}, {"tower": tower_fields(model, store.side)})
         if different:
             raise FeatureError(f"the feature store {store.folder} is of another tower: {'; '.join(different)}")
@@ -129,8 +130,8 @@ class Search:
             k: Maximum number of answers.
 
         Raises:
-            ValueError: not exactly one query, or the model has no tower for it.
-            BadItemError: the picture or sound cannot be read.
+            ValueError: If there is not exactly one query, or the model has no tower for it.
+            BadItemError: If the picture or sound cannot be read.
         """
         queries = {"text": text, "image": image, "audio": audio}
         given = [(kind, query) for kind, query in queries.items() if query is not None]
@@ -149,7 +150,7 @@ class Search:
         if k < 1:
             raise ValueError(f"k counts answers and starts at 1, not {k}")
         embeds = torch.as_tensor(np.asarray(queries), dtype=torch.float32)
-        # The views of an item, and the captions, all count as one answer: ask for more.
+        # All views or captions of an item count as one answer, so that more vectors are asked for.
         wanted = min(len(self.store), k * self._vectors_per_item())
         scores, numbers = self._from_faiss(embeds, wanted) if self._faiss else self._by_tiles(embeds, wanted)
         return [self._hits(row, found, k) for row, found in zip(scores.tolist(), numbers.tolist(), strict=True)]
@@ -158,7 +159,7 @@ class Search:
         """(n, D) unit-norm float32 embeddings of items by their ids.
 
         Raises:
-            FeatureError: the store has no such item; the message names it.
+            FeatureError: If the store has no item with one of the ids; the message names the id.
         """
         names = list(ids)
         missing = [name for name in names if name not in self.store]
@@ -241,7 +242,7 @@ class Gallery:
         dataset: Present location of the dataset. If None, the one in the manifest.
 
     Raises:
-        ValueError: the manifest does not name the data, or they cannot be loaded.
+        ValueError: If the manifest does not name the data, or they cannot be loaded.
     """
 
     def __init__(self, store: FeatureStore, dataset: Sequence[str] | None = None) -> None:
@@ -297,5 +298,5 @@ def file_name(item_id: str) -> str:
     return Path(item_id).name
 
 
-# What a contact sheet shows of the cell of an item.
+# Functions that make the picture on a contact sheet from the cell of an item.
 _PICTURES: dict[str, Callable[[Any], Image.Image]] = {"image": load_image, "audio": spectrogram_of}

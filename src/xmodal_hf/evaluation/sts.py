@@ -41,8 +41,8 @@ def spearman(predictions: Any, references: Any) -> float:
     """Spearman's rank correlation in [-1, 1], equal values at their average rank.
 
     Raises:
-        ValueError: different lengths, fewer than two pairs, non-finite values, or a side that is constant, whose
-            correlation is undefined.
+        ValueError: If the lengths differ, there are fewer than two pairs, a value is not finite, or one side is
+            constant, so that the correlation is undefined.
 
     Example:
         >>> spearman([0.1, 0.4, 0.9], [0.0, 5.0, 4.0])
@@ -68,8 +68,8 @@ def load_sts(source: str | os.PathLike | None = None, *, protocol: str = "simcse
             whole.
 
     Raises:
-        ValueError: unknown protocol; under "simcse" SICK-R without a column `subset`, as mteb's copy.
-        FileNotFoundError: a set is not in the folder.
+        ValueError: If the protocol is unknown, or is "simcse" and SICK-R has no column `subset`, as in mteb's copy.
+        FileNotFoundError: If the folder lacks a set.
 
     Example:
         >>> data = load_sts("sts_tables", protocol="mteb")  # doctest: +SKIP
@@ -114,7 +114,8 @@ def evaluate_sts(
         `<set>` and `average`, each with `_ci95_low` and `_ci95_high`.
 
     Raises:
-        ValueError: an empty set, a missing score, constant scores or similarities, non-finite embeddings.
+        ValueError: If a set is empty, a score is missing, scores or similarities are constant, or embeddings are not
+            finite.
 
     Example:
         >>> def embed(sentences):  # (n, 26) counts of letters
@@ -179,7 +180,7 @@ def _resampled_spearman(cosines: np.ndarray, scores: np.ndarray, num_resamples: 
 
     def correlation(index: np.ndarray) -> float:
         ranks = [stats.rankdata(values[index]) for values in (cosines, scores)]
-        with np.errstate(invalid="ignore"):  # no correlation with constant scores
+        with np.errstate(invalid="ignore"):  # constant scores have no correlation
             return 100 * float(np.corrcoef(ranks)[0, 1])
 
     return statistic_resamples(correlation, len(scores), num_resamples=num_resamples, seed=seed)

@@ -30,9 +30,10 @@ RESAMPLES_NAME = "resamples.npz"
 _PACKAGES = ("torch", "transformers", "datasets", "numpy", "scipy", "scikit-learn")
 # Options that change a number, recorded with each task.
 _RECORDED = ("seed", "num_resamples", "pooling", "max_length", "long_clips", "dtype")
-# What must be the same in two results of a task before they are compared; what was left out must be too.
+# Entries that must be equal in two results of a task before they are compared; the items that were left out must be
+# equal too.
 _IDENTIFYING = (*("dataset", "sha256", "revision", "revisions", "split", "num_items", "texts_sha256", "protocol"),)
-# The same for two bootstraps, before their resamples are paired.
+# Entries that must be equal in two bootstraps before their resamples are paired.
 _DRAWS = ("seed", "num_resamples")
 Results = dict[str, dict[str, Any]]
 # "task.metric" -> (num_resamples,) values of the bootstrap.
@@ -90,7 +91,7 @@ def read_earlier_results(folder: Path, model: str) -> Results:
     """Results that are in the folder already; none if there are none.
 
     Raises:
-        ValueError: they are another model's.
+        ValueError: If the results belong to another model.
     """
     path = folder / RESULTS_NAME
     if not path.exists():
@@ -117,7 +118,7 @@ def write_results(folder: Path, results: Results, resamples: Resamples, earlier:
     if earlier:
         merged["meta"] = results["meta"] | {"tasks": earlier["meta"]["tasks"] | results["meta"]["tasks"]}
     kept = {name: values for name, values in read_resamples(folder).items() if task_of(name) not in results}
-    # A killed run leaves no half of a file under its name.
+    # A killed run leaves no incomplete file under this name.
     unfinished = {name: folder / f"unfinished_{name}" for name in (RESAMPLES_NAME, RESULTS_NAME)}
     np.savez_compressed(unfinished[RESAMPLES_NAME], **kept, **resamples)  # type: ignore[arg-type]
     text = json.dumps(merged, indent=2, ensure_ascii=False) + "\n"
@@ -207,8 +208,8 @@ def read_compared(compare: str) -> tuple[dict[str, Results], dict[str, Resamples
     """Read the results of `name=results.json,...`, and the resamples beside them.
 
     Raises:
-        ValueError: an entry without a name.
-        FileNotFoundError: no such file.
+        ValueError: If an entry has no name.
+        FileNotFoundError: If there is no such file.
     """
     models, resamples = {}, {}
     for name, separator, path in (entry.partition("=") for entry in compare.split(",")):
@@ -216,7 +217,7 @@ def read_compared(compare: str) -> tuple[dict[str, Results], dict[str, Resamples
             raise ValueError(f"--compare takes name=results.json entries, got {name!r}")
         file = Path(path.strip())
         models[name.strip()] = json.loads(file.read_text(encoding="utf-8"))
-        if file.name == RESULTS_NAME:  # else they may be another's
+        if file.name == RESULTS_NAME:  # beside a file of another name, resamples may belong to another model
             resamples[name.strip()] = read_resamples(file.parent)
     return models, resamples
 

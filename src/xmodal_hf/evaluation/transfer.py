@@ -36,14 +36,17 @@ NUM_FOLDS = 10
 _NESTED_STRENGTHS = tuple(2.0**power for power in range(-2, 4))
 _CROSS_VALIDATED_STRENGTHS = tuple(2.0**power for power in range(-1, 6))
 _SPLIT_STRENGTHS = _NESTED_STRENGTHS
-# Tight enough that the number is the optimum's; scikit-learn's default of 1e-4 moves single accuracies by 0.4 on MR.
-# Newton's method needs one step more for 1e-8; L-BFGS (TREC) would stop before that.
+# This tolerance is small enough that the accuracy is that of the optimum; scikit-learn's default of 1e-4 changes single
+# accuracies by 0.4 on MR. Newton's method needs one step more for 1e-8; L-BFGS (TREC) would stop before that.
 _NEWTON_TOLERANCE = 1e-8
 _LBFGS_TOLERANCE = 1e-6
-# Features up to which the Hessian of a two-class probe and its ten factors (370 MB) beat L-BFGS.
+# Maximum number of features for which the Hessian of a two-class probe and its ten factors (370 MB) are faster than
+# L-BFGS.
 _NEWTON_MAX_FEATURES = 2048
 _MAX_ITERATIONS = 2000
-_BLAS_THREADS = 1  # the matrices are small: folds in parallel use the cores better, and threads of both would fight
+# the matrices are small: parallel folds use the cores better than threads within a fold, and both together would
+# compete
+_BLAS_THREADS = 1
 
 # Task -> its splits, each the tables of a local folder that make it up.
 TRANSFER_TASKS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -65,9 +68,9 @@ class Probed:
     """Outcome of a probe.
 
     Attributes:
-        accuracy: in [0, 1]; with folds, the mean of their accuracies.
-        correct: (n,) whether each test sentence was classified right.
-        predictions: (n,) the predicted labels.
+        accuracy: Accuracy in [0, 1]; with folds, the mean of their accuracies.
+        correct: Mask of the test sentences that were classified right, of shape (n,).
+        predictions: Predicted labels, of shape (n,).
     """
 
     accuracy: float
@@ -86,8 +89,8 @@ def load_transfer(
         tasks: Names of the tasks to load.
 
     Raises:
-        ValueError: unknown task.
-        FileNotFoundError: a table is not in the folder.
+        ValueError: If a task is unknown.
+        FileNotFoundError: If the folder lacks a table.
     """
     unknown = sorted(set(tasks) - set(TRANSFER_TASKS))
     if unknown:
@@ -128,8 +131,8 @@ def evaluate_transfer(
         `<task>`, `mrpc_f1` and `average`, each with `_ci95_low` and `_ci95_high`.
 
     Raises:
-        ValueError: unknown splits, an empty one, a missing label, one class, fewer rows of a class than folds,
-            non-finite embeddings.
+        ValueError: If the splits of a task are unknown, a split is empty, a label is missing, all labels are equal, a
+            class has fewer rows than there are folds, or embeddings are not finite.
 
     Example:
         >>> def embed(sentences):  # (n, 26) counts of letters
@@ -247,7 +250,8 @@ def _features(embedder: Embedder, name: str, rows: Rows) -> tuple[np.ndarray, np
         missing = [column for column in (*columns, "label") if row.get(column) is None]
         if missing:
             raise ValueError(f"row {index} of the transfer split {name!r} has no {missing[0]}: leave it out")
-    rows.sort(key=lambda row: (*(len(row[column].split()) for column in columns), row["label"]))  # as SentEval's folds
+    # the folds are those of SentEval
+    rows.sort(key=lambda row: (*(len(row[column].split()) for column in columns), row["label"]))
     texts = [row[column] for column in columns for row in rows]
     embeds = embedder.encode_text(texts, normalize=False).astype(np.float64)
     features = embeds if len(columns) == 1 else pair_features(*np.split(embeds, 2))

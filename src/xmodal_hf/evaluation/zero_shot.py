@@ -35,7 +35,7 @@ def class_embeddings(embedder: Embedder, class_names: Sequence[str], templates: 
         templates: Strings with `{}` for the class name, or a name of `PROMPT_SETS`.
 
     Raises:
-        ValueError: fewer than two different names, an empty one, an unknown prompt set.
+        ValueError: If there are fewer than two different names, a name is empty, or the prompt set is unknown.
 
     Example:
         >>> from xmodal_hf.evaluation import as_embedder
@@ -80,8 +80,8 @@ def merge_classes(scores: Any, labels: Any, class_names: Sequence[str]) -> tuple
         (n, M) scores, (n,) labels and the M different names, cleaned.
 
     Raises:
-        ValueError: other numbers of names than columns, of labels than items, or a label out of range; fewer than two
-            different names.
+        ValueError: If the number of names is not that of the columns, the number of labels is not that of the items, a
+            label is out of range, or there are fewer than two different names.
     """
     indices = checked_labels(scores, labels)
     matrix = as_embeds(scores, "scores").cpu().numpy()  # (n, C)
@@ -146,7 +146,8 @@ def evaluate_zero_shot(
         As `zero_shot_metrics`.
 
     Raises:
-        ValueError: one class, a label out of range, other numbers of labels than items, an unknown prompt set.
+        ValueError: If there is only one class, a label is out of range, the number of labels is not that of the items,
+            or the prompt set is unknown.
 
     Example:
         >>> from xmodal_hf.evaluation import as_embedder
@@ -228,7 +229,7 @@ def top_k_accuracy(scores: Any, labels: Any, k: int = 1) -> float:
         labels: Class indices of shape (n,).
 
     Raises:
-        ValueError: empty or non-finite scores, fewer than two classes, a label out of range.
+        ValueError: If the scores are empty or not finite, there are fewer than two classes, or a label is out of range.
 
     Example:
         >>> top_k_accuracy([[0.9, 0.1], [0.8, 0.2]], [0, 1])

@@ -30,7 +30,8 @@ from .processes import on_main_process
 from .store import FeatureStore
 from .writer import StoreWriter
 
-# Of a data set, so that the mapped files of a store stay few; of a killed run, at most one of them is done again.
+# Maximum number of files of a store, so that few files are mapped; after a killed run, at most one of them is written
+# again.
 _MAX_SHARDS = 256
 _LOCK_NAME = "lock"
 _MIN_ITEMS_PER_SHARD = 512
@@ -41,13 +42,14 @@ class ExtractionOptions:
     """How a store is written.
 
     Attributes:
-        dtype: precision in which vectors are kept: float16, bfloat16 or float32.
-        batch_size: pictures or sounds a batch; texts are batched by their tokens.
-        num_workers: processes that decode, for each process that embeds; 0 decodes in the process itself.
-        max_bad_fraction: more unusable items than this share of the data stop the extraction.
-        on_bad_item: `skip` lists an unusable item in `bad_items.jsonl`, `error` stops at the first.
-        items_per_shard: rows of the data set a file; None: 512, or so many that there are at most 256 files.
-        show_progress: a bar with rate and time left.
+        dtype: Precision in which vectors are stored: float16, bfloat16 or float32.
+        batch_size: Number of pictures or sounds per batch; texts are batched by their number of tokens.
+        num_workers: Number of processes that decode for each process that embeds; with 0, the process itself decodes.
+        max_bad_fraction: Maximum share of unusable items; with more, the extraction stops.
+        on_bad_item: Treatment of an unusable item: `skip` lists it in `bad_items.jsonl`, `error` stops.
+        items_per_shard: Number of rows of the data set per file. None is 512, or as many as keep the number of files at
+            256 or below.
+        show_progress: Whether to show a progress bar with the rate and the time left.
     """
 
     dtype: str = "float16"
@@ -76,10 +78,10 @@ def extract(folder: str | os.PathLike, side: FrozenSide, options: ExtractionOpti
         options: Precision, batch sizes and treatment of bad items.
 
     Raises:
-        FeatureError: the folder holds vectors of something else; the message says what differs.
-        TooManyBadItemsError: more items than `max_bad_fraction` cannot be used.
-        BadItemError: the first such item, with `on_bad_item="error"`.
-        OtherProcessError: in the other processes, when the main process cannot finish the store.
+        FeatureError: If the folder holds vectors of another tower, input or data. The message says what differs.
+        TooManyBadItemsError: If more items than `max_bad_fraction` cannot be used.
+        BadItemError: If an item cannot be used and `on_bad_item` is "error".
+        OtherProcessError: In the other processes, if the main process cannot finish the store.
     """
     options = options or ExtractionOptions()
     state = PartialState()
@@ -91,7 +93,8 @@ def extract(folder: str | os.PathLike, side: FrozenSide, options: ExtractionOpti
         if missing:
             _write_shards(writer, side, options, missing[state.process_index :: state.num_processes], state)
         state.wait_for_everyone()
-        # Also of a run that was killed between the last shard and the manifest. The others wait for it.
+        # This also finishes a run that was killed between the last shard and the manifest. The other processes wait for
+        # it.
         on_main_process(state, writer.finish)
     return FeatureStore.open(folder)
 
@@ -100,7 +103,7 @@ def _missing_shards(writer: StoreWriter, state: PartialState) -> list[int]:
     """The shards that are missing, one list for all processes: shards appear while others still look.
 
     Raises:
-        FeatureError: the folder holds vectors of something else; in every process.
+        FeatureError: In every process, if the folder holds vectors of another tower, input or data.
     """
     shared: list[Any] = [[], None]
     if state.is_main_process:
@@ -125,7 +128,7 @@ def _alone(folder: Path) -> Iterator[None]:
     path = folder / _LOCK_NAME
     with FileLock(path):
         yield
-        path.unlink(missing_ok=True)  # the store is complete: whoever waits for it finds the manifest
+        path.unlink(missing_ok=True)  # the store is complete, and a run that waits for it finds the manifest
 
 
 def _write_shards(
@@ -253,7 +256,8 @@ def _media_shards(
         collate_fn=_MediaBatch(side),
         num_workers=options.num_workers,
         pin_memory=side.model.device.type == "cuda",
-        generator=torch.Generator(),  # its own: the global random state is that of the training
+        # it is a generator of its own, because the global random state is that of the training
+        generator=torch.Generator(),
     )
     done, found = iter(loader), _Vectors()
     position = 0
@@ -270,7 +274,7 @@ def _add_batch(side: FrozenSide, batch: dict[str, Any], found: _Vectors, record:
     for row in batch["bad"]:
         record(row["position"].index, row["id"], row["source"], row["error"])
     views = [row["position"].epoch for row in batch["bad"]] + [name.position for name in batch["names"]]
-    bar.update(views.count(side.num_views - 1))  # of an item, its last view
+    bar.update(views.count(side.num_views - 1))  # only the last view of an item counts it
     if batch["inputs"] is None:
         return
     _add(side, batch["names"], side.pooled(batch["inputs"]), found, record)

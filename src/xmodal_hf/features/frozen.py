@@ -24,7 +24,7 @@ from .identity import config_fields, data_fields, processor_fields, tokenizer_fi
 
 Side = Literal["image", "audio", "text"]
 SIDES: tuple[Side, ...] = (*MODALITY_NAMES, "text")
-# Precision of the computation, as Accelerate names it -> autocast type.
+# Precision of the computation, as Accelerate names it -> type of autocast.
 COMPUTE = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,14 +33,14 @@ class FrozenSide:
     """A tower that stays as it is, and what it sees of each row.
 
     Attributes:
-        side: image, audio or text.
-        model: a dual encoder, or a `SentenceEncoder` for the text side.
-        rows: the data, with the options of decoding that training has.
-        collator: from rows to inputs, with the options that training has.
-        compute: precision of the computation: no, bf16 or fp16.
-        num_views: augmented views of each picture or sound; 1 where nothing is augmented.
-        augment: what the views differ by, for the record.
-        source: Origin of the data, for the record: what `load_pairs` was called with.
+        side: Name of the side: image, audio or text.
+        model: Dual encoder, or for the text side a `SentenceEncoder`.
+        rows: Data, decoded with the options of the training.
+        collator: Collator that makes inputs from rows, with the options of the training.
+        compute: Precision of the computation: no, bf16 or fp16.
+        num_views: Number of augmented views of each picture or sound; 1 without augmentation.
+        augment: Options by which the views differ; they are recorded in the manifest.
+        source: Arguments of `load_pairs` for the data; they are recorded in the manifest.
     """
 
     side: Side
@@ -104,7 +104,7 @@ class FrozenSide:
             if found is None:
                 found = torch.empty((len(texts), vectors.shape[1]))
             found[torch.tensor(batch)] = vectors
-        assert found is not None  # nobody asks for no texts
+        assert found is not None  # there is always at least one text
         return found
 
 

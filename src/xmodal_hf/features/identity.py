@@ -23,7 +23,7 @@ from ..data.mixing import ConcatenatedPairs, PairTable, without_media
 from ..data.parquet import ParquetPairs
 from ..models.text_format import text_prefix
 
-# Fields of configs that change no vector of a tower in evaluation mode.
+# Fields of configs that do not change the vectors of a tower in evaluation mode.
 _NO_EFFECT = frozenset(
     (
         *("transformers_version", "architectures", "dtype", "torch_dtype", "id2label", "label2id", "use_cache"),
@@ -31,8 +31,8 @@ _NO_EFFECT = frozenset(
         *("image_processor_type", "feature_extractor_type", "initializer_range", "initializer_factor"),
     )
 )
-# Up to so many bytes of media, all contents are read for the checksum, which takes seconds. Of more, the contents of
-# some items and the sizes of all.
+# Maximum size in bytes of media whose whole contents are read for the checksum, which takes seconds. For larger data,
+# the checksum covers the contents of some items and the sizes of all.
 _READ_WHOLE_BYTES = 2**30
 _SAMPLED_MEDIA = 64
 _ROWS_AT_ONCE = 256
@@ -57,7 +57,7 @@ def config_fields(config: PreTrainedConfig) -> dict[str, Any]:
 def processor_fields(part: Any) -> dict[str, Any]:
     """Class and settings of an image processor or feature extractor."""
     fields = _plain(part.to_dict())
-    # Filters that a feature extractor computes from its other settings.
+    # Names of filters that a feature extractor computes from its other settings.
     fields = {name: value for name, value in fields.items() if not name.startswith("mel_filters")}
     return {"class": type(part).__name__, **fields}
 
@@ -86,7 +86,7 @@ def data_fields(table: PairTable, side: str) -> dict[str, Any]:
     if isinstance(table, ConcatenatedPairs):
         parts = {name: data_fields(part, side) for name, part in zip(table.names, table.tables, strict=True)}
         return {"rows": len(table), "parts": parts}
-    if isinstance(table, ParquetPairs):  # read in place: its rows may lie far away
+    if isinstance(table, ParquetPairs):  # the table is read in place, and its rows may be on a server
         marks = _text_marks(table) if side == "text" else _parquet_media_marks(table, side)
         return {"rows": len(table), f"{side}_sha256": _checksum(marks)}
     ids, texts = hashlib.sha256(), hashlib.sha256()
@@ -194,7 +194,7 @@ def _content_mark(cell: dict[str, Any] | None) -> str:
     if cell is not None and cell.get("bytes") is None and "://" in (cell.get("path") or ""):
         path = cell["path"]
         if not path.startswith((_ZIP_SCHEME, _TAR_SCHEME)):
-            return path  # made from its address, or far away
+            return path  # the sound is made from its address, or is on a server
     try:
         return hashlib.sha256(read_media(cell)).hexdigest()
     except BadItemError as error:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 MANIFEST_NAME = "manifest.json"
-# The same while vectors are being written: a folder with this one is not complete.
+# Name of the manifest while vectors are being written: a folder with this file is not complete.
 UNFINISHED_NAME = "unfinished.json"
 INDEX_NAME = "ids.npy"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 _FORMAT = 1
 _SHOWN_CHARACTERS = 80
-# Of an identity: what is told, and changes no vector.
+# Entries of an identity that are recorded and do not change the vectors.
 _TOLD_ONLY = ("data.source",)
 
 
@@ -31,14 +31,14 @@ class Manifest:
     """The contents of `manifest.json`.
 
     Attributes:
-        identity: what the vectors are of: `side` (image, audio, text), `tower` (checksum of its weights, config,
-            pooling), `input` (processor or tokenizer with their options), `views`, `compute` (precision), `data`
-            (checksums of ids and contents, source). Two stores with equal identities hold the same vectors.
-        dtype: float16, bfloat16 or float32.
-        width: numbers a vector.
-        items: rows of the data set, those included that could not be used.
-        items_per_shard: rows of the data set whose vectors lie in one file.
-        shards: vectors in each file.
+        identity: Facts on which the vectors depend: `side` (image, audio, text), `tower` (checksum of its weights,
+            config, pooling), `input` (processor or tokenizer with their options), `views`, `compute` (precision),
+            `data` (checksums of ids and contents, source). Two stores with equal identities hold the same vectors.
+        dtype: Data type of the vectors: float16, bfloat16 or float32.
+        width: Number of dimensions of a vector.
+        items: Number of rows of the data set, including those that could not be used.
+        items_per_shard: Number of rows of the data set whose vectors lie in one file.
+        shards: Number of vectors in each file.
     """
 
     identity: dict[str, Any]
@@ -79,7 +79,7 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            FeatureError: another program wrote the file, or a newer version of this one.
+            FeatureError: If another program wrote the file, or a newer version of this package.
         """
         try:
             manifest = cls(**json.loads(path.read_text(encoding="utf-8")))

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-# While one process measures or writes, the others wait for it.
+# Maximum time to wait while another process measures or writes.
 _TIMEOUT = timedelta(hours=6)
 
 T = TypeVar("T")
@@ -45,15 +45,15 @@ def on_main_process(processes: Processes, function: Callable[[], T]) -> T:
     """Call a function in the main process alone; return its result in every process.
 
     Raises:
-        BaseException: what the function raised, in the main process.
-        OtherProcessError: in the others, when it raised.
+        BaseException: In the main process, whatever the function raised.
+        OtherProcessError: In the other processes, if the function raised.
     """
     error: BaseException | None = None
     outcome: list[Any] = [None, None]
     if processes.is_main_process:
         try:
             outcome[0] = function()
-        except BaseException as caught:  # the others wait for an answer, whatever it was
+        except BaseException as caught:  # the other processes wait for an answer, whatever the function raised
             error, outcome[1] = caught, f"{type(caught).__name__}: {caught}"
     if processes.num_processes > 1:
         broadcast_object_list(outcome)
@@ -68,8 +68,8 @@ def main_process_first(processes: Processes, function: Callable[[], T]) -> T:
     """Call a function in the main process, then in the others, which find the caches that it has filled.
 
     Raises:
-        BaseException: what the function raised, in this process.
-        OtherProcessError: in the others, when it raised in the main process.
+        BaseException: Whatever the function raised in this process.
+        OtherProcessError: In the other processes, if the function raised in the main process.
     """
     results: list[T] = []
     on_main_process(processes, lambda: results.append(function()))

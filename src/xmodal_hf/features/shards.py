@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-# Arrow has no bfloat16: its bits are kept. torch's 16-bit integers view them.
+# Arrow has no bfloat16, so that its bits are stored; torch's 16-bit integers are a view of them.
 _ARROW_TYPES = {torch.float16: pa.float16(), torch.bfloat16: pa.int16(), torch.float32: pa.float32()}
 _MAX_POSITION = 2**16 - 1
 
@@ -43,7 +43,7 @@ class Shard:
         named = (ids, positions.to_numpy(), rows.to_numpy())
         if not len(ids):
             return cls(*named, torch.empty((0, width), dtype=dtype))
-        # Mapped once more, by torch, which wants pages that it could write to: these are private ones.
+        # The file is mapped once more by torch, which requires writable pages: these are private copies.
         offset, size = vectors.flatten().buffers()[1].address - whole.address, len(ids) * width * dtype.itemsize
         mapped = torch.from_file(str(path), shared=False, size=whole.size, dtype=torch.uint8)
         groups = table.column("group").to_numpy() if "group" in table.schema.names else None
@@ -55,7 +55,7 @@ class Shard:
         if not len(self.rows) or not 0 <= row - first_row < len(starts) - 1:
             return None
         start, end = int(starts[row - first_row]), int(starts[row - first_row + 1])
-        # Positions rise from 0, and most often none is missing.
+        # Positions rise from 0, and usually none is missing.
         if start + position < end and self.positions[start + position] == position:
             return start + position
         found = np.flatnonzero(self.positions[start:end] == position)
@@ -89,7 +89,7 @@ def write_shard(
         groups: `group_id` of each item, if it differs from the one of its id.
 
     Raises:
-        ValueError: an item has more than 65,536 captions or views.
+        ValueError: If an item has more than 65,536 captions or views.
     """
     if max(positions, default=0) > _MAX_POSITION:
         raise ValueError(f"an item has more than {_MAX_POSITION + 1} captions or views: split it")
@@ -106,7 +106,7 @@ def write_shard(
         columns["group"] = pa.array(groups, type=pa.int64())
     batch = pa.record_batch(columns)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    # One batch, so that each column is one piece of memory when it is mapped.
+    # There is one batch, so that each column is one piece of memory when it is mapped.
     with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, batch.schema) as stream:
         stream.write_batch(batch)
     with temporary.open("rb") as written:

@@ -44,7 +44,7 @@ class FeatureStore:
     def __init__(self, folder: str | os.PathLike, manifest: Manifest) -> None:
         self.folder = Path(folder)
         self.manifest = manifest
-        # Of the vectors of each shard among all, and the end of the last.
+        # Numbers of the first vectors of the shards, and the end of the last shard.
         self._starts = np.concatenate([[0], np.cumsum(manifest.shards, dtype=np.int64)])
         self._shards: dict[int, Shard] = {}
 
@@ -57,8 +57,8 @@ class FeatureStore:
             expected: Identity that the store must have. None accepts any store.
 
         Raises:
-            FeatureError: there is no store, it is not complete, or it is of another tower, processor or data; the
-                message says what differs.
+            FeatureError: If there is no store, it is not complete, or it belongs to another tower, processor or data
+                set. The message says what differs.
         """
         folder = Path(folder)
         if not (folder / MANIFEST_NAME).is_file():
@@ -109,7 +109,7 @@ class FeatureStore:
         An id stands for the item's first vector, `(id, position)` for its caption or view of that number.
 
         Raises:
-            KeyError: the store has no such id or position.
+            KeyError: If the store has no such id or position.
         """
         if isinstance(key, str) or (isinstance(key, tuple) and len(key) == 2 and isinstance(key[1], int)):
             return self.vectors([self._number_of(key)])[0].float()
@@ -122,7 +122,7 @@ class FeatureStore:
         """(n, H) in the stored precision, by the numbers of the vectors, 0 to len(store) - 1.
 
         Raises:
-            IndexError: a number is out of range.
+            IndexError: If a number is out of range.
         """
         wanted = np.asarray(numbers, dtype=np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
@@ -139,8 +139,8 @@ class FeatureStore:
         """(H,) in the stored precision: of a row of the data set, the caption or view of that number.
 
         Raises:
-            BadItemError: it could not be used when the store was written.
-            IndexError: the data set has no such row.
+            BadItemError: If the item could not be used when the store was written.
+            IndexError: If the data set has no such row.
         """
         if not 0 <= row < self.manifest.items:
             raise IndexError(f"the store is of {self.manifest.items} rows, asked for row {row}")
@@ -234,7 +234,7 @@ class FeatureStore:
         return self._shards[number]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker maps the files itself.
+        # Each worker maps the files itself.
         kept = {name: value for name, value in self.__dict__.items() if name != "_index"}
         return kept | {"_shards": {}}
 

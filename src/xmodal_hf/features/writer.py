@@ -30,7 +30,7 @@ class StoreWriter:
         manifest: Manifest without width and shards, which are known once the vectors are written.
 
     Raises:
-        FeatureError: the folder holds vectors of something else; the message says what differs.
+        FeatureError: If the folder holds vectors of another tower, input or data. The message says what differs.
     """
 
     def __init__(self, folder: str | os.PathLike, manifest: Manifest) -> None:
@@ -62,7 +62,7 @@ class StoreWriter:
         """Write a shard: (n, H) float32 vectors with the ids, positions and rows of each, and groups as `write_shard`.
 
         Raises:
-            FeatureError: a number is too large for the precision that is kept.
+            FeatureError: If a number is too large for the precision of the store.
         """
         write_shard(self._path(shard), ids, positions, rows, narrowed(vectors, self.manifest.dtype, ids), groups)
 
@@ -71,7 +71,7 @@ class StoreWriter:
         if not (self.folder / MANIFEST_NAME).is_file():
             shards = [self._path(shard) for shard in range(self.manifest.num_shards)]
             lengths = [_num_rows(path) for path in shards]
-            sort_bad_items(self.folder / BAD_ITEMS_NAME)  # processes met them in any order
+            sort_bad_items(self.folder / BAD_ITEMS_NAME)  # processes found the bad items in any order
             if not any(lengths):
                 raise FeatureError(f"none of the {self.manifest.items} items can be used, see {BAD_ITEMS_NAME}")
             width = max(_width(path) for path in shards)
@@ -79,7 +79,7 @@ class StoreWriter:
             write_index(self.folder / INDEX_NAME, _ids(finished, self.folder), sum(lengths))
             finished.write(self.folder / MANIFEST_NAME)
             (self.folder / UNFINISHED_NAME).unlink(missing_ok=True)
-            # Of a run that was killed, and of the list of bad items.
+            # This removes temporary files of a run that was killed, and the lock of the list of bad items.
             for leftover in (*self.folder.glob("*.tmp"), *self.folder.glob("*.lock")):
                 leftover.unlink()
         return FeatureStore.open(self.folder)
@@ -110,7 +110,8 @@ def append(
     Processes take turns. A process that is killed leaves the store as it was.
 
     Raises:
-        FeatureError: the folder holds vectors of something else, or a number is too large for the precision.
+        FeatureError: If the folder holds vectors of another tower, input or data, or a number is too large for the
+            precision of the store.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ def append(
         shard = len(manifest.shards)
         write_shard(manifest.shard_path(folder, shard), ids, [0] * len(ids), rows, narrowed(vectors, dtype, ids))
         grown = dataclasses.replace(manifest, items=rows.stop, shards=[*manifest.shards, len(ids)])
-        # An index that knows more vectors than the manifest harms nobody, if the process ends between the two.
+        # If the process ends between the two, the index has more vectors than the manifest, which does no harm.
         write_index(folder / INDEX_NAME, _ids(grown, folder), rows.stop)
         grown.write(folder / MANIFEST_NAME)
     return FeatureStore.open(folder)
@@ -133,7 +134,7 @@ def narrowed(vectors: torch.Tensor, dtype: str, ids: Sequence[str]) -> torch.Ten
     """The vectors in the precision that is kept.
 
     Raises:
-        FeatureError: a number is too large for it; the message names the item.
+        FeatureError: If a number is too large for the precision; the message names the item.
     """
     kept = vectors.to(DTYPES[dtype])
     bad = (~torch.isfinite(kept)).any(dim=1).nonzero().flatten()
@@ -151,7 +152,7 @@ def write_index(path: Path, ids: Iterator[str], count: int) -> None:
     hashes = np.empty(count, dtype=np.uint32)
     last, hashed = None, np.uint32(0)
     for number, item_id in enumerate(ids):
-        if item_id != last:  # captions of an item follow each other
+        if item_id != last:  # the captions of an item follow each other
             last, hashed = item_id, id_hash(item_id)
         hashes[number] = hashed
     order = hashes.argsort(kind="stable")

@@ -32,12 +32,12 @@ __all__ = ["is_adapter", "load_adapted", "render_adapter_card", "stage_adapter"]
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 _BASE = "base_model_name_or_path"
 _TEMPLATE = Path(__file__).with_name("templates") / "adapter_card.md"
-# Class of the base -> modality, and pipeline tag as the Hub has it.
+# Class of the base -> modality, and pipeline tag of the Hub.
 _CLASSES: dict[str, tuple[str | None, str]] = {
     **{spec.model_class.partition(":")[2]: (name, spec.pipeline_tag) for name, spec in MODALITIES.items()},
     "SentenceEncoder": (None, "sentence-similarity"),
 }
-# Options of the recipe that the card lists.
+# Options of the recipe that a card lists.
 _OPTIONS = (
     "objective",
     "batch_size",
@@ -61,10 +61,10 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
             adapter names; otherwise that of its config.
 
     Raises:
-        ValueError: when the base is not on the Hub, files are missing, or the adapter was trained with a `text_prefix`,
+        ValueError: If the base is not on the Hub, files are missing, or the adapter was trained with a `text_prefix`,
             which the tokenizer of the base does not have.
-        UnsafeFolderError: for a pickle, a link that leaves the folder, an access token.
-        OSError: when the disk is full; what was written is removed.
+        UnsafeFolderError: If the folder holds a pickle, a link that leaves it, or an access token.
+        OSError: If the disk is full. The files that were written are removed.
     """
     config = read_json(checkpoint / ADAPTER_CONFIG_NAME)
     if not (checkpoint / ADAPTER_WEIGHTS_NAME).is_file():
@@ -79,7 +79,7 @@ def stage_adapter(checkpoint: Path, folder: Path, repo_id: str, card: CardArgume
     config[_BASE] = _hub_base(card.base_models[0], []) if card.base_models else _hub_base(config.get(_BASE), local)
     results_path = Path(card.results or checkpoint) / RESULTS_NAME
     with new_folder(folder):
-        # The rest of a training folder, its processor too, is the base's or stays at home.
+        # Other files of a training folder, the processor among them, belong to the base or are not published.
         shutil.copyfile(checkpoint / ADAPTER_WEIGHTS_NAME, folder / ADAPTER_WEIGHTS_NAME)
         copy_run(checkpoint, folder)
         if results_path.is_file():
@@ -98,7 +98,7 @@ def _hub_base(base: str | None, local: Collection[str]) -> str:
         local: Names that were folders on the machine where the adapter was trained.
 
     Raises:
-        ValueError: for a folder, which nobody else has.
+        ValueError: If the base is a folder, which nobody else has.
     """
     fix = "publish the base first, and pass its id with --base_models"
     if not base or base in local or looks_like_path(base) or Path(base).exists():
@@ -119,7 +119,7 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
         card: Facts for the card that the files do not hold.
 
     Raises:
-        ValueError: for an adapter of a model that is none of ours.
+        ValueError: If the adapter belongs to a model of another package.
     """
     config = read_json(folder / ADAPTER_CONFIG_NAME)
     model_class = (config.get("auto_mapping") or {}).get("base_model_class")

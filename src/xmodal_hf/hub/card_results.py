@@ -39,7 +39,7 @@ def model_index(results: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
                 dataset_name=_dataset_name(dataset),
                 dataset_split=meta.get("split"),
                 dataset_revision=meta.get("revision"),
-                # A word there: "accuracy/baby cry" becomes "accuracy_baby_cry".
+                # The model index takes single words: "accuracy/baby cry" becomes "accuracy_baby_cry".
                 metric_type=re.sub(r"[^\w.-]+", "_", metric.replace("@", "_at_")),
                 metric_name=metric,
                 metric_value=value,
@@ -128,7 +128,7 @@ def _dataset_id(dataset: str) -> str:
     """Return an id as the Hub has them: that of a data set there, or the name of a local one without its endings."""
     if is_hub_id(dataset):
         return dataset
-    word = re.split(r"[,;:\s]", _dataset_name(dataset).strip())[0]  # of "openmoji, test split", the first
+    word = re.split(r"[,;:\s]", _dataset_name(dataset).strip())[0]  # the first word of "openmoji, test split"
     return re.sub(r"[^\w-]+", "-", word.partition(".")[0]).strip("-_") or "unknown"
 
 

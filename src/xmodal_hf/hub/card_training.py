@@ -18,13 +18,14 @@ from .remote_code import read_json
 
 RUN_NAMES = RECIPE_NAME, _RUN_NAME = "recipe.yaml", "run.json"
 _EMISSIONS_NAME = "emissions.csv"
-# A dataset or model of the Hub. `outputs/...` is where the training scripts write.
+# Id of a dataset or model on the Hub. The training scripts write into `outputs/...`, which is none.
 _HUB_ID = re.compile(r"(?!outputs/)[A-Za-z0-9][\w.-]*/[\w.-]+")
 _BUILT_IN = {
     "openmoji": "[OpenMoji](https://openmoji.org) pictures (CC BY-SA 4.0) with their names",
     "soundfont": "General-MIDI instruments, rendered and captioned",
 }
-# Options of the recipe that a card lists, in its order, with their names there; those of the losses come beside them.
+# Options of the recipe that a card lists, in the order of the card, with the names that it shows. The weights of the
+# losses are added.
 _HYPERPARAMETERS = {
     "objective": "objective",
     "batch_size": "batch size a process",
@@ -46,7 +47,7 @@ _HYPERPARAMETERS = {
     "lora_alpha": "LoRA alpha",
     "seed": "seed",
 }
-# The only loss of sentences that there was when recipes did not name it; cards name others.
+# Loss of sentences of recipes that name none, because there was no other one; cards name other losses.
 _FIRST_SENTENCE_LOSS = "simcse"
 
 
@@ -55,8 +56,10 @@ class TrainingRecord:
     """One training run, from the files in its output folder.
 
     Attributes:
-        recipe: its options. Models and data sets that were folders where it ran begin with `./` or are absolute.
-        run: steps, items, seconds, versions, device, processes, sources that were files or folders.
+        recipe: Options of the run. Models and data sets that were folders on the machine of the run begin with `./` or
+            are absolute.
+        run: Circumstances of the run: steps, items, seconds, versions, device, processes, and the sources that were
+            files or folders.
     """
 
     recipe: dict[str, Any]
@@ -142,7 +145,7 @@ def describe_choice(phase: TrainingRecord) -> str:
     split = None if of_sentences else recipe.get("eval_split")
     if split or (source in trained and not of_sentences):
         data = f"the {split or 'validation'} split of {_sources(source)}"
-    else:  # as the loop reads it; the recipe does not say which of both it was
+    else:  # the loop reads it so, and the recipe does not say which of the two it was
         data = f"{_sources(source)} (its validation split, or all of it where it has no splits)"
     best = run.get("best")
     found = f" (step {best['step']:,}: {best['value']:.4g})" if best else ""
@@ -210,7 +213,7 @@ def read_emissions(folders: Sequence[Path]) -> dict[str, Any] | None:
     if not rows:
         return None
     return {
-        "emissions": round(1000 * sum(float(row["emissions"]) for row in rows), 1),  # the files have kilograms
+        "emissions": round(1000 * sum(float(row["emissions"]) for row in rows), 1),  # the files are in kilograms
         "source": "CodeCarbon",
         "geographical_location": rows[-1].get("country_name") or "unknown",
         "hardware_used": rows[-1].get("gpu_model") or rows[-1].get("cpu_model") or "unknown",

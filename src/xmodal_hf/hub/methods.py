@@ -13,9 +13,11 @@ class Method:
 
     Attributes:
         option: Option of the recipe; the method was used where its value counts.
-        counts: whether a value does; by default each that is neither null, 0 nor empty.
-        sentence: for the card, with {} for the value; empty: the description of the data says it.
-        citation: BibTeX.
+        counts: Function that tells whether a value means that the method was used; by default each value does that is
+            neither null, 0 nor empty.
+        sentence: Sentence of the card, with {} for the value. It is empty if the description of the data already says
+            it.
+        citation: BibTeX entry.
     """
 
     option: str

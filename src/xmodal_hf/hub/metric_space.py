@@ -16,8 +16,8 @@ def stage_metric(name: str, folder: Path) -> Path:
     """Fill a new folder with a metric, its card and the page that its Space shows.
 
     Raises:
-        ValueError: for no such metric, or a folder that is not empty.
-        OSError: when the disk is full; what was written is removed.
+        ValueError: If there is no such metric, or the folder is not empty.
+        OSError: If the disk is full. The files that were written are removed.
     """
     source = Path(metric_path(name))
     with new_folder(folder):

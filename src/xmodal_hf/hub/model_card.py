@@ -37,7 +37,7 @@ _TEMPLATE = Path(__file__).with_name("templates") / "model_card.md"
 _SENTENCE_ENCODER = "xmodal_sentence_encoder"
 _MODALITY_OF_TYPE = {spec.model_type: name for name, spec in MODALITIES.items()}
 _TEXT_PIPELINE = "sentence-similarity"
-# Plots in the order in which a card shows them, and what they show; pictures of other names are not published.
+# Plots in the order of the card, with their descriptions. Pictures with other names are not published.
 _PLOTS = {
     "contact_sheet": "Queries and the best answers to each",
     "map": "Map of the space, texts and items",
@@ -57,7 +57,7 @@ class CardSources:
     """Everything that a card is rendered from.
 
     Attributes:
-        text_only: the card is that of the language encoder alone, as a sentence-transformers folder.
+        text_only: Whether the card is that of the language encoder alone, published as a sentence-transformers folder.
     """
 
     folder: Path
@@ -77,7 +77,7 @@ class CardSources:
         """Read the files of a checkpoint and of the folders that the arguments name.
 
         Raises:
-            ValueError: when the checkpoint is none of ours, or a named folder lacks its files.
+            ValueError: If the checkpoint belongs to another package, or a named folder lacks its files.
         """
         model_type = read_model_type(checkpoint)
         run = TrainingRecord.read(checkpoint)

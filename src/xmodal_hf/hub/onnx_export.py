@@ -24,10 +24,10 @@ from ..models.modeling_dual_encoder import DualEncoder
 from ..models.modeling_sentence_encoder import SentenceEncoder
 from ..models.text_format import TextFormat
 
-# Largest difference between the file and the model, of unit-norm embeddings.
+# Maximum difference between the unit-norm embeddings of the file and of the model.
 TOLERANCE = 1e-5
 _PACKAGES = ("onnx", "onnxruntime")
-# The export traces these: of different lengths, so that one is padded.
+# Texts with which the model is traced. They differ in length, so that one is padded.
 _TEXTS = ["a picture of a dog in the grass", "rain", "two birds"]
 _OPSET = 18
 
@@ -67,8 +67,8 @@ def export_onnx(
         File name to the largest difference of its embeddings from the model's.
 
     Raises:
-        ImportError: without onnx and onnxruntime, which the extra `onnx` installs.
-        ValueError: when a file gives other embeddings than the model, by more than TOLERANCE.
+        ImportError: If onnx or onnxruntime is missing; the extra `onnx` installs them.
+        ValueError: If the embeddings of a file differ from those of the model by more than TOLERANCE.
     """
     for name in _PACKAGES:
         if importlib.util.find_spec(name) is None:
@@ -123,7 +123,7 @@ def _write(tower: _Tower, inputs: Mapping[str, torch.Tensor], path: Path) -> Non
     """
     free = {0: "batch", 1: "tokens"} if _has_free_length(tower, inputs) else {0: "batch"}
     with torch.no_grad(), warnings.catch_warnings():
-        # Of checks of shapes, which a trace does not repeat, and of the exporter's successor.
+        # Warnings about checks of shapes, which a trace does not repeat, and about the successor of the exporter.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             tower,
@@ -145,21 +145,22 @@ def _largest_difference(tower: _Tower, inputs: Mapping[str, torch.Tensor], path:
     """Return by how much the file differs from the model: on the traced inputs, and on fewer and shorter ones.
 
     Raises:
-        ValueError: when that is more than TOLERANCE.
+        ValueError: If the difference is more than TOLERANCE.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     is_text = _has_free_length(tower, inputs)
-    # The second text is short.
+    # The second text is the short one.
     fewer = {name: value[1:2, :-1] if is_text else value[1:2] for name, value in inputs.items()}
-    taken = [item.name for item in session.get_inputs()]  # without those that change nothing, such as CLAP's is_longer
+    # inputs without effect, such as CLAP's is_longer, are not in the graph
+    taken = [item.name for item in session.get_inputs()]
     largest = 0.0
     for each in (inputs, fewer):
         with torch.no_grad():
             expected = tower(*each.values()).numpy()
         (found,) = session.run(["embeds"], {name: each[name].numpy() for name in taken})
         largest = max(largest, float(np.abs(found - expected).max()))
-    if not largest <= TOLERANCE:  # in these words a NaN is refused too
+    if not largest <= TOLERANCE:  # written in this way, a NaN is refused too
         raise ValueError(f"{path.name} gives other embeddings than the model, by {largest:.1e}: it is of no use")
     return largest

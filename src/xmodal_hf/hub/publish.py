@@ -25,28 +25,29 @@ from .safety import check_folder, hide_secrets
 
 logger = logging.getLogger(__name__)
 
-# What a new repository of the Hub stores as large files, by its .gitattributes. It stores other binary files and
-# whatever is larger than this so too, in bytes.
+# Endings of files that a new repository of the Hub stores as large files, by its .gitattributes. Binary files, and
+# files of more than this number of bytes, are stored as large files too.
 _LARGE_SUFFIXES = frozenset({".safetensors", ".model"})
 _LARGE_SIZE = 10 * 2**20
 _SAMPLE_SIZE = 512
-# The weights of a model at the root of its repository, whole or in shards. A loader prefers model.safetensors to
-# shards, whichever was published last: those that are replaced have to go.
+# Weights of a model at the root of its repository, in one file or in shards. A loader prefers model.safetensors to
+# shards, even to newer ones, so that replaced weights have to be removed.
 _MODEL_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _GIT_ATTRIBUTES = ".gitattributes"
 _MAIN = "main"
-# The beginning of a header of a request, as a server repeats it in an error.
+# Beginning of a header of a request, as servers repeat it in errors.
 _HEADER = re.compile(
     r"""(?i)["']?\b(?:authorization|cookie|host|user-agent|accept(?:-encoding)?|connection|content-\w+|x-[\w-]+)["']?\s*[:=]"""
 )
-# How long an answer of the Hub may take, in seconds; each part of an upload has that long too.
+# Maximum time in seconds to wait for an answer of the Hub, and for each part of an upload.
 TIMEOUT_SECONDS = 60.0
-# How often a push is repeated when the Hub says that there were too many requests, and the longest pause, in seconds.
+# Number of times that a push is repeated after the Hub says that there were too many requests; the maximum and the
+# default pause, in seconds.
 _MAX_PAUSES, _LONGEST_PAUSE, _USUAL_PAUSE = 5, 300.0, 10.0
 _Result = TypeVar("_Result")
-# What the client says where it checks an answer itself.
+# Messages of the client where it checks an answer itself.
 _OTHER_FORMAT_WORDS = re.compile(r"improperly formatted|Malformed response")
-# What the client raises when it reads an answer that is no JSON, or JSON of something else.
+# Errors that the client raises when it reads an answer that is not JSON, or JSON of another kind.
 _OTHER_FORMAT = (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError)
 
 
@@ -59,10 +60,10 @@ class SentFile:
     """A file of a folder.
 
     Attributes:
-        path: in the repository.
-        source: on this machine.
-        size: in bytes.
-        is_large: whether the Hub will store it apart from git (LFS or Xet); the Hub has the last word.
+        path: Path in the repository.
+        source: Path on this machine.
+        size: Size in bytes.
+        is_large: Whether the Hub is expected to store the file apart from git (LFS or Xet). The Hub decides.
     """
 
     path: str
@@ -77,10 +78,10 @@ class Published:
 
     Attributes:
         url: Address of the repository.
-        commit: the head of the branch, ours or, where nothing had changed, the one that was there.
-        sent: files of the commit; none when nothing had changed.
-        deleted: what the commit removed: weights of the model that it replaced, and what `delete` matches.
-        kept: other weights in the repository, which were left as they are.
+        commit: Head of the branch: the new commit, or the earlier one if nothing had changed.
+        sent: Files of the commit; empty if nothing had changed.
+        deleted: Paths that the commit removed: weights of the model that it replaced, and files that `delete` matches.
+        kept: Paths of other weights in the repository, which were left as they are.
     """
 
     url: str
@@ -94,7 +95,7 @@ def list_files(folder: Path) -> list[SentFile]:
     """Return what would be sent of a folder.
 
     Raises:
-        UnsafeFolderError: when something in it must not be published.
+        UnsafeFolderError: If something in the folder must not be published.
     """
     files = []
     for source in check_folder(folder):
@@ -145,9 +146,9 @@ def push_folder(
         timeout: Maximum time to wait for an answer of the Hub, in seconds.
 
     Raises:
-        UnsafeFolderError: when something in the folder must not be published.
-        HubError: when the Hub could not be reached, did not answer in time or in its own format, refused, or somebody
-            else published meanwhile; or a pattern matches no file.
+        UnsafeFolderError: If something in the folder must not be published.
+        HubError: If the Hub could not be reached, did not answer in time or in its own format, refused, or somebody
+            else published at the same time; or if a pattern matches no file.
     """
     files = list_files(Path(folder))
     if get_token() is None:
@@ -161,10 +162,11 @@ def push_folder(
     try:
         with _client_timeout(timeout):
             return _patiently(lambda: _push(api, files, target))
-    # What an answer in another format leads to in the client is among them.
+    # Some of these are raised by the client for an answer in another format.
     except (HTTPError, RuntimeError, ValueError, OSError, LookupError, TypeError, AttributeError) as error:
         message = _explain(error, repo_id, branch, timeout)
-    # Not chained: the client's own error may repeat what a server said, and that may be our request with its token.
+    # The error is not chained, because the client's error may repeat the server's answer, which may contain the request
+    # and its token.
     raise HubError(hide_secrets(message, get_token()))
 
 
@@ -211,10 +213,10 @@ def _push(api: HfApi, files: list[SentFile], to: _Target) -> Published:
 def _client_timeout(seconds: float) -> Iterator[None]:
     """Have requests of huggingface_hub's client fail when an answer takes longer; by itself it waits for ever."""
 
-    usual = _http._GLOBAL_CLIENT_FACTORY  # somebody's own, behind a proxy
+    usual = _http._GLOBAL_CLIENT_FACTORY  # a program behind a proxy may have set its own
 
     def limit(request: Any) -> None:
-        # In the request: the client's own functions pass "no limit" with some of theirs.
+        # The limit is set in the request, because functions of the client pass "no limit" with some requests.
         limits = request.extensions.get("timeout", {})
         names = ("connect", "read", "write", "pool")
         request.extensions["timeout"] = {name: limits.get(name) or seconds for name in names}
@@ -296,7 +298,7 @@ def _choose_deleted(
     Removed are the weights of a model that the files replace, and what a pattern matches.
 
     Raises:
-        HubError: when a pattern matches nothing: it is misspelt, or what it means is gone already.
+        HubError: If a pattern matches nothing: it is misspelt, or the files that it means have been removed already.
     """
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in others):
@@ -338,18 +340,18 @@ def _explain(error: Exception, repo_id: str, branch: str, timeout: float) -> str
     if isinstance(error, HubError):
         return str(error)
     nothing = "Nothing was published"
-    # The answer to a commit may be what got lost.
+    # The commit may have been made and only its answer lost.
     perhaps = "A commit is there whole or not at all: publish again, and only what is missing is sent"
-    # The client wraps what happened to a large file.
+    # The client wraps errors of large files.
     cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error
     if isinstance(cause, _OTHER_FORMAT) or _OTHER_FORMAT_WORDS.search(str(cause)):
         return (
             "the Hub's answer is not in its format, as when a proxy or a login page answers in its place: check the "
             f"network and HF_ENDPOINT. {perhaps}."
         )
-    if isinstance(cause, ValueError) and not isinstance(cause, HfHubHTTPError):  # of the card's metadata
+    if isinstance(cause, ValueError) and not isinstance(cause, HfHubHTTPError):  # the metadata of the card are wrong
         return f"{cause}\n{nothing}."
-    # By name: the client's HTTP library has changed its own with versions.
+    # The error is recognised by name, because its class has changed between versions of the client.
     if any(parent.__name__ == "TimeoutException" for parent in type(cause).__mro__):
         return f"the Hub did not answer within {timeout:g} s (--timeout). {perhaps}."
     if isinstance(cause, OfflineModeIsEnabled):

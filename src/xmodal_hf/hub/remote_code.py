@@ -21,7 +21,7 @@ _CONFIGS = "configuration_dual_encoder"
 _MODELS = "modeling_dual_encoder"
 _PROCESSORS = "processing_dual_encoder"
 _FEATURE_EXTRACTOR = "LogMelFeatureExtractor"
-# Model type -> Auto class -> where it finds our class.
+# Model type -> Auto class -> address of the class of this package.
 AUTO_MAPS = {
     "xmodal_image_text": {
         "AutoConfig": f"{_CONFIGS}.ImageTextConfig",
@@ -46,7 +46,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file of a checkpoint.
 
     Raises:
-        ValueError: when it is missing or no JSON; names the file.
+        ValueError: If the file is missing or is not JSON; the message names it.
     """
     if not path.is_file():
         raise ValueError(f"{path.parent} has no {path.name}: pass a folder that save_pretrained wrote")
@@ -60,7 +60,7 @@ def read_model_type(folder: Path) -> str:
     """Return the model type of a checkpoint.
 
     Raises:
-        ValueError: when it is none of ours.
+        ValueError: If the model type belongs to another package.
     """
     model_type = read_json(folder / CONFIG_NAME).get("model_type")
     if model_type not in AUTO_MAPS:
@@ -78,7 +78,7 @@ def write_remote_code(folder: Path) -> list[Path]:
         The Python files that were written.
 
     Raises:
-        ValueError: when the folder holds no checkpoint of ours.
+        ValueError: If the folder holds no checkpoint of this package.
     """
     auto_map = AUTO_MAPS[read_model_type(folder)]
     _add_auto_map(folder / CONFIG_NAME, auto_map)
@@ -106,5 +106,5 @@ def _add_auto_map(path: Path, auto_map: dict[str, str], extractor_map: dict[str,
     config["auto_map"] = auto_map
     if extractor_map:
         config["feature_extractor"]["auto_map"] = extractor_map
-    # As transformers writes them.
+    # These are the settings with which transformers writes JSON.
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -6,24 +6,24 @@ import json
 import re
 from pathlib import Path, PurePosixPath
 
-# Formats whose readers run code: torch.save's, pickle's and what is built on them.
+# Endings of formats whose readers run code: those of torch.save, of pickle and of formats built on them.
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".t7"})
-# A pickle of protocol 2 to 5, and the zip archive of torch.save.
+# First bytes of a pickle of protocol 2 to 5, and of the zip archive of torch.save.
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
-# What tells how to start a job on some machine: nothing of it is for others.
+# Files that tell how to start a job on a machine, which are of no use to others.
 _PRIVATE_NAMES = frozenset({"job.yaml", "job.yml", ".env", ".netrc", "credentials", "credentials.json", "id_rsa"})
-# Vocabularies hold any string, and nobody's.
+# Vocabularies may hold any string, and none of them is a secret.
 _VOCABULARIES = frozenset({"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"})
-# What is secret, by what it is -> how it looks.
+# Kind of secret -> pattern.
 _SECRETS = {
-    # hf_ and 34 letters or digits; those of a login in a browser have a word between.
+    # hf_ and 34 letters or digits; tokens of a login in a browser have a word between them.
     "an access token": re.compile(r"hf_(?:oauth_|jwt_|pat_)?[A-Za-z0-9]{30,}"),
     "an API key": re.compile(
         r"\bsk-(?:proj-|ant-|svcacct-|or-)?[A-Za-z0-9_-]{20,}|\bAIza[0-9A-Za-z_-]{35}\b|\bxox[abprs]-[A-Za-z0-9-]{10,}"
     ),
     "an AWS key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
     "a GitHub token": re.compile(r"\bgh[pousr]_[A-Za-z0-9]{36}|\bgithub_pat_[A-Za-z0-9_]{22,}"),
-    # 40 digits as a Git commit has: only beside its name.
+    # A key has 40 digits, as a Git commit has, so that it is found only beside its name.
     "a key of Weights & Biases": re.compile(
         r"(?i)(?:wandb|weights.{0,3}biases)[^\n]{0,40}?(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])|\bwandb_v\d_\w{20,}"
     ),
@@ -34,16 +34,17 @@ _SECRETS = {
     "a password in an address": re.compile(r"\b[a-z][a-z0-9+.-]*://[^/\s:@\"']+:[^/\s:@\"']+@"),
 }
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w+/=.~-]{8,}")
-# Paths of one machine in structured files and documents: from the root, with a folder, or a drive of Windows.
+# Absolute paths of one machine in structured files and documents: from the root and with a folder, or with a drive of
+# Windows.
 _PATH_SUFFIXES = frozenset({".json", ".jsonl", ".yaml", ".yml", ".md", ".txt", ".csv", ".tsv"})
 LOCAL_PATH = re.compile(
     r"""(?:(?<![^\s"'=\[(,:`])(?:file://)?/(?:[^/\s"'`)\],]+/)+[^/\s"'`)\],]*|(?<![^\s"'=\[(,:`])[A-Za-z]:\\[^\s"'`)\],]+)"""
 )
-# A folder at the root, such as /scratch: a path in a recipe, and in prose perhaps something else.
+# A folder at the root, such as /scratch, is a path in a recipe; in prose it may be something else.
 _ROOT_FOLDER = re.compile(r"""(?<![^\s"'=\[(,:`])/\w[^/\s"'`)\],]*(?![^\s"'`)\],])""")
-# safetensors' own limit of its header, in bytes.
+# Maximum size of the header of a safetensors file in bytes, as the library limits it.
 _MAX_HEADER = 100_000_000
-# JSON files that name other files of their folder, and where.
+# JSON files that name other files of their folder, with the field that names them.
 _INDEX_SUFFIX = ".safetensors.index.json"
 _MODULES_NAME = "modules.json"
 
@@ -61,9 +62,9 @@ def check_folder(folder: Path, repo_id: str = "") -> list[Path]:
             hold.
 
     Raises:
-        UnsafeFolderError: for a link that leaves the folder, a pickle (by name or content), weights that are no
-            safetensors, a token, key or password, a path of this machine, or an index that names files outside; it says
-            which file and line, and what to do.
+        UnsafeFolderError: If the folder holds a link that leaves it, a pickle (by name or content), weights that are
+            not safetensors, a token, key or password, a path of this machine, or an index that names files outside. The
+            message names the file and the line, and says what to do.
     """
     root = folder.resolve()
     files = []
@@ -105,7 +106,7 @@ def _read_text(path: Path) -> str | None:
     if b"\0" in content:
         return None
     text = content.decode("utf-8", errors="replace")
-    # Of Latin-1, letters are lost; of what is no text, most of it.
+    # A file in Latin-1 loses letters by this, and a file that is no text most of its content.
     return text if text.count("\ufffd") <= len(text) // 10 else None
 
 

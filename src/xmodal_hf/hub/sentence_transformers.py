@@ -41,7 +41,8 @@ from ..models.text_format import (
 )
 from ..models.weight_mapping import Rule, rename_weights
 
-# Ours -> theirs. For `eos` the tokenizer has to end every text with the end-of-text token.
+# Pooling of this package -> pooling of sentence-transformers. For `eos` the tokenizer has to end every text with the
+# end-of-text token.
 _POOLINGS = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "eos": "lasttoken", "last": "lasttoken"}
 # SigLIP's text tower is MegatronBERT's: norms before the layers, learned positions, no causal mask.
 _MEGATRON_RULES: list[Rule] = [
@@ -56,7 +57,7 @@ _MEGATRON_RULES: list[Rule] = [
     (r"encoder\.layers\.(\d+)\.mlp\.fc1\.(.*)", r"encoder.layer.\1.intermediate.dense.\2"),
     (r"encoder\.layers\.(\d+)\.mlp\.fc2\.(.*)", r"encoder.layer.\1.output.dense.\2"),
     (r"final_layer_norm\.(.*)", r"encoder.ln.\1"),
-    (r"head\.(.*)", None),  # becomes a Dense module
+    (r"head\.(.*)", None),  # the head becomes a Dense module
 ]
 # The activations that a Dense module can name: torch's classes without arguments.
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
@@ -87,20 +88,20 @@ def export_sentence_transformers(
         The folder. `SentenceTransformer(folder).encode` gives the model's unit-norm text embeddings (D,).
 
     Raises:
-        ValueError: when `AutoModel` does not know the text tower, no Dense module can be the projection, the pooling
-            reads the same of every text, or it is `eos` and other tokens, or padding without a mask, are behind the end
-            of text.
+        ValueError: If `AutoModel` does not know the text tower, if no Dense module can be the projection, if the
+            pooling reads the same of every text, or if the pooling is `eos` and other tokens, or padding without a
+            mask, follow the end of text.
     """
     folder, prefix = Path(folder), text_prefix(tokenizer)
     tokenizer = _own_copy(tokenizer, model)
-    set_text_prefix(tokenizer, "")  # it becomes the default prompt
+    set_text_prefix(tokenizer, "")  # the instruction becomes the default prompt
     model.check_tokenizer(tokenizer)
     tower = _plain_tower(model.text_model)
     pooling = model.config.pooling if isinstance(model, SentenceEncoder) else model.config.text_pooling
     layers = _dense_layers(model)
     if pooling == "eos":
         _check_ends_texts(model, tokenizer)
-    if pooling == "pooler" and has_fixed_length(model.text_model):  # of the last position
+    if pooling == "pooler" and has_fixed_length(model.text_model):  # the layer reads the last position
         pooling, layers = "last", [(model.text_model.head, _IDENTITY), *layers]
     if truncate_dim is not None:
         layers = _cut_layers(layers, tower_hidden_size(tower.config, "text_config"), truncate_dim)
@@ -130,7 +131,7 @@ def export_sentence_transformers(
 
 def _plain_tower(tower: PreTrainedModel) -> PreTrainedModel:
     """Return the text tower as a model that `AutoModel` loads."""
-    if isinstance(tower.config, ClapTextConfig):  # RoBERTa by another name
+    if isinstance(tower.config, ClapTextConfig):  # the class is RoBERTa under another name
         fields = tower.config.to_dict() | {"model_type": RobertaConfig.model_type, "architectures": None}
         roberta = RobertaModel(RobertaConfig.from_dict(fields), add_pooling_layer=tower.pooler is not None)
         roberta.load_state_dict(dict(tower.named_parameters()))

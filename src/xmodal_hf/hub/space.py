@@ -26,20 +26,21 @@ _SETTINGS_NAME = "space.json"
 _TEMPLATES_FOLDER = Path(__file__).with_name("templates")
 _DATA_FOLDER = Path(__file__).parents[1] / "data"
 _FILES = {"space_app.py": "app.py", "space_search.py": "search.py"}
-# What leads from a file to pixels or samples here leads to them in a Space: the same modules, which need no others.
+# Modules that lead from a file to pixels or samples, in this package and in a Space. They need no other modules.
 _DECODERS = {
     "image": ("errors", "formats", "local_files", "pictures"),
     "audio": ("errors", "formats", "local_files", "stream_lengths", "waveforms", "clips"),
 }
-# "from ...data.pictures import x" and "from .errors import y", which lie beside each other in a Space.
+# Imports such as "from ...data.pictures import x" and "from .errors import y", whose modules lie beside each other in a
+# Space.
 _RELATIVE_IMPORT = re.compile(r"^( *)from \.+(?:data\.)?(\w+) import", re.MULTILINE)
 _MODALITIES = {spec.model_type: name for name, spec in MODALITIES.items()}
-# Version of Gradio for a Space where none is installed here; the page was tested with it.
+# Version of Gradio for a Space if Gradio is not installed here; the page was tested with it.
 _GRADIO = "6.31.0"
-# What the app imports beside Gradio, which Spaces install by themselves, in the ranges of setup.py.
+# Packages that the app imports, in the ranges of setup.py. Spaces install Gradio themselves.
 _REQUIREMENTS = ["transformers>=5.20,<6", "torch>=2.8,<2.12", "safetensors", "pillow", "numpy"]
 _MODALITY_REQUIREMENTS = {"image": ["torchvision>=0.23,<0.27"], "audio": ["torchaudio>=2.8,<2.12", "soundfile"]}
-# Built-in gallery -> what its licence asks for, and words to begin with.
+# Built-in gallery -> attribution that its licence asks for, and example queries.
 _ATTRIBUTIONS = {
     "openmoji": "Pictures: [OpenMoji](https://openmoji.org), the open-source emoji and icon project, CC BY-SA 4.0.",
     "soundfont": "Sounds: rendered with the General-MIDI soundfont TimGM6mb.",
@@ -52,12 +53,12 @@ _LABELS = {
     "openmoji": ["a face", "a flag", "an animal", "food", "a building", "a symbol"],
     "soundfont": ["a piano", "a guitar", "strings", "a brass instrument", "drums", "a synthesizer"],
 }
-# Side of the emoji that people look at, in pixels: those that the model is trained on are too small for a page.
+# Side of the emoji on the page in pixels: those on which the model is trained are too small for people.
 _EMOJI_SIZE = 160
 # Longer side of the gallery's images, in pixels, and their WebP quality.
 _MAX_SIDE, _QUALITY = 480, 90
 _NUM_QUERIES, _NUM_LABELS = 5, 6
-# Split of the gallery, where it has splits.
+# Split of the gallery, if it has splits.
 _GALLERY_SPLIT = "test"
 
 
@@ -77,9 +78,9 @@ def stage_space(
         revision: Commit of the model on the Hub, whose code the app runs. If None, the newest.
 
     Raises:
-        ValueError: for a model without images or sounds, or a folder that is not empty.
-        UnsafeFolderError: for what must not be published.
-        OSError: when the disk is full; what was written is removed.
+        ValueError: If the model takes neither images nor sounds, or the folder is not empty.
+        UnsafeFolderError: If the folder holds something that must not be published.
+        OSError: If the disk is full. The files that were written are removed.
     """
     model_type = read_model_type(checkpoint)
     if model_type not in _MODALITIES:

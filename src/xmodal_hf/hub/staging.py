@@ -23,8 +23,8 @@ from .model_card import CARD_NAME, PHASE1_FOLDER, CardSources, render_card
 from .remote_code import CONFIG_NAME, read_json, read_model_type, write_remote_code
 from .safety import UnsafeFolderError, check_folder, is_pickle, without_local_paths
 
-# Files of a checkpoint's folder that are published. Whatever else lies there (logs, training states, descriptions of
-# jobs, notes) stays at home unless a pattern of `include` names it.
+# Files of a checkpoint's folder that are published. Other files (logs, training states, descriptions of jobs, notes)
+# are not published unless a pattern of `include` names them.
 _PUBLISHED = re.compile(
     r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|(generation_)?config\.json"
     r"|(pre)?processor_config\.json|(image_|video_)?(pre)?processor_config\.json"
@@ -33,7 +33,7 @@ _PUBLISHED = re.compile(
     r"|(vocab|spm_vocab)\.(txt|model|bpe|json)|(tokenizer|spiece|spm|sentencepiece|sentencepiece\.bpe|sp)\.model"
     r"|(source|target)\.spm|bpe\.codes|chat_template\.(jinja|json)|results\.json"
 )
-# JSON that programs read as it is; of other text, absolute paths are shortened to their last part.
+# JSON files that programs read unchanged; in other texts, absolute paths are shortened to their last part.
 _KEPT_AS_IT_IS = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json", "tekken.json"})
 _TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 # Model type -> modality -> the method that returns its vector.
@@ -62,10 +62,10 @@ def stage_checkpoint(
         include: Patterns (`onnx/*`) of further files of the checkpoint that are published.
 
     Raises:
-        ValueError: for a folder that is not empty, a pattern that matches nothing, or no checkpoint of ours with
-            weights in safetensors.
-        UnsafeFolderError: for a pickle, a link that leaves the folder, an access token.
-        OSError: when the disk is full; what was written is removed.
+        ValueError: If the folder is not empty, a pattern matches nothing, or the source is no checkpoint of this
+            package with weights in safetensors.
+        UnsafeFolderError: If the folder holds a pickle, a link that leaves it, or an access token.
+        OSError: If the disk is full. The files that were written are removed.
     """
     model_type = read_model_type(checkpoint)
     if not any(checkpoint.glob("*.safetensors")):
@@ -99,8 +99,8 @@ def stage_text_encoder(
         truncate_dim: Number of leading dimensions that are kept. If None, all.
 
     Raises:
-        ValueError: as `stage_checkpoint` and `export_sentence_transformers` do.
-        OSError: when the disk is full; what was written is removed.
+        ValueError: For the same reasons as `stage_checkpoint` and `export_sentence_transformers`.
+        OSError: If the disk is full. The files that were written are removed.
     """
     from transformers import AutoModel, AutoTokenizer
 
@@ -121,8 +121,8 @@ def new_folder(folder: Path) -> Iterator[None]:
     """Make a folder for what is written within; where that fails, the folder is removed, so that a repeat can succeed.
 
     Raises:
-        ValueError: when there is something in it: nothing of somebody's is overwritten or published by accident.
-        OSError: when the disk is full.
+        ValueError: If the folder is not empty: nobody's files are overwritten or published by accident.
+        OSError: If the disk is full.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: remove it, or pass another --output_dir")
@@ -215,7 +215,7 @@ def _copy(source: Path, target: Path) -> None:
         try:
             os.link(source.resolve(), target)
             return
-        except OSError:  # on another file system, or on one without links
+        except OSError:  # the folder is on another file system, or on one without links
             pass
     shutil.copyfile(source, target)
 
@@ -232,6 +232,6 @@ def _prepare_for_readers(folder: Path, model_type: str) -> None:
     prefix = read_json(tokenizer_config).get("text_prefix", "") if has_tokenizer else ""
     write_sentence_transformers_files(folder, methods, pads_to_max_length=pads, with_mask=not fixed, prefix=prefix)
     if model_type == "xmodal_sentence_encoder" and has_tokenizer:
-        # A tokenizer that was a processor's names it, and AutoProcessor would look for it here.
+        # A tokenizer that belonged to a processor names it, and AutoProcessor would look for that processor here.
         names = ("processor_class", "auto_map")
         write_json(tokenizer_config, {k: v for k, v in read_json(tokenizer_config).items() if k not in names})

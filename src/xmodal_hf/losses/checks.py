@@ -83,7 +83,7 @@ def check_chunk_size(chunk_size: int | None) -> None:
 def as_scalar(name: str, value: float | Tensor, reference: Tensor) -> Tensor:
     """Return a multiplier or bias as a 0-dim floating point tensor on the device of `reference`, with its gradient."""
     if not isinstance(value, Tensor):
-        # fp64 on the host: exact for a Python float, and the loss rounds it once
+        # fp64 on the host is exact for a Python float, and the loss rounds it once
         return torch.tensor(value, dtype=torch.float64)
     if value.ndim != 0 or not value.is_floating_point():
         raise ValueError(

@@ -63,7 +63,7 @@ def clip_loss(
         The loss of the global batch, 0-dim, as `info_nce` returns it, gradients included.
 
     Raises:
-        ValueError: A shape, dtype or device does not fit, or the global batch is empty.
+        ValueError: If a shape, dtype or device does not fit, or the global batch is empty.
 
     Example:
         >>> import torch

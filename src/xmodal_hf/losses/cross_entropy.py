@@ -45,7 +45,7 @@ from .streaming import (
     without_autocast,
 )
 
-BITS = math.log2(math.e)  # bits in one natural unit of a logit
+BITS = math.log2(math.e)  # number of bits per natural unit of a logit
 
 
 def info_nce(
@@ -90,7 +90,7 @@ def info_nce(
         processes of the gradients, as DistributedDataParallel takes it, is the gradient of this loss.
 
     Raises:
-        ValueError: A shape, dtype or device does not fit, a mask row has no positive, or the global batch is empty.
+        ValueError: If a shape, dtype or device does not fit, a mask row has no positive, or the global batch is empty.
 
     Example:
         >>> import torch
@@ -180,9 +180,9 @@ class CrossEntropyPlan:
     grid: TileGrid
     bias: "ExtraBias | None" = None
     excluded: ExcludedTexts | None = None
-    # (M,) how many positives each key has, where the keys' cross-entropies over all queries are wanted too
+    # (M,) number of positives of each key, if the cross-entropies of the keys over all queries are wanted too
     column_counts: Tensor | None = None
-    # what their cross-entropies are multiplied with
+    # factor of the cross-entropies of the keys
     column_weight: float = 1.0
 
 
@@ -233,7 +233,7 @@ class _CrossEntropy(torch.autograd.Function):
             scratch = tiles.workspace()
             for tile, positives in _tiles_and_positives(tiles, plan):
                 space = scratch.view(*tile.logits.shape)
-                columns = ctx.columns if tile.columns.start < plan.grid.boundary else None  # extra keys are no queries
+                columns = ctx.columns if tile.columns.start < plan.grid.boundary else None  # extra keys are not queries
                 gradient.add(tile, _logit_gradient(tile, positives, ctx.rows, columns, space, plan.column_weight))
             grads = gradient.finish(global_sum(grad_loss))
         cast_back = zip(grads, (queries, keys, logit_scale), strict=True)
@@ -297,7 +297,7 @@ class _Softmax:
         self.weights = positive_counts.to(tiles.dtype).reciprocal()  # (size,) target of each positive
         self.best = BestLogits(len(positive_counts), tiles)
         self.total = torch.zeros_like(self.weights)
-        self.positive_sum = torch.zeros_like(self.weights)  # of the positives' logits
+        self.positive_sum = torch.zeros_like(self.weights)  # sum of the targets times the positives' logits
 
     def update(self, index: slice, logits: Tensor, positives: Entries | None, scratch: Tensor) -> None:
         """Sees the logits (r, c) of rows `index`; `scratch` is (r, c) to overwrite."""
@@ -340,7 +340,7 @@ class _FrozenSoftmax(NamedTuple):
 class ExtraBias:
     """A constant added to the logits of extra keys."""
 
-    values: Tensor  # in bits; (n,) for each query's own extra key, or (n, E) for all
+    values: Tensor  # in bits; (n,) for the own extra key of each query, or (n, E) for all extra keys
     first_own: int  # where this process's extra keys begin among all extra keys
 
     @classmethod

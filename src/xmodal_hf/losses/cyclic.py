@@ -44,7 +44,7 @@ def cyclic_losses(modality_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor,
         these values.
 
     Raises:
-        ValueError: A shape, dtype or device does not fit, or the global batch is empty.
+        ValueError: If a shape, dtype or device does not fit, or the global batch is empty.
 
     Example:
         >>> import torch

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..distributed import RowShards, gather
 
-# The id of a text that a row does not have; ids of texts are not negative.
+# Id that stands for a missing text; ids of texts are not negative.
 NO_TEXT = -1
 
 
@@ -92,17 +92,17 @@ class TextPositives:
 
     row_counts: Tensor  # (n,)
     anchors: Tensor  # (n,) ids of the texts of the local anchors
-    positives: Tensor  # (n,) of their positives
-    key_anchors: Tensor  # (N,) of the anchors of all keys
-    keys: Tensor  # (N,) of all keys
+    positives: Tensor  # (n,) ids of the texts of their positives
+    key_anchors: Tensor  # (N,) ids of the texts of the anchors of all keys
+    keys: Tensor  # (N,) ids of the texts of all keys
 
     @classmethod
     def of(cls, anchors: Tensor, positives: Tensor, shards: RowShards, edge: int) -> "TextPositives | PairPositives":
         """For local rows with ids of texts (n,); counted in tiles of `edge` rows and columns."""
         key_anchors, keys = gather(anchors, shards), gather(positives, shards)
-        # Of a row whose two texts are equal, as in unsupervised SimCSE, one is counted.
+        # If the two texts of a row are equal, as in unsupervised SimCSE, they count once.
         distinct = torch.unique(torch.cat([key_anchors, keys])).numel()
-        if distinct == 2 * len(keys) - int((key_anchors == keys).sum()):  # no text in two rows
+        if distinct == 2 * len(keys) - int((key_anchors == keys).sum()):  # no text is in two rows
             return PairPositives.of(anchors, shards)
         found = cls(torch.zeros_like(anchors), anchors, positives, key_anchors, keys)
         for rows in blocks(0, len(anchors), edge):
@@ -170,7 +170,7 @@ def pair_positives(group_ids: Tensor | None, queries: Tensor, shards: RowShards)
     if group_ids is None:
         return PairPositives.of(queries, shards)
     _, groups, sizes = torch.unique(gather(group_ids, shards), return_inverse=True, return_counts=True)
-    if len(sizes) == shards.total:  # no two pairs of one item
+    if len(sizes) == shards.total:  # no two pairs belong to one item
         return PairPositives.of(queries, shards)
     counts = sizes[groups]  # (N,)
     return GroupPositives(counts[shards.own], counts, groups[shards.own], groups)

@@ -61,7 +61,7 @@ class _Entry:
         """Return all weights: those that are given, and the defaults of the others.
 
         Raises:
-            ValueError: the loss has no weight of a given name.
+            ValueError: If the loss has no weight of a given name.
         """
         unknown = [name for name in given if name not in self.weights]
         if unknown:
@@ -229,7 +229,7 @@ def find_loss(name: str) -> Loss:
     """Return the loss of pairs of a name.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: If there is no loss of that name.
     """
     if name not in LOSSES:
         raise ValueError(f"unknown loss_type {name!r}: pass {join_choices(LOSSES)}")
@@ -240,7 +240,7 @@ def find_sentence_loss(name: str) -> SentenceLoss:
     """Return the loss of sentences of a name.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: If there is no loss of that name.
     """
     if name not in SENTENCE_LOSSES:
         raise ValueError(f"unknown loss_type {name!r}: pass {join_choices(SENTENCE_LOSSES)}")

@@ -57,7 +57,7 @@ def sigmoid_loss(
         processes of the gradients, as DistributedDataParallel takes it, is the gradient of this loss.
 
     Raises:
-        ValueError: A shape, dtype or device does not fit, or the global batch is empty.
+        ValueError: If a shape, dtype or device does not fit, or the global batch is empty.
 
     Example:
         >>> import torch

@@ -44,7 +44,7 @@ def simcse_loss(
         The loss of the global batch, 0-dim, as `info_nce` returns it, gradients included.
 
     Raises:
-        ValueError: A shape, dtype or device does not fit, the temperature is not positive, or a hard_negative_weight
+        ValueError: If a shape, dtype or device does not fit, the temperature is not positive, or a hard_negative_weight
             is given without hard negatives.
 
     Example:

@@ -18,10 +18,10 @@ from .positives import Entries, blocks
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 
-# Rows and columns of a tile. CPU: measured on two Zen 4 cores at N = 8192, D = 512, where edges from 512 to 1536 differ
-# by less than the noise; 1024 (4 MiB in fp32) keeps the matrix products at their full rate and the passes over the
-# tile in the last-level cache. Others: a pass over 4096 x 4096 (64 MiB) takes tens of microseconds on a data-centre
-# GPU, well above the few that launching it takes.
+# Number of rows and of columns of a tile. On a CPU (measured on two Zen 4 cores at N = 8192, D = 512), edges from 512
+# to 1536 differ by less than the noise; 1024 (4 MiB in fp32) keeps the matrix products at their full rate and the
+# passes over the tile in the last-level cache. On other devices, a pass over 4096 x 4096 (64 MiB) takes tens of
+# microseconds on a data-centre GPU, well above the few that launching it takes.
 CPU_TILE_EDGE = 1024
 DEVICE_TILE_EDGE = 4096
 

@@ -7,7 +7,7 @@ def metric_path(name: str) -> str:
     """Return the folder of a metric, for `evaluate.load`.
 
     Raises:
-        ValueError: no such metric; the message names those there are.
+        ValueError: If there is no such metric. The message names all metrics.
     """
     folders = {path.parent.name: path.parent for path in Path(__file__).parent.glob("*/*.py")}
     if name not in folders:

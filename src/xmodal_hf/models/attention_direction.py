@@ -3,7 +3,7 @@
 import torch
 from transformers import PreTrainedModel
 
-# Texts are packed for it by its causal mask (`text_packing`).
+# CLIP's texts are packed by its causal mask (`text_packing`).
 _CAUSAL_WHEN_PACKED = ("clip_text_model",)
 
 
@@ -25,14 +25,15 @@ def attend_in_both_directions(tower: PreTrainedModel) -> None:
         tower: Text tower, which is changed in place.
 
     Raises:
-        ValueError: it is CLIP's, its tokens do already, or transformers' model of it has no such attention.
+        ValueError: If the tower is CLIP's, its tokens already see those behind them, or transformers' model of it has
+            causal attention only.
     """
     name = tower.config.model_type
     if name in _CAUSAL_WHEN_PACKED:
         raise ValueError("CLIP's text tower stays causal: drop --bidirectional_attention, which is for language models")
     if sees_later_tokens(tower):
         raise ValueError(f"the tokens of a {name} see those behind them already: drop --bidirectional_attention")
-    tower.config.is_causal = False  # where transformers makes its masks
+    tower.config.is_causal = False  # transformers reads this attribute where it makes masks
     if not sees_later_tokens(tower):
         raise ValueError(
             f"transformers' {type(tower).__name__} has causal attention only: drop --bidirectional_attention"

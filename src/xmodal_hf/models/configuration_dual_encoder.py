@@ -23,11 +23,11 @@ def tower_hidden_size(config: PreTrainedConfig, field: str) -> int:
     """Return the width of a tower's output from its config.
 
     Raises:
-        ValueError: when the config has neither `hidden_size` nor `hidden_sizes`; `field` names it.
+        ValueError: If the config has neither `hidden_size` nor `hidden_sizes`; the message names `field`.
     """
     hidden_size = getattr(config, "hidden_size", None)
     if hidden_size is None:
-        hidden_sizes = getattr(config, "hidden_sizes", None)  # convolutional towers list one width a stage
+        hidden_sizes = getattr(config, "hidden_sizes", None)  # convolutional towers list the width of each stage
         hidden_size = hidden_sizes[-1] if hidden_sizes else None
     if not isinstance(hidden_size, int) or hidden_size < 1:
         raise ValueError(
@@ -192,7 +192,7 @@ class AudioTextConfig(DualEncoderConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.audio_config, dict) and self.audio_config.get("model_type") == AisfxConfig.model_type:
-            # Ours, which AutoConfig does not know where this file is a checkpoint's own code.
+            # Config of this package, which AutoConfig does not know if this file is the code of a checkpoint.
             self.audio_config = AisfxConfig(**self.audio_config)
         super().__post_init__(**kwargs)
 

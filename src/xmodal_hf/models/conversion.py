@@ -28,7 +28,7 @@ from .processing_dual_encoder import AudioTextProcessor, ImageTextProcessor
 from .text_format import pad_to_fixed_length
 from .weight_mapping import Rule, Weights, build_with_weights, log_scale_offset, rename_weights
 
-# What CLIPModel, SiglipModel and VisionTextDualEncoderModel call differently.
+# Weights that have other names in CLIPModel, SiglipModel and VisionTextDualEncoderModel.
 _IMAGE_TEXT_RULES: list[Rule] = [
     (r"(text_model\..*|text_projection\..*|logit_scale|logit_bias)", r"\1"),
     (r"vision_model\.(.*)", r"image_model.\1"),
@@ -37,7 +37,7 @@ _IMAGE_TEXT_RULES: list[Rule] = [
 _CLAP_RULES: list[Rule] = [
     (r"((?:text|audio)_(?:model|projection)\..*)", r"\1"),
     (r"logit_scale_a", "logit_scale"),
-    # Kept in the config, as its distance from the other.
+    # The config keeps this scale as its distance from the other one.
     (r"logit_scale_t", None),
 ]
 _TO_CLIP_RULES: list[Rule] = [
@@ -49,10 +49,10 @@ _TO_CLAP_RULES: list[Rule] = [
     (r"((?:text|audio)_(?:model|projection)\..*)", r"\1"),
     (r"logit_scale", "logit_scale_a"),
 ]
-# ClapTextModel is RoBERTa under another name, and has its weights' names.
+# ClapTextModel is RoBERTa under another name, with the same names of weights.
 _CLAP_TEXT_TYPES = ("clap_text_model", "roberta", "xlm-roberta")
-# CLIPTextModel reads the highest token id, not the first end of text, where its config has this id: it was wrong in
-# early checkpoints.
+# CLIPTextModel reads the highest token id instead of the first end of text if its config has this id, which was wrong
+# in early checkpoints.
 _LEGACY_EOS = 2
 
 
@@ -63,8 +63,8 @@ def from_transformers(source: PreTrainedModel | str | os.PathLike) -> DualEncode
         source: Model, local folder or Hub id.
 
     Raises:
-        ValueError: for another kind of model, a checkpoint that does not hold all of its weights or more than them, or
-            towers that a dual encoder cannot hold.
+        ValueError: If the model is of another kind, the checkpoint does not hold exactly its weights, or a dual encoder
+            cannot hold its towers.
     """
     model = load_two_tower_model(source)
     model_type = model.config.model_type
@@ -96,7 +96,7 @@ def load_dual_encoder(source: PreTrainedModel | str | os.PathLike) -> DualEncode
         source: Model, local folder or Hub id. A model of this package that is in memory is returned as it is.
 
     Raises:
-        ValueError: for another kind of model, or a checkpoint that does not hold a whole one.
+        ValueError: If the model is of another kind, or the checkpoint does not hold a whole one.
     """
     model = load_two_tower_model(source)
     return model if isinstance(model, DualEncoder) else from_transformers(model)
@@ -109,8 +109,8 @@ def load_dual_processor(source: str | os.PathLike) -> ImageTextProcessor | Audio
         source: Local folder or Hub id.
 
     Raises:
-        OSError: when there is no processor.
-        ValueError: when there is one of something else.
+        OSError: If there is no processor.
+        ValueError: If the processor is not one of images or audio and texts.
     """
     processor = transformers.AutoProcessor.from_pretrained(source)
     if isinstance(processor, ImageTextProcessor | AudioTextProcessor):
@@ -163,7 +163,7 @@ def load_two_tower_model(source: PreTrainedModel | str | os.PathLike) -> PreTrai
     """Return a model as it is, or load it in fp32 from a folder or the Hub.
 
     Raises:
-        ValueError: when the checkpoint lacks weights of the model, or has others.
+        ValueError: If the checkpoint lacks weights of the model, or holds others.
     """
     if isinstance(source, PreTrainedModel):
         return source
@@ -217,7 +217,7 @@ def to_clip(model: ImageTextDualEncoder) -> CLIPModel:
     """Convert into a CLIPModel: equal embeddings and logits.
 
     Raises:
-        ValueError: lists what of the model a CLIPModel cannot hold.
+        ValueError: If a CLIPModel cannot hold the model. The message lists the reasons.
     """
     poolings = ("pooler",) if _text_config(model).eos_token_id == _LEGACY_EOS else ("pooler", "eos")
     _check_fits(
@@ -234,7 +234,7 @@ def to_clip(model: ImageTextDualEncoder) -> CLIPModel:
             "text_logit_scale_offset": (0.0,),
         },
     )
-    # The towers' configs name it too: CLIPTextModelWithProjection reads it there.
+    # The towers' configs name the width too, because CLIPTextModelWithProjection reads it there.
     projection_dim = {"projection_dim": model.config.projection_dim}
     config = transformers.CLIPConfig(
         text_config=model.config.text_config.to_dict() | projection_dim,
@@ -249,7 +249,7 @@ def to_clap(model: AudioTextDualEncoder) -> ClapModel:
     """Convert into a ClapModel: equal embeddings and logits. Its text tower may be RoBERTa.
 
     Raises:
-        ValueError: lists what of the model a ClapModel cannot hold.
+        ValueError: If a ClapModel cannot hold the model. The message lists the reasons.
     """
     _check_fits(
         model,

@@ -32,18 +32,18 @@ _RULES: list[Rule] = [
     (r"audio_branch\.layers\.(\d+)\.blocks\.(\d+)\.attn\.(.*)", rf"{_BLOCK}.attention.self.\3"),
     (r"audio_branch\.layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc1\.(.*)", rf"{_BLOCK}.intermediate.dense.\3"),
     (r"audio_branch\.layers\.(\d+)\.blocks\.(\d+)\.mlp\.fc2\.(.*)", rf"{_BLOCK}.output.dense.\3"),
-    # The masks of shifted windows, computed from their sizes.
+    # These are the masks of shifted windows, which are computed from their sizes.
     (r"audio_branch\.layers\.\d+\.blocks\.\d+\.attn_mask", None),
-    # The spectrogram is the feature extractor's work here.
+    # Here the feature extractor computes the spectrogram.
     (r"audio_branch\.(spectrogram_extractor|logmel_extractor)\..*", None),
-    # HTSAT's classifier of AudioSet: embeddings do not pass through it.
+    # This is HTSAT's classifier of AudioSet; embeddings do not pass through it.
     (r"audio_branch\.(tscam_conv|head)\..*", None),
-    # Layers behind the embeddings, of an auxiliary loss.
+    # These layers behind the embeddings belong to an auxiliary loss.
     (r"(text|audio)_transform\..*", None),
     (r"(text|audio)_projection\.0\.(.*)", r"\1_projection.linear1.\2"),
     (r"(text|audio)_projection\.2\.(.*)", r"\1_projection.linear2.\2"),
     (r"logit_scale_a", "logit_scale"),
-    # Kept in the config, as its distance from the other.
+    # The config keeps this scale as its distance from the other one.
     (r"logit_scale_t", None),
 ]
 _NEEDED = (
@@ -69,7 +69,7 @@ def from_laion_clap(weights: Mapping[str, torch.Tensor]) -> AudioTextDualEncoder
         weights: State dict; `weight_mapping.read_state_dict` reads one from a file.
 
     Raises:
-        ValueError: for towers other than HTSAT and RoBERTa, or weights that do not fit one by one.
+        ValueError: If the towers are not HTSAT and RoBERTa, or the weights do not fit one by one.
     """
     missing = [name for name in _NEEDED if name not in weights]
     if missing:
@@ -112,7 +112,7 @@ def _audio_config(weights: Mapping[str, torch.Tensor]) -> transformers.ClapAudio
     width = patches.shape[0]
     stages = range(count_layers(weights, "audio_branch.layers."))
     depths = [count_layers(weights, f"audio_branch.layers.{stage}.blocks.") for stage in stages]
-    # One row a distance between two places of a window, one column a head.
+    # Each row stands for a distance between two places of a window, each column for a head.
     biases = [weights[f"audio_branch.layers.{stage}.blocks.0.attn.relative_position_bias_table"] for stage in stages]
     is_fused = "audio_branch.patch_embed.mel_conv2d.weight" in weights
     return transformers.ClapAudioConfig(

@@ -27,9 +27,9 @@ from .weight_mapping import (
 )
 
 ACTIVATIONS = ("gelu", "quick_gelu")
-# Width of an attention head where no configuration says otherwise (Radford et al. 2021, table 19).
+# Width of an attention head if no configuration names another one (Radford et al. 2021, table 19).
 _HEAD_WIDTH = 64
-# Stages and first width -> timm's name. All of OpenAI's ResNets (Radford et al. 2021, table 19).
+# Stages and first width -> name in timm, for all of OpenAI's ResNets (Radford et al. 2021, table 19).
 _TIMM_RESNETS: dict[tuple[tuple[int, ...], int], str] = {
     ((3, 4, 6, 3), 64): "resnet50_clip",
     ((3, 4, 23, 3), 64): "resnet101_clip",
@@ -38,15 +38,16 @@ _TIMM_RESNETS: dict[tuple[tuple[int, ...], int], str] = {
     ((3, 15, 36, 10), 128): "resnet50x64_clip",
 }
 _RESNET_STAGES = 4
-# timm's SigLIP towers that use the tanh approximation of GELU; in timm the others, as open_clip's, are exact.
+# SigLIP towers of timm that use the tanh approximation of GELU; GELU is exact in the others, as in open_clip's.
 _TANH_TOWERS = ("vit_base_patch32_", "vit_so400m_patch16_", "vit_giantopt_")
-# Attention heads by width, where they are not _HEAD_WIDTH wide (Alabdulmohsin et al. 2023; Tschannen et al. 2025).
+# Number of attention heads by width, for towers whose heads are not _HEAD_WIDTH wide (Alabdulmohsin et al. 2023;
+# Tschannen et al. 2025).
 _SIGLIP_HEADS = {1152: 16, 1536: 16}
 _SIGLIP_SCALE, _SIGLIP_BIAS = math.log(10), -10.0  # initial values (Zhai et al. 2023, section 3.2)
-_LAYER_NORM_EPS = 1e-5  # torch's
+_LAYER_NORM_EPS = 1e-5  # default of torch
 
-# Settings of open_clip's model_cfg that this conversion knows, with the one value that it knows (None: any). Others
-# change what the weights compute.
+# Settings of open_clip's model_cfg that this conversion supports, with the only supported value (None: any value).
+# Other settings change what the weights compute.
 _SETTINGS: dict[str, Any] = dict.fromkeys(
     [
         *("embed_dim", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias"),
@@ -85,7 +86,7 @@ _TEXT_RULES: list[Rule] = [
     *_block_rules(r"transformer\.resblocks", "text_model.encoder.layers"),
     (r"ln_final\.(.*)", r"text_model.final_layer_norm.\1"),
     (r"(logit_scale|logit_bias)", r"\1"),
-    # The causal mask, and sizes that OpenAI's archives keep as tensors.
+    # Tensors without weights: the causal mask, and sizes in OpenAI's archives.
     (r"attn_mask|input_resolution|context_length|vocab_size", None),
 ]
 _CLIP_TEXT_RULES: list[Rule] = [(r"text_projection", "text_projection.weight")]
@@ -93,7 +94,7 @@ _VIT_RULES: list[Rule] = [
     (r"visual\.conv1\.weight", "image_model.embeddings.patch_embedding.weight"),
     (r"visual\.class_embedding", "image_model.embeddings.class_embedding"),
     (r"visual\.positional_embedding", "image_model.embeddings.position_embedding.weight"),
-    # The misspelt name is transformers'.
+    # The misspelt name is that of transformers.
     (r"visual\.ln_pre\.(.*)", r"image_model.pre_layrnorm.\1"),
     *_block_rules(r"visual\.transformer\.resblocks", "image_model.encoder.layers"),
     (r"visual\.ln_post\.(.*)", r"image_model.post_layernorm.\1"),
@@ -151,12 +152,12 @@ def from_open_clip(
             open_clip). The weights do not determine it, so it must come from here or from `model_config`.
 
     Raises:
-        ValueError: for an unknown activation or setting, or weights that do not fit one by one: EVA, CoCa, ConvNeXt,
-            Hugging Face's text towers and others are not known here.
-        ImportError: for a ResNet, when timm is missing.
+        ValueError: If an activation or setting is unknown, or the weights do not fit one by one. EVA, CoCa, ConvNeXt,
+            Hugging Face's text towers and others are not supported.
+        ImportError: If the image tower is a ResNet and timm is missing.
     """
     settings = _flat(model_config or {})
-    weights = strip_prefix(weights, "text.")  # of a text tower of its own
+    weights = strip_prefix(weights, "text.")  # the text tower is a module of its own
     if "visual.trunk.attn_pool.latent" in weights:
         return _from_siglip(weights, settings)
     _check_settings(settings, _SETTINGS)
@@ -290,7 +291,7 @@ def _siglip_vision_config(
         num_attention_heads=_SIGLIP_HEADS.get(width, width // _HEAD_WIDTH),
         num_channels=channels,
         patch_size=patch_size,
-        image_size=settings["vision_cfg.image_size"],  # no multiple of the patch size in all models
+        image_size=settings["vision_cfg.image_size"],  # it is not a multiple of the patch size in all models
         hidden_act=_gelu(settings["vision_cfg.timm_model_name"].startswith(_TANH_TOWERS)),
     )
 

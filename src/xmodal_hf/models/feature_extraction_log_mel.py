@@ -14,9 +14,9 @@ TRUNCATIONS = ("first", "center")
 PADDINGS = ("repeatpad", "repeat", "pad")
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # LAION-CLAP without fusion, as in the preprocessor of laion/clap-htsat-unfused.
+    # Settings of LAION-CLAP without fusion, from the preprocessor of laion/clap-htsat-unfused.
     "clap": {"sampling_rate": 48_000, "hop_length": 480, "frequency_min": 50.0, "frequency_max": 14_000.0},
-    # The same with the filters of the fused checkpoints.
+    # The same settings with the filters of the fused checkpoints.
     "clap_fused": {
         "sampling_rate": 48_000,
         "hop_length": 480,
@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mel_scale": "htk",
         "mel_norm": None,
     },
-    # WavCaps' HTSAT; its clips may be longer (pass max_length_s), HTSAT itself takes 10 s.
+    # Settings of WavCaps' HTSAT. Its clips may be longer (pass max_length_s); HTSAT itself takes 10 s.
     "wavcaps": {
         "sampling_rate": 32_000,
         "hop_length": 320,
@@ -33,7 +33,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "frequency_max": 14_000.0,
         "padding": "pad",
     },
-    # Audio Spectrogram Transformer: 1024 frames of Kaldi filter banks, AudioSet's mean and twice its deviation.
+    # Settings of the Audio Spectrogram Transformer: 1024 frames of Kaldi filter banks, normalised by AudioSet's mean
+    # and twice its deviation.
     "ast": {
         "front_end": "kaldi",
         "sampling_rate": 16_000,
@@ -48,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feature_scale": 2 * 4.5689974,
         "channel_axis": False,
     },
-    # aiSFX, as its package computes spectrograms with librosa.
+    # Settings of aiSFX, whose package computes spectrograms with librosa.
     "aisfx": {
         "front_end": "sound_effects",
         "sampling_rate": 44_100,
@@ -64,9 +65,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "feature_scale": 9.457798957824707,  # the largest value in the recordings that it was trained on
     },
 }
-# Of aiSFX (and of Essentia's `shift_scale_log`): what power is multiplied with before the logarithm.
+# Factor of the power before the logarithm in aiSFX (and in Essentia's `shift_scale_log`).
 _SOUND_EFFECTS_GAIN = 10_000.0
-# Power below this counts as this, in both front ends of transformers: -100 dB.
+# Minimum power, -100 dB, as in both front ends of transformers; smaller values are raised to it.
 _MIN_POWER = 1e-10
 PRECISIONS = {"single": torch.float32, "double": torch.float64}
 
@@ -106,7 +107,7 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         channel_axis (`bool`): whether an axis of size 1 stands before the frames (CLAP) or not (AST).
 
     Raises:
-        ValueError: The preset, front end, padding or truncation is unknown.
+        ValueError: If the preset, front end, padding or truncation is unknown.
 
     Example:
         >>> from xmodal_hf import LogMelFeatureExtractor
@@ -141,7 +142,7 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ):
         kwargs.setdefault("return_attention_mask", False)
-        # Files of earlier versions name the precision by this.
+        # Files of earlier versions name the precision by this argument.
         in_double = kwargs.pop("double_precision", None)
         if in_double is not None:
             precision = "double" if in_double else "single"
@@ -207,7 +208,7 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
             `BatchFeature` with `input_features` (B, 1, frames, F), or (B, frames, F) without `channel_axis`; float32.
 
         Raises:
-            ValueError: another sampling rate, an empty waveform, or more than one channel.
+            ValueError: If the sampling rate is another one, a waveform is empty, or a clip has more than one channel.
         """
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             raise ValueError(
@@ -237,7 +238,7 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
             return clip.repeat(-(-self.num_samples // len(clip)))[: self.num_samples]
         if padding == "repeatpad":
             clip = clip.repeat(self.num_samples // len(clip))
-        # Kaldi's needs one frame.
+        # The front end of Kaldi needs one frame.
         wanted = self.fft_window_size if self.front_end == "kaldi" else self.num_samples
         return torch.nn.functional.pad(clip, (0, max(0, wanted - len(clip))), value=self.padding_value)
 
@@ -257,7 +258,7 @@ class LogMelFeatureExtractor(SequenceFeatureExtractor):
 
     def _kaldi_filter_banks(self, waveform: torch.Tensor) -> torch.Tensor:
         """(samples,) -> log energies (num_frames, F), zeros after the last frame of the clip."""
-        assert self.num_frames is not None  # goes with this front end
+        assert self.num_frames is not None  # num_frames is set with this front end
         banks = torchaudio.compliance.kaldi.fbank(
             waveform[None],
             sample_frequency=self.sampling_rate,

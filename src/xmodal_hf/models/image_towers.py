@@ -15,12 +15,12 @@ from .towers import evaluation_mode, own_pooled_output
 
 logger = logging.getLogger(__name__)
 
-# Of images for towers that take any size, in pixels.
+# Side in pixels of the image with which towers for any size are tried.
 ANY_SIZE = 224
-# Relative to the length of a vector. Towers that only change the order of their sums differ by 1e-6; those that hide
-# three quarters of an image (He et al. 2022), by 0.1 to 1.
+# Maximum difference of two runs, relative to the length of a vector. Towers that only change the order of their sums
+# differ by 1e-6; those that hide three quarters of an image (He et al. 2022) differ by 0.1 to 1.
 _RANDOM = 1e-3
-# What towers raise that need more than an image, or one of another shape than their config says.
+# Errors of towers that need more than an image, or an image of another shape than their config names.
 _CANNOT_RUN = (RuntimeError, ValueError, TypeError, AttributeError, IndexError)
 
 
@@ -60,16 +60,16 @@ def examine_image_tower(tower: PreTrainedModel, pooling: str, field: str) -> Non
         field: Name of the tower's option in messages.
 
     Raises:
-        ValueError: when the two runs give different vectors; the message names the setting that makes them equal.
+        ValueError: If the two runs give different vectors. The message names the setting that makes them equal.
     """
     shape = _image_shape(tower)
     image = torch.linspace(-1, 1, shape[0] * shape[1] * shape[2], device=tower.device).sin().view(1, *shape)
     try:
-        # The random state of the run that this belongs to stays as it is.
+        # The random state of the calling program is not changed.
         with torch.random.fork_rng(devices=[]), evaluation_mode(tower):
             image = image.to(tower.dtype)
             outputs = tower(image, return_dict=True)
-            # Of all states, in whatever order: ViT-MAE shuffles them even where it hides none.
+            # The states are compared in any order, because ViT-MAE shuffles them even if it hides none.
             first, second = (
                 pool_states(each, tower, "mean", field) for each in (outputs, tower(image, return_dict=True))
             )

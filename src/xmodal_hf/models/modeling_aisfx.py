@@ -73,7 +73,7 @@ class AisfxModel(PreTrainedModel):
             those that do.
 
         Raises:
-            ValueError: no spectrograms, or another number of bands than the config's.
+            ValueError: If the input is not a batch of spectrograms with the number of bands of the config.
         """
         if input_features is None or input_features.shape[-1] != self.config.num_mel_bins:
             shape = None if input_features is None else tuple(input_features.shape)

@@ -31,7 +31,8 @@ from .pooled_inputs import from_pooled
 from .text_tower import TextTowerMixin, text_inputs_of
 from .towers import accepts, check_width, describe, find_tower, load_model, make_tower, output_flags
 
-# Pixels of the images, or numbers of the spectrograms, that a CPU embeds at a time: two images of 224 pixels.
+# Maximum number of pixels of images, or of values of spectrograms, that a CPU embeds at a time: two images of 224 x 224
+# pixels.
 _CACHE_SIZED_PIXELS = 2 * 224 * 224
 # Towers whose own pooled output was trained, by the beginning of their model type.
 _POOLER_TOWERS = ("clip", "metaclip_2", "chinese_clip_vision", "siglip", "clap", "convnext", "timm_wrapper", "aisfx")
@@ -123,7 +124,7 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # What the image or audio tower may call its main input, and how many dimensions that may have.
+    # Names that the main input of the image or audio tower may have, and numbers of its dimensions.
     _tower_inputs: tuple[str, ...] = ()
     _input_ndims: tuple[int, ...] = ()
     # The scale is a logarithm up to ln 100: 8 bits of mantissa would move every logit.
@@ -142,7 +143,8 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             config.modality_config, modality_model, config.modality_pooling, self._tower_inputs, f"{modality}_model"
         )
         setattr(self, f"{modality}_model", modality_model)
-        # One config object a tower, so that a change of the attention implementation or vocabulary is seen by both.
+        # The model and each tower share one config object, so that a change of the attention implementation or
+        # vocabulary applies to both.
         config.text_config = self.text_model.config
         setattr(config, f"{modality}_config", modality_model.config)
 
@@ -177,7 +179,8 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             if self.config.logit_bias_init_value is not None:
                 init.constant_(module.logit_bias, self.config.logit_bias_init_value)
         elif isinstance(module, nn.Linear):
-            # A projection: towers initialise their own layers. 1/sqrt(width), as CLIP does.
+            # This is a projection, since towers initialise their own layers. The deviation is 1/sqrt(width), as in
+            # CLIP.
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
 
     def poolings(self) -> Iterable[tuple[PreTrainedModel, str]]:
@@ -275,9 +278,10 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         in batches of 32, and 29 ms in batches of 2 (measured on one core).
         """
         values = inputs[self.main_input_name]
-        assert values is not None  # checked
+        assert values is not None  # checked by the caller
         is_alone = all(value is None for name, value in inputs.items() if name != self.main_input_name)
-        is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # exports are of any batch
+        # an exported graph takes batches of any size
+        is_traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
         if self.training or torch.is_grad_enabled() or is_traced or not is_alone:
             return []
         if values.device.type != "cpu" or values.ndim != 4:
@@ -334,7 +338,7 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             fields[f"{modality}_embeds"] = unit_norm(self.modality_projection(pooled))  # (B, D)
         if has_text and has_modality and (return_logits or return_loss):
             text_embeds = fields["text_embeds"]
-            device = text_embeds.device  # with a device map the parts may lie on several
+            device = text_embeds.device  # with a device map, the parts may be on several devices
             logits_per_text = text_embeds @ fields[f"{modality}_embeds"].to(device).t()
             logits_per_text = logits_per_text * fields["logit_scale"].to(device)
             if "logit_bias" in fields:
@@ -344,7 +348,7 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             fields["logits_per_text"] = logits_per_text * math.exp(offset) if offset else logits_per_text
             if return_loss:
                 fields["loss"] = symmetric_cross_entropy(logits_per_text)
-        # Built once, from all fields: an output orders its items as they were declared only when it is made.
+        # The output is built once, from all fields: its items have the order of the declaration only when it is made.
         return DualEncoderOutput(**fields)
 
     @classmethod
@@ -366,7 +370,7 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         modality_pooling = modality_pooling or trained_pooling(modality_source, modality_tower, f"{modality}_pooling")
         if modality == "image":
             examine_image_tower(modality_tower, modality_pooling, "image_model")
-        # Copies: making a composite config resets the attention implementation of the parts it is given.
+        # The configs are copied, because making a composite config resets the attention implementation of its parts.
         config = cls.config_class(
             text_config=text_tower.config.to_dict(),
             text_pooling=text_pooling or trained_pooling(text_source, text_tower, "text_pooling"),
@@ -441,12 +445,12 @@ class ImageTextDualEncoder(DualEncoder):
         A tower loses its own pooling layer where it has one that the pooling does not read.
 
         Raises:
-            ValueError: for a source that is no tower of this kind, or an image tower that gives one image different
-                vectors in evaluation (ViT-MAE, unless its `mask_ratio` is 0), or the pooling `cls` of a causal text
-                tower, which gives every text the same vector.
-            TypeError: for a name that is no field of the config.
-            huggingface_hub.errors.StrictDataclassError: for an unknown pooling, a tower without a usable hidden size
-                or towers of unequal width without a projection.
+            ValueError: If a source is not a tower of its kind; if an image tower gives one image different vectors in
+                evaluation mode (ViT-MAE, unless its `mask_ratio` is 0); or if the pooling is `cls` and the text tower
+                causal, so that every text would have the same vector.
+            TypeError: If a name is not a field of the config.
+            huggingface_hub.errors.StrictDataclassError: If a pooling is unknown, a tower has no usable hidden size, or
+                towers of different width have no projection.
 
         Example:
             >>> from transformers import BertConfig, BertModel, ViTConfig, ViTModel
@@ -512,8 +516,8 @@ class ImageTextDualEncoder(DualEncoder):
                 `pixel_values`.
 
         Raises:
-            ValueError: when there is nothing to encode, a tower has both an input and pooled vectors, or `return_loss`
-                lacks one side.
+            ValueError: If there is nothing to encode, a tower has both an input and pooled vectors, or `return_loss` is
+                set and one side is missing.
         """
         text_inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         flags = output_flags(output_attentions, output_hidden_states)
@@ -543,9 +547,9 @@ class AudioTextDualEncoder(DualEncoder):
     main_input_name = "input_features"
     input_modalities = ("audio", "text")
     _card_modality = "audio"
-    # The spectrogram transformer (AST) and encoders of waveforms name their input input_values.
+    # The spectrogram transformer (AST) and encoders of waveforms name their input `input_values`.
     _tower_inputs = ("input_features", "input_values")
-    # Waveforms, spectrograms, spectrograms with channels.
+    # These are waveforms, spectrograms, and spectrograms with channels.
     _input_ndims = (2, 3, 4)
 
     @classmethod
@@ -573,11 +577,11 @@ class AudioTextDualEncoder(DualEncoder):
         A tower loses its own pooling layer where it has one that the pooling does not read.
 
         Raises:
-            ValueError: for a source that is no tower of this kind, or the pooling `cls` of a causal text tower, which
-                gives every text the same vector.
-            TypeError: for a name that is no field of the config.
-            huggingface_hub.errors.StrictDataclassError: for an unknown pooling, a tower without a usable hidden size
-                or towers of unequal width without a projection.
+            ValueError: If a source is not a tower of its kind, or if the pooling is `cls` and the text tower causal, so
+                that every text would have the same vector.
+            TypeError: If a name is not a field of the config.
+            huggingface_hub.errors.StrictDataclassError: If a pooling is unknown, a tower has no usable hidden size, or
+                towers of different width have no projection.
 
         Example:
             >>> from transformers import ASTConfig, ASTModel, BertConfig, BertModel
@@ -660,8 +664,8 @@ class AudioTextDualEncoder(DualEncoder):
                 `input_features`.
 
         Raises:
-            ValueError: when there is nothing to encode, a tower has both an input and pooled vectors, or `return_loss`
-                lacks one side.
+            ValueError: If there is nothing to encode, a tower has both an input and pooled vectors, or `return_loss` is
+                set and one side is missing.
         """
         text_inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         flags = output_flags(output_attentions, output_hidden_states)

@@ -25,8 +25,8 @@ from .text_format import TextFormat, has_fixed_length
 from .text_tower import TextTowerMixin, text_inputs_of, token_batches
 from .towers import evaluation_mode, find_tower, load_model, make_tower, output_flags
 
-# A layer's activations of a batch should stay in a CPU's cache: all-MiniLM-L6-v2 embeds 1.4 times as many sentences a
-# second at 800 to 1,500 tokens as at 8,192 (measured). A GPU wants more work a launch.
+# The activations of a layer should stay in a CPU's cache: all-MiniLM-L6-v2 embeds 1.4 times as many sentences per
+# second with batches of 800 to 1,500 tokens as with 8,192 (measured). A GPU needs more work per launch.
 _CPU_TOKENS_PER_BATCH = 1024
 _GPU_TOKENS_PER_BATCH = 8192
 
@@ -114,7 +114,8 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         self.head = build_head(config, hidden_size)
         if config.mlm_head:
             embeddings = self.get_input_embeddings()
-            # Tied to the embeddings, which not every tower has at the width of its states (ALBERT's are narrower).
+            # The output matrix is tied to the embeddings, which in some towers have another width than the states
+            # (ALBERT's are narrower).
             if embeddings.embedding_dim != hidden_size:
                 raise ValueError(
                     f"mlm_head needs token embeddings as wide as the tower's states, got {embeddings.embedding_dim} "
@@ -139,10 +140,10 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         The tower loses its own pooling layer where it has one that the pooling does not read.
 
         Raises:
-            ValueError: for a source that is no text tower, or `cls` of a causal one, which gives every text the same
-                vector.
-            TypeError: for a name that is no field of the config.
-            huggingface_hub.errors.StrictDataclassError: for an unknown pooling or head.
+            ValueError: If the source is not a text tower, or if the pooling is `cls` and the tower causal, so that
+                every text would have the same vector.
+            TypeError: If a name is not a field of the config.
+            huggingface_hub.errors.StrictDataclassError: If the pooling or the head is unknown.
 
         Example:
             >>> from transformers import BertConfig, BertModel
@@ -154,7 +155,7 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         reject_unknown_fields(cls.config_class, config_kwargs)
         source = load_model(text_model, "text_model")
         tower = find_tower(source, ("text_model",))
-        # A copy: making a composite config resets the attention implementation of the parts it is given.
+        # The config is copied, because making a composite config resets the attention implementation of its parts.
         config = cls.config_class(text_config=tower.config.to_dict(), pooling=pooling, **config_kwargs)
         model = cls(config, text_model=tower)
         model.pad_as_trained(source)
@@ -210,7 +211,7 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             inputs_embeds: Token embeddings of shape (B, T, H) in place of `input_ids`, as peft passes them.
 
         Raises:
-            ValueError: for missing or unbatched ids, or masked ids for a model without `mlm_head`.
+            ValueError: If the ids are missing or not a batch, or masked ids are given to a model without `mlm_head`.
         """
         inputs = text_inputs_of(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         flags = output_flags(output_attentions, output_hidden_states)
@@ -271,9 +272,9 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             `torch.autocast` context around the call.
 
         Raises:
-            TypeError: for a single string.
-            ValueError: for no sentences, no tokenizer beside the model, limits below 1, or a pooling that reads the
-                same of every text of this tokenizer.
+            TypeError: If `sentences` is a single string.
+            ValueError: If there are no sentences, the model has no tokenizer, a limit is below 1, or the pooling reads
+                the same of every text of this tokenizer.
 
         Example:
             >>> from transformers import BertConfig, BertModel
@@ -308,7 +309,7 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
                 }
                 pooled.append(self(**inputs).pooler_output.float().cpu())
                 bar.update(len(rows))
-        # Outside inference mode, so that the result may take part in training.
+        # This is outside inference mode, so that the result may be used in training.
         in_batches = torch.cat(pooled)  # (n, D)
         embeds = torch.empty_like(in_batches)
         embeds[[row for rows in batches for row in rows]] = in_batches
@@ -320,7 +321,7 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             folder = self.config._name_or_path
             if not folder:
                 raise ValueError("this model was not loaded from a folder: pass encode(..., tokenizer=...)")
-            # With a config at hand it does not ask whether code that a published folder carries may run.
+            # With the config, AutoTokenizer does not ask whether the code of a published folder may run.
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, config=self.config.text_config)
         return self._tokenizer
 

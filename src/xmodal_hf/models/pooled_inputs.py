@@ -23,7 +23,7 @@ def from_pooled(
         names: Names of `vectors` and of `other_input`, for the messages.
 
     Raises:
-        ValueError: both inputs are given, or the vectors are no floating-point matrix of that width.
+        ValueError: If both inputs are given, or the vectors are not a floating-point matrix of that width.
     """
     name, other_name = names
     if other_input is not None:

@@ -10,7 +10,7 @@ import torch
 
 def first_token(hidden: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Return the state of the first attended token, [CLS] in BERT's terms: (B, T, H), (B, T) -> (B, H)."""
-    # argmax finds the first maximum, so left-padded rows are read at their first real token.
+    # argmax returns the first maximum, so that left-padded rows are read at their first real token.
     first = attention_mask.int().argmax(dim=1)  # (B,)
     return hidden[torch.arange(len(hidden), device=hidden.device), first]
 
@@ -68,7 +68,7 @@ def end_of_text_index(
     """
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)  # (T,)
     first = attention_mask.int().argmax(dim=1, keepdim=True)  # (B, 1)
-    is_eos = torch.zeros_like(input_ids, dtype=torch.bool)  # changed out of place: the exporter to ONNX knows no |=
+    is_eos = torch.zeros_like(input_ids, dtype=torch.bool)  # the exporter to ONNX does not support |=
     for token_id in eos_ids(eos_token_id):
         is_eos = is_eos | (input_ids == token_id)
     is_real = attention_mask.bool()
@@ -119,7 +119,7 @@ def pool(
         eos_token_id: Id or ids of the end-of-text token, for `eos`.
 
     Raises:
-        ValueError: for an unknown name, or `eos` without ids.
+        ValueError: If the name is unknown, or the pooling is `eos` and there are no ids.
     """
     if attention_mask is None:
         attention_mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-# The first positions are well trained and stay (Long-CLIP, section 3.1: few captions are longer than 20 tokens).
+# Number of first positions that stay as they are, because they are well trained (Long-CLIP, section 3.1: few captions
+# are longer than 20 tokens).
 KEPT_POSITIONS = 20
 _STRETCHABLE = ("clip_text_model",)
 
@@ -27,7 +28,8 @@ def stretch_positions(tower: PreTrainedModel, length: int, kept: int = KEPT_POSI
         kept: Number of leading positions that are kept as they are.
 
     Raises:
-        ValueError: another kind of tower, fewer positions than there are, or a table without positions to interpolate.
+        ValueError: If the tower is of another kind, has more positions already, or its table has no positions to
+            interpolate.
     """
     if not can_stretch(tower):
         raise ValueError(f"the positions of a {tower.config.model_type} cannot be stretched: pass CLIP's text tower")
@@ -38,9 +40,9 @@ def stretch_positions(tower: PreTrainedModel, length: int, kept: int = KEPT_POSI
     if not kept + 1 < len(old) < length:
         raise ValueError(f"{len(old)} positions cannot be stretched to {length} with the first {kept} kept")
     places = torch.arange(length - kept, dtype=torch.float64, device=old.device)
-    places = places * (len(old) - kept) / (length - kept)  # of the old table from `kept` on
+    places = places * (len(old) - kept) / (length - kept)  # places in the old table from `kept` on
     below = places.floor().long().clamp(max=len(old) - kept - 2)
-    share = (places - below).unsqueeze(1)  # above 1 behind the last old position
+    share = (places - below).unsqueeze(1)  # above 1 for places behind the last old position
     rest = old[kept:].double()
     new = torch.cat([old[:kept].double(), (1 - share) * rest[below] + share * rest[below + 1]])
     table = nn.Embedding(length, old.shape[1], device=old.device, dtype=old.dtype)

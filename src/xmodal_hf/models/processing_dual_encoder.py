@@ -93,7 +93,7 @@ class AudioTextProcessor(HubCardMixin, _PrefixMixin):
     _card_modality = "audio"
 
     def __init__(self, feature_extractor: SequenceFeatureExtractor, tokenizer: PreTrainedTokenizerBase):
-        # Audio towers take no mask, and this one would stand in the place of the texts'.
+        # Audio towers take no mask, and this one would replace that of the texts.
         feature_extractor.return_attention_mask = False
         super().__init__(feature_extractor, without_call_options(tokenizer))
 

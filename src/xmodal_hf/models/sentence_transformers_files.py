@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# The names by which every version of sentence-transformers finds its modules.
+# Class names by which every version of sentence-transformers finds its modules.
 _MODULES = "sentence_transformers.models"
 _GENERAL = "config_sentence_transformers.json"
 

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 _POSITION_TABLES = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
 # Tokenizers without a limit of their own report a huge number; no text in use is as long as this one.
 NO_LIMIT = 100_000
-# Any text: what a tokenizer adds around it is what matters.
+# Any text will do, because only the tokens that a tokenizer adds to it matter.
 _EXAMPLE = "a photo of a dog"
 
 Row = dict[str, list[int]]
@@ -149,12 +149,12 @@ def longest_text(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 def num_positions(model: PreTrainedModel) -> int:
     """Return the most tokens that the model's text tower takes."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or NO_LIMIT
-    if positions < 1:  # XLNet's way of saying so
+    if positions < 1:  # XLNet's value for no limit
         return NO_LIMIT
     for name, module in model.named_modules():
         is_table = name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
         if is_table and module.padding_idx is not None:
-            positions -= module.padding_idx + 1  # RoBERTa and its kin count positions from there
+            positions -= module.padding_idx + 1  # RoBERTa and similar towers count positions from there
     return positions
 
 
@@ -198,7 +198,7 @@ def pad_as_trained(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig)
     """
     if config.model_type not in FIXED_LENGTH_TOWERS:
         return
-    # SigLIP 2's tokenizer knows no limit.
+    # SigLIP 2's tokenizer has no limit.
     tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
     if not (pads_to_max_length(tokenizer) and tokenizer.model_input_names == ["input_ids"]):
         logger.info("texts are padded to %d tokens, unmasked, as their tower was trained", tokenizer.model_max_length)
@@ -263,7 +263,7 @@ def check_reads_texts(
         text_format: Text format of the tower and its tokenizer.
         run: Function from inputs (1, T) to pooled vectors (1, H), in evaluation mode and without gradients.
     """
-    if pooling in ("mean", "max"):  # see every token
+    if pooling in ("mean", "max"):  # all tokens of these towers see each other
         return
     first, second = (text_format.collate([row]) for row in _rows_that_differ(text_format, config))
     if pooling == "eos":

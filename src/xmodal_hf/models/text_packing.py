@@ -26,12 +26,12 @@ from transformers import AttentionInterface, PreTrainedModel
 from .pooling import end_of_text_index, last_attended
 
 _IMPLEMENTATION = "xmodal_hf_packed"
-# Towers that mix tokens in attention only, through transformers' attention interface, and take position ids: tested one
-# by one. The second line's count positions from their padding id on, over tokens that are not padding.
+# Towers that mix tokens only in attention, through transformers' attention interface, and take position ids. Each was
+# tested. Those of the second line count positions from their padding id on, over tokens that are not padding.
 PACKED_TOWERS = ("bert", "clip_text_model", "roberta", "xlm-roberta")
 _COUNTED_FROM_PADDING = ("roberta", "xlm-roberta")
-# Causal towers: where their blocks are, and which parts of a block treat tokens one by one and do not make keys and
-# values.
+# Causal towers: the path of their blocks, and the parts of a block that treat tokens one by one and do not make keys
+# and values.
 _CAUSAL_BLOCKS = {"clip_text_model": ("encoder.layers", ("self_attn.q_proj", "self_attn.out_proj", "mlp"))}
 
 
@@ -39,16 +39,16 @@ class SubBatch(NamedTuple):
     """Texts of similar length, next to each other in the packed order."""
 
     texts: int
-    width: int  # tokens of the longest
+    width: int  # number of tokens of the longest text
 
 
 class Repeats(NamedTuple):
     """Tokens, (C,) each, that stand after the same tokens as another one of the batch and are not computed again."""
 
-    rows: torch.Tensor  # in the batch (B, T)
+    rows: torch.Tensor  # rows of the tokens in the batch (B, T)
     columns: torch.Tensor
-    slots: torch.Tensor  # in the padded layout of all sub-batches
-    of: torch.Tensor  # the packed token that they repeat
+    slots: torch.Tensor  # places in the padded layout of all sub-batches
+    of: torch.Tensor  # packed token that each place repeats
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class Packing:
             widths.append(torch.full_like(part, width))
             start += len(part) * width
         rows, columns = mask[order].nonzero(as_tuple=True)
-        first_slots = torch.cat(widths).cumsum(0) - torch.cat(widths)  # (B,) of each text, in packed order
+        first_slots = torch.cat(widths).cumsum(0) - torch.cat(widths)  # (B,) length of each text, in packed order
         slots, rows = first_slots[rows] + columns, order[rows]
         if shared_ids is None:
             return cls(rows, columns, slots, start, sub_batches, lengths)
-        first = first_rows(shared_ids, mask)[rows, columns]  # of each real token
+        first = first_rows(shared_ids, mask)[rows, columns]  # place of each real token
         own = first == rows
         number = torch.empty_like(mask, dtype=torch.long)
         number[rows[own], columns[own]] = torch.arange(int(own.sum()), device=mask.device)
@@ -141,7 +141,8 @@ def first_rows(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     It is one row for all texts with that beginning; padding has rows without meaning.
     """
     order = torch.arange(len(ids), device=ids.device)
-    for column in reversed(range(ids.shape[1])):  # into the order of a dictionary, where equal beginnings meet
+    # in the order of a dictionary, texts with equal beginnings are neighbours
+    for column in reversed(range(ids.shape[1])):
         order = order[ids[order, column].argsort(stable=True)]
     ids, mask = ids[order], mask[order].bool()
     is_equal = (ids[1:] == ids[:-1]) & mask[1:] & mask[:-1]
@@ -222,12 +223,13 @@ def can_pack(tower: PreTrainedModel, pooling: str, input_ids: torch.Tensor, mask
     """Tell whether a tower, as it is set up, can run a batch of ids and mask, each (B, T), without padding."""
     if tower.config.model_type not in PACKED_TOWERS or tower.config._attn_implementation != "sdpa":
         return False
-    # Checkpointing runs layers again in backward, compilation once and for all: both past `packed_attention`.
+    # Checkpointing runs layers again in backward, and compilation traces them once: both happen outside
+    # `packed_attention`.
     checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in tower.modules())
     if checkpointed or tower._compiled_call_impl is not None:
         return False
     is_right_padded = (mask[:, :-1] >= mask[:, 1:]).all() & mask[:, 0].all()
-    if pooling == "pooler":  # a text cut before its end, with end-of-text as padding, is read in the padding
+    if pooling == "pooler":  # a text that was cut before its end, with end-of-text as padding, is read in the padding
         read = mask[torch.arange(len(mask), device=mask.device), pooled_token(tower, input_ids)]
         is_right_padded = is_right_padded & read.all()
     return bool(is_right_padded)
@@ -245,7 +247,8 @@ def pooled_token(tower: PreTrainedModel, input_ids: torch.Tensor) -> torch.Tenso
     """Return the token that the tower's own pooling reads in each text: (B, T) ids -> (B,)."""
     if tower.config.model_type != "clip_text_model":
         return torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
-    if tower.config.eos_token_id == 2:  # CLIP's first configs name another id than they use: the highest is meant
+    # CLIP's first configs name another id than they use, where the highest id is meant
+    if tower.config.eos_token_id == 2:
         return input_ids.argmax(dim=1)
     return (input_ids == tower.config.eos_token_id).int().argmax(dim=1)
 
@@ -276,21 +279,21 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Attention of packed texts: (S, h, 1, H / h) each, the layout of transformers, to (S, 1, h, H / h)."""
     causal = bool(module.is_causal if is_causal is None else is_causal)
-    # Tokens that repeat others are seen by the texts that they stand in; what they see themselves is known already.
+    # Tokens that repeat others are seen by their own texts; their own states are known already.
     padded = [
         packing.to_slots(query.flatten(1), repeats=False),
         *(packing.to_slots(x.flatten(1)) for x in (key, value)),
     ]
     heads, width = query.shape[1], query.shape[3]
     outputs, first = [], 0
-    # Split at once: the gradient of a slice is as large as what it was cut from.
+    # The tensor is split at once, because the gradient of a slice is as large as the whole tensor.
     sizes = [part.texts * part.width for part in packing.sub_batches]
     parts = zip(*(side.split(sizes) for side in padded), strict=True)
     for (texts, tokens), sides in zip(packing.sub_batches, parts, strict=True):
         q, k, v = (side.view(texts, tokens, heads, width).transpose(1, 2) for side in sides)
         lengths = packing.lengths[first : first + texts]
         first += texts
-        # Causal texts never look at the padding behind them.
+        # Causal texts never attend to the padding behind them.
         mask = None if causal else _key_mask(lengths, tokens)
         attended = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scaling)
         outputs.append(attended.transpose(1, 2).reshape(texts * tokens, heads * width))

@@ -38,7 +38,7 @@ from .towers import accepts, check_width, describe, evaluation_mode, freeze_unus
 
 logger = logging.getLogger(__name__)
 
-# Attention that runs on every device and in every precision.
+# Implementations of attention that run on every device and in every precision.
 _ATTENTION_OF_ALL_DEVICES = ("eager", "sdpa")
 _FIRST_TOKEN_ALONE = (
     "the pooling 'cls' reads the first token, which sees nothing of the rest of a text in a causal text tower ({}): "
@@ -143,7 +143,7 @@ class TextTowerMixin:
 
     text_model: PreTrainedModel
     config: Any
-    # Each tower with the pooling that reads it.
+    # Pairs of a tower and its pooling.
     poolings: Callable[[], Iterable[tuple[PreTrainedModel, str]]]
 
     @classmethod
@@ -151,24 +151,24 @@ class TextTowerMixin:
         """Load a checkpoint, as every transformers model does, from safetensors only: pickled weights can run code.
 
         Raises:
-            OSError: when there are pickled weights only, or a download failed.
-            ValueError: when the checkpoint is of another model type.
+            OSError: If the checkpoint has pickled weights only, or a download failed.
+            ValueError: If the checkpoint is of another model type.
         """
         kwargs["use_safetensors"] = True
         try:
-            if pretrained_model_name_or_path is not None:  # None: the weights are an argument
+            if pretrained_model_name_or_path is not None:  # None means that the weights are an argument
                 refuse_pickles(pretrained_model_name_or_path, kwargs)
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
         except OSError as error:
             cause = error.__cause__ or error.__context__
             if not isinstance(cause, HTTPError) or str(cause) in str(error):
                 raise
-            # transformers says that there is no such model.
+            # transformers would raise an error that there is no such model.
             raise OSError(
                 f"the download of {pretrained_model_name_or_path} broke: {cause}. Load it again: files that are there "
                 "already are not downloaded again"
             ) from error
-        # Loading made the parameters anew. With output_loading_info the model is the first of two.
+        # Loading has made new parameters. With output_loading_info, the model is the first of two results.
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for tower, pooling in model.poolings():
             freeze_unused(tower, pooling)
@@ -222,7 +222,7 @@ class TextTowerMixin:
         `text_format.prepare_tokenizer` says what changes of the tokenizer, `follow_tokenizer` what of the model.
 
         Raises:
-            ValueError: when the model's pooling reads the same of every text.
+            ValueError: If the model's pooling reads the same of every text.
         """
         prepare_tokenizer(tokenizer, self.text_model)
         self.follow_tokenizer(tokenizer)
@@ -234,11 +234,11 @@ class TextTowerMixin:
         transformers' pipelines pad to the longest text of a call only.
 
         Raises:
-            ValueError: when the model's pooling reads the same of every text.
+            ValueError: If the model's pooling reads the same of every text.
         """
         adopt_special_tokens(self.text_model, tokenizer)
         if has_fixed_length(self.text_model):
-            is_right = tokenizer.padding_side == "right"  # the side on which the model pads
+            is_right = tokenizer.padding_side == "right"  # side on which the model pads
             self.config.text_length = TextFormat.of(self.text_model, tokenizer).padded_length if is_right else None
         self.check_tokenizer(tokenizer)
 
@@ -283,7 +283,7 @@ class TextTowerMixin:
         without.
 
         Raises:
-            ValueError: for ids that are not (B, T), or other inputs that have not their shape.
+            ValueError: If the ids are not of shape (B, T), or another input does not have their shape.
         """
         if inputs.get("inputs_embeds") is not None:
             return self._run_on_embeddings(pooling, inputs, **kwargs)
@@ -335,7 +335,7 @@ class TextTowerMixin:
     def _run_as_padded(
         self, pooling: str, inputs: dict[str, torch.Tensor], **kwargs: bool
     ) -> BaseModelOutputWithPooling:
-        if accepts(self.text_model, "use_cache"):  # decoders keep keys and values for generation otherwise
+        if accepts(self.text_model, "use_cache"):  # decoders would keep keys and values for generation
             kwargs = {"use_cache": False, **kwargs}
         outputs = self.text_model(**inputs, return_dict=True, **kwargs)
         if pooling == "pooler":
@@ -367,7 +367,7 @@ class TextTowerMixin:
         with packed_attention(tower), last_block_reads(tower, read, len(packing.rows)):
             outputs = tower(**tokens, packing=packing, return_dict=True)
         if pooling == "pooler":
-            # Of every token, as if its text were nothing else; the tower reads one token of a text.
+            # The tower pools every token as if it were the whole text, and only one token of each text is kept.
             own = own_pooled_output(outputs, tower, "pooling")  # (S, H)
             hidden = packing.unpack(own, ids.shape)  # (B, T, H)
             pooled = hidden[torch.arange(len(hidden)), columns]
@@ -380,7 +380,8 @@ class TextTowerMixin:
     ) -> BaseModelOutputWithPooling:
         mask = inputs["attention_mask"]
         positions = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-        # The end of the last real token, not the count of real ones: left-padded rows keep their width.
+        # The end of the last real token is needed, not the number of real tokens, because left-padded rows keep their
+        # width.
         ends, order = (mask * positions).amax(dim=1).sort()  # (B,)
         indices = order.tensor_split(text_sub_batches)
         widths = torch.stack([lengths[-1] for lengths in ends.tensor_split(text_sub_batches)]).tolist()

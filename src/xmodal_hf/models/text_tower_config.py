@@ -2,7 +2,8 @@
 
 from typing import Any
 
-# Towers that read the last of a fixed number of positions (Zhai et al. 2023), and were trained without a mask.
+# Model types of towers that read the last of a fixed number of positions (Zhai et al. 2023), and were trained without a
+# mask.
 FIXED_LENGTH_TOWERS = ("siglip_text_model", "siglip2_text_model")
 
 
@@ -23,8 +24,8 @@ class TextTowerConfigMixin:
         """Build from a dictionary as `config.json` holds it.
 
         Raises:
-            ValueError: when it is of another model type, or describes other towers. transformers itself warns and goes
-                on with random weights.
+            ValueError: If the dictionary is of another model type or describes other towers, where transformers itself
+                warns and goes on with random weights.
         """
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:

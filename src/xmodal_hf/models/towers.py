@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-# The Auto classes are read from here when a function runs. Importing them with this module would import and register
-# our models while this module, which they need, is half imported.
+# The Auto classes are looked up in this module when a function runs. Importing them at the top would import and
+# register the models of this package while this module, which they need, is not complete.
 import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -24,8 +24,8 @@ from .configuration_aisfx import AisfxConfig
 from .configuration_dual_encoder import tower_hidden_size
 from .text_format import train_padding_that_ends_texts
 
-# Layers that only a tower's own pooled output passes through, by model type. Found by a backward pass through the
-# towers of transformers 5.23.
+# Layers that only a tower's own pooled output passes through, by model type. They were found by a backward pass through
+# the towers of transformers 5.23.
 _POOLER_LAYERS = {
     "clip_vision_model": "post_layernorm",
     "metaclip_2_vision_model": "post_layernorm",
@@ -38,7 +38,7 @@ _POOLER_LAYERS = {
     "convnextv2": "layernorm",
 }
 _TIMM_HEAD = ("head", "fc_norm", "attn_pool", "head_norm", "conv_head", "norm_head")
-# The input of masked pre-training (DINOv2 and others).
+# This is the input of masked pre-training (DINOv2 and others).
 _MASK_TOKEN = "mask_token"
 
 
@@ -46,10 +46,11 @@ def tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """Return the class of the tower that a config describes: an encoder-decoder's is its encoder.
 
     Raises:
-        ValueError: when transformers has none.
+        ValueError: If transformers has no class for the config.
     """
-    if config.model_type == AisfxConfig.model_type:  # unknown to the Auto classes where this is a checkpoint's code
-        # When needed, as the Auto classes: its import registers it with them.
+    # the Auto classes do not know them if this file is the code of a checkpoint
+    if config.model_type == AisfxConfig.model_type:
+        # Imported when it is needed, as the Auto classes are, because the import registers it with them.
         from .modeling_aisfx import AisfxModel
 
         return AisfxModel
@@ -72,7 +73,7 @@ def tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
     """Return a tower with random weights from its config, in torch's default dtype."""
-    # Not in config.dtype, which may differ between the towers of one model.
+    # config.dtype is not used, because it may differ between the towers of one model.
     return tower_class(config)._from_config(config, dtype=torch.get_default_dtype())
 
 
@@ -89,7 +90,7 @@ def make_tower(
         field: Name of the tower's option in messages.
 
     Raises:
-        ValueError: for a tower that takes none of `inputs`, or that its config does not build.
+        ValueError: If the tower takes none of `inputs`, or its config does not build it.
     """
     is_new = tower is None
     tower = build_tower(config) if tower is None else tower
@@ -131,7 +132,7 @@ def freeze_unused(tower: PreTrainedModel, pooling: str) -> None:
 def _timm_head(tower: PreTrainedModel) -> list[nn.Module]:
     """Return the layers of a timm tower that only its own pooled output passes through."""
     model = tower.timm_model
-    # EfficientNet's last convolution has the name of MobileNetV3's, and comes before its states.
+    # EfficientNet's last convolution has the name of MobileNetV3's, but comes before the states.
     names = [name for name in _TIMM_HEAD if not (name == "conv_head" and hasattr(model, "bn2"))]
     layers = (getattr(model, name, None) for name in names)
     return [layer for layer in layers if isinstance(layer, nn.Module)]
@@ -164,9 +165,9 @@ def load_model(source: PreTrainedModel | str, argument: str) -> PreTrainedModel:
     """Return `source` itself (weights shared, not copied) or load it from a local folder or the Hub, in fp32.
 
     Raises:
-        ValueError: when `source` is neither; `argument` names it.
+        ValueError: If `source` is neither a model nor a name; the message names `argument`.
     """
-    # fp32 whatever the weights were: towers of one model share a precision, and training needs this one.
+    # The weights are loaded in fp32, because towers of one model share a precision and training needs this one.
     if isinstance(source, PreTrainedModel):
         return source.float()
     if isinstance(source, str | os.PathLike):
@@ -206,14 +207,14 @@ def find_tower(model: PreTrainedModel, names: tuple[str, ...]) -> PreTrainedMode
         if isinstance(children.get(name), PreTrainedModel):
             return children[name]
     base = model.base_model
-    return base if isinstance(base, PreTrainedModel) else model  # a timm model in its wrapper is none
+    return base if isinstance(base, PreTrainedModel) else model  # a timm model in its wrapper is not a PreTrainedModel
 
 
 def check_width(pooled: torch.Tensor, tower: PreTrainedModel, field: str) -> torch.Tensor:
     """Return `pooled` (B, H).
 
     Raises:
-        ValueError: when the tower's config names another width; `field` names the config.
+        ValueError: If the tower's config names another width; the message names `field`.
     """
     expected, width = tower_hidden_size(tower.config, field), pooled.shape[-1]
     if width != expected:
@@ -228,7 +229,7 @@ def own_pooled_output(outputs: BaseModelOutputWithPooling, tower: PreTrainedMode
     """Return the tower's own pooled output, flat: (B, H).
 
     Raises:
-        ValueError: when the tower has none.
+        ValueError: If the tower has no pooled output.
     """
     pooled = outputs.get("pooler_output")
     if pooled is None:

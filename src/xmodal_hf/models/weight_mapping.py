@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 Weights = dict[str, torch.Tensor]
-# A pattern that a whole name must match, and what it becomes (None: the weight has no effect on embeddings).
+# Pattern that a whole name must match, and the new name (None: the weight has no effect on embeddings).
 Rule = tuple[str, str | None]
 
-# Buffers that a model fills itself, and keeps in its file in some versions of transformers.
+# Buffers that a model fills itself, and saves in some versions of transformers.
 _COMPUTED = r".*\.(position_ids|token_type_ids)"
-# Training scores that LAION-CLAP and others save beside the weights: NumPy scalars, which hold a number and nothing
-# else. NumPy 1 calls the module of its constructor by another name.
+# Classes of the training scores that LAION-CLAP and others save beside the weights: NumPy scalars, which hold only a
+# number. NumPy 1 has another name for the module of their constructor.
 _SCALAR = np.float64(0).__reduce__()[0]
 _SAFE_TYPES: list[Any] = [
     *[(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")],
@@ -37,7 +37,7 @@ def read_state_dict(path: str | os.PathLike) -> Weights:
     A training checkpoint gives its `state_dict`; the prefix of `DistributedDataParallel` is taken off.
 
     Raises:
-        ValueError: for a file that holds more than tensors and numbers, or no weights.
+        ValueError: If the file holds more than tensors and numbers, or no weights.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -66,7 +66,7 @@ def rename_weights(weights: Mapping[str, torch.Tensor], rules: Sequence[Rule]) -
     """Rename weights by the first rule whose pattern matches the whole name.
 
     Raises:
-        ValueError: lists the names that no rule knows, and those that two weights would have.
+        ValueError: If no rule knows a name, or two weights would have one name. The message lists the names.
     """
     renamed: Weights = {}
     problems: dict[str, list[str]] = {"unknown": [], "twice": []}
@@ -105,7 +105,8 @@ def build_with_weights(build: Callable[[], Model], weights: Mapping[str, torch.T
     """Return `build()` with copies of these weights, in evaluation mode.
 
     Raises:
-        ValueError: lists the weights that the model has no place for, those that it lacks, and those of another shape.
+        ValueError: If the model has no place for a weight, lacks a weight, or has it in another shape. The message
+            lists the weights.
     """
     with init.no_init_weights():
         model = build()

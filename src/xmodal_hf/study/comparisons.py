@@ -33,12 +33,12 @@ from .grid import Better, Question
 
 logger = logging.getLogger(__name__)
 
-# Below this, differences are those of rounding: a frozen tower in two models, whose paired interval has no width.
+# Differences below this are rounding errors: for a frozen tower in two models, the paired interval has no width.
 NOTHING = 0.005
-# Seeds from which on a difference says something of the method and not of the models.
+# Minimum number of seeds for which a difference is one between methods and not only between models.
 LEAST_SEEDS = 3
 Verdict = Literal["reproduced", "supported", "opposite", "mixed", "too few seeds", "no difference resolved"]
-# What each verdict means, for people.
+# Meaning of each verdict.
 VERDICTS: dict[Verdict, str] = {
     "reproduced": "a claim of the paper, resolved as expected",
     "supported": "another claim or a question of this study, resolved as expected",
@@ -77,10 +77,10 @@ class Pair:
     """One difference between two models, or of two such differences.
 
     Attributes:
-        levels: what both have in common.
+        levels: Levels that both models have.
         seed: Seed of both models.
-        difference: after minus before.
-        half_width: Half width of its interval over test items; None where the metric has none.
+        difference: Difference, after minus before.
+        half_width: Half of the width of the interval over test items; None if the metric has none.
         resamples: Bootstrap resamples of the difference; None where one of the models has none.
     """
 
@@ -96,7 +96,7 @@ class Estimate:
     """A mean difference and its chance.
 
     Attributes:
-        difference: the mean.
+        difference: Mean difference.
         standard_error: Standard error over items and seeds; None where neither gives one.
         degrees: Degrees of freedom of the standard error; infinite where the items alone make it.
     """
@@ -130,17 +130,17 @@ class Answer:
     """What the grid says to a question by one metric.
 
     Attributes:
-        claim, source, of_paper, confounds, metric, expected: of the question.
-        before, after: the levels that are compared.
-        difference: mean over all pairs of models.
-        low, high: its 95 % interval; None where neither seeds nor bootstrap give one.
-        p_value: two-sided, of the same distribution.
-        p_holm: the same, corrected for the number of answers to the claim.
-        paired: whether the bootstrap, where there is one, is; if not, its upper bound stands for it.
-        num_pairs, num_seeds: how many differences, from how many seeds.
-        agreeing: differences with the expected sign.
-        verdict: One of `VERDICTS`. Resolved is what has `p_holm` below 0.05.
-        pairs: the single differences.
+        claim, source, of_paper, confounds, metric, expected: Fields of the question.
+        before, after: Levels that are compared.
+        difference: Mean over all pairs of models.
+        low, high: Ends of the 95 % interval; None if neither seeds nor bootstrap give one.
+        p_value: Two-sided p-value of the same distribution.
+        p_holm: P-value corrected for the number of answers to the claim.
+        paired: Whether the bootstrap, if there is one, is paired; if not, its upper bound takes its place.
+        num_pairs, num_seeds: Number of differences, and number of seeds.
+        agreeing: Number of differences with the expected sign.
+        verdict: Verdict, one of `VERDICTS`. An answer is resolved if `p_holm` is below 0.05.
+        pairs: Single differences.
     """
 
     claim: str

@@ -77,7 +77,7 @@ _OPTION_CLASSES: dict[str, tuple[type, ...]] = {
     ),
     "evaluation": (EvaluationArguments, EvaluationDataArguments),
 }
-# What phase 2 takes from phase 1's model when there is one.
+# Options of phase 2 that come from the model of phase 1 if there is one.
 _FROM_PHASE_1 = ("text_model", "text_config", "tokenizer", "pooling", "vocab_size")
 _REQUIRED = ("title", "axes", "columns")
 _VARIABLE = re.compile(r"\{(\w+)\}")
@@ -88,14 +88,14 @@ class Question:
     """A statement about the difference that one level makes, all else equal.
 
     Attributes:
-        claim: the statement.
-        axis, before, after: the levels that are compared.
-        metrics: "task.metric" to the direction that the statement expects.
-        where: axis to the only level that is looked at; the others are averaged over.
-        interaction: axis and two of its levels; the question is then how much larger the difference is at the second.
-        source: publication whose statement it is; empty for a question of one's own.
-        of_paper: whether the source is the paper that the study reproduces.
-        confounds: what else differs between the levels.
+        claim: Statement that the question tests.
+        axis, before, after: Axis and the two levels that are compared.
+        metrics: Dictionary of "task.metric" to the direction that the statement expects.
+        where: Dictionary of axis to the only level that is looked at; the other axes are averaged over.
+        interaction: Axis and two of its levels; the question is then how much larger the difference is at the second.
+        source: Publication that makes the statement; empty for a question of one's own.
+        of_paper: Whether the source is the paper that the study reproduces.
+        confounds: Description of what else differs between the levels.
     """
 
     claim: str
@@ -116,13 +116,13 @@ class Cell:
 
     Attributes:
         name: Name of its folder.
-        levels: axis to level.
+        levels: Dictionary of axis to level.
         seed: Seed of its training.
-        phase1: name and options of the run that gives the text tower; None without one.
-        phase2: options; without `text_model` where phase 1 gives it.
-        model: a finished model that is only evaluated; None for one that is trained.
-        evaluation: options.
-        phase1_levels: those of the levels that phase 1 depends on.
+        phase1: Name and options of the run that gives the text tower; None without one.
+        phase2: Options of phase 2, without `text_model` if phase 1 gives it.
+        model: Finished model that is only evaluated; None for a model that is trained.
+        evaluation: Options of the evaluation.
+        phase1_levels: Levels on which phase 1 depends.
     """
 
     name: str
@@ -142,8 +142,8 @@ class Baseline:
     Attributes:
         name: Name of its row.
         seed: Seed of its random weights; None for a model that exists.
-        model: folder or Hub id.
-        evaluation: options.
+        model: Folder or Hub id of the model.
+        evaluation: Options of the evaluation.
     """
 
     name: str
@@ -162,8 +162,8 @@ class Study:
     """A grid with its variables filled in.
 
     Attributes:
-        grid: the mapping of the YAML file, with the recipes that it names, which is kept with the results.
-        columns: heading to "task.metric" of the headline table.
+        grid: Mapping of the YAML file, with the recipes that it names; it is kept with the results.
+        columns: Dictionary of heading to "task.metric" of the headline table.
     """
 
     title: str
@@ -184,7 +184,8 @@ class Study:
             variables: Variables that replace those of the grid.
 
         Raises:
-            ValueError: no such file, a missing or unknown key, an unknown option, axis, level or variable.
+            ValueError: If there is no such file, a key is missing or unknown, or an option, axis, level or variable is
+                unknown.
         """
         raw = _resolved(read_yaml(path), path.parent)
         keys = ("title", "variables", "seeds", "prepare", "phase1", "phase2", "evaluation", "axes", "cells", "columns")
@@ -192,7 +193,7 @@ class Study:
         check_keys(raw, (*keys, "paper", "baselines", "questions"), path)
         known = {name: str(value) for name, value in (raw.get("variables") or {}).items()}
         check_keys(variables or {}, known, "--set")
-        own = {name: f"{{{name}}}" for name in ("seed", *map(str, raw["axes"]))}  # known when a cell is
+        own = {name: f"{{{name}}}" for name in ("seed", *map(str, raw["axes"]))}  # these are known when a cell is
         filled = _fill(raw, own | known | dict(variables or {}) | {"study": str(folder)})
         filled["axes"] = {
             str(axis): {_level(level, path): options or {} for level, options in levels.items()}

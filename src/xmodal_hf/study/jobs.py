@@ -35,7 +35,7 @@ class Job:
     """One run of a script, with its options in `<folder>/job.yaml`.
 
     Attributes:
-        script: its name.
+        script: Name of the script.
         folder: Folder of its output.
         options: Options of the script, `output_dir` among them.
     """
@@ -58,7 +58,7 @@ class Job:
         """Whether its output is complete.
 
         Raises:
-            ValueError: the folder holds another job's output.
+            ValueError: If the folder holds the output of another job.
         """
         path = self.folder / JOB_NAME
         if path.is_file() and _settings(yaml.safe_load(path.read_text(encoding="utf-8"))) != _settings(self.options):
@@ -68,7 +68,7 @@ class Job:
             )
         if not path.is_file():
             return False
-        # A training ends its summary with the steps.
+        # A finished training has written the number of steps into its summary.
         return "steps" in _written(self.folder / RUN_NAME) if self.trains else not self.open_tasks()
 
     def open_tasks(self) -> list[str]:
@@ -109,7 +109,7 @@ def jobs_of(cells: Sequence[Cell], folder: Path, baselines: Sequence[Baseline] =
     Baselines, which need no training, come first.
 
     Raises:
-        ValueError: cells want a phase 1 of the same name with other options.
+        ValueError: If cells want a phase 1 of the same name with different options.
     """
     measured = [_evaluation(baseline_folder(folder, one), one.model, one.evaluation) for one in baselines]
     jobs: dict[Path, Job] = {job.folder: job for job in measured}
@@ -209,7 +209,7 @@ def _attempts(job: Job) -> list[tuple[float, float]]:
 def _environment(at_once: int) -> dict[str, str]:
     """The environment of one of so many jobs."""
     cores = str(max(1, (os.cpu_count() or 1) // at_once))
-    # Of torch and the BLAS, and of the processes that fit probes.
+    # Numbers of threads of torch and of the BLAS, and number of processes that fit probes.
     shares = {"OMP_NUM_THREADS": cores, "LOKY_MAX_CPU_COUNT": cores} if at_once > 1 else {}
     return {**shares, **os.environ}
 
@@ -235,7 +235,7 @@ def _run(job: Job, scripts: Path, accelerate_config: str | None, environment: Ma
 
 def _failure(future: Future[int], job: Job) -> str | None:
     """Why a job that has ended failed; None if it did not."""
-    if (error := future.exception()) is not None:  # the disk is full, for example
+    if (error := future.exception()) is not None:  # for example, the disk is full
         return f"{type(error).__name__}: {error}"
     status = future.result()
     return None if status == 0 else f"exit status {status}, see {job.folder / LOG_NAME}"

@@ -31,7 +31,7 @@ from ..training.tokenizer import train_tokenizer
 TRAINING_NAME = "training.json"
 # BERT's optimizer (Devlin et al. 2019, appendix A.2), with the warm-up over a tenth of the steps.
 _WEIGHT_DECAY, _WARMUP, _MASKED = 0.01, 0.1, 0.15
-# Steps at both ends whose mean loss is reported.
+# Number of steps at the beginning and at the end whose mean loss is reported.
 _REPORTED_STEPS = 20
 
 
@@ -60,7 +60,7 @@ def make_language_model(
         seed: Seed of weights, order and masks.
 
     Raises:
-        ValueError: fewer sentences than a batch has.
+        ValueError: If there are fewer sentences than a batch has.
     """
     texts = sorted({text for source in sentences for text in load_sentences(source)["anchor"]})
     if len(texts) < batch_size:

@@ -22,7 +22,7 @@ from .comparisons import Measured
 from .tables import CLOSED_FORMS, model_groups, reference_groups
 
 _GREY, _LIGHT = "#767676", "#E5E5E5"
-# Okabe and Ito's colours, which people with any colour vision tell apart, without yellow, and two more.
+# Okabe and Ito's colours, which people with any colour vision can tell apart, without yellow, and two further colours.
 _COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -45,10 +45,10 @@ _VERDICTS = {
     "no difference resolved": "#999999",
 }
 _DPI = 110
-# A page shows pictures some 830 pixels wide: panels this narrow leave labels legible there.
+# Maximum number of panels side by side: a page shows pictures about 830 pixels wide, where labels must be legible.
 _PANEL_INCHES, _LABEL_INCHES, _ROW_INCHES = 2.1, 1.9, 0.2
 _MAX_BESIDE = 3
-# Tasks whose numbers are no percentages.
+# Tasks whose numbers are not percentages.
 _WITHOUT_UNIT = ("representation",)
 
 
@@ -57,10 +57,10 @@ class Style:
     """How the models of a study are drawn.
 
     Attributes:
-        arm_axis: axis whose levels have colours.
-        colours: arm to colour.
-        setting_axes: names of the other axes.
-        markers: setting, the levels of the other axes, to marker.
+        arm_axis: Name of the axis whose levels have colours.
+        colours: Dictionary of arm to colour.
+        setting_axes: Names of the other axes.
+        markers: Dictionary of setting, the levels of the other axes, to marker.
     """
 
     arm_axis: str

@@ -23,14 +23,14 @@ def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None
     """Make what is not there yet: `<folder>/<name>` for each {name: {kind: one of `PREPARATIONS`, ...}}.
 
     Raises:
-        ValueError: unknown kind, or what is there was made with other options.
+        ValueError: If a kind is unknown, or a folder was made with other options.
     """
     for name, options in preparations.items():
         kind = options.get("kind")
         if kind not in PREPARATIONS:
             raise ValueError(f"prepare: {name} has the kind {kind!r}, known are {', '.join(PREPARATIONS)}")
         target = folder / name
-        options_path = target.with_name(f"{target.name}.yaml")  # beside it: what is in the folder is data
+        options_path = target.with_name(f"{target.name}.yaml")  # it is beside the folder, whose files are all data
         if target.is_dir():
             made_with = yaml.safe_load(options_path.read_text(encoding="utf-8")) if options_path.is_file() else options
             if made_with != options:
@@ -76,7 +76,7 @@ def make_captioned_clips(folder: Path, *, clips: str, templates: Sequence[str], 
         test_folds: Official folds that make the test split; the others train.
 
     Raises:
-        ValueError: a fold that no clip has.
+        ValueError: If no clip has one of the folds.
     """
     table = load_table(clips, split="all")
     unknown = sorted(set(test_folds) - set(table["fold"][:]))

@@ -58,7 +58,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
     """Gather what the cells left: levels and numbers of each, the answers, the circumstances.
 
     Raises:
-        FileNotFoundError: the study never ran in this folder (see `record_run`).
+        FileNotFoundError: If the study never ran in this folder (see `record_run`).
     """
     cells = [cell for cell in study.cells if (evaluation_folder(folder, cell) / RESULTS_NAME).is_file()]
     results = {cell.name: _read(evaluation_folder(folder, cell) / RESULTS_NAME) for cell in cells}
@@ -111,7 +111,7 @@ def render(folder: Path) -> str:
     notes.yaml holds what no number says: `description`, `limitations`, and `readings`, {claim: why it came out so}.
 
     Raises:
-        ValueError: a reading of a claim that the results have no answer to.
+        ValueError: If a reading belongs to a claim that the results do not answer.
     """
     results = _read(folder / RESULTS_NAME)
     path = folder / NOTES_NAME

@@ -9,7 +9,7 @@ from typing import Any
 from ..evaluation.baselines import CHANCE, CONSTANT
 from .comparisons import Measured, flat_numbers
 
-# Names of the rows that no model makes.
+# Names of the rows that need no model.
 CLOSED_FORMS = (f"*{CHANCE}*", f"*{CONSTANT}*")
 
 

@@ -21,7 +21,7 @@ from ..models.towers import build_tower, find_tower
 from ..training.arguments import TextModelArguments
 from ..training.building import build_text_model, build_tokenizer
 
-_MAX_TOKENS = 512  # of a tokenizer that names no limit
+_MAX_TOKENS = 512  # limit of a tokenizer that names none
 
 
 def make_random_word_vectors(folder: Path, *, tokenizer: str, hidden_size: int = 300, seed: int = 0) -> None:
@@ -80,7 +80,7 @@ def make_untrained_tower(
         seed: Seed of the weights.
 
     Raises:
-        ValueError: neither a model nor a config and a tokenizer.
+        ValueError: If neither a model nor a config and a tokenizer are given.
     """
     if text_model is None and (text_config is None or tokenizer is None):
         raise ValueError("an untrained tower needs a text_model, or a text_config and a tokenizer")

@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 _WEIGHTS = "adapter_model.safetensors"
 _CARD = "README.md"
-# How peft prefixes the names of the model that it wraps.
+# Prefix that peft puts before the names of the model that it wraps.
 _PREFIX = "base_model.model."
-# Layers outside the text tower that are trained whole, and the bare parameters, which peft knows nothing of.
+# Layers outside the text tower that are trained whole, and the bare parameters, which peft does not handle.
 _TRAINED_WHOLE = ("text_projection", "image_projection", "audio_projection", "head", "mlm_head")
 _SCALARS = ("logit_scale", "logit_bias")
-# A sentence of the card that peft writes for every adapter.
+# Sentence of the card that peft writes for every adapter.
 _PEFT_TEMPLATE = "[More Information Needed]"
 
 
@@ -46,8 +46,8 @@ def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:
     the tower is, and saved under its own name (`save_adapter`), which every reader of adapters loads.
 
     Raises:
-        ValueError: without `lora_rank`, when no layer of the text tower matches or a layer outside it does, or for
-            `train_modality` of a model that takes text only.
+        ValueError: If there is no `lora_rank`, no layer of the text tower matches, a layer outside of it does, or
+            `train_modality` is set for a model that takes text only.
     """
     if arguments.lora_rank is None:
         raise ValueError("pass --lora_rank to train an adapter")
@@ -64,7 +64,7 @@ def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:
     adapted = get_peft_model(model, config)
     own = dict(model.named_parameters())
     for name, parameter in own.items():
-        # What the tower does not use stays frozen: it would get no gradient.
+        # Layers that the tower does not use stay frozen, because they would get no gradient.
         if name in _SCALARS or (name.partition(".")[0] in in_place and name not in frozen):
             parameter.requires_grad_()
     if not arguments.train_modality:
@@ -122,7 +122,7 @@ def lora_targets(model: PreTrainedModel) -> str:
     4), and no list of names of known architectures is needed. It matches these layers and no others, by whole names.
 
     Raises:
-        ValueError: when the tower has no repeated blocks with linear layers.
+        ValueError: If the tower has no repeated blocks with linear layers.
     """
     names = [
         name

@@ -13,8 +13,8 @@ from ..losses.registry import LOSSES, SENTENCE_LOSSES, join_choices
 from ..options import one_or_several, option, parse_dims
 from .loss_arguments import add_weights, describe_losses
 
-# Tracker of Accelerate -> the module that it imports, the package that has it, and the extra that installs that. A
-# tracker without its package would be left out without a word.
+# Tracker of Accelerate -> the module that it imports, the package of that module, and the extra that installs the
+# package. Accelerate silently leaves out a tracker whose package is missing.
 _TRACKER_PACKAGES: dict[str, tuple[str, str] | tuple[str, str, str]] = {
     "aim": ("aim", "aim"),
     "clearml": ("clearml", "clearml"),
@@ -28,15 +28,16 @@ _TRACKER_PACKAGES: dict[str, tuple[str, str] | tuple[str, str, str]] = {
 }
 
 
-# Peak learning rates: of layers that begin with random weights (Goel et al. 2022, section 3); of pretrained ones and of
-# LoRA's matrices (measured: benchmarks/results/learning_rates.json).
+# Peak learning rates of layers that begin with random weights (Goel et al. 2022, section 3), of pretrained layers and
+# of LoRA's matrices (measured: benchmarks/results/learning_rates.json).
 NEW_LAYERS_RATE, PRETRAINED_RATE, LORA_RATE = 5e-4, 5e-5, 2e-4
-# Tokens: of a text tower from scratch, CLIP's (Radford et al. 2021, section 2.4: 76 and the end of text); of phase 1,
-# SimCSE's (Gao et al. 2021, its published command).
+# Maximum numbers of tokens: CLIP's for a text tower from scratch (Radford et al. 2021, section 2.4: 76 and the end of
+# text), and SimCSE's for phase 1 (Gao et al. 2021, its published command).
 NEW_TOWER_LENGTH, SENTENCE_LENGTH = 77, 32
-# Of the clips of audio towers from scratch.
+# Default length of the clips of audio towers from scratch.
 NEW_TOWER_SECONDS = 10.0
-# As `MIN_SECONDS` and `MAX_VALUES` of `data`, at 48 kHz, which are not imported: --help answers without torch.
+# These are `MIN_SECONDS` and `MAX_VALUES` of `data` at 48 kHz, which are not imported so that --help answers without
+# torch.
 _MIN_SECONDS, _MAX_SECONDS = 0.025, 2**28 // 48_000
 
 
@@ -558,7 +559,7 @@ class LoraArguments:
             raise ValueError("--train_modality goes with --lora_rank: without it that tower is trained anyway")
 
 
-# Options that say nothing of a model that is there.
+# Options that describe a new model and not one that exists.
 _SIZES_OF_A_NEW_MODEL = frozenset(
     (
         *("pooling", "projection_dim", "projection_type", "modality_pooling", "text_projection_type"),
@@ -566,7 +567,7 @@ _SIZES_OF_A_NEW_MODEL = frozenset(
         *("image_size", "audio_preset", "max_seconds"),
     )
 )
-# Of phase 2, those that do not go with `--model`.
+# Options of phase 2 that cannot be given with `--model`.
 OF_A_NEW_MODEL = _SIZES_OF_A_NEW_MODEL | frozenset(
     (
         *("text_model", "text_config", "tokenizer", "vocab_size"),

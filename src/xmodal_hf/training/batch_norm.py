@@ -72,7 +72,7 @@ class SingleUpdate:
 
     def __enter__(self) -> SingleUpdate:
         for layer in self.layers:
-            layer.module.momentum = 1.0  # the running statistics are then those of the last call
+            layer.module.momentum = 1.0  # the running statistics then become those of the last call
             self._hooks.append(layer.module.register_forward_hook(_recorder(layer)))
         return self
 

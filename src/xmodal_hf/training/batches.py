@@ -45,7 +45,7 @@ from .faults import end_workers, prepare_worker
 
 logger = logging.getLogger(__name__)
 
-# Options of `load_pairs` and `stream_pairs` that have the same names here.
+# Options that are arguments of `load_pairs` and `stream_pairs` with the same names.
 _SOURCE_OPTIONS = ("modality", "split", "image_column", "audio_column", "text_column", "id_column")
 # The smallest side of a crop of 70 % of the area with aspect 1.15 (ImageAugment's defaults) is 0.78 of the picture's.
 _CROP_MARGIN = 1 / 0.78
@@ -99,7 +99,7 @@ class BatchLoader:
         """Go on from a position.
 
         Raises:
-            CheckpointError: the data have another number of rows now, so that the position is another sample's.
+            CheckpointError: If the number of rows has changed, so that the position would be that of another sample.
         """
         if state["rows"] != self._rows():
             raise CheckpointError(
@@ -149,7 +149,7 @@ class JointLoader:
         self.sentences.load_state_dict(state["sentences"])
 
     def __iter__(self) -> Generator[Batch]:
-        # Closed by name: when one of them raises, the traceback keeps the other one.
+        # Both are closed explicitly: when one of them raises, the traceback keeps the other one alive.
         with closing(iter(self.pairs)) as pairs, closing(iter(self.sentences)) as sentences:
             for pair_batch, sentence_batch in zip(pairs, sentences, strict=False):
                 yield {"pairs": pair_batch, "sentences": sentence_batch}
@@ -171,7 +171,7 @@ def build_loader(
     The loader is not passed to `Accelerator.prepare`, which would shard it once more and lose the position.
 
     Raises:
-        ValueError: when the data do not fill one batch of all processes.
+        ValueError: If the data do not fill one batch of all processes.
     """
     sampler = EpochBatchSampler(
         order or ShuffledOrder(len(dataset), training.seed),  # type: ignore[arg-type]
@@ -188,7 +188,8 @@ def build_loader(
         persistent_workers=training.num_workers > 0,
         worker_init_fn=prepare_worker,
         pin_memory=accelerator.device.type == "cuda",
-        # Its own generator: each pass draws a seed for the workers, which must not move the global random state.
+        # The loader has its own generator: each pass draws a seed for the workers, which must not change the global
+        # random state.
         generator=torch.Generator(),
     )
     return BatchLoader(loader, accelerator.device, bad_items)
@@ -271,7 +272,7 @@ def image_side(image_processor: BaseImageProcessor) -> int:
     """Return the shortest side of the images that a processor makes before it crops them, in pixels.
 
     Raises:
-        ValueError: for a processor that names no size.
+        ValueError: If the processor names no size.
     """
     size = getattr(image_processor, "size", None)
     if size is not None:

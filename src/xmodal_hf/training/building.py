@@ -67,7 +67,8 @@ from .towers import freeze_towers
 
 logger = logging.getLogger(__name__)
 
-# Towers from scratch when no config is given: small enough for two cores (the demo's are in its recipes).
+# Configs of towers from scratch when none is given. They are small enough for two cores; those of the demo are in its
+# recipes.
 _DEFAULT_CONFIGS: dict[str, dict[str, Any]] = {
     "text": {
         "model_type": "bert",
@@ -100,7 +101,7 @@ def config_from_json(kind: Literal["text", "image", "audio"], config: str | None
     A warning names fields that the config class does not know, since transformers ignores them.
 
     Raises:
-        ValueError: for JSON that is no object with a `model_type` that transformers knows, or a wrong value in it.
+        ValueError: If the JSON is not an object with a `model_type` that transformers knows, or has a wrong value.
     """
     fields = _DEFAULT_CONFIGS[kind] if config is None else config_fields(kind, config)
     try:
@@ -110,7 +111,7 @@ def config_from_json(kind: Literal["text", "image", "audio"], config: str | None
     _warn_of_unknown_fields(kind, fields, default)
     try:
         return AutoConfig.for_model(**{**known, **fields})
-    except Exception as error:  # each field has a check of its own
+    except Exception as error:  # each field has a check that raises its own errors
         raise ValueError(f"--{kind}_config {config!r} has a wrong value: {error}") from error
 
 
@@ -118,7 +119,7 @@ def config_fields(kind: Literal["text", "image", "audio"], config: str) -> dict[
     """Return the fields of a tower config in JSON.
 
     Raises:
-        ValueError: for what is no JSON object.
+        ValueError: If the text is not a JSON object.
     """
     try:
         fields = json.loads(config)
@@ -133,11 +134,11 @@ def new_tower(kind: Literal["text", "image", "audio"], config: PreTrainedConfig)
     """Return a tower with random weights from the config that an option describes.
 
     Raises:
-        ValueError: no tower can be built from it; names the option.
+        ValueError: If no tower can be built from the config; the message names the option.
     """
     try:
         return build_tower(config)
-    except Exception as error:  # each architecture fails in a way of its own
+    except Exception as error:  # each architecture raises its own errors
         raise ValueError(
             f"--{kind}_config: no tower of the type {config.model_type} can be built with these values "
             f"({type(error).__name__}: {error})"
@@ -174,7 +175,7 @@ def build_text_model(text: TextModelArguments, tokenizer: PreTrainedTokenizerBas
     `text_format.adopt_special_tokens` says what changes of the tower's config.
 
     Raises:
-        ValueError: when the tokenizer has ids beyond the tower's embeddings.
+        ValueError: If the tokenizer has ids beyond the tower's embeddings.
     """
     choose_pad_token(tokenizer)
     if text.text_model is not None:
@@ -231,7 +232,7 @@ def build_sentence_encoder(
     source = build_text_model(text, tokenizer)
     trained = source if isinstance(source, SentenceEncoder) else None
     kept = trained if trained is not None and sentence.head in (None, trained.config.head) else None
-    # As in SimCSE, and a head that is used stays in use.
+    # This is the rule of SimCSE, and a head that is used stays in use.
     at_inference = sentence.sentences is None or (kept is not None and kept.config.head_at_inference)
     model = SentenceEncoder.from_text_pretrained(
         source,
@@ -287,7 +288,7 @@ def build_dual_encoder(
         may_stretch: Whether the positions of `--model` may be stretched to `--max_length`.
 
     Raises:
-        ValueError: `--model` is of the other modality, or has no `logit_bias` for an objective that needs one, or has
+        ValueError: If `--model` is of the other modality, has no `logit_bias` although the objective needs one, or has
             too few positions where they may not be stretched.
     """
     if contrastive.model is not None:
@@ -340,8 +341,8 @@ def build_trained_dual_encoder(
     """Return `build_dual_encoder`'s model with towers frozen and an adapter added as the options say.
 
     Raises:
-        ValueError: an adapter beside an image or audio tower from scratch, which would keep its random weights, or of a
-            text tower whose positions are stretched, without `lora_merge`.
+        ValueError: If there is an adapter without `lora_merge` and its text tower has stretched positions, or an
+            adapter and an image or audio tower from scratch, which would keep its random weights.
     """
     modality = modality_of_processor(processor)
     check_trains_new_tower(contrastive, lora, modality)
@@ -383,7 +384,7 @@ def build_sentence_objective(sentence: SentenceArguments, table: Dataset, text_s
     """Return the objective of a table of sentences, pairs, triplets or paraphrases.
 
     Raises:
-        ValueError: a weight of hard negatives, of which the table has none.
+        ValueError: If a weight of hard negatives is given, and the table has none.
     """
     loss = SENTENCE_LOSSES[sentence.sentence_objective]
     weights = _weights_of(loss, sentence)
@@ -461,7 +462,8 @@ def _build_feature_extractor(contrastive: ContrastiveArguments) -> SequenceFeatu
     return LogMelFeatureExtractor.from_preset(preset, max_length_s=seconds)
 
 
-# What prepares the items of a modality, and the config fields of a tower from scratch that its inputs settle.
+# For each modality, the function that builds what prepares its items, and the config fields of a tower from scratch
+# that the inputs determine.
 _BUILD_PREPARATION: dict[Modality, Callable[[ContrastiveArguments], Any]] = {
     "image": _build_image_processor,
     "audio": _build_feature_extractor,

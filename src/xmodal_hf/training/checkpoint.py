@@ -54,26 +54,26 @@ _AVERAGE_NAME = "average.safetensors"
 _RANDOM_NAME = "random_states_{}.pkl"
 _OLD_PART_NAME = "custom_checkpoint_{}.pkl"
 _TEMPORARY = ".tmp"
-# What is loaded from a state: such a file that was not written with it is no part of it.
+# Endings of files that are loaded from a state: such a file without a checksum does not belong to the state.
 _LOADED_SUFFIXES = frozenset((".bin", ".distcp", ".json", ".pkl", ".pt", ".safetensors"))
 _BLOCK_BYTES = 2**20
-# Weights, and AdamW's two moments of them.
+# Number of copies of the weights in a state: the weights and AdamW's two moments.
 _COPIES_IN_A_STATE = 3
-# How Python, torch and safetensors report a full disk.
+# Errors with which Python, torch and safetensors report a full disk.
 _WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
-# How they report a file that is missing, cut or changed, or holds something else than numbers.
+# Errors with which they report a file that is missing, cut or changed, or does not hold numbers only.
 _READ_ERRORS = (
     *(OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError, AttributeError),
     *(EOFError, IndexError, pickle.UnpicklingError, zipfile.BadZipFile),
 )
-# Options that may differ between a run and its resumption: they change no weight.
+# Options that may differ between a run and its resumption, because they do not change the weights.
 _FREE_OPTIONS = frozenset(
     (
         *("output_dir", "num_workers", "report_to", "checkpoint_steps", "keep_last", "resume", "max_bad_steps"),
         *("dry_run", "eval_steps", "tracker_project"),
     )
 )
-# Options that states of earlier releases do not name, with what a run did then.
+# Options that states of earlier releases do not name, with the values that describe what those releases did.
 _BEFORE: dict[str, Any] = {
     "features": "off",
     "feature_views": 1,
@@ -85,9 +85,9 @@ _BEFORE: dict[str, Any] = {
     "negative_text_weight": 0.0,
     "projection_dropout": 0.0,
 }
-# Rates that were left open in earlier states: those of `learning_rate`.
+# Rates that may be null in earlier states, where `learning_rate` applied.
 _RATES = ("text_learning_rate", "modality_learning_rate")
-# What options were by default that have none now: the same run.
+# Earlier defaults of options that have none now; a run with them is the same run.
 _FORMER_DEFAULTS = {"max_seconds": 10.0}
 
 
@@ -106,7 +106,7 @@ def find_resumed(output_dir: str | os.PathLike, resume: str | None) -> Path | No
     `auto` passes over states that are damaged, with a warning, for the newest whole one.
 
     Raises:
-        CheckpointError: the named folder is no state or a damaged one, or all states are damaged.
+        CheckpointError: If the named folder is not a training state or is damaged, or all states are damaged.
     """
     if resume is None:
         return None
@@ -209,11 +209,11 @@ def _files(path: Path) -> dict[str, Path]:
 def _check_old_state(path: Path, state: Mapping[str, Any]) -> None:
     """Check what can be checked of a state without checksums: that its files are there and can be read."""
     options, processes = state["options"], range(state["num_processes"])
-    num_parts = 1 if options.get("ema_decay") is None else 2  # the scheduler, the average
+    num_parts = 1 if options.get("ema_decay") is None else 2  # the scheduler and the average
     numbers = [_RANDOM_NAME.format(index) for index in processes]
     for name in numbers + [_OLD_PART_NAME.format(index) for index in range(num_parts)]:
         load_numbers(path / name, map_location="cpu")
-    if (path / _WEIGHTS_NAME).exists():  # else it is a sharded one
+    if (path / _WEIGHTS_NAME).exists():  # otherwise the optimizer is a sharded one
         with safe_open(path / _WEIGHTS_NAME, framework="pt") as weights:
             list(weights.keys())
         with zipfile.ZipFile(path / "optimizer.bin") as archive:
@@ -288,7 +288,7 @@ class CheckpointManager:
         self.keep_last = keep_last
         self.scheduler = scheduler
         self.average = average
-        if not is_sharded(accelerator):  # else weights are saved in a way of their own
+        if not is_sharded(accelerator):  # sharded weights are saved in another way
             accelerator.register_save_state_pre_hook(_keep_changing_weights)
             accelerator.register_load_state_pre_hook(_load_changing_weights)
 
@@ -301,13 +301,13 @@ class CheckpointManager:
         """Raise an OSError when the disk has no room for one state, or the folder cannot be written to.
 
         Raises:
-            OtherProcessError: in the other processes, which do not look themselves.
+            OtherProcessError: In the other processes, if the main process raises.
         """
         on_main_process(self.accelerator, lambda: self._check_room(model))
 
     def _check_room(self, model: nn.Module) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in list(self.folder.glob(f"*{_TEMPORARY}")):  # of a run that was killed
+        for leftover in list(self.folder.glob(f"*{_TEMPORARY}")):  # the folder is that of a run that was killed
             _remove(leftover)
         needed = _COPIES_IN_A_STATE * sum(tensor.nbytes for _, tensor in changing_weights(model))
         free = shutil.disk_usage(self.folder).free
@@ -373,7 +373,7 @@ class CheckpointManager:
         """Put model, optimizer, scheduler, average and random states back; return the counters.
 
         Raises:
-            CheckpointError: what is in the state does not fit the run, or cannot be read.
+            CheckpointError: If the state does not fit the run, or cannot be read.
         """
         try:
             if (path / SUMS_NAME).exists():
@@ -397,8 +397,9 @@ class CheckpointManager:
         """Load a state whose scheduler and average are pickles."""
         parts = [part for part in (self.scheduler, self.average) if part is not None]
         for index in range(len(parts)):
-            load_numbers(path / _OLD_PART_NAME.format(index), map_location="cpu")  # raises for anything but numbers
-        # Accelerate itself would run what is in them, which is why they are read before.
+            # this raises if a file holds anything but numbers
+            load_numbers(path / _OLD_PART_NAME.format(index), map_location="cpu")
+        # They are read before, because Accelerate itself would run the code in them.
         self.accelerator.register_for_checkpointing(*parts)
         try:
             self.accelerator.load_state(str(path))
@@ -446,7 +447,7 @@ def copy_file(source: Path, path: Path) -> str:
 def _write_whole(path: Path, write: Callable[[Path], Any]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(_TEMPORARY)
-    _remove(temporary)  # left by a run that was killed here
+    _remove(temporary)  # a run that was killed at this point left the file
     write(temporary)
     _flush(temporary)
     temporary.replace(path)
@@ -458,7 +459,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Load what `save_weights` wrote.
 
     Raises:
-        CheckpointError: when the file holds other weights than the model has.
+        CheckpointError: If the file does not hold exactly the weights of the model.
     """
     weights = load_file(path)
     expected = {name for name, _ in changing_weights(model)}
@@ -497,7 +498,7 @@ def _publish(temporary: Path, final: Path) -> None:
     for path in temporary.rglob("*"):
         _flush(path)
     _flush(temporary)
-    _remove(final)  # the same step, saved before a resumption
+    _remove(final)  # the same step was saved before a resumption
     temporary.rename(final)
     _flush(final.parent)
 

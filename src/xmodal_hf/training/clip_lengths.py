@@ -23,8 +23,8 @@ from .arguments import ContrastiveArguments, PairArguments
 logger = logging.getLogger(__name__)
 
 _AST, _HTSAT = "audio-spectrogram-transformer", "clap_audio_model"
-_AST_HOP_SECONDS = 0.01  # fixed in its feature extractor
-# What models raise for inputs of shapes that they do not take.
+_AST_HOP_SECONDS = 0.01  # fixed in the feature extractor of AST
+# Errors that models raise for inputs whose shapes they do not take.
 _DOES_NOT_FIT = (ValueError, RuntimeError, IndexError, TypeError)
 
 
@@ -37,7 +37,7 @@ def check_new_audio_tower(config: PreTrainedConfig, extractor: Any, seconds: flo
         seconds: Length of the clips in seconds.
 
     Raises:
-        ValueError: clips that are too long for HTSAT's picture (`spec_size`), too short for one patch of AST, or of
+        ValueError: If the clips are too long for HTSAT's picture (`spec_size`), too short for one patch of AST, or of
             another length than the `max_length` of AST in `--audio_config`.
     """
     frames, given = _num_frames(extractor), f"--max_seconds {seconds:g}"
@@ -69,8 +69,9 @@ def check_clip_length(
         contrastive, pairs: Options of contrastive training and of the pairs.
 
     Raises:
-        ValueError: `--max_seconds` is more than the feature extractor of a pretrained tower takes, or the tower fails
-            with a clip of the full length; names the option and, where the tower's config has one, the limit.
+        ValueError: If `--max_seconds` is more than the feature extractor of a pretrained tower takes, or the tower
+            fails with a clip of the full length. The message names the option and, if the tower's config has one, the
+            limit.
     """
     extractor = processor.feature_extractor
     if pairs.clip_seconds is not None:
@@ -78,7 +79,7 @@ def check_clip_length(
     if contrastive.audio_model is not None and contrastive.max_seconds is not None:
         _check_pretrained(extractor, contrastive)
     seconds = clip_seconds(extractor)
-    if seconds is None:  # clips as they are, which have no longest one
+    if seconds is None:  # clips keep their lengths, so that there is no maximum
         return
     whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     noise = np.random.default_rng(0).normal(0, 0.1, round(seconds * extractor.sampling_rate)).astype(np.float32)
@@ -142,5 +143,5 @@ def _longest(config: PreTrainedConfig, extractor: Any) -> float | None:
         return None
     if config.model_type == _AST:
         return round(config.max_length * hop, 3)
-    # The first frame is centred on the first sample: there is one more of them than hops.
+    # The first frame is centred on the first sample, so that there is one frame more than hops.
     return round((_htsat_frames(config) - 1) * hop, 3) if config.model_type == _HTSAT else None

@@ -34,7 +34,7 @@ from .arguments import (
 )
 from .building import config_fields, config_from_json, new_tower
 
-# How configs name the number of their positions.
+# Names that configs have for the number of positions.
 _POSITION_FIELDS = ("max_position_embeddings", "n_positions")
 
 
@@ -46,7 +46,7 @@ def resolve_sentence_defaults(
     A `learning_rate` that is given holds for all layers without a rate of their own.
 
     Raises:
-        OSError: the text model or its tokenizer is not there.
+        OSError: If the text model or its tokenizer does not exist.
     """
     rate = training.learning_rate or (NEW_LAYERS_RATE if text.text_model is None else PRETRAINED_RATE)
     training = dataclasses.replace(training, learning_rate=rate, text_learning_rate=training.text_learning_rate or rate)
@@ -67,7 +67,7 @@ def resolve_pair_defaults(
     random, pretrained ones and an adapter each have their own.
 
     Raises:
-        OSError: the text model or its tokenizer is not there.
+        OSError: If the text model or its tokenizer does not exist.
     """
     given, whole = training.learning_rate, contrastive.model is not None
     is_lora = lora.lora_rank is not None
@@ -97,7 +97,7 @@ def own_length(source: str | None, text: TextModelArguments) -> int:
         text: Options of the text tower.
 
     Raises:
-        OSError: when there is no such model or tokenizer.
+        OSError: If there is no such model or tokenizer.
     """
     named = text.tokenizer or source
     limit = NEW_TOWER_LENGTH if source is None else _positions(_meta_tower(source))

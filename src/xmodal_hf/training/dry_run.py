@@ -56,20 +56,20 @@ from .loop import TrainingStep
 from .phases import Phase, build_pair_phase, build_sentence_phase
 from .validation import build_validation
 
-# Items of the measured step: enough that weights and launches do not decide, few enough for two cores.
+# Number of items of the measured step: enough that weights and launches do not dominate, and few enough for two cores.
 DRY_RUN_ITEMS = 4
 _MADE_UP_ROWS = 64
 _CAPTION_WORDS = 10  # about the mean of CC3M's captions (Sharma et al. 2018, table 1: 10.3 tokens)
 _SOUND_SECONDS, _SOUND_HZ = 10.0, 48_000  # AudioSet's clips, LAION-CLAP's rate
 _IMAGE_PIXELS = 256
-# fp32 weights, gradients and AdamW's two moments, in bytes a parameter.
+# Bytes per parameter of fp32 weights, gradients and AdamW's two moments.
 _BYTES_TRAINED, _BYTES_FROZEN = 16, 4
-# What readers raise for an address or a repository that does not answer; local sources are looked for before that.
+# Errors of readers for an address or a repository that does not answer. Local sources are looked for before.
 _NOT_ANSWERED = (OSError, HTTPError, HfHubHTTPError)
-_NO_DATA = (DataFilesNotFoundError, EmptyDatasetError)  # of a repository that is there
+_NO_DATA = (DataFilesNotFoundError, EmptyDatasetError)  # the repository exists
 _MADE_UP_DATA = "the data cannot be reached"
-# Architectures that the recipes name, for machines that do not reach the Hub: facts of their published configs. What is
-# not said here is transformers' default.
+# Architectures that the recipes name, for machines that cannot reach the Hub, from their published configs. Fields that
+# are missing here have the defaults of transformers.
 _KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
     "google-bert/bert-base-uncased": {"model_type": "bert", "vocab_size": 30522, "max_position_embeddings": 512},
     "FacebookAI/roberta-base": {
@@ -115,7 +115,7 @@ _CLIP_IMAGE = {
     "num_attention_heads": 12,
     "intermediate_size": 3072,
 }
-# Text and image tower of whole models, likewise.
+# The same for the text and image towers of whole models.
 _KNOWN_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "openai/clip-vit-base-patch32": (_CLIP_TEXT, _CLIP_IMAGE | {"patch_size": 32}),
     "openai/clip-vit-base-patch16": (_CLIP_TEXT, _CLIP_IMAGE | {"patch_size": 16}),
@@ -170,7 +170,7 @@ def estimate_sentences(
         validation: Measurements during the run, whose data are loaded and checked if they can be reached.
 
     Raises:
-        ValueError: what the data hold is not what the options say, as in the run.
+        ValueError: If the data do not hold what the options say, as in the run.
     """
     notes: list[str] = []
     text, _ = placeholders(text, None, notes)
@@ -201,9 +201,9 @@ def estimate_pairs(
         validation: Measurements during the run, as in `estimate_sentences`.
 
     Raises:
-        ValueError: what the data hold is not what the options say, as in the run.
-        BadItemError: an item of the step cannot be used, with `--on_bad_item error`.
-        TooManyBadItemsError: more of them than `--max_bad_fraction` of the data.
+        ValueError: If the data do not hold what the options say, as in the run.
+        BadItemError: If an item of the step cannot be used, with `--on_bad_item error`.
+        TooManyBadItemsError: If more items than `--max_bad_fraction` of the data cannot be used.
     """
     notes: list[str] = []
     text, placeholder = placeholders(text, contrastive, notes)
@@ -212,9 +212,9 @@ def estimate_pairs(
     training, text = resolve_pair_defaults(training, text, placeholder, lora, pairs.modality)
     table = _pairs(pairs, training, notes)
     num_items = _num_items(table, training, notes)
-    if isinstance(table, Dataset) and len(pairs.dataset) > 1:  # made up: a single table
+    if isinstance(table, Dataset) and len(pairs.dataset) > 1:  # made-up data are a single table
         pairs = dataclasses.replace(pairs, dataset=pairs.dataset[:1], dataset_weights=None)
-    if placeholder.sentence_batch_size is not None:  # in proportion
+    if placeholder.sentence_batch_size is not None:  # scaled in proportion
         items = small_options(training).batch_size * placeholder.sentence_batch_size / training.batch_size
         placeholder = dataclasses.replace(placeholder, sentence_batch_size=max(1, round(items)))
     least = max(_MADE_UP_ROWS, placeholder.sentence_batch_size or 0)
@@ -324,8 +324,8 @@ def placeholders(
     """Replace pretrained towers that cannot be reached by random ones of the same architecture.
 
     Raises:
-        ValueError: for one that is neither reachable nor known here.
-        OSError: `--model` cannot be reached: nothing can stand in for its towers, projections and processor.
+        ValueError: If the architecture of a tower that cannot be reached is unknown here.
+        OSError: If `--model` cannot be reached: nothing can stand in for its towers, projections and processor.
     """
     if text.text_model is not None and not _is_reachable(text.text_model):
         text = dataclasses.replace(text, text_model=None, text_config=_known_config(text.text_model, "text", notes))
@@ -480,7 +480,7 @@ def _is_reachable(source: str, kind: Any = AutoConfig) -> bool:
             kind.from_pretrained(source)
     except _NOT_ANSWERED:
         return False
-    except ValueError:  # an answer, of which its loader makes more
+    except ValueError:  # the Hub has answered, and the loader reports the error better
         return True
     return True
 

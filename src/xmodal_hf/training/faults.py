@@ -24,15 +24,17 @@ from torch.utils.data._utils import signal_handling
 from ..features.processes import OtherProcessError
 from ..objectives import Batch
 
-# How many ids of a batch an error message shows.
+# Number of ids of a batch that an error message shows.
 _SHOWN_IDS = 20
-# How long a killed process is waited for: one that hangs in the kernel (a dead network mount) cannot be ended at all.
+# Maximum time in seconds to wait for the end of a killed process: one that hangs in the kernel (a dead network mount)
+# cannot be ended at all.
 _JOIN_SECONDS = 2.0
-# How long a process that fails waits for the others to hear of it; a step may have to end first.
+# Maximum time in seconds for which a failing process waits until the others know of it; a step may have to end first.
 _TELL_SECONDS = 10.0
-# Linux's prctl: the signal that a process gets when its parent has died (PR_SET_PDEATHSIG in linux/prctl.h).
+# Option of Linux's prctl for the signal that a process gets when its parent has died (PR_SET_PDEATHSIG in
+# linux/prctl.h).
 _PR_SET_PDEATHSIG = 1
-# What a process that failed tells the others; above every signal's number.
+# Number that a failed process sends to the others; it is above the numbers of all signals.
 _FAILED = 1000
 
 T = TypeVar("T")
@@ -96,7 +98,7 @@ class StopSignals:
         self._interrupts = False
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only in the main thread
             for number in self.SIGNALS:
                 self.previous[number] = signal.signal(number, self._remember)
         return self
@@ -121,7 +123,7 @@ class StopSignals:
             failed: Whether this process cannot go on.
 
         Raises:
-            OtherProcessError: another process has failed, and this one has not.
+            OtherProcessError: If another process has failed, and this one has not.
         """
         if self.accelerator.num_processes == 1:
             return self.received
@@ -135,7 +137,7 @@ class StopSignals:
         """Call a function that may be left at any moment.
 
         Raises:
-            StopRequested: in the midst of it, or before it, when the run is asked to stop.
+            StopRequested: If the run is asked to stop before or during the call.
         """
         self._interrupts = True
         try:
@@ -152,7 +154,8 @@ class StopSignals:
             The batch, and the signal that the processes agreed to stop for (0: take the step).
 
         Raises:
-            OtherProcessError: another process cannot go on. What reading raises in this one is raised as it is.
+            OtherProcessError: If another process cannot go on. An exception of the reader in this process is raised as
+                it is.
         """
         batch = None
         try:
@@ -201,7 +204,7 @@ def end_workers(loader: DataLoader) -> None:
     if not hasattr(iterator, "_workers") or iterator._shutdown:
         return
     iterator._shutdown = True
-    signal_handling._remove_worker_pids(id(iterator))  # that they are killed is no error from here on
+    signal_handling._remove_worker_pids(id(iterator))  # from here on, a killed worker is no error
     iterator._worker_pids_set = False
     _kill(iterator._workers)
     if hasattr(iterator, "_pin_memory_thread"):
@@ -218,7 +221,7 @@ def no_workers_left() -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(RuntimeError):  # of a loader that was interrupted while it started its workers
+        with suppress(RuntimeError):  # the loader was interrupted while it started its workers
             _kill([child for child in multiprocessing.active_children() if child.daemon and child not in before])
 
 
@@ -228,5 +231,5 @@ def _kill(processes: list[BaseProcess]) -> None:
     for process in processes:
         process.join(_JOIN_SECONDS)
         if process.is_alive():
-            # It hangs in the kernel, and Python must not wait for it at its exit.
+            # The process hangs in the kernel, and Python must not wait for it when it exits.
             multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from typing import Literal
 from ..options import option
 from .arguments import PairArguments
 
-# Poolings that look for a token of a text.
+# Poolings that look for a certain token of a text.
 _TEXT_ONLY_POOLINGS = ("eos", "last")
 
 

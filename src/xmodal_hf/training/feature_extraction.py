@@ -27,7 +27,7 @@ from .feature_arguments import FeatureArguments
 from .features import DEFAULT_DTYPE, FOLDER_NAME, build_frozen_side, changing_input
 from .tokenizer import train_tokenizer
 
-# The other tower beside an image or audio tower alone: never run.
+# Config of the text tower that is put beside an image or audio tower alone, and never runs.
 _PLACEHOLDER = {
     "model_type": "bert",
     "hidden_size": 8,
@@ -41,9 +41,9 @@ def run_extraction(features: FeatureArguments, pairs: PairArguments) -> FeatureS
     """Write the store that the options ask for, in all processes, and print where it is.
 
     Raises:
-        ValueError: options that do not fit the model or the data.
-        FeatureError: the folder holds vectors of something else.
-        TooManyBadItemsError: more items than `--max_bad_fraction` cannot be used.
+        ValueError: If the options do not fit the model or the data.
+        FeatureError: If the folder holds vectors of another tower, input or data.
+        TooManyBadItemsError: If more items than `--max_bad_fraction` cannot be used.
     """
     state = launched_processes()
     side: Side = features.side or ("text" if features.text_model is not None else pairs.modality)
@@ -84,7 +84,7 @@ def load_side(
         model=features.model,
         image_model=features.image_model,
         audio_model=features.audio_model,
-        modality_pooling=cast(Any, features.pooling),  # those of texts have been refused
+        modality_pooling=cast(Any, features.pooling),  # poolings of texts have been refused before
     )
     placeholder = dataclasses.replace(text, text_config=json.dumps(_PLACEHOLDER)) if features.model is None else text
     processor = build_processor(
@@ -129,7 +129,8 @@ def _fixed_inputs(side: Side, pairs: PairArguments, processor: Any, state: Parti
     """Return the options with one window a clip, as evaluation takes it, where no views are asked for.
 
     Raises:
-        ValueError: the pictures or sounds would be augmented, or views are asked for and nothing varies.
+        ValueError: If the pictures or sounds would be augmented without views, or views are asked for and nothing
+            varies.
     """
     changing = changing_input(side, pairs, processor)
     if changing is None and pairs.feature_views > 1:

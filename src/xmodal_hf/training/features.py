@@ -27,14 +27,14 @@ from .batches import pair_rows, text_lengths
 from .log import inform
 from .sharding import is_sharded
 
-# Of the folder beside the outputs where vectors are kept by default.
+# Name of the folder beside the outputs where vectors are kept by default.
 FOLDER_NAME = "features"
-# Pictures or sounds a batch: not the options', so that stores do not depend on them.
+# Number of pictures or sounds per batch. It is no option, so that stores do not depend on options.
 _BATCH_SIZE = 64
-# Of the augmented views: not the run's, so that runs with other seeds share them.
+# Seed of the augmented views. It is not that of the run, so that runs with other seeds share the views.
 _VIEW_SEED = 0
 DEFAULT_DTYPE = "float16"
-# What `load_pairs` is called with: kept in the store, so that a search finds the pictures again.
+# Arguments of `load_pairs` that are kept in the store, so that a search finds the pictures again.
 _SOURCE_OPTIONS = ("dataset", "split", "image_column", "audio_column", "text_column", "id_column", "max_samples")
 
 
@@ -94,8 +94,9 @@ def open_features(
         training, text, pairs: Options of training, of the text tower and of the pairs.
 
     Raises:
-        FeatureError: `--features` names vectors of another tower, processor or data; the message says what differs.
-        ValueError: `--features` names a folder, or `--feature_views` is given, and there is nothing to keep.
+        FeatureError: If `--features` names vectors of another tower, processor or data set. The message says what
+            differs.
+        ValueError: If `--features` names a folder, or `--feature_views` is given, and there is nothing to keep.
     """
     sides = frozen_sides(model)
     if pairs.features == "off":
@@ -216,7 +217,7 @@ def build_frozen_side(
         compute: Precision of the computation: no, bf16 or fp16.
     """
     if side == "text":
-        # The rate of sounds, of which none is decoded.
+        # `PairDataset` requires the rate of sounds, although none is decoded.
         rate = 1 if MODALITIES[modality_of_columns(table.column_names)].is_sampled else None
         rows = PairDataset(table, seed=_VIEW_SEED, sampling_rate=rate)
         collator = PairCollator(processor, **text_lengths(processor.tokenizer, text))

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 from ..objectives import Batch, Embeddings, Objective, ObjectiveOutput
 from .batch_norm import SingleUpdate
 
-# Of the CPU; numbers and states of the accelerators that the model is on.
+# State of the CPU; numbers and states of the accelerators that the model is on.
 _RandomState = tuple[Tensor, list[int], list[Tensor]]
 
 
@@ -74,7 +74,7 @@ def _push_through(embeds: Embeddings, cache: Embeddings, offsets: dict[str, int]
             offsets[name] += len(tensor)
             gradient = None if gradient is None else gradient[start : offsets[name]]
         elif not is_last:
-            continue  # a scalar's gradient is that of the whole batch: it goes through once
+            continue  # the gradient of a scalar is that of the whole batch, and is used once
         if gradient is not None and tensor.requires_grad:
             outputs.append(tensor)
             gradients.append(gradient.to(tensor.dtype))

@@ -110,7 +110,7 @@ class StepLog:
     ) -> dict[str, float]:
         """Log one step; return its numbers."""
         values = {**output.logs, **extra}
-        # One transfer for all numbers: each would wait for the accelerator.
+        # All numbers are transferred at once, because each transfer waits for the accelerator.
         stacked = torch.stack([torch.as_tensor(value, device=output.loss.device).float() for value in values.values()])
         numbers = dict(zip(values, stacked.tolist(), strict=True))
         log = {"step": step, "epoch": epoch, **numbers}

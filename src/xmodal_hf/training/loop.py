@@ -38,23 +38,24 @@ if TYPE_CHECKING:
     from .batches import StatefulLoader
     from .validation import Validation
 
-# Where launchers say how many processes they have started, in Accelerate's order.
+# Variables in which launchers write how many processes they have started, in Accelerate's order.
 _WORLD_SIZE_NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-# Of processes that wait for the one that validates; NCCL's own is ten minutes.
+# Timeout of processes that wait for the one that validates; NCCL's default is ten minutes.
 _TIMEOUT = timedelta(hours=1)
-# Measured on two cores (benchmarks/results/padding_cpu.json); on an accelerator small sub-batches cost launches.
+# Number of texts per sub-batch, measured on two cores (benchmarks/results/padding_cpu.json); on an accelerator, small
+# sub-batches cost launches.
 _CPU_TEXT_SUB_BATCHES = 4
 
 
 def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     """Return the Accelerator of a run; the launcher's environment decides processes and devices."""
-    # Buffers stay as they are between the two forwards of a joint objective: broadcasting batch-norm statistics in
-    # between would change tensors that backward still needs.
+    # Buffers are not broadcast: between the two forwards of a joint objective, broadcasting batch-norm statistics would
+    # change tensors that backward still needs.
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False)
     known = {"none", "all", *(tracker.value for tracker in LoggerType)}
     if arguments.report_to not in known:
         raise ValueError(f"--report_to {arguments.report_to} is unknown: pass one of {', '.join(sorted(known))}")
-    # A dry run counts in any precision, and a CPU has no fp16.
+    # A dry run may count in any precision, and a CPU has no fp16.
     precision = "no" if arguments.dry_run and not torch.accelerator.is_available() else arguments.mixed_precision
     accelerator = Accelerator(
         mixed_precision=precision,
@@ -64,10 +65,11 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     )
     _check_processes(accelerator)
     _check_launch(accelerator, arguments)
-    if accelerator.state.deepspeed_plugin is not None:  # it would look for a loader, and ours is not prepared by it
+    # DeepSpeed would look for a loader that Accelerate has prepared, and the loaders here are not
+    if accelerator.state.deepspeed_plugin is not None:
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         config["train_micro_batch_size_per_gpu"] = arguments.batch_size
-        config["gradient_clipping"] = float(arguments.max_grad_norm)  # by itself, in its backward
+        config["gradient_clipping"] = float(arguments.max_grad_norm)  # DeepSpeed does this in its backward
     return accelerator
 
 
@@ -157,7 +159,7 @@ class TrainingStep:
         learning_rate = self.scheduler.get_last_lr()[0]
         grad_norm = clip_gradients(self.accelerator, self.model, self.arguments.max_grad_norm)
         good = self._is_finite(output.loss, grad_norm)
-        # The scaler of fp16 has seen this step's gradients already; it leaves the weights alone by itself.
+        # The scaler of fp16 has already seen the gradients of this step, and does not change the weights.
         if good or self.accelerator.scaler is not None:
             self.optimizer.step()
             if self.objective.scale_bounds is not None:
@@ -168,7 +170,7 @@ class TrainingStep:
             self.average.update()
         self.optimizer.zero_grad()
         with warnings.catch_warnings():
-            # The schedule follows the steps, whether or not the first of them could be taken.
+            # The schedule follows the number of steps, including the first ones that could not be taken.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step\\(\\)` before")
             self.scheduler.step()
         return output, {"grad_norm": grad_norm, "learning_rate": learning_rate}, good
@@ -188,7 +190,7 @@ class TrainingStep:
         """
         checked = loss.detach()
         if self.accelerator.scaler is None:
-            checked = checked + torch.as_tensor(grad_norm, device=loss.device)  # DeepSpeed's is a float
+            checked = checked + torch.as_tensor(grad_norm, device=loss.device)  # DeepSpeed returns a float
         return bool(torch.isfinite(checked))
 
 
@@ -219,10 +221,10 @@ def run_phase(
         validation: Validation that measures the model at intervals and may choose the weights that it has in the end.
 
     Raises:
-        BadStepsError: after more than `max_bad_steps` steps without finite loss and gradient.
-        CheckpointError: `resume_from` does not fit this run.
-        OSError: no room for training states.
-        SystemExit: after SIGTERM or SIGINT, with 128 plus its number; the state is saved.
+        BadStepsError: If more than `max_bad_steps` steps had a loss or gradient that is not finite.
+        CheckpointError: If `resume_from` does not fit this run.
+        OSError: If the disk has no room for training states.
+        SystemExit: After SIGTERM or SIGINT, with status 128 plus the number of the signal; the state is saved.
     """
     if arguments.gradient_checkpointing:
         model.gradient_checkpointing_enable()  # type: ignore[operator]
@@ -302,7 +304,7 @@ class _Run:
         while result.steps < self.total_steps:
             position = self.loader.state_dict()
             batch, stop = signals.next_batch(batches)
-            if stop or batch is None:  # a batch that came is not used up
+            if stop or batch is None:  # a batch that was loaded is not used up
                 self._stop(stop, position, log)
             result.steps, result.items = result.steps + 1, result.items + self.items_per_step
             _logged_step(self.take_step, batch, self.loader.epoch, result, log, self.checkpoints)

@@ -20,7 +20,7 @@ def _missing_weights(class_: type, losses: Losses) -> dict[str, Weight]:
     """Return the weights of losses that are no options of a class.
 
     Raises:
-        ValueError: two losses differ in what a weight of one name is.
+        ValueError: If two losses have different weights of one name.
     """
     weights: dict[str, Weight] = {}
     for name, weight in (item for loss in losses.values() for item in loss.weights.items()):

@@ -24,7 +24,7 @@ def build_optimizer(model: nn.Module, arguments: TrainingArguments) -> torch.opt
     and open_clip's rule).
 
     Raises:
-        ValueError: when nothing is trainable.
+        ValueError: If no parameter is trainable.
     """
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

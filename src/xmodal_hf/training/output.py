@@ -37,7 +37,7 @@ from .sharding import whole_weights
 RECIPE_NAME = "recipe.yaml"
 RUN_NAME = "run.json"
 LOCK_NAME = "run.lock"
-# The locks of this process; closing one of these files anywhere in it would release its lock.
+# Open lock files of this process; closing one of them anywhere in the process would release the lock.
 _LOCKS: dict[Path, TextIO] = {}
 _PACKAGES = ("torch", "torchaudio", "transformers", "accelerate", "datasets", "peft", "tokenizers")
 
@@ -56,10 +56,10 @@ def start_output(accelerator: Accelerator, training: TrainingArguments, *argumen
         The training state to go on from, where `--resume` finds one.
 
     Raises:
-        CheckpointError: `--resume` names no training state, a damaged one, or one of another run.
-        ValueError: the folder cannot be written to, another run is using it, or it holds states of a run that this one
-            does not go on with.
-        OtherProcessError: for any of these, in all processes but the main one.
+        CheckpointError: If `--resume` names no training state, a damaged one, or one of another run.
+        ValueError: If the folder cannot be written to, another run is using it, or it holds states of a run that this
+            one does not go on with.
+        OtherProcessError: In the other processes, if the main process raises one of these.
     """
     resume_from = on_main_process(accelerator, lambda: _start_folder(accelerator, training, *arguments))
     if training.report_to != "none":
@@ -68,7 +68,7 @@ def start_output(accelerator: Accelerator, training: TrainingArguments, *argumen
         repeated = {} if resume_from is None else {"purge_step": read_state(resume_from)["step"] + 1}
         run = Path(training.output_dir).resolve().name
         names = {"wandb": {"name": run}, "trackio": {"name": run}, "mlflow": {"run_name": run}}
-        # TensorBoard's project is a folder below the output.
+        # The project of TensorBoard is a folder below the output folder.
         project = "tracker" if training.report_to == "tensorboard" else training.tracker_project
         accelerator.init_trackers(project, options, {"tensorboard": repeated, **names})
     return resume_from
@@ -83,14 +83,14 @@ def _start_folder(accelerator: Accelerator, training: TrainingArguments, *argume
         resume_from = find_resumed(folder, training.resume)
         if resume_from is not None:
             identity = {"num_processes": accelerator.num_processes, "options": options_of(training, *arguments)}
-            check_same_run(read_state(resume_from), identity)  # before anything of that run is overwritten
+            check_same_run(read_state(resume_from), identity)  # before any file of that run is overwritten
         elif training.resume is None and (states := find_states(folder)):
             raise ValueError(
                 f"{states[-1]} is a training state of an earlier run: pass --resume auto to go on with it, or remove "
                 f"{states[-1].parent} or choose another --output_dir to start anew"
             )
         save_recipe(folder / RECIPE_NAME, training, *arguments)
-        # Later, or on another machine, data/pairs is either a folder or a data set of the Hub.
+        # Later, or on another machine, a name such as data/pairs may be a folder or a data set of the Hub.
         local = {"local_sources": local_sources(training, *arguments)}
         _write_json(folder / RUN_NAME, _circumstances(accelerator) | local)
     except OSError as error:
@@ -105,10 +105,10 @@ def _lock(folder: Path) -> None:
     forked from it, do not share it.
 
     Raises:
-        ValueError: another process has it.
+        ValueError: If another process has the lock.
     """
     path = (folder / LOCK_NAME).resolve()
-    while path not in _LOCKS:  # else an earlier run of this process failed
+    while path not in _LOCKS:  # otherwise an earlier run of this process failed
         file = path.open("a+", encoding="utf-8")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,7 +122,7 @@ def _lock(folder: Path) -> None:
                 "choose another --output_dir"
             ) from error
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            file.close()  # its owner has just finished and removed it
+            file.close()  # the owner has just finished and removed the file
             continue
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
@@ -159,8 +159,8 @@ def finish_output(
         base: Base model that the adapter belongs to.
 
     Raises:
-        OSError: The folder cannot be written to, in the main process.
-        OtherProcessError: In the others, which would wait for the main process in vain.
+        OSError: In the main process, if the folder cannot be written to.
+        OtherProcessError: In the other processes, if the main process raises, so that they do not wait for it in vain.
     """
     accelerator.wait_for_everyone()
     weights = whole_weights(accelerator, model)
@@ -229,7 +229,7 @@ def _circumstances(accelerator: Accelerator) -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """Return the commit of this package's checkout, with `-dirty` for uncommitted changes; None when installed."""
-    if not IS_CHECKOUT:  # git would find a repository of the user's around the environment
+    if not IS_CHECKOUT:  # git would find a repository of the user around the environment
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match", ""]
     try:

@@ -25,14 +25,14 @@ def prepare_sharding(accelerator: Accelerator, model: PreTrainedModel) -> list[n
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         for parameter in model.parameters():
             if parameter.ndim == 0:
-                # DeepSpeed 0.19 fails to broadcast a scalar, and this mark leaves it out; new weights are the same in
-                # every process anyway.
+                # DeepSpeed 0.19 fails to broadcast a scalar, and this mark leaves the scalar out; new weights are equal
+                # in all processes anyway.
                 parameter.ds_optim_param = True
     if not accelerator.is_fsdp2:
         return []
     plugin = accelerator.state.fsdp_plugin
     if plugin.transformer_cls_names_to_wrap is None:
-        # Accelerate shards the input embeddings by themselves, so no block around them may be sharded before.
+        # Accelerate shards the input embeddings separately, so that no block around them may be sharded before.
         embeddings = model.get_input_embeddings()
         around = {type(module).__name__ for module in model.modules() if embeddings in module.children()}
         plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules or ()) - around)

@@ -25,9 +25,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -
         max_length: Value of the tokenizer's `model_max_length`.
 
     Raises:
-        ValueError: for a corpus without any text, or a vocabulary too small for special tokens and bytes.
+        ValueError: If the corpus has no text, or the vocabulary is too small for special tokens and bytes.
     """
-    texts = sorted({text for text in texts if text.strip()})  # the vocabulary depends on the set of texts only
+    texts = sorted({text for text in texts if text.strip()})  # the vocabulary depends only on the set of texts
     if not texts:
         raise ValueError("no text to train a tokenizer on: pass --tokenizer or a data set with captions")
     smallest = len(_SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet())
@@ -37,8 +37,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    # Byte-level BPE, not WordPiece: tokenizers numbers WordPiece's continuation pieces in the order of a randomly
-    # seeded hash table, so that two runs differ.
+    # This is byte-level BPE and not WordPiece, because tokenizers numbers WordPiece's continuation pieces in the order
+    # of a randomly seeded hash table, so that two runs differ.
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(_SPECIAL_TOKENS.values()),

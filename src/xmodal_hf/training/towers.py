@@ -27,7 +27,7 @@ def freeze_towers(model: PreTrainedModel, towers: Iterable[str]) -> None:
         towers: Names of the towers: text, image, audio.
 
     Raises:
-        ValueError: when the model has no such tower.
+        ValueError: If the model has no such tower.
     """
     for tower in towers:
         module = getattr(model, f"{tower}_model", None)

@@ -48,11 +48,12 @@ from .features import FOLDER_NAME, frozen_sides
 from .log import VALIDATION_LOG_NAME, StepLog, TrainingResult, inform
 from .sharding import is_sharded
 
-# Of the folder of feature stores, where the held-out items' vectors lie.
+# Name of the folder of the held-out items' vectors, in the folder of feature stores.
 _VALIDATION_FOLDER = "validation"
-# Embedded before the first step, to see that it works.
+# Number of pairs that are embedded before the first step, to see that it works.
 _CHECKED_ITEMS = 8
-_SHOWN = ("spearman", "recall@10", ".alignment", "uniformity")  # beside the progress bar; the log has them all
+# numbers beside the progress bar; the log has all numbers
+_SHOWN = ("spearman", "recall@10", ".alignment", "uniformity")
 
 
 class Validator(Protocol):
@@ -74,7 +75,7 @@ class Validation:
         output_dir: Output folder of the run.
 
     Raises:
-        ValueError: under FSDP or DeepSpeed, where one process does not hold the whole model.
+        ValueError: If the run uses FSDP or DeepSpeed, where no process holds the whole model.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Validation:
         """Let the validator check its data and the model before the first step, where it has a method `check`.
 
         Raises:
-            ValueError: the data cannot be measured on, or `--best_metric` names no number that will be measured.
+            ValueError: If the data cannot be measured on, or `--best_metric` names no number that will be measured.
         """
         check = getattr(self.validator, "check", None)
         if check is not None:
@@ -122,8 +123,9 @@ class Validation:
                 (`StopSignals.interruptible`).
 
         Raises:
-            ValueError: when `--best_metric` names no number that was measured.
-            BaseException: what the validator raises, in the main process; `OtherProcessError` in the others.
+            ValueError: If `--best_metric` names no number that was measured.
+            BaseException: In the main process, whatever the validator raises; in the other processes,
+                `OtherProcessError`.
         """
 
         def measure() -> dict[str, float] | None:
@@ -132,10 +134,10 @@ class Validation:
             if best is not result.best:
                 self._best_sum = save_weights(model, self.best_path)
             inform(self.accelerator, f"step {result.steps}: {_in_words(values)}")
-            log.write_validation(result.steps, values)  # last: a step that is logged has been measured
+            log.write_validation(result.steps, values)  # this is last, so that a step in the log has been measured
             return best
 
-        # Whatever a validator draws, training goes on as if it had not been called.
+        # The random state is restored, so that training goes on as if the validator had not been called.
         devices = [] if self.accelerator.device.type == "cpu" else [self.accelerator.device]
         with (
             torch.random.fork_rng(devices, device_type=self.accelerator.device.type if devices else "cuda"),
@@ -152,8 +154,8 @@ class Validation:
             log_bytes: Lengths of the logs at that state, in bytes.
 
         Raises:
-            CheckpointError: a state of an older version, whose best weights have been overwritten since.
-            OtherProcessError: in the other processes, when the main process has failed.
+            CheckpointError: If the state is of an older version and its best weights have been overwritten since.
+            OtherProcessError: In the other processes, if the main process has failed.
         """
 
         def restore() -> None:
@@ -183,8 +185,8 @@ class Validation:
         """Give the model the weights that did best.
 
         Raises:
-            CheckpointError: the file is not as it was written.
-            OtherProcessError: in the other processes, when the main process has found that.
+            CheckpointError: If the file has changed since it was written.
+            OtherProcessError: In the other processes, if the main process has failed.
         """
         on_main_process(self.accelerator, self._check_best)
         load_weights(model, self.best_path)
@@ -246,7 +248,7 @@ class TaskValidator:
         self.pairs = pairs
         if modality is None and pairs is not None:
             modality = modality_of_columns(pairs.column_names)
-        self.modality: Any = modality  # None without pairs: then no number is of a modality
+        self.modality: Any = modality  # None without pairs: then no number belongs to a modality
         self.on_bad_item = on_bad_item
         self.max_bad_fraction = max_bad_fraction
 
@@ -254,11 +256,11 @@ class TaskValidator:
         """Check the data, embed some of them, and check the name of the number that chooses the weights.
 
         Raises:
-            ValueError: naming what is wrong.
+            ValueError: If the data cannot be measured on, or `--best_metric` names no number that will be measured.
         """
         embedder = self._embedder(model)
         if self.sts is not None:
-            # All checks of the scores and sentences, with vectors that cost nothing.
+            # This makes all checks of the scores and sentences, with vectors that need no model.
             evaluate_sts(_made_up_embeds, {"spearman": self.sts}, num_resamples=0)
             embedder.encode_text([row["sentence1"] for row in islice(self.sts, _CHECKED_ITEMS)])
         if self.pairs is not None:
@@ -305,7 +307,7 @@ class TaskValidator:
         return pairs
 
     def _embedder(self, model: nn.Module) -> Embedder:
-        # peft's wrapper is no PreTrainedModel; the model inside it has the adapter's layers.
+        # peft's wrapper is not a PreTrainedModel; the model inside it has the adapter's layers.
         embedder = as_embedder(model.get_base_model() if isinstance(model, PeftModel) else model, self.processor)
         if self._frozen is None and self.keeps_frozen and isinstance(embedder, DualEncoderEmbedder):
             sides = frozen_sides(model)
@@ -336,7 +338,7 @@ def _made_up_embeds(texts: Sequence[str]) -> np.ndarray:
     """(n, 8) random rows in place of embeddings.
 
     Raises:
-        ValueError: a text is no text.
+        ValueError: If an entry is not a text.
     """
     for text in texts:
         if not isinstance(text, str):
@@ -354,7 +356,7 @@ def build_validation(
     """Return the validation that the options ask for, its data loaded; None where they ask for none.
 
     Raises:
-        ValueError: pairs for a text model, or data without the columns that are needed.
+        ValueError: If pairs are given for a text model, or the data lack a column that is needed.
     """
     if arguments.eval_steps is None:
         return None

@@ -24,7 +24,7 @@ def load_built_in(name: str, split: str) -> Dataset:
         split: Split, as its function takes it.
 
     Raises:
-        KeyError: no such data set.
+        KeyError: If there is no built-in data set of that name.
 
     Example:
         >>> load_built_in("soundfont", "test").num_rows

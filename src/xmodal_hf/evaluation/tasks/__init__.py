@@ -76,10 +76,10 @@ def _has_class_folders(path: Path, split: str) -> bool:
     """Whether a source may be one folder a class, in a zip archive or not."""
     if not path.is_dir():
         return path.suffix.lower() == ".zip"
-    from xmodal_hf.data.layouts import METADATA_FILES  # with datasets, which --help does not wait for
+    from xmodal_hf.data.layouts import METADATA_FILES  # this imports datasets, for which --help does not wait
 
     tables = (folder / name for folder in (path, path / split) for name in METADATA_FILES)
-    return not any(table.is_file() for table in tables)  # whose texts may be captions
+    return not any(table.is_file() for table in tables)  # texts of such a table may be captions
 
 
 _RAW_TEXTS = "Texts are embedded as the sets hold them: neither tokenized nor lower-cased before the model's tokenizer."

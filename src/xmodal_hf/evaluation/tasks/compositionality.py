@@ -60,7 +60,7 @@ def _by_name(sets: Iterable[CompositionSet]) -> dict[str, CompositionSet]:
     """The sets by their names, under which the results are listed.
 
     Raises:
-        ValueError: two sets have one name.
+        ValueError: If two sets have one name.
     """
     named: dict[str, CompositionSet] = {}
     for one in sets:

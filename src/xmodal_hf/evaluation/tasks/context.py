@@ -26,9 +26,9 @@ class Outcome:
     """Result of one task.
 
     Attributes:
-        numbers: metric to value.
-        meta: dataset, revision or checksum, protocol.
-        draw: file name to figure; called when the numbers are safe.
+        numbers: Dictionary of metric to value.
+        meta: Dictionary of facts that identify the numbers: data set, revision or checksum, protocol.
+        draw: Functions that draw the figures, by file name; they are called when the numbers have been written.
     """
 
     numbers: dict[str, float]
@@ -91,10 +91,10 @@ class TaskContext:
     """Model, options and data that all tasks of one evaluation share.
 
     Attributes:
-        embedder: the model.
-        arguments: how it is measured.
-        data: where the data are.
-        pairs: the captioned items of `--pairs`, loaded and embedded once for all tasks that use them.
+        embedder: Embedder of the model.
+        arguments: Options of the measurement.
+        data: Options of the data.
+        pairs: Captioned items of `--pairs`, loaded and embedded once for all tasks that use them.
     """
 
     def __init__(self, embedder: Embedder, arguments: EvaluationArguments, data: EvaluationDataArguments) -> None:
@@ -111,7 +111,7 @@ def count_bad_items(bad_items: Sequence[BadItem], total: int, data: EvaluationDa
     """Return what the results of a task say of items that were left out.
 
     Raises:
-        TooManyBadItemsError: they are more than `--max_bad_fraction` of `total`.
+        TooManyBadItemsError: If there are more unusable items than `--max_bad_fraction` of `total`.
     """
     check_share(bad_items, total, data.max_bad_fraction)
     return {"bad_items": summary(bad_items)}

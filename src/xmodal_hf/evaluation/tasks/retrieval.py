@@ -17,7 +17,7 @@ from .context import Outcome, Run, TaskContext, count_bad_items
 
 logger = logging.getLogger(__name__)
 
-# How equal captions are taken.
+# Protocols of equal captions.
 _PLAIN_PROTOCOL = "all captions, each item once, ties against the gold"
 _DISTINCT_PROTOCOL = "equal captions are one text, each item once, ties of different texts against the gold"
 
@@ -43,7 +43,7 @@ def load_retrieval_task(context: TaskContext) -> Run:
         bank_embeds = embedder.encode_text(bank) if bank and others else None
         for scores in others:
             numbers |= evaluate_retrieval(*rows, scores=scores, query_bank=bank_embeds, **options)  # type: ignore[arg-type]
-        # Where no caption repeats, both protocols are the same.
+        # If no caption repeats, both protocols are the same.
         is_plain = arguments.retrieval_protocol == "plain" or numbers["num_texts"] == numbers["num_distinct_texts"]
         protocol = {"protocol": _PLAIN_PROTOCOL if is_plain else _DISTINCT_PROTOCOL}
         golds = gold_counts(embeds.text_to_item, embeds.texts, distinct=not is_plain)

@@ -70,7 +70,7 @@ def load_zero_shot_task(context: TaskContext) -> Run:
             num_resamples=arguments.num_resamples,
             seed=arguments.seed,
         )
-        # Those with labels are numbered among themselves.
+        # Items with labels are numbered among themselves.
         bad_items = [replace(bad, index=kept[bad.index]) for bad in bad_items]
         left_out = count_bad_items([*bad_labels, *bad_items], len(whole), data)
         merged_scores, merged_labels, shown_names = merge_classes(scores, used_labels, class_names)
@@ -86,7 +86,7 @@ def unlabelled(table: Dataset, modality: Modality, on_bad_item: str) -> list[Bad
     """The items without a class.
 
     Raises:
-        BadItemError: there is one, with `on_bad_item="error"`.
+        BadItemError: If there is an item without a class and `on_bad_item` is "error".
     """
     found = []
     for index, label in enumerate(table["text"]):
@@ -117,7 +117,7 @@ def read_class_names(path: Path, num_classes: int) -> list[str]:
     """The class names of a text file, one a line.
 
     Raises:
-        ValueError: other numbers of lines than classes, or an empty one.
+        ValueError: If the number of lines is not that of the classes, or a line is empty.
     """
     names = path.read_text(encoding="utf-8").splitlines()
     if len(names) != num_classes or not all(name.strip() for name in names):
@@ -129,7 +129,7 @@ def fold_labels(source: str, modality: Modality, split: str, column: str) -> lis
     """The fold of each item that `load_pairs` gives.
 
     Raises:
-        ValueError: no such column, or an item without a fold.
+        ValueError: If there is no such column, or an item has no fold.
     """
     table = load_rows(source, modality=modality, split=split)
     if column not in table.column_names:

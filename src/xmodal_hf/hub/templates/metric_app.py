@@ -10,7 +10,7 @@ import gradio
 FOLDER = Path(__file__).parent
 (MODULE,) = (path for path in FOLDER.glob("*.py") if path.name != Path(__file__).name)
 METRIC = evaluate.load(str(MODULE))
-# Where a metric takes rows of several forms, the first one is shown.
+# If a metric takes rows of several forms, the first form is shown.
 FEATURES = METRIC.features[0] if isinstance(METRIC.features, list) else METRIC.features
 
 

@@ -14,9 +14,10 @@ NUM_EXAMPLES = 6
 NOUNS = {"image": "image", "audio": "sound"}
 # Number of answers.
 TOP_K = {"image": 12, "audio": 6}
-# Whether the page shows an example; of a sound it would show the name of the file.
+# Whether the page shows an example. For a sound it would show only the name of the file.
 SHOWS_EXAMPLES = {"image": True, "audio": False}
-# Captions under the images, never upon them, whatever their length; all rows in sight; three columns on a phone.
+# Style of the gallery: captions are below the images, never over them, whatever their length; all rows are visible; a
+# phone shows three columns.
 CSS = """
 .answers .grid-wrap {max-height: none; overflow: visible}
 .answers .grid-container {grid-template-columns: repeat(auto-fill, minmax(min(130px, 28%), 1fr)) !important;
@@ -40,7 +41,7 @@ def build_page(demo: Demo) -> gr.Blocks:
         return show(demo.search_text(text, top_k), demo.modality)
 
     def search_item(value: Any) -> Any:
-        # A visitor who takes the item away sees no answers.
+        # A visitor who removes the item sees no answers.
         return show([] if value is None else demo.search_item(value, top_k), demo.modality)
 
     with gr.Blocks(title=settings["title"]) as page:
@@ -151,7 +152,7 @@ def launch(folder: Path, model: str | None = None, **options: Any) -> Any:
 
     `model` is a folder or Hub id in place of the model that the Space names.
     """
-    # The system's fonts: nothing is loaded from elsewhere.
+    # The page uses the fonts of the system, so that nothing is loaded from elsewhere.
     theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     return build_page(Demo(folder, model)).launch(
         theme=theme, css=CSS, footer_links=["gradio"], allowed_paths=[str(folder)], **options

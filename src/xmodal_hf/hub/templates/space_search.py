@@ -17,18 +17,18 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, ClapFeatureExtractor
 
-# Where this package is installed, its classes run checkpoints that carry no code too.
+# If this package is installed, its classes run also checkpoints that carry no code.
 with suppress(ImportError):
     import xmodal_hf  # noqa: F401
 
-if not __package__:  # in a Space, where the modules that decode lie beside this one
+if not __package__:  # in a Space, the modules that decode lie beside this one
     sys.path.append(str(Path(__file__).parent))
 
-# The path of an image or a sound, as the page's components give them, or an image.
+# Path of an image or a sound, as the components of the page return them, or an image.
 Item = Image.Image | str
-# What a visitor chooses.
+# Item that a visitor chooses.
 ITEMS = {"image": "an image", "audio": "a sound"}
-# Of the crops that a fused CLAP takes of a long sound, as in the package's evaluation.
+# Seed of the crops that a fused CLAP takes from a long sound, as in the package's evaluation.
 _FUSION_SEED = 0
 
 
@@ -58,7 +58,7 @@ class Demo:
         self.modality = self.settings["modality"]
         beside = (folder / self.settings["model"]).resolve()
         source = model or (str(beside) if beside.is_dir() else self.settings["model"])
-        # The code in the model's repository is from those who published this Space, at the commit that they chose.
+        # The code in the model's repository was published together with this Space, at the commit that it names.
         options = {"trust_remote_code": True, "revision": None if model else self.settings["revision"]}
         self.model = AutoModel.from_pretrained(source, **options).eval()
         self.processor = AutoProcessor.from_pretrained(source, **options)
@@ -67,7 +67,7 @@ class Demo:
         """Return the items that a text describes best.
 
         Raises:
-            ValueError: for an empty text.
+            ValueError: If the text is empty.
         """
         if not query.strip():
             raise ValueError("Write what to look for.")
@@ -77,7 +77,7 @@ class Demo:
         """Return the items that are most like an image or a sound.
 
         Raises:
-            ValueError: without one.
+            ValueError: If there is no item.
         """
         return self._best(self._embed(**self._inputs(item)), top_k)
 
@@ -90,7 +90,7 @@ class Demo:
             template: Sentence with `{}` in the place of the label.
 
         Raises:
-            ValueError: without an item, with fewer than two labels, or a template without a place for them.
+            ValueError: If there is no item, there are fewer than two labels, or the template has no place for them.
         """
         names = list(dict.fromkeys(name.strip() for name in labels.replace(",", "\n").splitlines() if name.strip()))
         if len(names) < 2:
@@ -131,9 +131,9 @@ def read_clip(path: str, sampling_rate: int, max_seconds: float | None = None) -
     """Return a sound as mono samples at a rate in Hz, (samples,): the window that evaluation takes of it.
 
     Raises:
-        ValueError: for what is no sound.
+        ValueError: If the file is not a sound.
     """
-    # Not installed in Spaces of image models.
+    # Spaces of image models do not install this.
     from ...data.waveforms import decode_audio
 
     return decode_audio(path, sampling_rate, max_seconds=max_seconds)

@@ -1,4 +1,4 @@
-"""Docstrings: the examples give what they say, and descriptions of arguments begin with a noun phrase."""
+"""Docstrings: the examples give what they say, and descriptions begin with a noun phrase or a condition."""
 
 import ast
 import doctest
@@ -21,7 +21,8 @@ NOT_NOUNS = {
     *("of", "as", "in", "on", "by", "for", "from", "to", "with", "without", "at", "what", "whose", "where", "when"),
     *("which", "that", "likewise", "also", "keep", "give", "get", "take", "draw", "make"),
 }
-ARGUMENT = re.compile(r"(?P<indent> +)(?P<names>[*\w]+(, [*\w]+)*): (?P<text>\S.*)")
+ENTRY = re.compile(r"(?P<indent> +)(?P<names>[*\w.]+(, [*\w]+)*): (?P<text>\S.*)")
+CONDITION = re.compile("If |In |With |After |For the same reasons as |Whatever |Always[.]")
 
 
 def _modules_with_examples():
@@ -49,24 +50,30 @@ def _docstrings():
                 yield f"{path.relative_to(SOURCES)}:{node.lineno} {node.name}", ast.get_docstring(node)
 
 
-def _argument_descriptions(docstring):
-    """Yield the names and the first line of the description of each entry below `Args:`."""
-    _, found, rest = docstring.partition("\nArgs:\n")
-    if found:
-        for line in re.split(r"\n\s*\n|\n(?=\S)", rest)[0].splitlines():
-            match = ARGUMENT.fullmatch(line)
-            if match and len(match["indent"]) == 4:
-                yield match["names"], match["text"]
-
-
-def test_descriptions_of_arguments_begin_with_what_they_are():
-    described = [
-        (f"{place}, {names}", text)
+def _descriptions(section):
+    """Return the first line of each description in a section of all docstrings, by its place."""
+    return {
+        f"{place}, {match['names']}": match["text"]
         for place, docstring in _docstrings()
-        for names, text in _argument_descriptions(docstring)
-    ]
-    wrong = {place: text for place, text in described if text[0] == "(" or text.split()[0].lower() in NOT_NOUNS}
-    assert len(described) > 500 and not wrong
+        for line in re.split(r"\n\s*\n|\n(?=\S)", docstring.partition(f"\n{section}:\n")[2])[0].splitlines()
+        if (match := ENTRY.fullmatch(line)) and len(match["indent"]) == 4
+    }
+
+
+@pytest.mark.parametrize(("section", "least"), [("Args", 500), ("Attributes", 100)])
+def test_descriptions_begin_with_what_they_are(section, least):
+    described = _descriptions(section)
+    assert len(described) > least
+    assert not {
+        place: text
+        for place, text in described.items()
+        if text[0] == "(" or text[0].islower() or text.split()[0].lower() in NOT_NOUNS
+    }
+
+
+def test_descriptions_of_errors_begin_with_their_condition():
+    described = _descriptions("Raises")
+    assert len(described) > 250 and not {place: text for place, text in described.items() if not CONDITION.match(text)}
 
 
 # Names that programs outside the package import.

@@ -36,7 +36,7 @@ class ModalitySpec:
         decoder: Address of the function from a cell, a path or bytes to what the processor takes; where `is_sampled`,
             it takes the sampling rate in Hz and `max_seconds` too.
         processor_part: Attribute of the processor that prepares an item.
-        model_class, processor_class: addresses.
+        model_class, processor_class: Addresses of the classes of the model and its processor.
         model_type: `model_type` of the config.
         is_sampled: Whether items are sequences at a sampling rate, which the decoder and the datasets are then given.
         own_options: Options of `PairArguments` that concern this modality alone.

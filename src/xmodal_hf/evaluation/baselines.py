@@ -24,8 +24,8 @@ def random_recall(num_golds: Any, gallery_size: int, k: int) -> float:
 
     Args:
         num_golds: Number of golds of each query, g, of shape (Q,).
-        gallery_size: G.
-        k: cut-off.
+        gallery_size: Number of rows of the gallery, G.
+        k: Cut-off of the recall.
 
     Returns:
         The mean over the queries of 1 - C(G - g, k) / C(G, k), the chance that a draw of k rows holds a gold.
@@ -61,7 +61,7 @@ def retrieval_baselines(
         text_golds: Number of items that each text describes, of shape (T,).
         item_golds: Number of texts of each item, of shape (N,).
         modality: Modality of the items, which occurs in the names of the metrics.
-        ks: cut-offs of the recall.
+        ks: Cut-offs of the recall.
     """
     directions = (
         (f"text_to_{modality}", text_golds, len(item_golds)),

@@ -2,7 +2,7 @@
 
 The package gets a copy of `training_scripts/`, with its recipes and launch configurations, when it is built.
 The address of the repository is that of the GitHub workflow which builds, or `XMODAL_HF_REPOSITORY` in the environment;
-with it, the links and pictures of the README work on the page of a package index.
+with it, the links and pictures of the README work on the page of a package index; without it, their texts are shown.
 """
 
 import os
@@ -62,10 +62,14 @@ def repository_url() -> str | None:
 
 
 def read_readme(repository: str | None) -> str:
-    """Return the README, with its relative links and pictures made absolute where the repository is known."""
+    """Return the README for the page of a package index, beside which there are no files.
+
+    Relative links and pictures are made absolute where the repository is known. Where it is not, the texts of the links
+    and the descriptions of the pictures take their places.
+    """
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     if repository is None:
-        return text
+        return re.sub(r"!?\[([^]\[]*)\]\((?!\w+:|#)[^)]*\)", r"\1", text)
     text = re.sub(r"(!\[[^]]*\]\()(?!\w+:|#)", rf"\1{repository}/raw/main/", text)
     return re.sub(r"(?<!!)(\[(?:[^]\[]|!\[[^]]*\]\([^)]*\))*\]\()(?!\w+:|#)", rf"\1{repository}/blob/main/", text)
 

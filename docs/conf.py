@@ -38,15 +38,17 @@ _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 # A star that does not begin its line.
 _STAR = re.compile(r"(\S[^\S\n]*)\*")
 _LINK = re.compile(r"(?<!!)\[([^]\[]+)\]\(([^)#\s]+)(#[^)]*)?\)")
+_PICTURE = re.compile(r"!\[([^]]*)\]\((?!\w+:)([^)\s]+)\)")
 
 
 def _insert_files(app: Sphinx, name: str, source: list[str]) -> None:
     """Put the files that a page names into it, and point links to files outside of this folder at the repository."""
-    place = (ROOT / "docs" / name).parent
+    page = place = (ROOT / "docs" / name).parent
     for path in _INCLUDED.findall(source[0]):
         place = (ROOT / path).parent
         source[0] = (ROOT / path).read_text(encoding="utf-8")
-    source[0] = _LINK.sub(lambda link: _resolved(link, place, (ROOT / "docs" / name).parent), source[0])
+    source[0] = _LINK.sub(lambda link: _resolved(link, place, page), source[0])
+    source[0] = _PICTURE.sub(lambda shown: f"![{shown[1]}]({os.path.relpath(place / shown[2], page)})", source[0])
 
 
 def _resolved(link: re.Match[str], place: Path, page: Path) -> str:

@@ -12,7 +12,9 @@ from xmodal_hf.study.tables import headline_table
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 STUDIES = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "NOTES.md"]
+FOLDERS = ("docs", "benchmarks", "examples", "training_scripts", "model_cards", ".github")
+PAGES = [*sorted(ROOT.glob("*.md")), *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]
+PAGES = [page for page in PAGES if not {"_build", "results"} & set(page.parts)]
 NOTES = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
 
 
@@ -176,11 +178,31 @@ def test_retrieval_protocols_sentence():
     assert back == same and float(here) > 3 * 100 * 10 / distinct["num_items"]  # well above chance
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_linked_files_exist(page):
-    links = re.findall(r"\]\((?!\w+:)([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    missing = [link for link in links if not (page.parent / link).exists()]
+def text_of(page: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors_of(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page: small letters, hyphens for spaces, no punctuation."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
+    plain = (re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    """To a file of the repository, and to a heading in it where one is named."""
+    missing = []
+    for path, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)]*))?\)", text_of(page)):
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and anchor not in anchors_of(target)):
+            missing.append(f"{path}#{anchor}")
     assert not missing, f"{page.relative_to(ROOT)} links to {missing}"
+
+
+def test_pages_are_found():
+    assert len(PAGES) > 30 and {"README.md", "NOTES.md", "methods.md"} <= {page.name for page in PAGES}
 
 
 def test_the_readme_links_to_files():

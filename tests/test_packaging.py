@@ -5,6 +5,7 @@ import email
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://example.org/xmodal_hf"
@@ -84,6 +86,19 @@ def test_links_of_the_description_are_absolute(wheel: Path) -> None:
     assert len(links) > 10 and all(re.match(r"https?://|#", link) for link in links)
     pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
     assert pictures and all(link.startswith(f"{REPOSITORY}/raw/main/") for link in pictures)
+
+
+def test_without_a_known_repository_the_description_has_no_dead_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XMODAL_HF_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_REPOSITORY"):
+        monkeypatch.delenv(name, raising=False)
+    given: dict = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    text = given["long_description"]
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 1 and all(re.match(r"https?://", link) for link in links)
+    assert "(all numbers)" in re.sub(r"\s+", " ", text) and "[all" not in text
+    assert all(re.match(r"https?://", address) for address in [given["url"], *given["project_urls"].values()])
 
 
 def test_every_optional_package_has_an_extra_that_installs_it(wheel: Path) -> None:

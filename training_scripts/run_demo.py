@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 
 from xmodal_hf.commands import command_parser, run_command
+from xmodal_hf.messages import VERBOSITY
 
 SCRIPTS = Path(__file__).parent
 RECIPES = SCRIPTS / "recipes"
@@ -135,11 +136,12 @@ def main(args: Sequence[str] | None = None) -> None:
     started = time.perf_counter()
     check_queries(demo)
     check_items(demo)
-    train_phases(demo, folder, options.seed, options.max_steps)
+    messages = [VERBOSITY, options.verbosity]
+    train_phases(demo, folder, options.seed, options.max_steps, messages)
     results = evaluate_before_and_after(demo, folder, options.seed)
     # This runs in a process of its own, which only has the saved folder.
     same = ["--modality", demo.modality, "--output_dir", str(folder), "--max_held_out", str(demo.num_held_out)]
-    run([sys.executable, __file__, "--search", *same])
+    run([sys.executable, __file__, "--search", *same, *messages])
     results["search"] = json.loads((folder / "search.json").read_text(encoding="utf-8"))
     used = os.times()  # peak of this process and of those that it has started
     cpu_seconds = used.user + used.system + used.children_user + used.children_system
@@ -176,7 +178,7 @@ def check_items(demo: Demo) -> None:
     find_address(spec.decoder)(cell, *([CHECK_RATE_HZ] if spec.is_sampled else []))
 
 
-def train_phases(demo: Demo, folder: Path, seed: int, max_steps: int | None) -> None:
+def train_phases(demo: Demo, folder: Path, seed: int, max_steps: int | None, messages: Sequence[str]) -> None:
     """Run both training scripts as they are launched by hand, on towers from packages where the demo has some."""
     towers = make_towers(demo, folder / "towers")
     limit = [] if max_steps is None else ["--max_steps", str(max_steps)]
@@ -190,7 +192,7 @@ def train_phases(demo: Demo, folder: Path, seed: int, max_steps: int | None) -> 
     )
     for script, recipe, output, extra in phases:
         options = ["--recipe", str(RECIPES / recipe), "--output_dir", str(output), "--seed", str(seed)]
-        run([sys.executable, str(SCRIPTS / script), *options, *extra, *limit])
+        run([sys.executable, str(SCRIPTS / script), *options, *extra, *limit, *messages])
 
 
 def make_towers(demo: Demo, folder: Path) -> dict[str, Path]:

@@ -97,11 +97,20 @@ def test_a_missing_renderer_is_named_before_any_training(monkeypatch, tmp_path):
         run_demo.main(["--modality", "audio", "--output_dir", str(tmp_path)])
 
 
-def code_of(page: str) -> str:
-    """The first Python block of a page."""
-    block = re.search(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
-    assert block is not None
-    return block[1]
+def test_every_process_of_the_demo_prints_as_much(monkeypatch, tmp_path):
+    """Both phases and the search are processes of their own; from scratch, none is given a tower."""
+    from xmodal_hf.training_scripts import run_demo
+
+    commands = []
+    monkeypatch.setattr(run_demo, "run", commands.append)
+    for name in ("check_queries", "check_items", "print_summary"):
+        monkeypatch.setattr(run_demo, name, lambda *_: None)
+    monkeypatch.setattr(run_demo, "evaluate_before_and_after", lambda *_: {"meta": {}})
+    (tmp_path / "search.json").write_text("{}")
+    run_demo.main(["--from_scratch", "--output_dir", str(tmp_path), "--verbosity", "warning"])
+    assert len(commands) == 3 and all(command[-2:] == ["--verbosity", "warning"] for command in commands)
+    assert [Path(command[3]).stem for command in commands[:2]] == ["demo_scratch_sentences", "demo_scratch_pairs"]
+    assert not any(part == "--image_model" for command in commands for part in command)
 
 
 def check_answers(output: str, answers: dict) -> None:
@@ -122,13 +131,8 @@ def check_answers(output: str, answers: dict) -> None:
 
 def test_the_code_of_the_readme_runs_as_shown(interpreters, demo_folder):
     """On the few held-out items of the short demo."""
-    code = code_of("README.md")
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     assert len([line for line in code.splitlines() if line]) == 10 and "max_samples=300" in code
     done = interpreters.run(["-c", code.replace("max_samples=300", "max_samples=40")], folder=demo_folder)
     assert done.returncode == 0, done.stderr[-3000:]
     check_answers(done.stdout, json.loads((demo_folder / "outputs/demo/search.json").read_text()))
-
-
-def test_the_loss_example_runs_as_shown(interpreters):
-    done = interpreters.run(["-c", code_of("docs/reference/losses.md")])
-    assert done.returncode == 0, done.stderr[-3000:]

@@ -12,10 +12,10 @@ PEERS := build/bench_peers
 BENCHMARKS := contrastive_step frozen sentence_step operators effective_batch losses padding encode data log_mel retrieval growth protocols
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-scratch demo-audio test test-peers check static docs format bench rehearse-gpu stress clean
+.PHONY: help install demo demo-scratch demo-audio test test-peers check static docs format bench smoke-test-gpu stress clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## Install the package with its demo and development extras into .venv
 
@@ -63,7 +63,7 @@ bench: install $(PEERS)  ## Measure against peers, over half an hour on two core
 docs: install $(VENV)/docs  ## Build the documentation site (docs/_build/html); a warning is an error
 	PYTHONPATH=src $(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
-rehearse-gpu: install  ## Rehearse the check of a GPU on the CPU: every part at the smallest sizes (build/gpu_check)
+smoke-test-gpu: install  ## Smoke test of the GPU check, on the CPU: all parts at the smallest sizes, which measure nothing
 	PYTHON=$(BIN)/python bash benchmarks/gpu_check.sh --device cpu --tiny
 
 stress: install  ## Kill runs a hundred times, damage states and data, disturb a Hub: results in benchmarks/results

@@ -1,4 +1,4 @@
-"""First light on a GPU: correctness and speed in parts, each of which writes its results after every measurement.
+"""Check of a GPU: correctness and speed in parts, each of which writes its results after every measurement.
 
     bash benchmarks/gpu_check.sh                                    # all parts, each within its own time limit
     python benchmarks/gpu_check.py losses --output build/gpu_check  # one part
@@ -97,7 +97,7 @@ def run_part(options: argparse.Namespace) -> bool:
     from common import describe_machine
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("gpu_check.py: error: --device cuda, and torch sees no GPU: pass --device cpu --tiny to rehearse")
+        sys.exit("gpu_check.py: error: --device cuda, and torch sees no GPU: for a smoke test, pass --device cpu --tiny")
     about = {
         "device": options.device,
         "tiny": options.tiny,
@@ -168,7 +168,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=(*PARTS, "merge"))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="smallest sizes: a rehearsal that measures nothing of use")
+    parser.add_argument("--tiny", action="store_true", help="smoke test: smallest sizes, whose numbers are of no use")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--seconds", type=float, default=600.0, help="time that the part may take, start included")
     parser.add_argument(

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# First light on a GPU: every part of gpu_check.py within its own time limit, and one results file of what they wrote.
+# Check of a GPU: every part of gpu_check.py within its own time limit, and one results file of what they wrote.
 #
 #   bash benchmarks/gpu_check.sh                        # on a machine with a GPU, under ten minutes in all
-#   bash benchmarks/gpu_check.sh --device cpu --tiny    # the rehearsal: all parts at the smallest sizes, no number of use
+#   bash benchmarks/gpu_check.sh --device cpu --tiny    # smoke test: all parts at the smallest sizes; no number is of use
 #
 # Options:
 #   --device cuda|cpu   where to run (default: cuda)

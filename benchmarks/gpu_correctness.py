@@ -353,7 +353,7 @@ def compare_step(trial: Trial, sizes: Sizes, options: argparse.Namespace) -> dic
         compile_towers(model)
     take_step = TrainingStep(accelerator, model, trial.objective, arguments, total_steps=10)
     batch = on_device(trial.batch, options.device)
-    # A rehearsal compiles nothing: that would take longer than all the rest.
+    # The smoke test does not compile, which would take longer than all other parts.
     with torch.compiler.set_stance("force_eager") if trial.compiled and options.tiny else nullcontext():
         output, extra, good = take_step(batch)
         overflowed = 0

@@ -131,7 +131,7 @@ def profile_loss(run: Run) -> dict[str, Any]:
 
 
 def profiled(step: Callable[[], object], device: str) -> dict[str, Any]:
-    """Wall time of a step, and the seconds of its costliest kernels; a rehearsal shows a CPU's operators."""
+    """Wall time of a step, and the seconds of its costliest kernels; on a CPU, its operators."""
     step()
     on_gpu = device == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])) as trace:

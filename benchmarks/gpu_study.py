@@ -2,7 +2,8 @@
 
 The CLIP cell without sentence training: ResNet-50 and a 12-layer text tower from scratch in bf16 on Flickr8k, by the
 scripts that users run, for as many steps as there is time; then retrieval and geometry of the test pairs. The data are
-those of XMODAL_HF_DATA; without them, and in a rehearsal, a few made pictures take their place or the part is left out.
+those of XMODAL_HF_DATA; without them, and in the smoke test, a few generated pictures replace them, or the part is left
+out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The check of a GPU, rehearsed on the CPU: every part runs, results are kept, what was cut is said."""
+"""The check of a GPU, smoke-tested on the CPU: every part runs, results are kept, what was cut is said."""
 
 import importlib
 import json
@@ -30,8 +30,8 @@ def benchmark_module(monkeypatch):
 
 
 @pytest.fixture
-def rehearse(benchmark_module, tmp_path):
-    """Rehearse one part: name -> its file's contents."""
+def smoke_test(benchmark_module, tmp_path):
+    """Run the smoke test of one part: name -> contents of its file."""
 
     def run(part):
         check = benchmark_module("gpu_check")
@@ -44,8 +44,8 @@ def rehearse(benchmark_module, tmp_path):
     return run
 
 
-def test_correctness(rehearse):
-    results = rehearse("correctness")
+def test_correctness(smoke_test):
+    results = smoke_test("correctness")
     assert all(result["ok"] for result in results.values())
     losses = [result for name, result in results.items() if name.startswith("loss ")]
     assert len(losses) == 21 and {result["gradient_tolerance"] for result in losses} == {1e-4, 1e-2, 2e-3}
@@ -58,8 +58,8 @@ def test_correctness(rehearse):
     assert results["resumed after a kill"]["logs_equal"]
 
 
-def test_losses(rehearse):
-    results = rehearse("losses")
+def test_losses(smoke_test):
+    results = smoke_test("losses")
     for precision in ("bfloat16", "float32"):
         ours, dense = (results[f"{method}, N=96, D=16, {precision}"] for method in ("streamed", "dense"))
         assert 0 < ours["floor_seconds"] < ours["seconds"] and dense["seconds"] > 0
@@ -68,8 +68,8 @@ def test_losses(rehearse):
     assert set(results["tile edges, N=96, D=16, bfloat16"]["seconds_by_edge"]) == {"32", "64"}
 
 
-def test_step(rehearse):
-    results = rehearse("step")
+def test_step(smoke_test):
+    results = smoke_test("step")
     methods = results["batch 16"]["methods"]
     plain, packed = methods["xmodal_hf"], methods["xmodal_hf, texts packed"]
     assert 0 < packed["operations_a_pair"] < plain["operations_a_pair"]
@@ -78,8 +78,8 @@ def test_step(rehearse):
     assert results["batch 16, profile"]["kernel_seconds"] and "batch 24" in results
 
 
-def test_study(rehearse):
-    results = rehearse("study")
+def test_study(smoke_test):
+    results = smoke_test("study")
     assert results["training"]["steps"] == 3
     assert set(results["evaluation"]) >= {"retrieval", "representation"}
 

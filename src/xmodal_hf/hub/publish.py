@@ -283,7 +283,10 @@ def _find_head(api: HfApi, repo_id: str, repo_type: str, branch: str) -> str:
 def _find_changes(
     api: HfApi, files: list[SentFile], repo_id: str, repo_type: str, head: str
 ) -> tuple[list[SentFile], list[str]]:
-    """Return the files that differ from a commit, and the paths there that are not among the files."""
+    """Return the files that differ from a commit, and the paths there that are not among the files.
+
+    `create_commit` drops unchanged files itself, but only after `_check_tag`, which depends on whether there are others.
+    """
     tree = api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type=repo_type)
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     sent = [file for file in files if file.path not in there or _differs(file.source, there[file.path])]

@@ -97,7 +97,9 @@ def run_part(options: argparse.Namespace) -> bool:
     from common import describe_machine
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("gpu_check.py: error: --device cuda, and torch sees no GPU: for a smoke test, pass --device cpu --tiny")
+        sys.exit(
+            "gpu_check.py: error: --device cuda, and torch sees no GPU: for a smoke test, pass --device cpu --tiny"
+        )
     about = {
         "device": options.device,
         "tiny": options.tiny,

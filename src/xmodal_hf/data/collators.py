@@ -106,7 +106,7 @@ class PairCollator:
     def _audio(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         extractor, clips = self.processor.feature_extractor, [row["audio"] for row in rows]
         if isinstance(extractor, ClapFeatureExtractor):
-            seeds = [_crop_seed(row["position"]) for row in rows]
+            seeds = [int(row_generator(0, row["position"], stream=_CROP_STREAM).integers(2**32)) for row in rows]
             return dict(clap_features(extractor, clips, seeds=seeds, any_longer=self.any_longer))
         clips = to_clip_length(extractor, clips)
         check_equal_lengths(extractor, clips)
@@ -131,10 +131,6 @@ def _texts_of(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor |
     cells = [cell for of_row, row in zip(captions, rows, strict=True) for cell in [*of_row, row["negative_text"]]]
     text_ids = torch.tensor([NO_TEXT if cell is None else text_id(cell) for cell in cells], dtype=torch.int64)
     return [shortest if cell is None else cell for cell in cells], text_ids
-
-
-def _crop_seed(position: EpochIndex) -> int:
-    return int(row_generator(0, position, stream=_CROP_STREAM).integers(2**32))
 
 
 class SentenceCollator:

@@ -251,7 +251,7 @@ def _join_metadata(tables: dict[str, Path], path: Path, modality: Modality) -> t
 
 def _report_unnamed(table: Dataset, path: Path, modality: Modality) -> None:
     """Say how many files of the folder of a table `metadata.*` it does not name: they are left out."""
-    media = _names_column(table, modality)
+    media = next((column for column in media_names(modality) if column in table.column_names), None)
     if media is None:
         return
     cells = (cell if isinstance(cell, list) else [cell] for cell in table[media][:])
@@ -261,10 +261,6 @@ def _report_unnamed(table: Dataset, path: Path, modality: Modality) -> None:
     if 0 < len(others) < len(present):
         note = left_out_note(others, modality)
         logger.warning("%s: %d files are left out that it does not name: %s", path, len(others), note)
-
-
-def _names_column(table: Dataset, modality: Modality) -> str | None:
-    return next((column for column in media_names(modality) if column in table.column_names), None)
 
 
 def _rows_in_folders(table: Dataset, path: Path, modality: Modality, split: str, folders: dict[str, Path]) -> Dataset:

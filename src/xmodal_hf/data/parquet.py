@@ -175,8 +175,9 @@ class ParquetPairs(PartedPairs):
         self._ids = self._path_ids(features[media_column])
 
     def _row(self, number: int, part: int, within: int) -> dict[str, Any]:
+        place = within if self._used is None else int(self._used[part][within])
         try:
-            row = self._group(part).slice(self._place(part, within), 1).to_pylist()[0]
+            row = self._group(part).slice(place, 1).to_pylist()[0]
         except (OSError, pa.ArrowException) as error:
             raise BadItemError("damaged parquet", f"{self.files[self._file_of_group[part]]}: {error}") from error
         media, texts = row.get(self._media), [row[name] for name in self._texts]
@@ -252,9 +253,6 @@ class ParquetPairs(PartedPairs):
     def _rows_of(self, group: int, columns: list[str]) -> list[dict[str, Any]]:
         table = self._read(group, columns)
         return (table if self._used is None else table.take(self._used[group])).to_pylist()
-
-    def _place(self, group: int, within: int) -> int:
-        return within if self._used is None else int(self._used[group][within])
 
     def _row_groups(self, number: int, file: str) -> Iterator[tuple[int, int, int]]:
         columns = parquet_columns(file)

@@ -102,7 +102,12 @@ def effective_rank(embeds: Any) -> float:
         >>> round(effective_rank([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), 6)
         2.0
     """
-    return _entropy_rank(singular_spectrum(embeds))
+    singular_values = singular_spectrum(embeds)
+    total = singular_values.sum()
+    if total <= _COLLAPSED_SPREAD:
+        return 1.0
+    shares = singular_values[singular_values > 0] / total
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def anisotropy(embeds: Any) -> float:
@@ -222,14 +227,6 @@ def _text_alignment(texts: torch.Tensor, text_item: np.ndarray, num_items: int) 
     first, second = first[same_item], second[same_item]
     distances = _squared_distances(texts[first.tolist()], texts[second.tolist()])
     return {"text_alignment": intervals.mean_of_pairs(distances, text_item[first], num_items)}
-
-
-def _entropy_rank(singular_values: np.ndarray) -> float:
-    total = singular_values.sum()
-    if total <= _COLLAPSED_SPREAD:
-        return 1.0
-    shares = singular_values[singular_values > 0] / total
-    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def _need_two(rows: torch.Tensor) -> None:

@@ -152,7 +152,10 @@ class Search:
         embeds = torch.as_tensor(np.asarray(queries), dtype=torch.float32)
         # All views or captions of an item count as one answer, so that more vectors are asked for.
         wanted = min(len(self.store), k * self._vectors_per_item())
-        scores, numbers = self._from_faiss(embeds, wanted) if self._faiss else self._by_tiles(embeds, wanted)
+        if self._faiss:
+            scores, numbers = self._faiss.search(np.ascontiguousarray(embeds.numpy()), wanted)
+        else:
+            scores, numbers = self._by_tiles(embeds, wanted)
         return [self._hits(row, found, k) for row, found in zip(scores.tolist(), numbers.tolist(), strict=True)]
 
     def embeds(self, ids: Iterable[str]) -> np.ndarray:
@@ -199,7 +202,8 @@ class Search:
         if self._kept is not None:
             yield 0, self._kept
             return
-        parts, is_kept = [], 4 * len(self.store) * self._width() <= _KEPT_BYTES
+        width = self._project(self.store.vectors([0])).shape[1]
+        parts, is_kept = [], 4 * len(self.store) * width <= _KEPT_BYTES
         for first, vectors in self.store.tiles():
             embeds = self._project(vectors)
             if is_kept:
@@ -207,9 +211,6 @@ class Search:
             yield first, embeds
         if is_kept:
             self._kept = torch.cat(parts)
-
-    def _width(self) -> int:
-        return self._project(self.store.vectors([0])).shape[1]
 
     @torch.inference_mode()
     def _project(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -229,9 +230,6 @@ class Search:
             index.add(np.ascontiguousarray(embeds.numpy()))
         self._kept = None  # the index holds them
         return index
-
-    def _from_faiss(self, queries: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-        return self._faiss.search(np.ascontiguousarray(queries.numpy()), k)
 
 
 class Gallery:

@@ -69,12 +69,12 @@ class StoreWriter:
     def finish(self) -> FeatureStore:
         """Write the index and the manifest of a store whose shards are all there. For one process; others wait."""
         if not (self.folder / MANIFEST_NAME).is_file():
-            shards = [self._path(shard) for shard in range(self.manifest.num_shards)]
-            lengths = [_num_rows(path) for path in shards]
+            shards = [_first_batch(self._path(shard)) for shard in range(self.manifest.num_shards)]
+            lengths = [shard.num_rows for shard in shards]
             sort_bad_items(self.folder / BAD_ITEMS_NAME)  # processes found the bad items in any order
             if not any(lengths):
                 raise FeatureError(f"none of the {self.manifest.items} items can be used, see {BAD_ITEMS_NAME}")
-            width = max(_width(path) for path in shards)
+            width = max(shard.schema.field("vector").type.list_size for shard in shards)
             finished = dataclasses.replace(self.manifest, width=width, shards=lengths)
             write_index(self.folder / INDEX_NAME, _ids(finished, self.folder), sum(lengths))
             finished.write(self.folder / MANIFEST_NAME)
@@ -166,14 +166,6 @@ def _ids(manifest: Manifest, folder: Path) -> Iterator[str]:
     for shard, length in enumerate(manifest.shards):
         if length:
             yield from _first_batch(manifest.shard_path(folder, shard)).column("id").to_pylist()
-
-
-def _num_rows(path: Path) -> int:
-    return _first_batch(path).num_rows
-
-
-def _width(path: Path) -> int:
-    return _first_batch(path).schema.field("vector").type.list_size
 
 
 def _first_batch(path: Path) -> pa.RecordBatch:

@@ -144,7 +144,7 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
         alpha=config["lora_alpha"],
         dropout=config["lora_dropout"],
         trained_whole=[f"`{layer}`" for layer in _trained_whole(folder / ADAPTER_WEIGHTS_NAME)],
-        num_parameters=_count_numbers(folder / ADAPTER_WEIGHTS_NAME),
+        num_parameters=sum(math.prod(shape) for shape in _shapes(folder / ADAPTER_WEIGHTS_NAME).values()),
         tasks=result_tables(results),
         recipe=[(option, recipe[option]) for option in _OPTIONS if recipe.get(option) is not None],
         run=record is not None and record.run,
@@ -169,11 +169,6 @@ def _metadata(
         model_name=name,
         eval_results=model_index(results) or None,
     )
-
-
-def _count_numbers(path: Path) -> int:
-    """Return how many numbers a safetensors file holds."""
-    return sum(math.prod(shape) for shape in _shapes(path).values())
 
 
 def _trained_whole(path: Path) -> list[str]:

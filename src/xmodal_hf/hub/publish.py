@@ -285,7 +285,7 @@ def _find_changes(
 ) -> tuple[list[SentFile], list[str]]:
     """Return the files that differ from a commit, and the paths there that are not among the files.
 
-    `create_commit` drops unchanged files itself, but only after `_check_tag`, which depends on whether there are others.
+    `create_commit` drops unchanged files itself, but only after `_check_tag`, which depends on whether files change.
     """
     tree = api.list_repo_tree(repo_id, recursive=True, revision=head, repo_type=repo_type)
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}

@@ -196,6 +196,7 @@ def _settings(
     gallery = arguments.gallery
     link = f"[{model}](https://huggingface.co/{model})" if "/" in model else "The model of this folder"
     kind = MODALITIES[modality].plural
+    origin = "from" if arguments.gallery_split is None else f"the {arguments.gallery_split} split of"
     return {
         "model": model,
         "revision": revision,
@@ -205,14 +206,8 @@ def _settings(
         "queries": arguments.queries or _QUERIES.get(gallery) or captions[:_NUM_QUERIES],
         "labels": arguments.labels or _LABELS.get(gallery) or captions[:_NUM_LABELS],
         "template": arguments.template or MODALITIES[modality].prompt,
-        "attribution": _ATTRIBUTIONS.get(
-            gallery, f"Gallery: {_split_in_words(arguments.gallery_split)} `{Path(gallery).name}`."
-        ),
+        "attribution": _ATTRIBUTIONS.get(gallery, f"Gallery: {origin} `{Path(gallery).name}`."),
     }
-
-
-def _split_in_words(split: str | None) -> str:
-    return "from" if split is None else f"the {split} split of"
 
 
 def _card(settings: dict[str, Any], arguments: SpaceArguments) -> str:

@@ -219,7 +219,7 @@ def to_clip(model: ImageTextDualEncoder) -> CLIPModel:
     Raises:
         ValueError: If a CLIPModel cannot hold the model. The message lists the reasons.
     """
-    poolings = ("pooler",) if _text_config(model).eos_token_id == _LEGACY_EOS else ("pooler", "eos")
+    poolings = ("pooler",) if model.config.text_config.eos_token_id == _LEGACY_EOS else ("pooler", "eos")
     _check_fits(
         model,
         "CLIPModel",
@@ -275,10 +275,6 @@ def to_clap(model: AudioTextDualEncoder) -> ClapModel:
     weights = rename_weights(model.state_dict(), _TO_CLAP_RULES)
     weights["logit_scale_t"] = weights["logit_scale_a"] + model.config.text_logit_scale_offset
     return build_with_weights(lambda: ClapModel(config), weights)
-
-
-def _text_config(model: DualEncoder) -> PreTrainedConfig:
-    return model.config.text_config
 
 
 def _check_fits(model: DualEncoder, target: str, needs: dict[str, tuple]) -> None:

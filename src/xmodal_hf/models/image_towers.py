@@ -82,12 +82,9 @@ def examine_image_tower(tower: PreTrainedModel, pooling: str, field: str) -> Non
             f"{_setting_against(tower)}"
         )
     has_pooled = pooling != "pooler" or outputs.get("pooler_output") is not None
-    if has_pooled and not _names_a_width(tower):
+    names_width = any(getattr(tower.config, name, None) for name in ("hidden_size", "hidden_sizes"))
+    if has_pooled and not names_width:
         tower.config.hidden_size = pool_states(outputs, tower, pooling, field).shape[-1]
-
-
-def _names_a_width(tower: PreTrainedModel) -> bool:
-    return any(getattr(tower.config, name, None) for name in ("hidden_size", "hidden_sizes"))
 
 
 def _setting_against(tower: PreTrainedModel) -> str:

@@ -293,16 +293,12 @@ def attend(
         q, k, v = (side.view(texts, tokens, heads, width).transpose(1, 2) for side in sides)
         lengths = packing.lengths[first : first + texts]
         first += texts
-        # Causal texts never attend to the padding behind them.
-        mask = None if causal else _key_mask(lengths, tokens)
+        # Causal texts never attend to the padding behind them. The mask is (texts, 1, 1, tokens), True at real tokens.
+        is_real = torch.arange(tokens, device=lengths.device) < lengths.unsqueeze(1)
+        mask = None if causal else is_real[:, None, None]
         attended = scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scaling)
         outputs.append(attended.transpose(1, 2).reshape(texts * tokens, heads * width))
     return _Gather.apply(torch.cat(outputs), packing.slots).view(-1, 1, heads, width), None
-
-
-def _key_mask(lengths: torch.Tensor, width: int) -> torch.Tensor:
-    """(texts,) lengths -> (texts, 1, 1, width), True at real tokens."""
-    return (torch.arange(width, device=lengths.device) < lengths.unsqueeze(1))[:, None, None]
 
 
 class _Scatter(torch.autograd.Function):

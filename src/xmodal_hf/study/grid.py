@@ -293,14 +293,11 @@ def _chosen_levels(entry: Any, axes: Mapping[str, Any], path: Path) -> dict[str,
     if not isinstance(entry, dict):
         raise ValueError(f"{path}: an entry of cells is {{axis: [levels]}}, got {entry!r}")
     check_keys(entry, axes, f"cells of {path}")
-    chosen = {axis: [_level(level, path) for level in _as_list(levels)] for axis, levels in entry.items()}
+    listed = {axis: levels if isinstance(levels, list) else [levels] for axis, levels in entry.items()}
+    chosen = {axis: [_level(level, path) for level in levels] for axis, levels in listed.items()}
     for axis, levels in chosen.items():
         check_keys(levels, axes[axis], f"axis {axis} of {path}")
     return chosen
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def text_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:

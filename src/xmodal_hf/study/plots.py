@@ -121,8 +121,8 @@ def metrics_figure(results: Mapping[str, Any]) -> Figure:
     references = [(name, cells) for (name, *_), cells in reference_groups(results, 1) if name not in CLOSED_FORMS]
     groups = [(name.strip("*"), cells, {"color": _GREY, "marker": "|"}) for name, cells in references]
     groups += [(", ".join(levels), cells, style.point(levels_of[levels])) for levels, cells in model_groups(results)]
-    columns = results["meta"]["columns"]
-    columns = {heading: metric for heading, metric in columns.items() if any(_has(one, metric) for _, one, _ in groups)}
+    measured = {metric for _, cells, _ in groups for cell in cells for metric in cell.numbers}
+    columns = {heading: metric for heading, metric in results["meta"]["columns"].items() if metric in measured}
     figure, panels = _panels(len(groups), len(columns))
     for axes, (heading, metric) in zip(panels, columns.items(), strict=True):
         for row, (_, cells, point) in enumerate(groups):
@@ -220,7 +220,9 @@ def _draw_answers(axes: Axes, heading: str, arms: Sequence[str], answers: Sequen
     axes.margins(x=0.1)
     claimed = "claimed →" if answers[0]["expected"] == "higher" else "← claimed"
     axes.set_title(f"{heading}  ({claimed})", fontsize=8)
-    axes.set_xlabel("difference" if _is_without_unit(answers[0]["metric"]) else "difference in points", fontsize=7)
+    metric = answers[0]["metric"]
+    has_no_unit = metric.startswith(_WITHOUT_UNIT) or metric.endswith("median_rank")
+    axes.set_xlabel("difference" if has_no_unit else "difference in points", fontsize=7)
 
 
 def _draw_group(axes: Axes, row: int, cells: Sequence[Measured], metric: str, point: Mapping[str, Any]) -> None:
@@ -278,11 +280,3 @@ def _setting(levels: Mapping[str, str], arm_axis: str) -> str:
 
 def _compared(found: Mapping[str, Any]) -> str:
     return "\n".join(textwrap.wrap(f"{found['before']} → {found['after']}", 30))
-
-
-def _has(cells: Sequence[Measured], metric: str) -> bool:
-    return any(metric in cell.numbers for cell in cells)
-
-
-def _is_without_unit(metric: str) -> bool:
-    return metric.startswith(_WITHOUT_UNIT) or metric.endswith("median_rank")

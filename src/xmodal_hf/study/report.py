@@ -21,8 +21,8 @@ from ..evaluation.suite import RESULTS_NAME, read_resamples, same_draws, task_of
 from ..evaluation.tasks import TASKS
 from ..hub.markdown import render_markdown
 from ..training.output import RUN_NAME
-from .comparisons import VERDICTS, Measured, answer_all
-from .grid import Baseline, Cell, Study
+from .comparisons import VERDICTS, Answer, Measured, answer_all
+from .grid import Baseline, Cell, Question, Study
 from .jobs import (
     Job,
     baseline_folder,
@@ -72,20 +72,13 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
     ]
     jobs = [job for job in jobs_of(cells, folder, study.baselines) if job.is_done()]
     found = answer_all(study.questions, measured)
-    answers = [asdict(one) for one in found]
-    answered = {(one.claim, one.before, one.after, one.metric) for one in found}
-    for question in study.questions:
-        asked = (question.claim, question.before, question.after)
-        for metric in (name for name in question.metrics if (*asked, name) not in answered):
-            logger.warning(
-                "%r has no answer by %s: no two models that differ in %s only (%s, %s) were measured by it.",
-                *(question.claim, metric, question.axis, question.before, question.after),
-            )
+    _warn_of_unanswered(study.questions, found)
+    runs = [_read(cell_folder(folder, cell) / RUN_NAME) for cell in cells if cell.model is None]
     return {
         "cells": entries,
         "phase1": _phase1_entries(cells, folder),
         "baselines": closed_forms(results) | _baseline_entries(study.baselines, folder),
-        "answers": answers,
+        "answers": [asdict(one) for one in found],
         "meta": {
             "title": study.title,
             "columns": dict(study.columns),
@@ -94,10 +87,21 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
             "tasks": _task_sources(results),
             "trainings": {job.folder.name: _training(job) for job in jobs if job.trains},
             "seconds": _seconds(jobs),
-            "git_commit": next((run.get("git_commit") for run in _runs(cells, folder)), None),
+            "git_commit": next((run.get("git_commit") for run in runs), None),
             "recipe": dict(study.grid),
         },
     }
+
+
+def _warn_of_unanswered(questions: Sequence[Question], found: Sequence[Answer]) -> None:
+    answered = {(one.claim, one.before, one.after, one.metric) for one in found}
+    for question in questions:
+        asked = (question.claim, question.before, question.after)
+        for metric in (name for name in question.metrics if (*asked, name) not in answered):
+            logger.warning(
+                "%r has no answer by %s: no two models that differ only in %s (%s, %s) were measured by it.",
+                *(question.claim, metric, question.axis, question.before, question.after),
+            )
 
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
@@ -228,10 +232,6 @@ def _seconds(jobs: Sequence[Job]) -> dict[str, float]:
     for job in jobs:
         by_script[job.script] = round(by_script.get(job.script, 0.0) + seconds_of(job), 1)
     return by_script | {"all": round(seconds_in_all(jobs), 1)}
-
-
-def _runs(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:
-    return [_read(cell_folder(folder, cell) / RUN_NAME) for cell in cells if cell.model is None]
 
 
 def _write_json(content: Mapping[str, Any], path: Path) -> None:

@@ -172,14 +172,15 @@ class StopSignals:
 
         In a thread, since nothing in PyTorch leaves a collective that waits for another process.
         """
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the others may be gone
+                self.agreed(failed=True)
+
         if self.accelerator.num_processes > 1:
-            telling = threading.Thread(target=self._agree_on_failure, daemon=True)
+            telling = threading.Thread(target=tell, daemon=True)
             telling.start()
             telling.join(_TELL_SECONDS)
-
-    def _agree_on_failure(self) -> None:
-        with suppress(RuntimeError):  # the others may be gone
-            self.agreed(failed=True)
 
 
 def prepare_worker(_: int) -> None:

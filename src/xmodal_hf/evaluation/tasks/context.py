@@ -49,7 +49,12 @@ class CaptionedItems:
     @cached_property
     def modality(self) -> Modality:
         """Modality that is paired with the texts."""
-        return _modality(self._embedder, self._data)
+        modality = self._data.modality or self._embedder.modality
+        if modality is None:
+            raise ValueError(
+                "this model takes text only: retrieval, zero_shot and representation need a two-tower model"
+            )
+        return modality
 
     @cached_property
     def _table_and_split(self) -> tuple[Dataset, str]:
@@ -115,10 +120,3 @@ def count_bad_items(bad_items: Sequence[BadItem], total: int, data: EvaluationDa
     """
     check_share(bad_items, total, data.max_bad_fraction)
     return {"bad_items": summary(bad_items)}
-
-
-def _modality(embedder: Embedder, data: EvaluationDataArguments) -> Modality:
-    modality = data.modality or embedder.modality
-    if modality is None:
-        raise ValueError("this model takes text only: retrieval, zero_shot and representation need a two-tower model")
-    return modality

@@ -647,12 +647,10 @@ class AudioTextDualEncoder(DualEncoder):
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: Token ids, masks and positions, each of shape
                 (B_text, T).
-                (B_text, T).
             input_features, input_values: Features of shape (B_audio, ...), one of the two, as the feature extractor
                 returns them.
             is_longer: Flags of shape (B_audio, 1) from CLAP's feature extractor.
             text_sub_batches: Number of sub-batches of texts of similar length in which the text tower runs; the result
-                is the same.
                 is the same.
             return_loss: Whether to return the symmetric cross-entropy of this batch too.
             return_logits: Whether to return the (B_audio, B_text) logits, for which memory does not suffice in large

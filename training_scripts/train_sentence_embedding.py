@@ -3,7 +3,8 @@
     accelerate launch training_scripts/train_sentence_embedding.py --sentences corpus.txt.gz \\
         --text_model bert-base-uncased --pooling cls --head mlp --learning_rate 3e-5 --output_dir outputs/simcse
 
-The output folder is a `SentenceEncoder` checkpoint with its tokenizer.
+With --lora_rank a LoRA adapter is trained, as for large decoders; --lora_merge adds it to the weights. The output
+folder is a `SentenceEncoder` checkpoint (or an adapter of the one that --text_model names) with its tokenizer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from xmodal_hf.commands import run_command
 from xmodal_hf.losses import SENTENCE_LOSSES
 from xmodal_hf.options import check_inputs, parse_arguments
 from xmodal_hf.training.arguments import (
+    LoraArguments,
     SentenceArguments,
     TextModelArguments,
     TrainingArguments,
@@ -25,6 +27,7 @@ from xmodal_hf.training.loss_arguments import with_weights_of
 # Options that --help shows first.
 EVERYDAY = (
     *("sentences", "sentence_column", "triplets", "text_model", "pooling", "head", "max_length", "temperature"),
+    "lora_rank",
     *("output_dir", "num_epochs", "batch_size", "learning_rate", "mixed_precision", "num_workers", "seed"),
     *("eval_steps", "eval_sts", "resume", "dry_run"),
 )
@@ -33,9 +36,9 @@ EVERYDAY = (
 def main(args: Sequence[str] | None = None) -> None:
     """Run phase 1 and write the checkpoint, the log, its plot and the resolved recipe."""
     sentence_class = with_weights_of(SentenceArguments, SENTENCE_LOSSES)
-    classes = (TrainingArguments, ValidationArguments, TextModelArguments, sentence_class)
+    classes = (TrainingArguments, ValidationArguments, TextModelArguments, sentence_class, LoraArguments)
     arguments = parse_arguments(classes, __doc__, args, check_phase_1, EVERYDAY)
-    training, validation, text, sentence = arguments
+    training, validation, text, sentence, lora = arguments
 
     if not training.dry_run:  # which makes up what is not there
         check_inputs(*arguments)
@@ -55,10 +58,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
     accelerator = build_accelerator(training)
     if training.dry_run:
-        accelerator.print(estimate_sentences(accelerator, training, text, sentence, validation))
+        accelerator.print(estimate_sentences(accelerator, training, text, sentence, validation, lora))
         return
-    training, text = resolve_sentence_defaults(training, text)
-    arguments = (training, validation, text, sentence)
+    training, text = resolve_sentence_defaults(training, text, lora)
+    arguments = (training, validation, text, sentence, lora)
     inform(accelerator, describe_defaults(training, text))
     resume_from = start_output(accelerator, *arguments)
     table = main_process_first(
@@ -66,7 +69,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     check_length(table, training.expected_items)
     set_seed(training.seed)  # of new weights: here, so that they are the same in every process
-    phase = build_sentence_phase(accelerator, training, text, sentence, table)
+    phase = build_sentence_phase(accelerator, training, text, sentence, table, lora)
     result = run_phase(
         accelerator,
         phase.model,
@@ -78,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> None:
         options=options_of(*arguments),
         validation=build_validation(accelerator, training, validation, phase.processor),
     )
-    finish_output(accelerator, training, result, phase.model, phase.processor)
+    finish_output(accelerator, training, result, phase.model, phase.processor, lora, text.text_model)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .distributed import all_reduce_sum
-from .losses.registry import find_loss, find_sentence_loss
+from .losses.registry import LOSSES, find_loss, find_sentence_loss, join_choices
 
 Batch = dict[str, Any]
 # Row-wise tensors (their rows concatenate over micro-batches) and the scalars `logit_scale` and `logit_bias`.
@@ -104,7 +104,8 @@ class CrossModalObjective:
         self._function = self._entry.load()
         self.weights = self._entry.fill_weights(weights)
         if (captions_per_item > 1 or has_negative_texts) and not self._entry.takes_several_texts:
-            raise ValueError(f"loss_type {loss_type!r} takes one caption an item, and no negative ones: pass clip")
+            others = join_choices(name for name, loss in LOSSES.items() if loss.takes_several_texts)
+            raise ValueError(f"loss_type {loss_type!r} takes one caption an item, and no negative ones: pass {others}")
 
     @property
     def scale_bounds(self) -> tuple[float, float] | None:

@@ -24,9 +24,9 @@ NLI = [
     ("A bird sings.", "A bird is loud.", "-"),
 ]
 TRIPLETS = [("A man sleeps.", "A man rests.", "A man runs."), ("A man sleeps.", "A person sleeps.", "A man runs.")]
+MIXED = [*TRIPLETS, ("A dog barks.", "An animal makes a noise.", None)]
 DROPPED = {
     "neutral pairs": 1,
-    "premises without a contradiction": 1,
     "premises without an entailment": 1,
     "repeated pairs": 1,
     "pairs with an empty text": 2,
@@ -45,8 +45,22 @@ def nli_table(names, labels):
 
 def test_nli_becomes_triplets_and_every_drop_is_counted():
     triplets, dropped = nli_to_triplets(*zip(*NLI, strict=True))
-    assert rows_of(triplets) == TRIPLETS
+    assert rows_of(triplets) == MIXED
     assert dropped == DROPPED
+
+
+def test_rows_without_a_contradiction_can_be_dropped(tmp_path, caplog):
+    """As in SimCSE's data; the others, and what is drawn for them, stay the same."""
+    path = tmp_path / "rows.csv"
+    nli_table(("premise", "hypothesis", "label"), [row[2] for row in NLI]).to_csv(path)
+    with caplog.at_level(logging.INFO, logger="xmodal_hf"):
+        assert rows_of(load_triplets(path)) == MIXED
+        assert rows_of(load_triplets(path, require_negatives=True)) == TRIPLETS
+    assert "3 triplets, 1 of them without a hard negative; dropped: " in caplog.text
+    assert "2 triplets; dropped: " in caplog.text and "1 rows without a hard negative" in caplog.text
+    Dataset.from_dict({"anchor": ["a"], "positive": ["b"]}).to_csv(path)
+    with pytest.raises(ValueError, match=r"No triplet in .*dropped: 1 rows without a hard negative"):
+        load_triplets(path, require_negatives=True)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +76,7 @@ def test_nli_becomes_triplets_and_every_drop_is_counted():
     ],
 )
 @pytest.mark.parametrize("kind", ["names", "upper", "integers", "text integers", "letters"])
-def test_nli_layouts_and_labels(names, kind):
+def test_nli_layouts_and_labels(names, kind, caplog):
     integers = {"entailment": 0, "neutral": 1, "contradiction": 2, "-": -1}
     label = {
         "names": str,
@@ -71,8 +85,12 @@ def test_nli_layouts_and_labels(names, kind):
         "text integers": lambda name: str(integers[name]),
         "letters": lambda name: name[0],
     }[kind]
-    triplets, dropped = build_triplets(nli_table(names, [label(row[2]) for row in NLI]))
-    assert rows_of(triplets) == TRIPLETS
+    with caplog.at_level(logging.INFO, logger="xmodal_hf"):
+        triplets, dropped = build_triplets(nli_table(names, [label(row[2]) for row in NLI]))
+    assert rows_of(triplets) == MIXED
+    meaning = {"integers": "0 is entailment, 1 is neutral, 2 is contradiction", "letters": "e is entailment"}
+    shown = meaning.get(kind.removeprefix("text "))
+    assert (f"column {names[2]!r} is read as labels of NLI: {shown}" in caplog.text) == (shown is not None)
     assert dropped == DROPPED
 
 
@@ -83,8 +101,61 @@ def test_class_labels_are_read_by_their_names():
     features = Features({"premise": Value("string"), "hypothesis": Value("string"), "label": ClassLabel(names=names)})
     table = nli_table(("premise", "hypothesis", "label"), labels).cast(features)
     triplets, dropped = build_triplets(table)
-    assert rows_of(triplets) == TRIPLETS
+    assert rows_of(triplets) == MIXED
     assert dropped == DROPPED
+
+
+# Two texts and labels that are not those of NLI: names of the columns, labels, names of a ClassLabel, of positives.
+LABELLED = {
+    "duplicates": (("sentence1", "sentence2", "label"), [1, 0, 1, 0], None, "1"),
+    "texts of integers": (("sentence1", "sentence2", "label"), ["1", "0", "1", "0"], None, "1"),
+    "floats": (("sentence1", "sentence2", "label"), [1.0, 0.0, 1.0, None], None, "1"),
+    "MRPC": (("sentence1", "sentence2", "label"), [1, 0, 1, 0], ["not_equivalent", "equivalent"], "equivalent"),
+    "MRPC by number": (("sentence1", "sentence2", "label"), [1, 0, 1, 0], ["not_equivalent", "equivalent"], "1"),
+    "PAWS": (("sentence1", "sentence2", "label"), [1, 0, 1, 0], ["0", "1"], "1"),
+    "words": (("sentence1", "sentence2", "label"), ["yes", "no", "Yes", "no"], None, "yes"),
+    "QQP": (("question1", "question2", "label"), [1, 0, 1, 0], ["not_duplicate", "duplicate"], "duplicate"),
+    "Quora": (("question1", "question2", "is_duplicate"), [1, 0, 1, 0], None, "1"),
+    "similarity": (("sentence1", "sentence2", "label"), [5, 0, 5, 3], None, "5"),
+    "scores": (("sentence1", "sentence2", "score"), [5.0, 0.5, 5.0, 3.2], None, "5"),
+    "SICK's names": (("sentence_A", "sentence_B", "label"), [1, 0, 1, 0], None, "1"),
+    "other order": (("premise", "hypothesis", "label"), [2, 0, 2, 1], ["a", "b", "c"], "c"),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_that_are_not_those_of_nli_are_never_guessed(name, tmp_path, caplog):
+    columns, labels, names, positive = LABELLED[name]
+    table = Dataset.from_dict(dict(zip(columns, (["p", "p", "q", "r"], ["x", "y", "z", "w"], labels), strict=True)))
+    if names is not None:
+        table = table.cast_column(columns[2], ClassLabel(names=names))
+    with pytest.raises(ValueError, match="--positive_label"):
+        build_triplets(table)
+    with caplog.at_level(logging.INFO, logger="xmodal_hf"):
+        pairs, dropped = build_triplets(table, positive_label=positive)
+    assert pairs.column_names == ["anchor", "positive"]
+    assert list(zip(pairs["anchor"], pairs["positive"], strict=True)) == [("p", "x"), ("q", "z")]
+    assert dropped == {"pairs with another label": 2} or name == "floats"
+    assert f"column {columns[2]!r}: rows with {positive!r} are positives; rows with other" in caplog.text
+    with pytest.raises(ValueError, match=r"--positive_label 17: the column .* has the values '"):
+        build_triplets(table, positive_label="17")
+
+
+def test_labels_name_hard_negatives_too(tmp_path):
+    rows = {"sentence1": ["p", "p", "q", "r"], "sentence2": ["x", "y", "z", "w"], "label": [1, 0, 1, 0]}
+    Dataset.from_dict(rows).to_json(tmp_path / "rows.jsonl")
+    found = load_triplets(tmp_path / "rows.jsonl", positive_label="1", negative_label="0")
+    assert rows_of(found) == [("p", "x", "y"), ("q", "z", None)]
+    with pytest.raises(ValueError, match="--negative_label 3: the column 'label' has the values '0', '1'"):
+        load_triplets(tmp_path / "rows.jsonl", positive_label="1", negative_label="3")
+    with pytest.raises(ValueError, match="--positive_label is for two texts and a label in each row"):
+        build_triplets(Dataset.from_dict({"anchor": ["a"], "positive": ["b"]}), positive_label="1")
+    # Names that belong to NLI alone, without a contradiction, keep their order.
+    entailed = Dataset.from_dict({"premise": ["p", "q"], "hypothesis": ["x", "y"], "label": [0, 1]})
+    assert build_triplets(entailed)[0]["positive"][:] == ["x"]
+    binary = Dataset.from_dict({"sentence1": ["p", "q"], "sentence2": ["x", "y"], "label": [0, 1]})
+    with pytest.raises(ValueError, match="the column 'label' has the values '0', '1', which are no labels of NLI"):
+        build_triplets(binary)
 
 
 def test_one_of_several_contradictions_is_drawn_by_seed():
@@ -173,7 +244,7 @@ def test_what_cannot_be_read_says_why(tmp_path):
 
 def test_real_nli(real_data):
     """The triplets that were made from the same pairs by others have the same premises."""
-    made = {row["anchor"] for row in load_triplets(real_data / "nli" / "snli-dev.jsonl.gz")}
+    made = {row["anchor"] for row in load_triplets(real_data / "nli" / "snli-dev.jsonl.gz", require_negatives=True)}
     with gzip.open(real_data / "nli" / "triplets.jsonl.gz", "rt") as file:
         theirs = {row["anchor"] for row in map(json.loads, file) if row["source"] == "snli-dev"}
     assert len(made & theirs) > 0.99 * len(made | theirs) > 2900

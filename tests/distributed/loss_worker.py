@@ -91,6 +91,14 @@ def _sigmoid(out, batch, **options):
     return sigmoid_loss(out["a"], out["b"], out["logit_scale"], out["logit_bias"], chunk_size=4, **options)
 
 
+def _sigmoid_of_captions(out, batch):
+    """Sides b and c are two captions of the items a, side d their negative captions."""
+    captions = torch.stack([out["b"], out["c"]], dim=1).flatten(0, 1)
+    ids = {"text_ids": batch["texts"][:, :2].flatten(), "extra_text_ids": batch["texts"][:, 2]}
+    options = {"extra_texts": out["d"], "extra_text_weight": 1.5, "group_ids": batch["groups"], **ids}
+    return sigmoid_loss(out["a"], captions, out["logit_scale"], out["logit_bias"], chunk_size=4, **options)
+
+
 def _cyclip(out, batch):
     in_modal, cross_modal = cyclic_losses(out["a"], out["b"])
     return _clip(out, batch) + 0.25 * in_modal + 0.25 * cross_modal
@@ -149,6 +157,9 @@ CASES = {
     "cross-modal": Case(lambda o, b: cyclic_losses(o["a"], o["b"])[1]),
     "sigmoid": Case(_sigmoid, scalars=("logit_scale", "logit_bias")),
     "sigmoid by group": Case(lambda o, b: _sigmoid(o, b, group_ids=b["groups"]), scalars=("logit_scale", "logit_bias")),
+    "sigmoid with several captions and negative ones": Case(
+        _sigmoid_of_captions, sides=("a", "b", "c", "d"), scalars=("logit_scale", "logit_bias")
+    ),
     "simcse": Case(lambda o, b: simcse_loss(o["a"], o["b"], chunk_size=4)),
     "simcse supervised": Case(
         lambda o, b: simcse_loss(o["a"], o["b"], o["c"], hard_negative_weight=1.5, chunk_size=4), sides=("a", "b", "c")
@@ -180,7 +191,11 @@ def _smoothed_of_own_rows() -> Callable:
 # What distributed losses get wrong in the wild, as (case, what to patch, with what): each must fail the comparison.
 MUTANTS = {
     "added loss of own rows only": ("added: smoothed", f"{__name__}.ADDED", {"smoothed": _smoothed_of_own_rows()}),
-    "gradient of own rows only": ("clip", "xmodal_hf.losses.clip.gather_with_grad", gather_own_with_gradient),
+    "gradient of own rows only": (
+        "clip",
+        "xmodal_hf.losses.items_and_texts.gather_with_grad",
+        gather_own_with_gradient,
+    ),
     "loss of own rows only": ("info_nce", "xmodal_hf.losses.cross_entropy.global_sum", lambda tensor: tensor),
     "columns of own rows only": ("clip", "xmodal_hf.losses.cross_entropy._Softmax.merge_processes", lambda self: None),
     "Gram matrices of own rows only": ("in-modal", "xmodal_hf.losses.cyclic.all_reduce_sum", lambda tensor: tensor),

@@ -40,6 +40,7 @@ OBJECTIVES = {
     "masked language model": SentenceObjective(num_views=2, mlm_weight=0.1),
     "by text": SentenceObjective(num_views=3),
     "captions": CrossModalObjective("clip", captions_per_item=2, has_negative_texts=True),
+    "siglip captions": CrossModalObjective("siglip", captions_per_item=2, has_negative_texts=True),
     "matryoshka": MatryoshkaObjective(CrossModalObjective("clip"), [4, 2]),
     "joint": JointObjective(CrossModalObjective("cyclip"), SentenceObjective(num_views=2)),
 }
@@ -56,7 +57,7 @@ def build_model(name: str, dropout: float) -> torch.nn.Module:
         masked = OBJECTIVES[name].mlm_weight > 0
         return SentenceEncoder(SentenceEncoderConfig(text_config=text, head="mlp", mlm_head=masked)).train()
     image = ViTConfig(image_size=8, patch_size=4, hidden_dropout_prob=dropout, **shape)
-    bias = {"logit_bias_init_value": -10.0} if name == "siglip" else {}
+    bias = {"logit_bias_init_value": -10.0} if name.startswith("siglip") else {}
     return ImageTextDualEncoder(ImageTextConfig(text_config=text, image_config=image, projection_dim=8, **bias)).train()
 
 
@@ -87,7 +88,7 @@ def joined_batch(name: str) -> dict:
     generator = torch.Generator().manual_seed(2)
     pairs = {**texts(ROWS, seed=1), "pixel_values": torch.randn(ROWS, 3, 8, 8, generator=generator)}
     pairs["group_ids"] = torch.tensor([0, 1, 2, 3, 4, 5, 0, 7, 8, 3, 10, 11])  # items whose pairs lie in both halves
-    if name == "captions":  # two of each item, and a negative one
+    if name.endswith("captions"):  # two of each item, and a negative one
         pairs |= texts(3 * ROWS, seed=1) | {"text_ids": torch.arange(3 * ROWS) % 13}
     if name == "joint":
         return {"pairs": pairs, "sentences": texts(2 * ROWS, seed=3)}

@@ -37,6 +37,11 @@ def test_pairs(options, said, cited):
     assert not any(cited in entry for entry in citations([TrainingRecord(recipe=PAIRS, run={})], "image"))
 
 
+def test_labelled_pairs():
+    record = TrainingRecord(recipe={"triplets": "someone/pairs", "positive_label": "1", "text_model": "c/d"}, run={})
+    assert "(pairs with the label `1`)" in describe_phase(record, follows=False)
+
+
 def test_captions_of_one_item():
     record = TrainingRecord(recipe={"paraphrases": "someone/captions", "text_model": "c/d"}, run={})
     text = describe_phase(record, follows=False)

@@ -111,6 +111,7 @@ def test_texts_of_a_fixed_length(
         {"projection_type": "linear"},
         {"projection_type": "none", "projection_dim": 32},
         *({"projection_type": "mlp", "projection_hidden_act": name} for name in ("relu", "gelu", "tanh", "silu")),
+        {"projection_type": "mlp", "projection_num_layers": 3},
     ],
 )
 def test_export_of_a_dual_encoders_text_side(

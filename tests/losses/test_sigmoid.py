@@ -46,6 +46,69 @@ def test_equals_the_formula(unit_rows, assert_agree, n, d, chunk_size, grouped, 
     )
 
 
+def dense_with_texts(items, texts, scale, bias, extra, groups, ids, extra_ids, weight):
+    """Loops: k captions of an item are its positives, extra captions are negatives, but for those that it has."""
+    k = len(texts) // len(items)
+    owners, terms = groups.repeat_interleave(k), []
+    for i in range(len(items)):
+        for t in range(len(texts)):
+            sign = 1.0 if owners[t] == groups[i] else -1.0
+            terms.append(-logsigmoid(sign * (scale * items[i] @ texts[t] + bias)))
+        for j in range(len(extra)):
+            if extra_ids[j] >= 0 and extra_ids[j] not in ids[k * i : k * i + k]:
+                logit = scale * items[i] @ extra[j] + bias + (weight if i == j else 0.0)
+                terms.append(-logsigmoid(-logit))
+    return torch.stack(terms).sum() / len(items) + 0 * extra.sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 6),
+    k=st.integers(1, 3),
+    grouped=st.booleans(),
+    weight=st.sampled_from([0.0, 1.5]),
+    chunk_size=st.sampled_from([None, 1, 4]),
+    seed=st.integers(0, 99),
+)
+def test_several_captions_and_negative_ones_equal_loops(
+    unit_rows, assert_agree, n, k, grouped, weight, chunk_size, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.randint(0, 3, (n,), generator=generator) if grouped else torch.arange(n)
+    ids = torch.randint(0, 9, (k * n,), generator=generator)
+    extra_ids = torch.randint(-1, 9, (n,), generator=generator)
+    options = {"group_ids": groups if grouped else None, "text_ids": ids, "extra_text_ids": extra_ids}
+    scalars = [torch.tensor(value, dtype=torch.float64) for value in (4.0, -1.0)]
+    assert_agree(
+        lambda x, y, s, b, e: sigmoid_loss(
+            x, y, s, b, extra_texts=e, extra_text_weight=weight, chunk_size=chunk_size, **options
+        ),
+        lambda x, y, s, b, e: dense_with_texts(x, y, s, b, e, groups, ids, extra_ids, weight),
+        [unit_rows(n, 5, seed), unit_rows(k * n, 5, seed + 1), *scalars, unit_rows(n, 5, seed + 2)],
+        tolerance=1e-9,
+        allow_zero=True,
+    )
+
+
+def test_several_captions_are_the_pairs_of_repeated_items(unit_rows, assert_agree):
+    """In value and gradients; accuracies count a text once."""
+    texts, ids = unit_rows(15, 8, 1), torch.arange(5)
+
+    def repeated(items, texts, scale, bias):
+        return sigmoid_loss(items.repeat_interleave(3, dim=0), texts, scale, bias, group_ids=ids.repeat_interleave(3))
+
+    inputs = [unit_rows(5, 8), texts, torch.tensor(3.0).double(), torch.tensor(-2.0).double()]
+    assert_agree(sigmoid_loss, repeated, inputs, tolerance=1e-10)
+    assert sigmoid_loss(*inputs).item() != pytest.approx(sigmoid_loss(inputs[0], texts[::3], *inputs[2:]).item())
+    own = torch.eye(5).repeat_interleave(3, dim=0)
+    _, to_text, to_item = sigmoid_loss_with_accuracy(torch.eye(5), own, 10.0, -10.0, extra_texts=0.5 * torch.eye(5))
+    assert (to_text.item(), to_item.item()) == (1.0, 1.0)
+    _, to_text, to_item = sigmoid_loss_with_accuracy(torch.eye(5), own, 10.0, -10.0, extra_texts=2 * torch.eye(5))
+    assert (to_text.item(), to_item.item()) == (0.0, 1.0)  # negative captions are no queries
+    with pytest.raises(ValueError, match="or the same number of rows for each"):
+        sigmoid_loss(inputs[0], texts[:7], 3.0, 0.0)
+
+
 MUTANTS = {
     "bias without gradient": lambda x, y, t, b: sigmoid_loss(x, y, t, b.detach() + 0 * b),
     "scale without gradient": lambda x, y, t, b: sigmoid_loss(x, y, t.detach() + 0 * t, b),

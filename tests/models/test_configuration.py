@@ -46,6 +46,7 @@ def test_auto_config_knows_each_type() -> None:
         ({"text_pooling": "median"}, "unknown text_pooling 'median': pass one of cls, mean, max, eos, pooler"),
         ({"image_pooling": "eos"}, "unknown image_pooling 'eos': pass one of cls, mean, max, pooler"),
         ({"text_pooling": "eos"}, "text_pooling 'eos' needs text_config.eos_token_id: set it to the tokenizer's"),
+        ({"projection_num_layers": 1}, "projection_num_layers must be at least 2, got 1: one layer is the"),
         ({"projection_type": "conv"}, "unknown projection_type 'conv': pass one of linear, mlp, none"),
         ({"projection_dim": 0}, "projection_dim must be positive, got 0"),
         (

@@ -103,12 +103,19 @@ def test_tuple_output(image_text_model: ImageTextDualEncoder, make_text_batch: C
     assert len(values) == len(output)
 
 
-@pytest.mark.parametrize("projection_type", ["linear", "mlp", "none"])
+@pytest.mark.parametrize(("projection_type", "layers"), [("linear", 2), ("mlp", 2), ("mlp", 4), ("none", 2)])
 def test_projection(
-    projection_type: str, make_image_text: Callable, make_text_batch: Callable, make_images: Callable, reload: Callable
+    projection_type: str,
+    layers: int,
+    make_image_text: Callable,
+    make_text_batch: Callable,
+    make_images: Callable,
+    reload: Callable,
 ) -> None:
     dim = 32 if projection_type == "none" else 16
-    model = make_image_text(projection_type=projection_type, projection_dim=dim)
+    model = make_image_text(
+        projection_type=projection_type, projection_dim=dim, projection_hidden_size=24, projection_num_layers=layers
+    )
     batch = make_text_batch()
     output = model(**batch, pixel_values=make_images())
     pooled = output.text_model_output.pooler_output.double()
@@ -118,8 +125,11 @@ def test_projection(
     elif projection_type == "linear":
         projected = pooled @ weights["weight"].t()
     else:
-        hidden = (pooled @ weights["linear1.weight"].t() + weights["linear1.bias"]).clamp(min=0)
-        projected = hidden @ weights["linear2.weight"].t() + weights["linear2.bias"]
+        assert len(weights) == 2 * layers and weights["linear1.weight"].shape == (24, 32)
+        projected = pooled
+        for number in range(1, layers + 1):
+            projected = projected @ weights[f"linear{number}.weight"].t() + weights[f"linear{number}.bias"]
+            projected = projected if number == layers else projected.clamp(min=0)
     expected = projected / projected.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(output.text_embeds.double(), expected, atol=1e-6, rtol=1e-5)
     assert output.image_embeds.shape == (4, dim)

@@ -26,13 +26,14 @@ IMAGE_TEXT_FIELDS = {
     "projection_type": ["mlp", "none"],
     "projection_hidden_act": ["gelu"],
     "projection_hidden_size": [24],
+    "projection_num_layers": [3],
     "text_projection_type": ["linear"],
     "logit_scale_init_value": [0.0, 1],
     "logit_bias_init_value": [-10.0],
     "text_logit_scale_offset": [-0.5],
 }
 # Those that matter to the `mlp` projection alone.
-MLP_FIELDS = ("projection_hidden_act", "projection_hidden_size", "text_projection_type")
+MLP_FIELDS = ("projection_hidden_act", "projection_hidden_size", "projection_num_layers", "text_projection_type")
 SENTENCE_FIELDS = {
     "pooling": ["cls", "max", "eos", "pooler"],
     "head": ["linear", "mlp"],

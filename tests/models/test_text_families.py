@@ -31,7 +31,9 @@ from xmodal_hf.training.adapters import add_lora
 from xmodal_hf.training.arguments import ContrastiveArguments, LoraArguments, SentenceArguments, TextModelArguments
 from xmodal_hf.training.batches import text_lengths
 from xmodal_hf.training.building import build_dual_encoder, build_processor, build_sentence_encoder, build_tokenizer
+from xmodal_hf.training.dry_run import _activation_bytes
 from xmodal_hf.training.grad_cache import cached_backward
+from xmodal_hf.training.towers import halve_frozen_weights, has_halved_weights, restore_frozen_weights
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "towers.md"
 WORDS = [
@@ -424,6 +426,65 @@ def check_lora(name: str, folder: Path, tmp_path: Path) -> None:
     assert trained and all("lora_" in key for key in trained)
 
 
+def gradients_of(model: torch.nn.Module, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    SentenceObjective()(model, batch).loss.backward()
+    return {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+
+
+def with_adapter(model: SentenceEncoder) -> torch.nn.Module:
+    """With a LoRA adapter whose matrices are all random."""
+    adapted = add_lora(model, LoraArguments(lora_rank=2))
+    for key, value in adapted.named_parameters():
+        if "lora_" in key:
+            value.data += 0.1 * torch.randn_like(value)
+    return adapted
+
+
+def check_gradient_checkpointing(name: str, folder: Path, tmp_path: Path) -> None:
+    """Fewer activations and the same gradients, of all weights and of an adapter; or an error that says so."""
+    model, tokenizer = sentence_encoder(folder, FAMILIES[name].poolings[0])
+    batch = sentence_batch(tokenizer)
+    if not model.text_model.supports_gradient_checkpointing:
+        with pytest.raises(ValueError, match="does not support gradient checkpointing"):
+            model.gradient_checkpointing_enable()
+        return
+    for each in (model, with_adapter(model)):
+        each.train()
+        kept = [_activation_bytes(lambda each=each: SentenceObjective()(each, batch))]
+        expected = gradients_of(each, batch)
+        each.gradient_checkpointing_enable()
+        kept.append(_activation_bytes(lambda each=each: SentenceObjective()(each, batch)))
+        found = gradients_of(each, batch)
+        each.gradient_checkpointing_disable()
+        assert kept[1] < 0.8 * kept[0] and found.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value)
+
+
+def check_frozen_weights(name: str, folder: Path, tmp_path: Path) -> None:
+    """In bfloat16, under autocast, a frozen tower and one with an adapter compute the same to the bit."""
+    if name == "DeBERTa":  # transformers' own masks overflow in bfloat16
+        return
+    model, tokenizer = sentence_encoder(folder, FAMILIES[name].poolings[0])
+    batch = sentence_batch(tokenizer)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.text_model.requires_grad_(False)
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
+        with torch.no_grad():
+            expected = model(**inputs).text_embeds
+            saved = halve_frozen_weights(model)
+            assert has_halved_weights(model) and torch.equal(model(**inputs).text_embeds, expected)
+        assert restore_frozen_weights(model) and not has_halved_weights(model)
+        model.text_model.requires_grad_(True)
+        adapted = with_adapter(model)
+        of_adapter = gradients_of(adapted, batch)
+        assert of_adapter and all(value.abs().max() > 0 for value in of_adapter.values())
+        assert 0 < halve_frozen_weights(adapted) <= saved
+        found = gradients_of(adapted, batch)
+        assert all(torch.equal(found[key], value) for key, value in of_adapter.items())
+
+
 def check_export(name: str, folder: Path, tmp_path: Path) -> None:
     """sentence-transformers gives the same vectors, of our folder and of an export without our code."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -462,6 +523,8 @@ CHECKS = {
     "training": check_training,
     "gradient caching": check_gradient_caching,
     "LoRA": check_lora,
+    "gradient checkpointing": check_gradient_checkpointing,
+    "frozen weights": check_frozen_weights,
     "sentence-transformers": check_export,
     "evaluation": check_evaluation,
 }

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import AutoTokenizer
 
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
 from xmodal_hf.data.sources import load_pairs
 from xmodal_hf.evaluation.embed import TruncatedEmbedder, embed_pairs
 from xmodal_hf.evaluation.loading import load_embedder
+from xmodal_hf.hub.card_training import TrainingRecord, describe_phase
+from xmodal_hf.hub.citations import citations
+from xmodal_hf.training.arguments import LORA_RATE
 
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 
@@ -72,6 +76,84 @@ def test_captions_of_one_item_train_and_resume(run_main, sentence_options, image
     assert "the data cannot be reached" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def phase_1_folder(run_main, tower_configs, image_rows, tmp_path_factory):
+    """A sentence encoder with its tokenizer, saved after one step."""
+    folder = tmp_path_factory.mktemp("phase1")
+    options = ["--text_config", json.dumps(tower_configs[0]), "--vocab_size", 300, "--max_length", 8, "--max_steps", 1]
+    options += ["--paraphrases", image_rows, "--batch_size", 8, "--head", "mlp", "--report_to", "none"]
+    run_main("train_sentence_embedding.py", *options, "--output_dir", folder)
+    return folder
+
+
+@pytest.fixture
+def adapter_options(phase_1_folder, image_rows):
+    options = ["--text_model", phase_1_folder, "--paraphrases", image_rows, "--lora_rank", 2, "--lora_dropout", 0.1]
+    return [*options, "--max_length", 8, "--batch_size", 8, "--learning_rate", 0.02]
+
+
+def test_an_adapter_of_a_sentence_encoder_trains_resumes_and_loads(
+    run_main, adapter_options, phase_1_folder, tmp_path, capsys
+):
+    check_resumed(run_main, "train_sentence_embedding.py", adapter_options, tmp_path)
+    whole = tmp_path / "whole"
+    assert (whole / "adapter_config.json").is_file() and not (whole / "model.safetensors").exists()
+    texts = ["a red picture", "blue and number 1"]
+    base = SentenceEncoder.from_pretrained(phase_1_folder).encode(texts)
+    found = SentenceEncoder.from_pretrained(whole).eval()
+    vectors = load_embedder(str(whole)).encode_text(texts)
+    assert np.abs(vectors - base.numpy()).max() > 1e-3
+    trained = [name for name in found.state_dict() if "lora_" in name]
+    assert len(trained) == 2 * 2 * 6  # A and B of six layers in each of two blocks
+    recipe = TrainingRecord.read(whole)
+    assert "LoRA adapter of rank 2 and alpha 4." in describe_phase(recipe, follows=False)
+    assert any("hu2022lora" in entry for entry in citations([recipe], None))
+    run_main("train_sentence_embedding.py", *adapter_options, "--dry_run", "--output_dir", tmp_path / "none")
+    parameters = sum(value.numel() for value in SentenceEncoder.from_pretrained(phase_1_folder).parameters())
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("parameters "))
+    total, trained_parameters = (int(word.replace(",", "")) for word in line.split() if word[0].isdigit())
+    assert total == parameters + trained_parameters and trained_parameters < parameters / 2
+
+
+def test_a_merged_adapter_is_a_whole_model(run_main, adapter_options, phase_1_folder, tmp_path):
+    options = [*adapter_options, "--lora_merge", "--report_to", "none", "--max_steps", 2]
+    run_main("train_sentence_embedding.py", *options, "--output_dir", tmp_path)
+    before, after = weights(phase_1_folder), weights(tmp_path)
+    assert before.keys() == after.keys()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed and {name.split(".")[0] for name in changed} == {"text_model", "head"}
+    assert not any("embeddings" in name or "LayerNorm" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--pooling", "max"], "the options change pooling of --text_model"),
+        (["--head", "none"], "the options change head of --text_model"),
+    ],
+)
+def test_what_an_adapter_does_not_hold_needs_merging(run_main, adapter_options, changes, message, tmp_path):
+    options = [*adapter_options, *changes, "--report_to", "none", "--max_steps", 1]
+    with pytest.raises(ValueError, match=f"{message}, which no adapter holds: pass --lora_merge"):
+        run_main("train_sentence_embedding.py", *options, "--output_dir", tmp_path / "adapter")
+    run_main("train_sentence_embedding.py", *options, "--lora_merge", "--output_dir", tmp_path / "merged")
+    assert getattr(SentenceEncoder.from_pretrained(tmp_path / "merged").config, changes[0][2:]) == changes[1]
+
+
+def test_a_plain_tower_needs_merging(run_main, phase_1_folder, image_rows, tmp_path):
+    """As a decoder of the Hub is."""
+    tower = tmp_path / "tower"
+    SentenceEncoder.from_pretrained(phase_1_folder).text_model.save_pretrained(tower)
+    AutoTokenizer.from_pretrained(phase_1_folder).save_pretrained(tower)
+    options = ["--text_model", tower, "--paraphrases", image_rows, "--lora_rank", 2, "--report_to", "none"]
+    options += ["--max_length", 8, "--batch_size", 8, "--max_steps", 1]
+    with pytest.raises(ValueError, match=r"--text_model .*tower is no SentenceEncoder: pass --lora_merge"):
+        run_main("train_sentence_embedding.py", *options, "--output_dir", tmp_path / "adapter")
+    run_main("train_sentence_embedding.py", *options, "--lora_merge", "--output_dir", tmp_path / "merged")
+    assert SentenceEncoder.from_pretrained(tmp_path / "merged").config.pooling == "mean"
+    assert yaml.safe_load((tmp_path / "merged" / "recipe.yaml").read_text())["learning_rate"] == LORA_RATE
+
+
 @pytest.fixture
 def pair_options(image_rows, tower_configs, tmp_path):
     """Options of a tiny image-text model; every other picture has negative captions."""
@@ -100,6 +182,13 @@ def test_several_captions_and_negative_ones_train_and_resume(run_main, pair_opti
     assert plain != several
 
 
+def test_siglip_takes_several_captions_and_negative_ones(run_main, pair_options, tmp_path):
+    plain = [*pair_options, "--objective", "siglip", "--micro_batch_size", 4]
+    several = [*plain, "--captions_per_item", 2, "--negative_text_column", "wrong", "--negative_text_weight", 0.5]
+    check_resumed(run_main, "train_contrastive.py", several, tmp_path, ImageTextDualEncoder)
+    assert losses_of_first_step(run_main, plain, tmp_path / "plain") != losses(tmp_path / "whole")[:1]
+
+
 def losses_of_first_step(run_main, options, folder):
     run_main("train_contrastive.py", *options, "--report_to", "none", "--max_steps", 1, "--output_dir", folder)
     return losses(folder)
@@ -113,7 +202,7 @@ def losses_of_first_step(run_main, options, folder):
             ["--captions_per_item", 2, "--objective", "cyclip"],
             "--captions_per_item does not go with --objective cyclip",
         ),
-        (["--negative_text_column", "wrong", "--objective", "siglip"], "does not go with --objective siglip"),
+        (["--negative_text_column", "wrong", "--objective", "cyclip"], "of one each: pass clip or siglip"),
         (["--negative_text_column", "wrong", "--streaming"], "--negative_text_column and --streaming exclude"),
         (["--negative_text_weight", 1], "--negative_text_weight needs --negative_text_column"),
         (["--negative_text_column", "wrong", "--freeze", "text"], "pass --features off"),

@@ -20,7 +20,7 @@ from xmodal_hf.training.arguments import (
 )
 from xmodal_hf.training.feature_arguments import FeatureArguments
 
-CLASSES = (TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments)
+CLASSES = (TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments, LoraArguments)
 PHASE_2 = (
     *(TrainingArguments, ValidationArguments, TextModelArguments, PairArguments),
     *(ContrastiveArguments, SentenceArguments, LoraArguments),
@@ -34,7 +34,7 @@ def test_command_line_wins_over_the_recipe(tmp_path):
         "text_config: {model_type: bert, hidden_size: 64}\ngradient_checkpointing: true\n",
         encoding="utf-8",
     )
-    training, _, text, sentence = parse_arguments(CLASSES, "", ["--recipe", str(recipe), "--batch_size", "8"])
+    training, _, text, sentence, _ = parse_arguments(CLASSES, "", ["--recipe", str(recipe), "--batch_size", "8"])
     assert (training.batch_size, training.learning_rate) == (8, 3e-5)
     assert training.gradient_checkpointing is True and training.micro_batch_size is None
     assert sentence.sentences == "corpus.txt"
@@ -58,6 +58,17 @@ def test_command_line_wins_over_the_recipe(tmp_path):
         (["--recipe", "missing.yaml"], "no recipe at missing.yaml"),
         (["--sentences", "a", "--hard_negative_weight", "1"], "--hard_negative_weight is for --triplets"),
         (["--triplets", "a", "--max_sentences", "5"], "--max_sentences draws from --sentences"),
+        (["--sentences", "a", "--positive_label", "1"], "--positive_label is for --triplets"),
+        (["--paraphrases", "a", "--require_negatives"], "--require_negatives is for --triplets"),
+        (["--triplets", "a", "--negative_label", "1"], "--negative_label needs --positive_label"),
+        (["--triplets", "a", "--negative_label", "1", "--positive_label", "1"], "are the same"),
+        (["--triplets", "a", "--lora_rank", "4"], "--lora_rank adapts a pretrained text tower: pass --text_model"),
+        (["--triplets", "a", "--lora_merge"], "the other --lora_... options need --lora_rank"),
+        (["--triplets", "a", "--text_model", "x", "--lora_rank", "4", "--train_modality"], "is of phase 2"),
+        (
+            ["--triplets", "a", "--text_model", "x", "--lora_rank", "4", "--bidirectional_attention"],
+            "pass --lora_merge",
+        ),
         (["--triplets", "a", "--sentence_column", "x"], "--sentence_column is of --sentences or --paraphrases"),
     ],
 )
@@ -90,6 +101,8 @@ def test_wrong_options_exit_with_the_fix(args, message, capsys):
         (["--in_modal_weight", "0.5"], "--in_modal_weight does not go with --objective clip"),
         (["--objective", "siglip", "--cross_modal_weight", "0"], "does not go with --objective siglip"),
         (["--projection_hidden_size", "8"], "--projection_hidden_size is of mlp projections"),
+        (["--projection_num_layers", "3"], "--projection_num_layers is of mlp projections"),
+        (["--projection_num_layers", "1"], "--projection_num_layers must be at least 2"),
         (["--temperature", "0.1"], "--temperature needs --sentences, --triplets or --paraphrases"),
         (["--model", "x", "--lora_rank", "4", "--bidirectional_attention"], "pass --lora_merge"),
     ],

@@ -27,6 +27,7 @@ from .identity import id_of, is_empty
 from .layouts import is_text_table, load_archive, load_folder, load_named_table, modality_of
 from .mixing import undecoded
 from .modalities import MODALITY_NAMES
+from .pair_labels import CONTRADICTION, ENTAILMENT, NEUTRAL, OTHER, chosen_labels, nli_labels
 from .sources import has_media
 from .tables import empty_columns, is_table, load_table, select_split
 from .tars import find_tars, load_tars
@@ -67,10 +68,10 @@ NLI_LAYOUTS = (
     ("context", "hypothesis", "label"),
     ("sentence1", "sentence2", "label"),
 )
-_ENTAILMENT, _NEUTRAL, _CONTRADICTION = "entailment", "neutral", "contradiction"
-# Labels are integers in SNLI, MultiNLI, ANLI and XNLI on the Hub (text in csv files), and letters in ANLI's files.
-_NAMES = (_ENTAILMENT, _NEUTRAL, _CONTRADICTION)
-_LABEL_NAMES = {str(number): name for number, name in enumerate(_NAMES)} | {name[0]: name for name in _NAMES}
+# Those whose names other ratings of two sentences share: duplicates, paraphrases, similarity.
+_SHARED_LAYOUTS = (("sentence1", "sentence2", "label"), ("sentence_a", "sentence_b", "label"))
+# Names of two texts that a column of ratings or labels may stand beside.
+_RATED_PAIRS = (*PAIR_LAYOUTS, ("question1", "question2"), ("sentence_a", "sentence_b"), ("premise", "hypothesis"))
 
 
 def load_sentences(
@@ -163,7 +164,15 @@ def sentence_rows(
     return Dataset.from_dict({name: values[:max_samples] for name, values in rows.items()}, features=features)
 
 
-def load_triplets(source: str | os.PathLike, *, split: str = "train", seed: int = 0) -> Dataset:
+def load_triplets(
+    source: str | os.PathLike,
+    *,
+    split: str = "train",
+    seed: int = 0,
+    positive_label: str | None = None,
+    negative_label: str | None = None,
+    require_negatives: bool = False,
+) -> Dataset:
     """Load rows {"anchor", "positive"[, "negative"]} from pairs, triplets or NLI; logs which rows were dropped and why.
 
     Rows without a hard negative may be mixed with others: their `negative` is null. Where no row has one, as in NLI
@@ -172,18 +181,28 @@ def load_triplets(source: str | os.PathLike, *, split: str = "train", seed: int 
 
     Args:
         source: Source that `load_table` reads, with the columns of one of `TRIPLET_LAYOUTS`, `NLI_LAYOUTS` or
-            `PAIR_LAYOUTS`.
+            `PAIR_LAYOUTS`; with a `positive_label`, two texts and a label.
         split: Split of the source.
         seed: Seed of the choice among several contradictions of a premise.
+        positive_label: Label of rows whose two texts are positives of each other. If None, labels are read by the
+            rules of `pair_labels`.
+        negative_label: Label of rows whose second text is a hard negative of the first. It needs a `positive_label`.
+        require_negatives: Whether rows without a hard negative are dropped.
 
     Raises:
-        ValueError: If the columns have no known layout (the message lists the known ones), or no row is left.
+        ValueError: If the columns have no known layout (the message lists the known ones), the labels are not those of
+            NLI, or no row is left.
         FileNotFoundError: If there is no such file.
     """
-    triplets, dropped = build_triplets(load_table(source, split=split), seed=seed)
+    table = load_table(source, split=split)
+    triplets, dropped = build_triplets(table, seed=seed, positive_label=positive_label, negative_label=negative_label)
+    without = len(triplets) - num_negatives(triplets)
+    if require_negatives and without:
+        dropped["rows without a hard negative"] = without
+        cells: list[str | None] = triplets["negative"][:] if "negative" in triplets.column_names else []
+        triplets, without = triplets.select([row for row, cell in enumerate(cells) if cell is not None]), 0
     summary = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "nothing"
     kind = "triplets" if "negative" in triplets.column_names else "pairs"
-    without = len(triplets) - num_negatives(triplets)
     mixed = f", {without} of them without a hard negative" if kind == "triplets" and without else ""
     logger.info("%s: %d %s%s; dropped: %s", source, len(triplets), kind, mixed, summary)
     if not len(triplets):
@@ -196,32 +215,60 @@ def num_negatives(triplets: Dataset) -> int:
     return len(triplets) - triplets.data["negative"].null_count if "negative" in triplets.column_names else 0
 
 
-def build_triplets(table: Dataset, *, seed: int = 0) -> tuple[Dataset, Counter[str]]:
-    """Triplets or pairs of a table, and the number of rows or premises dropped for each reason."""
+def build_triplets(
+    table: Dataset, *, seed: int = 0, positive_label: str | None = None, negative_label: str | None = None
+) -> tuple[Dataset, Counter[str]]:
+    """Triplets or pairs of a table, and the number of rows or premises dropped for each reason.
+
+    The arguments and errors are those of `load_triplets`.
+    """
     columns = {column.lower(): column for column in table.column_names}
+    if positive_label is not None:
+        first, second, label = _labelled_columns(table)
+        labels = chosen_labels(table, label, positive_label, negative_label)
+        return nli_to_triplets(table[first][:], table[second][:], labels, seed=seed)
     for layout in TRIPLET_LAYOUTS:
         if set(layout) <= columns.keys():
             return _clean_triplets(zip(*(table[columns[name]][:] for name in layout), strict=True), seed)
     for layout in NLI_LAYOUTS:
         if set(layout) <= columns.keys():
-            premises, hypotheses, labels = (table[columns[name]][:] for name in layout)
-            return nli_to_triplets(premises, hypotheses, _label_names(table, columns[layout[2]], labels), seed=seed)
-    for pair in PAIR_LAYOUTS if not _has_ratings(table) else ():
+            first, second, label = (columns[name] for name in layout)
+            labels = nli_labels(table, label, is_nli=layout not in _SHARED_LAYOUTS)
+            return nli_to_triplets(table[first][:], table[second][:], labels, seed=seed)
+    for pair in PAIR_LAYOUTS if not _ratings(table) else ():
         if set(pair) <= columns.keys():
             anchors, positives = (table[columns[name]][:] for name in pair)
             return _clean_triplets(zip(anchors, positives, [None] * len(table), strict=True), seed)
+    ratings = f" Does the column {_ratings(table)[0]} label the rows? Pass --positive_label." if _ratings(table) else ""
     known = "; ".join(", ".join(layout) for layout in (*TRIPLET_LAYOUTS, *NLI_LAYOUTS, *PAIR_LAYOUTS))
-    raise ValueError(f"No triplets in the columns {', '.join(table.column_names)}. Known layouts: {known}.")
+    raise ValueError(f"No triplets in the columns {', '.join(table.column_names)}.{ratings} Known layouts: {known}.")
 
 
-def _has_ratings(table: Dataset) -> bool:
-    """Tell whether a column may say of the texts of a row how near they are."""
-    return any(
-        name.lower() in _RATINGS
+def _labelled_columns(table: Dataset) -> tuple[str, str, str]:
+    """The columns of two texts and of their label."""
+    columns = {column.lower(): column for column in table.column_names}
+    for layout in NLI_LAYOUTS:
+        if set(layout) <= columns.keys():
+            first, second, label = (columns[name] for name in layout)
+            return first, second, label
+    for pair in _RATED_PAIRS if _ratings(table) else ():
+        if set(pair) <= columns.keys():
+            return columns[pair[0]], columns[pair[1]], _ratings(table)[0]
+    raise ValueError(
+        f"--positive_label is for two texts and a label in each row, such as sentence1, sentence2, label; the columns "
+        f"are {', '.join(table.column_names)}"
+    )
+
+
+def _ratings(table: Dataset) -> list[str]:
+    """The columns that may say of the texts of a row how near they are."""
+    return [
+        name
+        for name, feature in table.features.items()
+        if name.lower() in _RATINGS
         or isinstance(feature, ClassLabel)
         or (isinstance(feature, Value) and feature.dtype.startswith(("float", "bool", "decimal")))
-        for name, feature in table.features.items()
-    )
+    ]
 
 
 def load_paraphrases(source: str | os.PathLike, *, column: TextColumns = None, id_column: str | None = None) -> Dataset:
@@ -305,17 +352,17 @@ def nli_to_triplets(
 ) -> tuple[Dataset, Counter[str]]:
     """(premise, entailed hypothesis, contradicted hypothesis), as Gao et al., SimCSE (EMNLP 2021), section 4.
 
-    Each distinct entailed hypothesis of a premise that also has a contradicted one gives a triplet; where a premise
-    has several contradictions, one is drawn for each entailment. Data without any contradiction give pairs of premises
-    and entailed hypotheses, without a column `negative`. `labels` are "entailment", "neutral" or
+    Each distinct entailed hypothesis of a premise gives a row. Where the premise has several contradictions, one is
+    drawn for each entailment; where it has none, the row is a pair and its `negative` is null (SimCSE's data have no
+    such rows). Data without any contradiction give no column `negative`. `labels` are "entailment", "neutral" or
     "contradiction"; anything else counts as unlabelled.
 
     Returns:
         The triplets in the order of their premises' first rows, and the counts of what was dropped: pairs that are
-        neutral, unlabelled, with an empty text, or repeated; premises that lack one of the two labels.
+        neutral, unlabelled, with an empty text, or repeated; premises without an entailment.
     """
     dropped: Counter[str] = Counter()
-    hypotheses_of: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: {_ENTAILMENT: {}, _CONTRADICTION: {}})
+    hypotheses_of: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: {ENTAILMENT: {}, CONTRADICTION: {}})
     for premise, hypothesis, label in zip(premises, hypotheses, labels, strict=True):
         premise, hypothesis = (premise or "").strip(), (hypothesis or "").strip()
         reason = _pair_problem(premise, hypothesis, label)
@@ -331,9 +378,9 @@ def nli_to_triplets(
 def _pair_problem(premise: str, hypothesis: str, label: str) -> str | None:
     if not premise or not hypothesis:
         return "pairs with an empty text"
-    if label == _NEUTRAL:
-        return "neutral pairs"
-    return None if label in (_ENTAILMENT, _CONTRADICTION) else "unlabelled pairs"
+    if label in (NEUTRAL, OTHER):
+        return "neutral pairs" if label == NEUTRAL else "pairs with another label"
+    return None if label in (ENTAILMENT, CONTRADICTION) else "unlabelled pairs"
 
 
 def _draw_triplets(
@@ -341,15 +388,12 @@ def _draw_triplets(
 ) -> tuple[Dataset, Counter[str]]:
     generator = np.random.Generator(np.random.Philox(seed))
     triplets: list[tuple[str | None, ...]] = []
-    has_negatives = any(by_label[_CONTRADICTION] for by_label in hypotheses_of.values())
     for premise, by_label in hypotheses_of.items():
-        positives, negatives = list(by_label[_ENTAILMENT]), list(by_label[_CONTRADICTION])
+        positives, negatives = list(by_label[ENTAILMENT]), list(by_label[CONTRADICTION])
         if not positives:
             dropped["premises without an entailment"] += 1
-        elif not has_negatives:
-            triplets += [(premise, positive, None) for positive in positives]
         elif not negatives:
-            dropped["premises without a contradiction"] += 1
+            triplets += [(premise, positive, None) for positive in positives]
         else:
             drawn = generator.integers(len(negatives), size=len(positives))
             triplets += [
@@ -380,15 +424,6 @@ def _triplet_dataset(triplets: Sequence[tuple[str | None, ...]]) -> Dataset:
     anchors, positives, negatives = zip(*triplets, strict=True) if triplets else ((), (), ())
     columns = {"anchor": anchors, "positive": positives}
     return Dataset.from_dict(columns | ({"negative": negatives} if any(negatives) or not triplets else {}))
-
-
-def _label_names(table: Dataset, column: str, labels: list) -> list[str]:
-    """Labels in lower case, integers by their `ClassLabel` names or else by the usual order."""
-    names = getattr(table.features[column], "names", None)
-    if names is not None:
-        return [names[label].lower() if label is not None and label >= 0 else "" for label in labels]
-    words = [str(label).strip().lower() for label in labels]
-    return [_LABEL_NAMES.get(word, word) for word in words]
 
 
 def _raw_sentences(source: str | os.PathLike, column: TextColumns) -> Iterable[str | None]:

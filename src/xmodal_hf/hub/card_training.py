@@ -234,6 +234,8 @@ def _describe_sentences(phase: TrainingRecord) -> str:
     source = _sources(names)
     if loss is None:
         return f"the loss `{phase.sentence_loss_name}` on {source}"
+    if triplets and recipe.get("positive_label") is not None:
+        source += f" (pairs with the label `{recipe['positive_label']}`)"
     supervised = loss.supervised_card if triplets else loss.paraphrases_card if paraphrases else None
     return f"{supervised or loss.card} on {source}"
 

@@ -15,8 +15,8 @@ class Method:
         option: Option of the recipe; the method was used where its value counts.
         counts: Function that tells whether a value means that the method was used; by default each value does that is
             neither null, 0 nor empty.
-        sentence: Sentence of the card, with {} for the value. It is empty if the description of the data already says
-            it.
+        sentence: Sentence of the card, with {} for the value. It is empty if the description of the data or of the
+            phase already says it.
         citation: BibTeX entry.
     """
 
@@ -60,12 +60,23 @@ METHODS = (
     ),
     Method(
         "negative_text_column",
-        "Negative captions (column {}) were further columns of the cross-entropy of items over texts.",
+        "Negative captions (column {}) were further texts in the loss of items over texts, and positives of none.",
         """@inproceedings{yuksekgonul2023when,
   title={When and Why Vision-Language Models Behave like Bags-of-Words, and What to Do About It?},
   author={Yuksekgonul, Mert and Bianchi, Federico and Kalluri, Pratyusha and Jurafsky, Dan and Zou, James},
   booktitle={International Conference on Learning Representations},
   year={2023}
+}""",
+    ),
+    Method(
+        "lora_rank",
+        "",
+        """@inproceedings{hu2022lora,
+  title={{LoRA}: Low-Rank Adaptation of Large Language Models},
+  author={Hu, Edward J. and Shen, Yelong and Wallis, Phillip and Allen-Zhu, Zeyuan and Li, Yuanzhi and Wang, Shean and
+          Wang, Lu and Chen, Weizhu},
+  booktitle={International Conference on Learning Representations},
+  year={2022}
 }""",
     ),
     Method(

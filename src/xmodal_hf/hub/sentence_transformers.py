@@ -158,7 +158,8 @@ def _dense_layers(model: SentenceEncoder | DualEncoder) -> list[tuple[nn.Linear,
                 f"sentence-transformers has no Dense module with projection_hidden_act {name!r}, only with "
                 f"{', '.join(_ACTIVATIONS)}: publish the model itself, which sentence-transformers loads too"
             )
-        return [(projection.linear1, _ACTIVATIONS[name]), (projection.linear2, _IDENTITY)]
+        *others, last = projection.linear_layers()
+        return [*((linear, _ACTIVATIONS[name]) for linear in others), (last, _IDENTITY)]
     if not model.config.head_at_inference:
         return []
     if isinstance(model.head, nn.Sequential):

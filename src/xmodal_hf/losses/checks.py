@@ -46,15 +46,10 @@ def check_group_ids(name: str, group_ids: Tensor, rows: int, device: torch.devic
         )
 
 
-def check_pairs(
-    modality_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None = None, chunk_size: int | None = None
-) -> None:
+def check_pairs(modality_embeds: Tensor, text_embeds: Tensor) -> None:
     """Check the arguments of a loss of pairs, in which row i of one side belongs to row i of the other."""
     check_embeddings(modality_embeds=modality_embeds, text_embeds=text_embeds)
     check_same_rows("text_embeds", text_embeds, "modality_embeds", modality_embeds)
-    check_chunk_size(chunk_size)
-    if group_ids is not None:
-        check_group_ids("group_ids", group_ids, len(modality_embeds), modality_embeds.device)
 
 
 def check_items_and_texts(

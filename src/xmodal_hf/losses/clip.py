@@ -2,14 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..distributed import RowShards, gather_with_grad
-from .checks import as_scalar, check_group_ids, check_items_and_texts, exchange_batch
+from .checks import as_scalar
 from .cross_entropy import CrossEntropyPlan, ExtraBias, summed_cross_entropy
-from .positives import NO_TEXT, ExcludedTexts, text_positives
-from .streaming import TileGrid, tile_edge
+from .items_and_texts import ItemsAndTexts
 
 
 def clip_loss(
@@ -116,32 +113,27 @@ def clip_loss_with_accuracy(
     """
     if extra_texts is None:
         extra_texts = text_embeds.new_empty(0, *text_embeds.shape[1:])
-    check_items_and_texts(modality_embeds, text_embeds, extra_texts, group_ids, chunk_size)
-    _check_ids(text_embeds, extra_texts, text_ids, extra_text_ids)
-    counts = len(modality_embeds), len(text_embeds), len(extra_texts)
-    shards, text_shards, extra_shards = exchange_batch(modality_embeds, *counts)
-    texts_per_item = _texts_per_item(shards, text_shards)
-    columns = gather_with_grad(text_embeds, text_shards)  # (k N, D)
-    if extra_shards.total > 0:
-        columns = torch.cat([columns, gather_with_grad(extra_texts, extra_shards)])  # (k N + E, D)
-    edge = tile_edge(chunk_size, modality_embeds.device)
-    positives = text_positives(group_ids, texts_per_item, modality_embeds, shards, text_shards)
-    excluded = None
-    if extra_text_ids is not None:
-        own = modality_embeds.new_full((len(modality_embeds), 1), NO_TEXT, dtype=torch.long)
-        own = own if text_ids is None else text_ids.view(len(modality_embeds), texts_per_item)
-        excluded = ExcludedTexts.of(own, extra_text_ids, shards, extra_shards)
+    batch = ItemsAndTexts.of(
+        modality_embeds,
+        text_embeds,
+        extra_texts,
+        group_ids=group_ids,
+        text_ids=text_ids,
+        extra_text_ids=extra_text_ids,
+        chunk_size=chunk_size,
+    )
     plan = CrossEntropyPlan(
-        positives,
-        TileGrid(len(modality_embeds), len(columns), edge, boundary=text_shards.total),
-        bias=ExtraBias.of(extra_text_weight or None, modality_embeds, extra_texts, extra_shards),
-        excluded=excluded,
-        column_counts=positives.column_counts,
-        column_weight=1 / texts_per_item,
+        batch.positives,
+        batch.grid,
+        bias=ExtraBias.of(extra_text_weight or None, modality_embeds, extra_texts, batch.extra_shards),
+        excluded=batch.excluded,
+        column_counts=batch.positives.column_counts,
+        column_weight=1 / batch.texts_per_item,
     )
     scale = as_scalar("logit_scale", logit_scale, modality_embeds)
-    result = summed_cross_entropy(modality_embeds, columns, scale, plan)
-    return result.loss / (2 * shards.total), result.row_hits / shards.total, result.column_hits / text_shards.total
+    result = summed_cross_entropy(modality_embeds, batch.columns, scale, plan)
+    items, texts = batch.shards.total, batch.text_shards.total
+    return result.loss / (2 * items), result.row_hits / items, result.column_hits / texts
 
 
 def clip_loss_with_logs(
@@ -157,26 +149,3 @@ def clip_loss_with_logs(
         modality_embeds, text_embeds, logit_scale, group_ids=group_ids, **extra
     )
     return loss, {"contrastive_loss": loss.detach(), "accuracy": (to_text + to_modality) / 2}
-
-
-def _texts_per_item(shards: RowShards, text_shards: RowShards) -> int:
-    """Number of texts of each item, which is the same in all processes."""
-    texts_per_item = text_shards.total // shards.total
-    expected = tuple(size * texts_per_item for size in shards.sizes)
-    if texts_per_item < 1 or text_shards.sizes != expected:
-        raise ValueError(
-            "text_embeds must have the same number of rows for each item in all processes; items "
-            f"{list(shards.sizes)}, texts {list(text_shards.sizes)} by rank."
-        )
-    return texts_per_item
-
-
-def _check_ids(
-    text_embeds: Tensor, extra_texts: Tensor, text_ids: Tensor | None, extra_text_ids: Tensor | None
-) -> None:
-    if text_ids is not None and extra_text_ids is None:
-        raise ValueError("text_ids say which extra_texts are equal to captions: pass extra_text_ids too")
-    if text_ids is not None:
-        check_group_ids("text_ids", text_ids, len(text_embeds), text_embeds.device)
-    if extra_text_ids is not None:
-        check_group_ids("extra_text_ids", extra_text_ids, len(extra_texts), text_embeds.device)

@@ -173,13 +173,19 @@ def info_nce_with_accuracy(
 
 
 @dataclass(frozen=True)
-class CrossEntropyPlan:
-    """All inputs of a cross-entropy except the tensors that receive gradients."""
+class LogitPlan:
+    """What the logits of a batch are: their tiles and positives, and what is added to or hidden of the extra keys."""
 
     positives: Positives
     grid: TileGrid
     bias: "ExtraBias | None" = None
     excluded: ExcludedTexts | None = None
+
+
+@dataclass(frozen=True)
+class CrossEntropyPlan(LogitPlan):
+    """All inputs of a cross-entropy except the tensors that receive gradients."""
+
     # (M,) number of positives of each key, if the cross-entropies of the keys over all queries are wanted too
     column_counts: Tensor | None = None
     # factor of the cross-entropies of the keys
@@ -231,7 +237,7 @@ class _CrossEntropy(torch.autograd.Function):
             tiles = LogitTiles(queries, keys, logit_scale, plan.grid, unit=BITS)
             gradient = LogitGradient(tiles, *ctx.needs_input_grad[:3])
             scratch = tiles.workspace()
-            for tile, positives in _tiles_and_positives(tiles, plan):
+            for tile, positives in tiles_and_positives(tiles, plan):
                 space = scratch.view(*tile.logits.shape)
                 columns = ctx.columns if tile.columns.start < plan.grid.boundary else None  # extra keys are not queries
                 gradient.add(tile, _logit_gradient(tile, positives, ctx.rows, columns, space, plan.column_weight))
@@ -244,7 +250,7 @@ def _softmax_statistics(tiles: LogitTiles, plan: CrossEntropyPlan) -> tuple["_So
     rows = _Softmax(plan.positives.row_counts, tiles)
     columns = None if plan.column_counts is None else _Softmax(plan.column_counts, tiles)
     scratch = tiles.workspace()
-    for tile, positives in _tiles_and_positives(tiles, plan):
+    for tile, positives in tiles_and_positives(tiles, plan):
         space = scratch.view(*tile.logits.shape)
         rows.update(tile.rows, tile.logits, positives, space)
         if columns is not None and tile.columns.start < plan.grid.boundary:
@@ -252,8 +258,8 @@ def _softmax_statistics(tiles: LogitTiles, plan: CrossEntropyPlan) -> tuple["_So
     return rows, columns
 
 
-def _tiles_and_positives(tiles: LogitTiles, plan: CrossEntropyPlan) -> Iterator[tuple[Tile, Entries | None]]:
-    """The tiles, biased, and their positives."""
+def tiles_and_positives(tiles: LogitTiles, plan: LogitPlan) -> Iterator[tuple[Tile, Entries | None]]:
+    """The tiles, with extra keys biased or hidden (-infinity), and their positives."""
     for tile in tiles:
         if tile.columns.start < plan.grid.boundary:
             yield tile, plan.positives.tile(tile.rows, tile.columns)
@@ -340,12 +346,17 @@ class _FrozenSoftmax(NamedTuple):
 class ExtraBias:
     """A constant added to the logits of extra keys."""
 
-    values: Tensor  # in bits; (n,) for the own extra key of each query, or (n, E) for all extra keys
+    values: Tensor  # in the unit of the tiles; (n,) for the own extra key of each query, or (n, E) for all extra keys
     first_own: int  # where this process's extra keys begin among all extra keys
 
     @classmethod
     def of(
-        cls, bias: float | Tensor | None, queries: Tensor, extra_keys: Tensor, shards: RowShards
+        cls,
+        bias: float | Tensor | None,
+        queries: Tensor,
+        extra_keys: Tensor,
+        shards: RowShards,
+        unit: float = BITS,
     ) -> "ExtraBias | None":
         if bias is None:
             return None
@@ -363,7 +374,7 @@ class ExtraBias:
             if values.ndim == 1:
                 check_same_rows("extra_logit_bias", values, "queries", queries)
             values = values.expand(n)
-        return cls(values * BITS, shards.own.start)
+        return cls(values * unit, shards.own.start)
 
     def add_to(self, tile: Tile, first: int) -> None:
         """Adds the bias in place to a tile whose columns are extra keys from `first` on."""

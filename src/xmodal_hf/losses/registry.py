@@ -199,6 +199,7 @@ LOSSES: dict[str, Loss] = {
         "xmodal_hf.losses.sigmoid:sigmoid_loss_with_logs",
         description="SigLIP's pairwise sigmoid loss",
         card="SigLIP's pairwise sigmoid loss",
+        takes_several_texts=True,
         citations=(_SIGLIP,),
         scale_bounds=None,  # the published scales lie above CLIP's bound
         initial_scale=10.0,

@@ -62,9 +62,10 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
         projection_type: Type of the projections: `linear` (no bias, as CLIP), `mlp` (Linear, activation, Linear, as
             CLAP) or `none` (both towers already have width `projection_dim`, as SigLIP).
         projection_hidden_act: Activation of the `mlp` projection.
-        projection_hidden_size: Width between the two layers of the `mlp` projection. If None, `projection_dim`.
-        projection_dropout: Dropout probability for the pooled vector and between the two layers of the `mlp`
-            projection, during training.
+        projection_hidden_size: Width between the layers of the `mlp` projection. If None, `projection_dim`.
+        projection_num_layers: Number of linear layers of the `mlp` projection, at least 2. LLM2CLIP's adapter has 4.
+        projection_dropout: Dropout probability for the pooled vector and between the layers of the `mlp` projection,
+            during training.
         text_projection_type: Type of the text tower's projection, if it differs. If None, `projection_type`.
         logit_scale_init_value: Initial **logarithm** of the factor on cosines.
         logit_bias_init_value: Initial bias on logits (SigLIP). If None, the model has no bias.
@@ -80,6 +81,7 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
     projection_type: str = "linear"
     projection_hidden_act: str = "relu"
     projection_hidden_size: int | None = None
+    projection_num_layers: int = 2
     projection_dropout: float = 0.0
     text_projection_type: str | None = None
     logit_scale_init_value: int | float = CLIP_LOGIT_SCALE
@@ -116,6 +118,11 @@ class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
         for field in ("projection_dim", "projection_hidden_size"):
             if getattr(self, field) is not None and getattr(self, field) < 1:
                 raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+        if self.projection_num_layers < 2:
+            raise ValueError(
+                f"projection_num_layers must be at least 2, got {self.projection_num_layers}: one layer is the "
+                "projection_type 'linear'"
+            )
         if not 0 <= self.projection_dropout < 1:
             raise ValueError(f"projection_dropout must lie between 0 and 1, got {self.projection_dropout}")
         configs = {"text": self.text_config, self.modality: self.modality_config}

@@ -262,6 +262,7 @@ def to_clap(model: AudioTextDualEncoder) -> ClapModel:
             "projection_type": ("mlp",),
             "text_projection_type": (None, "mlp"),
             "projection_hidden_size": (None, model.config.projection_dim),
+            "projection_num_layers": (2,),
             "logit_bias_init_value": (None,),
         },
     )

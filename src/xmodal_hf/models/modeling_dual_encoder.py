@@ -74,19 +74,33 @@ class DualEncoderOutput(ModelOutput):
 
 
 class ProjectionMLP(nn.Module):
-    """Linear, activation, dropout, Linear: CLAP's projection (Wu et al. 2023, section 3.1), whose dropout is 0."""
+    """Linear layers with activation and dropout between them.
 
-    def __init__(self, hidden_size: int, middle_size: int, projection_dim: int, activation: str, dropout: float):
+    Two of them are CLAP's projection (Wu et al. 2023, section 3.1), whose dropout is 0; with more, it is an adapter of
+    a language model (LLM2CLIP, Huang et al. 2024). The layers are named linear1, linear2 and so on.
+    """
+
+    def __init__(
+        self, hidden_size: int, middle_size: int, projection_dim: int, activation: str, dropout: float, num_layers: int
+    ):
         super().__init__()
-        self.linear1 = nn.Linear(hidden_size, middle_size)
+        widths = [hidden_size, *[middle_size] * (num_layers - 1), projection_dim]
+        self.num_layers = num_layers
         self.activation = ACT2FN[activation]
         self.dropout = dropout
-        self.linear2 = nn.Linear(middle_size, projection_dim)
+        for number in range(num_layers):
+            self.add_module(f"linear{number + 1}", nn.Linear(widths[number], widths[number + 1]))
+
+    def linear_layers(self) -> list[nn.Linear]:
+        """Return the linear layers, the first one first."""
+        return [self.get_submodule(f"linear{number + 1}") for number in range(self.num_layers)]
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """(B, H) -> (B, D)."""
-        hidden = nn.functional.dropout(self.activation(self.linear1(pooled)), self.dropout, self.training)
-        return self.linear2(hidden)
+        *others, last = self.linear_layers()
+        for linear in others:
+            pooled = nn.functional.dropout(self.activation(linear(pooled)), self.dropout, self.training)
+        return last(pooled)
 
 
 def build_projection(config: DualEncoderConfig, side: str, hidden_size: int) -> nn.Module:
@@ -97,7 +111,8 @@ def build_projection(config: DualEncoderConfig, side: str, hidden_size: int) -> 
     if kind == "mlp":
         middle_size = config.projection_hidden_size or config.projection_dim
         activation, dropout = config.projection_hidden_act, config.projection_dropout
-        return ProjectionMLP(hidden_size, middle_size, config.projection_dim, activation, dropout)
+        layers = config.projection_num_layers
+        return ProjectionMLP(hidden_size, middle_size, config.projection_dim, activation, dropout, layers)
     return nn.Linear(hidden_size, config.projection_dim, bias=False)
 
 

@@ -70,7 +70,7 @@ from ..training.arguments import (
 Better = Literal["higher", "lower"]
 
 _OPTION_CLASSES: dict[str, tuple[type, ...]] = {
-    "phase1": (TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments),
+    "phase1": (TrainingArguments, ValidationArguments, TextModelArguments, SentenceArguments, LoraArguments),
     "phase2": (
         *(TrainingArguments, ValidationArguments, TextModelArguments, PairArguments),
         *(ContrastiveArguments, SentenceArguments, LoraArguments),

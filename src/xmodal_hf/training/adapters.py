@@ -52,7 +52,7 @@ def add_lora(model: PreTrainedModel, arguments: LoraArguments) -> PeftModel:
     if arguments.lora_rank is None:
         raise ValueError("pass --lora_rank to train an adapter")
     in_place = _trained_in_place(model, arguments)
-    whole = [name for name in _TRAINED_WHOLE if _has_parameters(getattr(model, name, None))]
+    whole = [name for name in _TRAINED_WHOLE if _is_trained(getattr(model, name, None))]
     config = LoraConfig(
         r=arguments.lora_rank,
         lora_alpha=2 * arguments.lora_rank if arguments.lora_alpha is None else arguments.lora_alpha,
@@ -106,7 +106,7 @@ def _trained_in_place(model: PreTrainedModel, arguments: LoraArguments) -> set[s
     parts = {
         part
         for part in _TRAINED_WHOLE
-        if _has_parameters(getattr(model, part, None)) and any(name.endswith(part) and name != part for name in names)
+        if _is_trained(getattr(model, part, None)) and any(name.endswith(part) and name != part for name in names)
     }
     if arguments.train_modality:
         if not isinstance(model, DualEncoder):
@@ -202,5 +202,5 @@ def _weights_in_place(model: PeftModel) -> dict[str, Tensor]:
     }
 
 
-def _has_parameters(module: nn.Module | None) -> bool:
-    return module is not None and next(module.parameters(), None) is not None
+def _is_trained(module: nn.Module | None) -> bool:
+    return module is not None and any(parameter.requires_grad for parameter in module.parameters())

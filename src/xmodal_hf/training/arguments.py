@@ -52,8 +52,8 @@ class TrainingArguments:
             "max_bad_steps",
         ),
         "Precision, memory and speed": (
-            *("micro_batch_size", "mixed_precision", "gradient_checkpointing", "torch_compile", "num_workers"),
-            "text_sub_batches",
+            *("micro_batch_size", "mixed_precision", "frozen_dtype", "gradient_checkpointing", "torch_compile"),
+            *("num_workers", "text_sub_batches"),
         ),
         "Logs, checkpoints and dry runs": (
             *("report_to", "tracker_project", "checkpoint_steps", "keep_last", "resume", "dry_run", "expected_items"),
@@ -93,6 +93,12 @@ class TrainingArguments:
     )
     max_grad_norm: float = option(1.0, "Maximum norm of all gradients, to which they are clipped; 0 disables clipping.")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Precision of autocast.")
+    frozen_dtype: Literal["float32", "bfloat16"] = option(
+        "float32",
+        "Precision in which the frozen matrices of the towers are kept, those below an adapter too; bfloat16 halves "
+        "their memory and, with --mixed_precision bf16, changes no number. Trained weights stay in float32, because "
+        "small updates are lost in bfloat16.",
+    )
     gradient_checkpointing: bool = option(
         False, "Recompute the activations of the towers in backward, which saves memory and takes more time."
     )
@@ -167,6 +173,10 @@ class TrainingArguments:
             raise ValueError(f"--report_to {self.report_to} is unknown: pass one of {known}")
         if self.report_to in _TRACKER_PACKAGES and not self.dry_run:
             require_package(f"--report_to {self.report_to}", *_TRACKER_PACKAGES[self.report_to])
+        if self.frozen_dtype != "float32" and self.mixed_precision != "bf16":
+            raise ValueError(
+                f"--frozen_dtype {self.frozen_dtype} needs --mixed_precision bf16, in which it is computed"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"--ema_decay must lie between 0 and 1, got {self.ema_decay}")
 
@@ -267,7 +277,20 @@ class SentenceArguments:
     triplets: str | None = option(
         None,
         "Triplets for supervised training: a file of anchor, positive and, in all, some or no rows, negative; or of "
-        "NLI premise, hypothesis, label.",
+        "NLI premise, hypothesis, label; or, with --positive_label, of two texts and any other label.",
+    )
+    positive_label: str | None = option(
+        None,
+        "Label of the rows of --triplets whose two texts mean the same, such as 1 of duplicates. Default: entailment, "
+        "where the labels are those of NLI.",
+    )
+    negative_label: str | None = option(
+        None,
+        "Label of the rows of --triplets whose second text is a hard negative of the first. Default: contradiction, "
+        "where the labels are those of NLI.",
+    )
+    require_negatives: bool = option(
+        False, "Leave out the rows of --triplets without a hard negative, which SimCSE's data do not have."
     )
     paraphrases: str | None = option(
         None,
@@ -302,10 +325,20 @@ class SentenceArguments:
         given = [name for name in ("sentences", "triplets", "paraphrases") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"--{given[0]} and --{given[1]} exclude each other: pass one kind of sentence data")
+        self._check_labels()
         if self.max_sentences is not None and self.sentences is None:
             raise ValueError("--max_sentences draws from --sentences, which is not given: drop it")
         if self.sentence_column is not None and self.sentences is None and self.paraphrases is None:
             raise ValueError("--sentence_column is of --sentences or --paraphrases, none of which is given: drop it")
+
+    def _check_labels(self) -> None:
+        for name in ("positive_label", "negative_label", "require_negatives"):
+            if getattr(self, name) and self.triplets is None:
+                raise ValueError(f"--{name} is for --triplets, which are not given: drop it")
+        if self.negative_label is not None and self.negative_label == self.positive_label:
+            raise ValueError("--negative_label and --positive_label are the same: drop --negative_label")
+        if self.negative_label is not None and self.positive_label is None:
+            raise ValueError("--negative_label needs --positive_label")
 
     @property
     def is_given(self) -> bool:
@@ -497,8 +530,9 @@ class ContrastiveArguments:
         None, "Type of the projection of the text tower. Default: --projection_type."
     )
     projection_hidden_size: int | None = option(
-        None, "Width between the two layers of an mlp projection. Default: --projection_dim."
+        None, "Width between the layers of an mlp projection. Default: --projection_dim."
     )
+    projection_num_layers: int = option(2, "Number of linear layers of an mlp projection; LLM2CLIP's adapter has 4.")
     projection_dropout: float = option(
         0.0, "Dropout probability of the input of the projections; frozen towers on few pairs gain by 0.3."
     )
@@ -516,6 +550,11 @@ class ContrastiveArguments:
         if self.max_seconds is not None and not _MIN_SECONDS <= self.max_seconds <= _MAX_SECONDS:
             limits = f"{_MIN_SECONDS:g} and {_MAX_SECONDS:g} seconds"
             raise ValueError(f"--max_seconds must lie between {limits}, got {self.max_seconds:g}")
+        if self.projection_num_layers < 2:
+            raise ValueError(
+                f"--projection_num_layers must be at least 2, got {self.projection_num_layers}: one layer is "
+                "--projection_type linear"
+            )
         if not 0 <= self.projection_dropout < 1:
             raise ValueError(f"--projection_dropout must lie between 0 and 1, got {self.projection_dropout}")
         unknown = sorted(set(self.freeze) - {"text", *MODALITIES})
@@ -534,8 +573,8 @@ class LoraArguments:
 
     lora_rank: int | None = option(
         None,
-        "Rank of a LoRA adapter on the text tower, which is trained with the projections. All else is frozen, "
-        "except with --train_modality.",
+        "Rank of a LoRA adapter on the text tower, which is trained with the projections (in phase 1, the head). All "
+        "else is frozen, except with --train_modality.",
     )
     lora_alpha: float | None = option(None, "Alpha of LoRA, whose scale is alpha / rank. Default: twice the rank.")
     lora_dropout: float = option(0.0, "Dropout probability of the adapter's input.")
@@ -563,7 +602,7 @@ class LoraArguments:
 _SIZES_OF_A_NEW_MODEL = frozenset(
     (
         *("pooling", "projection_dim", "projection_type", "modality_pooling", "text_projection_type"),
-        *("projection_hidden_size", "projection_dropout"),
+        *("projection_hidden_size", "projection_num_layers", "projection_dropout"),
         *("image_size", "audio_preset", "max_seconds"),
     )
 )
@@ -581,8 +620,15 @@ def check_phase_1(
     validation: ValidationArguments,
     text: TextModelArguments,
     sentence: SentenceArguments,
+    lora: LoraArguments,
 ) -> None:
     """Raise a ValueError for options of phase 1 that do not go together."""
+    if lora.train_modality:
+        raise ValueError("--train_modality is of phase 2: phase 1 has no image or audio tower")
+    if lora.lora_rank is not None and text.text_model is None:
+        raise ValueError("--lora_rank adapts a pretrained text tower: pass --text_model, or drop it")
+    if lora.lora_rank is not None and text.bidirectional_attention and not lora.lora_merge:
+        raise ValueError("--bidirectional_attention changes the model, which no adapter holds: pass --lora_merge")
     if not sentence.is_given:
         raise ValueError(
             "pass --sentences (unsupervised) or --triplets (supervised), or --paraphrases (supervised by captions)"
@@ -605,7 +651,11 @@ def check_phase_2(
     several = pairs.captions_per_item > 1 or pairs.negative_text_column is not None
     if several and not LOSSES[contrastive.objective].takes_several_texts:
         name = "negative_text_column" if pairs.negative_text_column else "captions_per_item"
-        raise ValueError(f"--{name} does not go with --objective {contrastive.objective}: pass clip")
+        others = join_choices(other for other, loss in LOSSES.items() if loss.takes_several_texts)
+        raise ValueError(
+            f"--{name} does not go with --objective {contrastive.objective}, which compares items and captions in "
+            f"pairs of one each: pass {others}"
+        )
     if contrastive.negative_text_weight and pairs.negative_text_column is None:
         raise ValueError("--negative_text_weight needs --negative_text_column")
     if pairs.negative_text_column and "text" in contrastive.freeze and pairs.features != "off":
@@ -647,8 +697,9 @@ def _check_used(contrastive: ContrastiveArguments, sentence: SentenceArguments) 
         if name not in own and getattr(contrastive, name, weight.default) != weight.default:
             raise ValueError(f"--{name} does not go with --objective {contrastive.objective}: drop it")
     types = (contrastive.projection_type, contrastive.text_projection_type)
-    if contrastive.projection_hidden_size is not None and "mlp" not in types:
-        raise ValueError("--projection_hidden_size is of mlp projections: pass --projection_type mlp")
+    for name in ("projection_hidden_size", "projection_num_layers"):
+        if getattr(contrastive, name) != getattr(ContrastiveArguments, name) and "mlp" not in types:
+            raise ValueError(f"--{name} is of mlp projections: pass --projection_type mlp")
     for name, weight in SENTENCE_LOSSES[sentence.sentence_objective].weights.items():
         if not sentence.is_given and getattr(sentence, name, weight.default) != weight.default:
             raise ValueError(f"--{name} needs --sentences, --triplets or --paraphrases")

@@ -234,7 +234,14 @@ def load_sentence_table(sentence: SentenceArguments, seed: int, exclude_texts: S
     if sentence.paraphrases is not None:
         source, table = sentence.paraphrases, load_paraphrases(sentence.paraphrases, column=sentence.sentence_column)
     elif sentence.triplets is not None:
-        source, table = sentence.triplets, load_triplets(sentence.triplets, seed=seed)
+        source = sentence.triplets
+        table = load_triplets(
+            source,
+            seed=seed,
+            positive_label=sentence.positive_label,
+            negative_label=sentence.negative_label,
+            require_negatives=sentence.require_negatives,
+        )
     else:
         assert sentence.sentences is not None
         source, limit = sentence.sentences, sentence.max_sentences

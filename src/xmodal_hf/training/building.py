@@ -31,9 +31,10 @@ from ..data.formats import Modality
 from ..data.modalities import MODALITIES, find_address, modality_of_processor
 from ..data.sampling import SentenceDataset
 from ..data.sentences import num_negatives
-from ..evaluation.adapters import is_adapter, load_adapted, processor_source
+from ..evaluation.adapters import adapter_base, is_adapter, load_adapted, processor_source
 from ..losses.registry import LOSSES, SENTENCE_LOSSES, Loss, SentenceLoss, join_choices
 from ..models.attention_direction import attend_in_both_directions
+from ..models.configuration_sentence_encoder import SentenceEncoderConfig
 from ..models.conversion import load_dual_encoder, load_dual_processor
 from ..models.feature_extraction_log_mel import LogMelFeatureExtractor
 from ..models.modeling_dual_encoder import DualEncoder, trained_pooling
@@ -252,6 +253,56 @@ def build_sentence_encoder(
     return model
 
 
+def build_trained_sentence_encoder(
+    text: TextModelArguments,
+    sentence: SentenceArguments,
+    lora: LoraArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    is_dry_run: bool = False,
+) -> SentenceEncoder | PeftModel:
+    """Return `build_sentence_encoder`'s model, with an adapter added as the options say.
+
+    Args:
+        text, sentence, lora: Options of the text tower, of phase 1 and of the adapter.
+        tokenizer: Tokenizer of the text tower.
+        is_dry_run: Whether another tower may stand in for that of `--text_model`.
+
+    Raises:
+        ValueError: If the adapter would belong to another model than `--text_model` names, without `lora_merge`.
+    """
+    model = build_sentence_encoder(text, sentence, tokenizer)
+    if lora.lora_rank is None:
+        return model
+    if text.text_model is not None and not lora.lora_merge:
+        _check_is_base(text.text_model, model)
+    elif not is_dry_run and text.text_model is None:
+        raise ValueError("--lora_rank adapts a pretrained text tower: pass --text_model, or drop it")
+    return add_lora(model, lora)
+
+
+def _check_is_base(source: str, model: SentenceEncoder) -> None:
+    """Raise a ValueError unless `source` is a `SentenceEncoder` that differs from the model in no setting."""
+    while is_adapter(source):
+        source = adapter_base(source)
+    config = AutoConfig.from_pretrained(source)
+    if not isinstance(config, SentenceEncoderConfig):
+        raise ValueError(
+            f"an adapter needs the model that it belongs to, and --text_model {source} is no SentenceEncoder: pass "
+            "--lora_merge"
+        )
+    names = ["pooling", "head", "mlm_head", *(() if config.head == "none" else ("head_dim", "head_at_inference"))]
+    changed = [name for name in names if getattr(config, name) != getattr(model.config, name)]
+    towers = config.text_config, model.config.text_config
+    for name in ("max_position_embeddings", "is_causal"):
+        changed += [name] if getattr(towers[0], name, None) != getattr(towers[1], name, None) else []
+    if changed:
+        raise ValueError(
+            f"the options change {', '.join(changed)} of --text_model, which no adapter holds: pass --lora_merge, or "
+            "drop them"
+        )
+
+
 def check_max_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> None:
     """Raise a ValueError when texts would be longer than the text tower takes."""
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -308,6 +359,7 @@ def build_dual_encoder(
         "projection_type": contrastive.projection_type,
         "text_projection_type": contrastive.text_projection_type,
         "projection_hidden_size": contrastive.projection_hidden_size,
+        "projection_num_layers": contrastive.projection_num_layers,
         "projection_dropout": contrastive.projection_dropout,
         "pooling": text.pooling,
         f"{modality}_pooling": contrastive.modality_pooling,

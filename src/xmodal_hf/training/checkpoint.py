@@ -79,11 +79,16 @@ _BEFORE: dict[str, Any] = {
     "feature_views": 1,
     "feature_dtype": None,
     "train_modality": False,
+    "lora_dropout": 0.0,
+    "lora_merge": False,
     "sentence_objective": "simcse",
     "bidirectional_attention": False,
+    "require_negatives": False,
     "captions_per_item": 1,
     "negative_text_weight": 0.0,
     "projection_dropout": 0.0,
+    "projection_num_layers": 2,
+    "frozen_dtype": "float32",
 }
 # Rates that may be null in earlier states, where `learning_rate` applied.
 _RATES = ("text_learning_rate", "modality_learning_rate")

@@ -39,7 +39,7 @@ _POSITION_FIELDS = ("max_position_embeddings", "n_positions")
 
 
 def resolve_sentence_defaults(
-    training: TrainingArguments, text: TextModelArguments
+    training: TrainingArguments, text: TextModelArguments, lora: LoraArguments | None = None
 ) -> tuple[TrainingArguments, TextModelArguments]:
     """Return the options of phase 1 without open defaults: one rate for tower and head, as in SimCSE.
 
@@ -48,7 +48,8 @@ def resolve_sentence_defaults(
     Raises:
         OSError: If the text model or its tokenizer does not exist.
     """
-    rate = training.learning_rate or (NEW_LAYERS_RATE if text.text_model is None else PRETRAINED_RATE)
+    is_lora = lora is not None and lora.lora_rank is not None
+    rate = training.learning_rate or (LORA_RATE if is_lora else _rate(text.text_model is not None))
     training = dataclasses.replace(training, learning_rate=rate, text_learning_rate=training.text_learning_rate or rate)
     length = text.max_length or min(SENTENCE_LENGTH, own_length(text.text_model, text))
     return training, dataclasses.replace(text, max_length=length)

@@ -63,7 +63,7 @@ _CAPTION_WORDS = 10  # about the mean of CC3M's captions (Sharma et al. 2018, ta
 _SOUND_SECONDS, _SOUND_HZ = 10.0, 48_000  # AudioSet's clips, LAION-CLAP's rate
 _IMAGE_PIXELS = 256
 # Bytes per parameter of fp32 weights, gradients and AdamW's two moments.
-_BYTES_TRAINED, _BYTES_FROZEN = 16, 4
+_BYTES_TRAINED = 16
 # Errors of readers for an address or a repository that does not answer. Local sources are looked for before.
 _NOT_ANSWERED = (OSError, HTTPError, HfHubHTTPError)
 _NO_DATA = (DataFilesNotFoundError, EmptyDatasetError)  # the repository exists
@@ -162,12 +162,14 @@ def estimate_sentences(
     text: TextModelArguments,
     sentence: SentenceArguments,
     validation: ValidationArguments | None = None,
+    lora: LoraArguments | None = None,
 ) -> DryRun:
     """Measure a step of phase 1.
 
     Args:
         accelerator, training, text, sentence: Accelerator and options of the run.
         validation: Measurements during the run, whose data are loaded and checked if they can be reached.
+        lora: Options of an adapter. If None, all weights are trained.
 
     Raises:
         ValueError: If the data do not hold what the options say, as in the run.
@@ -175,11 +177,11 @@ def estimate_sentences(
     notes: list[str] = []
     text, _ = placeholders(text, None, notes)
     training = _without_unreachable_exclusions(training, notes)
-    training, text = resolve_sentence_defaults(training, text)
+    training, text = resolve_sentence_defaults(training, text, lora)
     table = _sentences(sentence, training, notes)
     num_items = _num_items(table, training, notes)
     with _own_folder(small_options(training)) as small:
-        phase = build_sentence_phase(accelerator, small, text, sentence, table)
+        phase = build_sentence_phase(accelerator, small, text, sentence, table, lora)
         _check_validation(accelerator, small, validation, phase, None, notes)
         return measure_step(accelerator, phase, training, num_items, notes)
 
@@ -290,6 +292,7 @@ def measure_step(
     small, model, objective = small_options(training), phase.model, phase.objective
     parameters = [parameter.numel() for parameter in model.parameters()]
     trained = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    frozen_bytes = sum(parameter.nbytes for parameter in model.parameters() if not parameter.requires_grad)
     take_step = TrainingStep(accelerator, model, objective, small, total_steps=2)
     batch = next(iter(phase.loader))
     activations = _activation_bytes(lambda: objective(take_step.model, batch))
@@ -309,7 +312,7 @@ def measure_step(
         items_per_step=items_per_step,
         tokens_per_item=_tokens(batch) / small.batch_size,
         flops_per_step=counter.get_total_flops() * scale * accelerator.num_processes,
-        state_gb=(_BYTES_TRAINED * sum(trained) + _BYTES_FROZEN * (sum(parameters) - sum(trained))) / 1e9,
+        state_gb=(_BYTES_TRAINED * sum(trained) + frozen_bytes) / 1e9,
         activation_gb=activations * held_items / small.batch_size / 1e9,
         held_items=held_items,
         items_per_second=small.batch_size * accelerator.num_processes / seconds,

@@ -55,8 +55,9 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
     known = {"none", "all", *(tracker.value for tracker in LoggerType)}
     if arguments.report_to not in known:
         raise ValueError(f"--report_to {arguments.report_to} is unknown: pass one of {', '.join(sorted(known))}")
-    # A dry run may count in any precision, and a CPU has no fp16.
-    precision = "no" if arguments.dry_run and not torch.accelerator.is_available() else arguments.mixed_precision
+    # A dry run may count in any precision, and a CPU has no fp16. Weights in bfloat16 are computed in it.
+    is_counted = arguments.dry_run and not torch.accelerator.is_available() and arguments.frozen_dtype == "float32"
+    precision = "no" if is_counted else arguments.mixed_precision
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=None if arguments.report_to == "none" else arguments.report_to,

@@ -33,6 +33,7 @@ from .arguments import LoraArguments, TrainingArguments
 from .checkpoint import check_same_run, find_resumed, find_states, read_state
 from .log import LOG_NAME, TrainingResult
 from .sharding import whole_weights
+from .towers import restore_frozen_weights
 
 RECIPE_NAME = "recipe.yaml"
 RUN_NAME = "run.json"
@@ -163,6 +164,7 @@ def finish_output(
         OtherProcessError: In the other processes, if the main process raises, so that they do not wait for it in vain.
     """
     accelerator.wait_for_everyone()
+    restore_frozen_weights(model)
     weights = whole_weights(accelerator, model)
     if isinstance(model, PeftModel) and lora is not None and lora.lora_merge:
         model = model.merge_and_unload()

@@ -9,6 +9,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..commands import format_size
 from ..data.modalities import MODALITIES
 from ..models.text_format import set_text_prefix
 from ..objectives import JointObjective, MatryoshkaObjective, Objective
@@ -24,18 +25,19 @@ from .batches import JointLoader, PairTable, StatefulLoader, build_pair_loader, 
 from .building import (
     build_cross_modal_objective,
     build_processor,
-    build_sentence_encoder,
     build_sentence_objective,
     build_tokenizer,
     build_trained_dual_encoder,
+    build_trained_sentence_encoder,
     check_max_length,
     check_prefix,
 )
 from .clip_lengths import check_clip_length
 from .features import frozen_sides, open_features
+from .log import inform
 from .loop import text_sub_batches
 from .sharding import is_sharded
-from .towers import freeze_unused_bias
+from .towers import freeze_unused_bias, halve_frozen_weights
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,17 @@ def build_sentence_phase(
     text: TextModelArguments,
     sentence: SentenceArguments,
     table: Dataset,
+    lora: LoraArguments | None = None,
 ) -> Phase:
-    """Return phase 1 on a table of sentences, triplets or paraphrases."""
+    """Return phase 1 on a table of sentences, triplets or paraphrases, of all weights or of an adapter."""
+    lora = lora or LoraArguments()
     tokenizer = build_tokenizer(text, lambda: texts_of(None, table))
     if text.text_prefix is not None:
         set_text_prefix(tokenizer, text.text_prefix)
-    model = build_sentence_encoder(text, sentence, tokenizer)
+    _check_whole(accelerator, lora)
+    model = build_trained_sentence_encoder(text, sentence, lora, tokenizer, is_dry_run=training.dry_run)
     check_max_length(model, tokenizer, text)
+    _keep_frozen_weights(accelerator, model, training)
     if not training.dry_run:  # whose tokenizer may be made up
         check_prefix(tokenizer, text)
     objective: Objective = build_sentence_objective(sentence, table, text_sub_batches(training, accelerator))
@@ -86,8 +92,7 @@ def build_pair_phase(
     )
     if text.text_prefix is not None:
         set_text_prefix(processor.tokenizer, text.text_prefix)
-    if lora.lora_rank is not None and is_sharded(accelerator):
-        raise ValueError("--lora_rank is for models that every process holds whole: drop FSDP or DeepSpeed")
+    _check_whole(accelerator, lora)
     model = build_trained_dual_encoder(text, contrastive, lora, processor)
     check_max_length(model, processor.tokenizer, text)
     if not training.dry_run:  # whose tokenizer may be made up
@@ -97,6 +102,7 @@ def build_pair_phase(
     sub_batches = text_sub_batches(training, accelerator)
     cross_modal = build_cross_modal_objective(contrastive, pairs, sub_batches)
     freeze_unused_bias(model, cross_modal)
+    _keep_frozen_weights(accelerator, model, training)
     features = {} if training.dry_run else open_features(accelerator, model, table, processor, training, text, pairs)
     any_longer = "audio" not in frozen_sides(model)
     loader = build_pair_loader(accelerator, table, processor, training, text, pairs, features, any_longer)
@@ -109,6 +115,25 @@ def build_pair_phase(
         accelerator, sentences, processor.tokenizer, training, text, sentence, contrastive.sentence_batch_size
     )
     return Phase(model, with_matryoshka(objective, training), JointLoader(loader, sentence_part), processor)
+
+
+def _keep_frozen_weights(
+    accelerator: Accelerator, model: PreTrainedModel | PeftModel, training: TrainingArguments
+) -> None:
+    """Keep what is not trained in the precision that the options ask for, and say what that saves."""
+    if training.frozen_dtype == "float32":
+        return
+    if is_sharded(accelerator):
+        raise ValueError("--frozen_dtype is for models that every process holds whole: drop FSDP or DeepSpeed")
+    saved = halve_frozen_weights(model)
+    if saved == 0:
+        raise ValueError("--frozen_dtype bfloat16: no tower is frozen, and trained weights stay in float32; drop it")
+    inform(accelerator, f"frozen weights are kept in bfloat16, which saves {format_size(saved / 1e9)}")
+
+
+def _check_whole(accelerator: Accelerator, lora: LoraArguments) -> None:
+    if lora.lora_rank is not None and is_sharded(accelerator):
+        raise ValueError("--lora_rank is for models that every process holds whole: drop FSDP or DeepSpeed")
 
 
 def with_matryoshka(objective: Objective, training: TrainingArguments) -> Objective:

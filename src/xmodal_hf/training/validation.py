@@ -47,6 +47,7 @@ from .checkpoint import (
 from .features import FOLDER_NAME, frozen_sides
 from .log import VALIDATION_LOG_NAME, StepLog, TrainingResult, inform
 from .sharding import is_sharded
+from .towers import has_halved_weights
 
 # Name of the folder of the held-out items' vectors, in the folder of feature stores.
 _VALIDATION_FOLDER = "validation"
@@ -258,6 +259,12 @@ class TaskValidator:
         Raises:
             ValueError: If the data cannot be measured on, or `--best_metric` names no number that will be measured.
         """
+        with _computing_with(model):
+            self._check(model)
+        if best_metric is not None:
+            check_best_metric(best_metric, self.names())
+
+    def _check(self, model: nn.Module) -> None:
         embedder = self._embedder(model)
         if self.sts is not None:
             # This makes all checks of the scores and sentences, with vectors that need no model.
@@ -268,8 +275,6 @@ class TaskValidator:
                 raise ValueError(f"a validation on pairs needs two items, the data have {len(self.pairs)} rows")
             rows = np.unique(np.linspace(0, len(self.pairs) - 1, _CHECKED_ITEMS).astype(int))
             embed_pairs(embedder, self.pairs.select(rows.tolist()), self.modality, on_bad_item=self.on_bad_item)
-        if best_metric is not None:
-            check_best_metric(best_metric, self.names())
 
     def names(self) -> list[str]:
         """Return the names of the numbers that will be measured, which do not depend on the data but for captions."""
@@ -282,6 +287,10 @@ class TaskValidator:
         return names
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
+        with _computing_with(model):
+            return self._measured(model)
+
+    def _measured(self, model: nn.Module) -> dict[str, float]:
         embedder = self._embedder(model)
         values: dict[str, float] = {}
         if self.sts is not None:
@@ -320,6 +329,12 @@ class TaskValidator:
             "representation": evaluate_representation(*embeds, modality=self.modality, num_resamples=0),
         }
         return {f"{task}.{name}": value for task, found in tasks.items() for name, value in found.items()}
+
+
+def _computing_with(model: nn.Module) -> torch.autocast:
+    """Context in which a model runs: frozen weights in bfloat16 need autocast."""
+    device = next(model.parameters()).device
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_halved_weights(model))
 
 
 def check_best_metric(name: str, measured: Sequence[str]) -> None:

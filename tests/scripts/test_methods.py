@@ -1,6 +1,7 @@
 """Newer methods from the command line: trained, resumed, estimated by a dry run, with a card that names them."""
 
 import json
+import logging
 import runpy
 import shutil
 from pathlib import Path
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
 from xmodal_hf.data.sources import load_pairs
 from xmodal_hf.evaluation.embed import TruncatedEmbedder, embed_pairs
 from xmodal_hf.evaluation.loading import load_embedder
-from xmodal_hf.hub.card_training import TrainingRecord, describe_phase
+from xmodal_hf.hub.card_training import TrainingRecord, describe_phase, hyperparameters
 from xmodal_hf.hub.citations import citations
 from xmodal_hf.training.arguments import LORA_RATE
 
@@ -123,6 +126,47 @@ def test_a_merged_adapter_is_a_whole_model(run_main, adapter_options, phase_1_fo
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed and {name.split(".")[0] for name in changed} == {"text_model", "head"}
     assert not any("embeddings" in name or "LayerNorm" in name for name in changed)
+
+
+@pytest.fixture
+def own_precision(phase_1_folder):
+    """Accelerate keeps the precision of its first use in a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("own_precision")
+def test_frozen_weights_in_bfloat16_change_nothing_and_are_released_in_float32(
+    run_main, adapter_options, phase_1_folder, tmp_path, caplog
+):
+    sts = tmp_path / "sts.csv"
+    sts.write_text("sentence1,sentence2,score\na red one,red,4\nblue,a picture,1\ngreen,a green one,5\n")
+    options = [*adapter_options, "--lora_merge", "--mixed_precision", "bf16", "--eval_sts", sts, "--eval_steps", 2]
+    caplog.set_level(logging.INFO, logger="xmodal_hf")
+    check_resumed(
+        run_main, "train_sentence_embedding.py", [*options, "--frozen_dtype", "bfloat16"], tmp_path, SentenceEncoder
+    )
+    assert "frozen weights are kept in bfloat16, which saves" in caplog.text
+    run_main("train_sentence_embedding.py", *options, "--report_to", "none", "--max_steps", 4, "--output_dir", tmp_path)
+    assert losses(tmp_path) == losses(tmp_path / "whole")
+    released = load_file(tmp_path / "whole" / "model.safetensors")
+    assert {value.dtype for value in released.values()} == {torch.float32}
+    expected, base = weights(tmp_path), weights(phase_1_folder)
+    for name, value in weights(tmp_path / "whole").items():  # below the adapter, the weights are rounded
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=2.0**-8 * float(base[name].abs().max()))
+    record = TrainingRecord.read(tmp_path / "whole")
+    assert ("precision of frozen weights", ["bfloat16"]) in hyperparameters([record])
+    assert "precision of frozen weights" not in dict(hyperparameters([TrainingRecord.read(tmp_path)]))
+
+
+@pytest.mark.usefixtures("own_precision")
+def test_frozen_weights_in_bfloat16_need_something_frozen(run_main, sentence_options, sentence_file, tmp_path):
+    options = [*sentence_options, "--sentences", sentence_file, "--frozen_dtype", "bfloat16", "--report_to", "none"]
+    with pytest.raises(SystemExit):
+        run_main("train_sentence_embedding.py", *options, "--output_dir", tmp_path)
+    with pytest.raises(ValueError, match="--frozen_dtype bfloat16: no tower is frozen"):
+        run_main("train_sentence_embedding.py", *options, "--mixed_precision", "bf16", "--output_dir", tmp_path)
 
 
 @pytest.mark.parametrize(

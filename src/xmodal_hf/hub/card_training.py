@@ -42,6 +42,7 @@ _HYPERPARAMETERS = {
     "max_grad_norm": "gradient clipping",
     "sentence_objective": "objective of sentences",
     "mixed_precision": "precision",
+    "frozen_dtype": "precision of frozen weights",
     "ema_decay": "averaging of the weights",
     "lora_rank": "LoRA rank",
     "lora_alpha": "LoRA alpha",
@@ -280,6 +281,8 @@ def _matters(option: str, phase: TrainingRecord) -> bool:
     """Tell whether a phase read an option of its recipe."""
     if option in ("lora_rank", "lora_alpha"):
         return bool(phase.recipe.get("lora_rank"))
+    if option == "frozen_dtype":
+        return phase.recipe.get(option, "float32") != "float32"
     if option == "objective":
         return phase.trains_pairs
     if option == "sentence_objective":

@@ -26,7 +26,15 @@ from ..data.modalities import modality_of_columns
 from ..data.sources import load_pairs
 from ..data.splits import with_default_split
 from ..data.tables import load_table
-from ..evaluation.embed import DualEncoderEmbedder, Embedder, OnBadItem, PairEmbeddings, as_embedder, embed_pairs
+from ..evaluation.embed import (
+    DualEncoderEmbedder,
+    Embedder,
+    EmbedOptions,
+    OnBadItem,
+    PairEmbeddings,
+    as_embedder,
+    embed_pairs,
+)
 from ..evaluation.frozen import FrozenTowersEmbedder, unit_rows
 from ..evaluation.representation import evaluate_representation
 from ..evaluation.retrieval import evaluate_retrieval
@@ -317,7 +325,9 @@ class TaskValidator:
 
     def _embedder(self, model: nn.Module) -> Embedder:
         # peft's wrapper is not a PreTrainedModel; the model inside it has the adapter's layers.
-        embedder = as_embedder(model.get_base_model() if isinstance(model, PeftModel) else model, self.processor)
+        whole = model.get_base_model() if isinstance(model, PeftModel) else model
+        options = EmbedOptions(dtype=torch.bfloat16) if has_halved_weights(model) else None
+        embedder = as_embedder(whole, self.processor, options=options)
         if self._frozen is None and self.keeps_frozen and isinstance(embedder, DualEncoderEmbedder):
             sides = frozen_sides(model)
             self._frozen = FrozenTowersEmbedder(embedder, sides, self.folder) if sides else None

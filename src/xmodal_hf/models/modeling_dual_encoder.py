@@ -93,7 +93,7 @@ class ProjectionMLP(nn.Module):
 
     def linear_layers(self) -> list[nn.Linear]:
         """Return the linear layers, the first one first."""
-        return [self.get_submodule(f"linear{number + 1}") for number in range(self.num_layers)]
+        return [self.get_submodule(f"linear{number + 1}") for number in range(self.num_layers)]  # type: ignore[misc]
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """(B, H) -> (B, D)."""

@@ -91,7 +91,7 @@ def has_halved_weights(model: nn.Module) -> bool:
     return any(weight.dtype == torch.bfloat16 for weight in _frozen_matrices(model))
 
 
-def _frozen_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+def _frozen_matrices(model: nn.Module) -> Iterator[torch.Tensor]:
     for name, module in model.named_modules():
         in_tower = any(part in _TOWERS for part in name.split("."))
         if in_tower and isinstance(module, _PRODUCTS) and not module.weight.requires_grad:

@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,8 +106,8 @@ PRETRAINED = {
 }
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the stages one after the other, each as a user would."""
+def build_parser() -> ArgumentParser:
+    """Return the parser of the command line."""
     parser = command_parser(__doc__)
     parser.add_argument(
         "--modality", choices=tuple(FROM_SCRATCH), default="image", help="Modality that is paired with text."
@@ -124,7 +125,12 @@ def main(args: Sequence[str] | None = None) -> None:
         "--card_dir", type=Path, help="Folder to which files for the README and the model card are copied."
     )
     parser.add_argument("--search", action="store_true", help="Only answer the queries with the saved model.")
-    options = parser.parse_args(args)
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the stages one after the other, each as a user would."""
+    options = build_parser().parse_args(args)
     demo = FROM_SCRATCH[options.modality] if options.from_scratch else (FROM_SCRATCH | PRETRAINED)[options.modality]
     if options.max_held_out is not None:
         demo = dataclasses.replace(demo, num_held_out=min(options.max_held_out, demo.num_held_out))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 SCRIPTS = Path(__file__).parent
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run what is missing, then write what all of it says."""
+def build_parser() -> ArgumentParser:
+    """Return the parser of the command line."""
     parser = command_parser(__doc__)
     parser.add_argument(
         "--recipe",
@@ -53,6 +54,12 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--report_only", action="store_true", help="Train nothing, and only report on the results that exist."
     )
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run what is missing, then write what all of it says."""
+    parser = build_parser()
     options = parser.parse_args(args)
     if options.jobs < 1:
         parser.error("--jobs is at least 1")
@@ -77,9 +84,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     if options.list:
-        print(
-            "\n".join(f"{'done' if is_done else 'open'}  {job.folder}" for job, is_done in zip(jobs, done, strict=True))
-        )
+        for job, is_done in zip(jobs, done, strict=True):
+            print(f"{'done' if is_done else 'open'}  {job.folder}")
         return
     failed: dict[str, str] = {}
     if options.report_only:

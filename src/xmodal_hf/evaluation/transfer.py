@@ -143,10 +143,7 @@ def evaluate_transfer(
     """
     embedder = as_embedder(embedder)
     tasks = data if isinstance(data, Mapping) else load_transfer(data)
-    for task, splits in tasks.items():
-        if set(splits) not in map(set, _SPLITS):
-            known = "; ".join(", ".join(names) for names in _SPLITS)
-            raise ValueError(f"the transfer task {task!r} has the splits {', '.join(splits)}; known are {known}")
+    _check_splits(tasks)
     results: dict[str, float] = {}
     resamples = []
     bar = progress_bar(tasks.items(), desc="transfer", unit="task", delay=2.0)
@@ -170,6 +167,13 @@ def evaluate_transfer(
     if num_resamples:
         return results | with_interval("average", average, np.mean(resamples, axis=0))
     return results | {"average": average}
+
+
+def _check_splits(tasks: Mapping[str, Mapping[str, Rows]]) -> None:
+    for task, splits in tasks.items():
+        if set(splits) not in map(set, _SPLITS):
+            known = "; ".join(", ".join(names) for names in _SPLITS)
+            raise ValueError(f"the transfer task {task!r} has the splits {', '.join(splits)}; known are {known}")
 
 
 def probe(

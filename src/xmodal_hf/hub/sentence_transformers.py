@@ -62,6 +62,8 @@ _MEGATRON_RULES: list[Rule] = [
 # The activations that a Dense module can name: torch's classes without arguments.
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}
 _IDENTITY = nn.Identity
+# Linear layers, each with the activation after it.
+_Layers = list[tuple[nn.Linear, type[nn.Module]]]
 
 
 def export_sentence_transformers(
@@ -107,7 +109,19 @@ def export_sentence_transformers(
         layers = _cut_layers(layers, tower_hidden_size(tower.config, "text_config"), truncate_dim)
     tower.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _write_all_modules(folder, tower, tokenizer, pooling, layers, prefix)
+    return folder
 
+
+def _write_all_modules(
+    folder: Path,
+    tower: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pooling: str,
+    layers: _Layers,
+    prefix: str,
+) -> None:
+    """Write the modules of sentence-transformers: the transformer, its pooling, the linear layers, the norm."""
     settings = {"max_seq_length": tokenizer.model_max_length, "do_lower_case": False}
     settings |= padding_settings(pads_to_max_length(tokenizer))
     modules = {"": "Transformer"}
@@ -126,7 +140,6 @@ def export_sentence_transformers(
     path = f"{len(modules)}_Normalize"
     write_json(folder / path / "config.json", {})
     write_modules(folder, {**modules, path: "Normalize"}, prefix)
-    return folder
 
 
 def _plain_tower(tower: PreTrainedModel) -> PreTrainedModel:
@@ -146,7 +159,7 @@ def _plain_tower(tower: PreTrainedModel) -> PreTrainedModel:
     return tower
 
 
-def _dense_layers(model: SentenceEncoder | DualEncoder) -> list[tuple[nn.Linear, type[nn.Module]]]:
+def _dense_layers(model: SentenceEncoder | DualEncoder) -> _Layers:
     """Return what follows the pooling: linear layers, each with the activation after it."""
     if isinstance(model, DualEncoder):
         projection = model.text_projection
@@ -167,9 +180,7 @@ def _dense_layers(model: SentenceEncoder | DualEncoder) -> list[tuple[nn.Linear,
     return _linear(model.head)
 
 
-def _cut_layers(
-    layers: list[tuple[nn.Linear, type[nn.Module]]], hidden_size: int, dim: int
-) -> list[tuple[nn.Linear, type[nn.Module]]]:
+def _cut_layers(layers: _Layers, hidden_size: int, dim: int) -> _Layers:
     """Return the layers after the pooling, of which the last gives the first `dim` dimensions only."""
     width = layers[-1][0].out_features if layers else hidden_size
     if not 1 <= dim <= width:
@@ -186,7 +197,7 @@ def _cut_layers(
     return [*layers[:-1], (cut, activation)]
 
 
-def _linear(layer: nn.Module, activation: type[nn.Module] = _IDENTITY) -> list[tuple[nn.Linear, type[nn.Module]]]:
+def _linear(layer: nn.Module, activation: type[nn.Module] = _IDENTITY) -> _Layers:
     """Return a projection or head that is one linear layer, or none at all."""
     return [(layer, activation)] if isinstance(layer, nn.Linear) else []
 

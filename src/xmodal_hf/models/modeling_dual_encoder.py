@@ -352,12 +352,7 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             pooled = self._with_dropout(modality_output.pooler_output)
             fields[f"{modality}_embeds"] = unit_norm(self.modality_projection(pooled))  # (B, D)
         if has_text and has_modality and (return_logits or return_loss):
-            text_embeds = fields["text_embeds"]
-            device = text_embeds.device  # with a device map, the parts may be on several devices
-            logits_per_text = text_embeds @ fields[f"{modality}_embeds"].to(device).t()
-            logits_per_text = logits_per_text * fields["logit_scale"].to(device)
-            if "logit_bias" in fields:
-                logits_per_text = logits_per_text + fields["logit_bias"].to(device)
+            logits_per_text = self._logits_per_text(fields)
             fields[f"logits_per_{modality}"] = logits_per_text.t()  # (B_modality, B_text)
             offset = self.config.text_logit_scale_offset
             fields["logits_per_text"] = logits_per_text * math.exp(offset) if offset else logits_per_text
@@ -365,6 +360,14 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
                 fields["loss"] = symmetric_cross_entropy(logits_per_text)
         # The output is built once, from all fields: its items have the order of the declaration only when it is made.
         return DualEncoderOutput(**fields)
+
+    def _logits_per_text(self, fields: dict[str, Any]) -> torch.Tensor:
+        """Return the scaled cosines of texts and items: (B_text, D), (B_modality, D) -> (B_text, B_modality)."""
+        text_embeds = fields["text_embeds"]
+        device = text_embeds.device  # with a device map, the parts may be on several devices
+        logits = text_embeds @ fields[f"{self.config.modality}_embeds"].to(device).t()
+        logits = logits * fields["logit_scale"].to(device)
+        return logits + fields["logit_bias"].to(device) if "logit_bias" in fields else logits
 
     @classmethod
     def _from_pretrained_towers(

@@ -299,6 +299,15 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         text_format = TextFormat.of(self, tokenizer, max_length)
         texts = text_format.tokenize(sentences)
         batches = token_batches(text_format.lengths(texts), max_tokens_per_batch, batch_size)
+        in_batches = self._encode_batches(text_format, texts, batches, show_progress)
+        embeds = torch.empty_like(in_batches)
+        embeds[[row for rows in batches for row in rows]] = in_batches
+        return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
+
+    def _encode_batches(
+        self, text_format: TextFormat, texts: list[dict[str, list[int]]], batches: list[list[int]], show_progress: bool
+    ) -> torch.Tensor:
+        """Return the vectors (n, D) of tokenized texts on the CPU, in the order of the batches."""
         pooled = []
         silent = {} if show_progress else {"disable": True}  # TQDM_DISABLE=1 holds too
         with evaluation_mode(self), tqdm(total=len(texts), desc="encode", **silent) as bar:
@@ -309,11 +318,7 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
                 }
                 pooled.append(self(**inputs).pooler_output.float().cpu())
                 bar.update(len(rows))
-        # This is outside inference mode, so that the result may be used in training.
-        in_batches = torch.cat(pooled)  # (n, D)
-        embeds = torch.empty_like(in_batches)
-        embeds[[row for rows in batches for row in rows]] = in_batches
-        return nn.functional.normalize(embeds, dim=-1) if normalize else embeds
+        return torch.cat(pooled)  # outside inference mode, so that the result may be used in training
 
     def _own_tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer saved beside the model, once."""

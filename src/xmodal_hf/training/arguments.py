@@ -648,6 +648,21 @@ def check_phase_2(
     for other in MODALITIES:
         if other != pairs.modality and other in contrastive.freeze:
             raise ValueError(f"--freeze {other} with --modality {pairs.modality}: there is no such tower")
+    _check_several_texts(pairs, contrastive)
+    _check_whole_model(text, contrastive)
+    _check_used(contrastive, sentence)
+    _check_frozen_and_adapted(training, text, pairs, contrastive, lora)
+    check_trains_new_tower(contrastive, lora, pairs.modality)
+    if sentence.is_given and "text" in contrastive.freeze and lora.lora_rank is None:
+        raise ValueError(
+            "--sentences and --triplets train the text tower, which --freeze text keeps as it is; so do --paraphrases"
+        )
+    if sentence.mlm_weight > 0 or sentence.head not in (None, "none"):
+        raise ValueError("--mlm_weight and --head belong to phase 1: a dual encoder has no such layers")
+
+
+def _check_several_texts(pairs: PairArguments, contrastive: ContrastiveArguments) -> None:
+    """Raise a ValueError for captions or negative captions that the loss or the feature stores do not take."""
     several = pairs.captions_per_item > 1 or pairs.negative_text_column is not None
     if several and not LOSSES[contrastive.objective].takes_several_texts:
         name = "negative_text_column" if pairs.negative_text_column else "captions_per_item"
@@ -662,13 +677,26 @@ def check_phase_2(
         raise ValueError(
             "--negative_text_column with --freeze text: stores keep no vectors of them; pass --features off"
         )
+
+
+def _check_whole_model(text: TextModelArguments, contrastive: ContrastiveArguments) -> None:
+    """Raise a ValueError for options of new towers beside `--model`."""
     if contrastive.model is not None and (text.text_model or text.text_config or text.tokenizer):
         raise ValueError("--model brings its own text tower: drop --text_model, --text_config and --tokenizer")
     for part in (text, contrastive) if contrastive.model is not None else ():
         for name in sorted(_SIZES_OF_A_NEW_MODEL & {item.name for item in dataclasses.fields(part)}):
             if getattr(part, name) != getattr(type(part), name):
                 raise ValueError(f"--model brings its own towers, projections and sizes: drop --{name}")
-    _check_used(contrastive, sentence)
+
+
+def _check_frozen_and_adapted(
+    training: TrainingArguments,
+    text: TextModelArguments,
+    pairs: PairArguments,
+    contrastive: ContrastiveArguments,
+    lora: LoraArguments,
+) -> None:
+    """Raise a ValueError for options of towers that are frozen, and for adapters that cannot be saved or trained."""
     if "text" in contrastive.freeze and training.text_learning_rate is not None:
         raise ValueError("--text_learning_rate with --freeze text: that tower stays as it is")
     if pairs.modality in contrastive.freeze and training.modality_learning_rate is not None:
@@ -681,13 +709,6 @@ def check_phase_2(
         raise ValueError("an adapter needs the model that it belongs to: pass --model, or --lora_merge")
     if lora.lora_rank is not None and text.bidirectional_attention and not lora.lora_merge:
         raise ValueError("--bidirectional_attention changes the model, which no adapter holds: pass --lora_merge")
-    check_trains_new_tower(contrastive, lora, pairs.modality)
-    if sentence.is_given and "text" in contrastive.freeze and lora.lora_rank is None:
-        raise ValueError(
-            "--sentences and --triplets train the text tower, which --freeze text keeps as it is; so do --paraphrases"
-        )
-    if sentence.mlm_weight > 0 or sentence.head not in (None, "none"):
-        raise ValueError("--mlm_weight and --head belong to phase 1: a dual encoder has no such layers")
 
 
 def _check_used(contrastive: ContrastiveArguments, sentence: SentenceArguments) -> None:

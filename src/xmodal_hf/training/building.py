@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from datasets import Dataset
 from peft import PeftModel
 from torch import nn
 from transformers import (
@@ -29,10 +28,8 @@ from transformers import (
 
 from ..data.formats import Modality
 from ..data.modalities import MODALITIES, find_address, modality_of_processor
-from ..data.sampling import SentenceDataset
-from ..data.sentences import num_negatives
 from ..evaluation.adapters import adapter_base, is_adapter, load_adapted, processor_source
-from ..losses.registry import LOSSES, SENTENCE_LOSSES, Loss, SentenceLoss, join_choices
+from ..losses.registry import LOSSES, join_choices
 from ..models.attention_direction import attend_in_both_directions
 from ..models.configuration_sentence_encoder import SentenceEncoderConfig
 from ..models.conversion import load_dual_encoder, load_dual_processor
@@ -50,14 +47,12 @@ from ..models.text_format import (
     text_prefix,
 )
 from ..models.towers import build_tower, find_tower, load_model
-from ..objectives import CrossModalObjective, SentenceObjective
 from .adapters import add_lora
 from .arguments import (
     NEW_TOWER_LENGTH,
     NEW_TOWER_SECONDS,
     ContrastiveArguments,
     LoraArguments,
-    PairArguments,
     SentenceArguments,
     TextModelArguments,
     check_trains_new_tower,
@@ -415,46 +410,6 @@ def _new_towers(text: TextModelArguments, contrastive: ContrastiveArguments, mod
         return set()
     sources = {"text": text.text_model, modality: getattr(contrastive, f"{modality}_model")}
     return {tower for tower, source in sources.items() if source is None}
-
-
-def build_cross_modal_objective(
-    contrastive: ContrastiveArguments, pairs: PairArguments, text_sub_batches: int
-) -> CrossModalObjective:
-    """Return the objective of pairs."""
-    weights = _weights_of(LOSSES[contrastive.objective], contrastive)
-    return CrossModalObjective(
-        contrastive.objective,
-        text_sub_batches=text_sub_batches,
-        captions_per_item=pairs.captions_per_item,
-        has_negative_texts=pairs.negative_text_column is not None,
-        negative_text_weight=contrastive.negative_text_weight,
-        **weights,
-    )
-
-
-def build_sentence_objective(sentence: SentenceArguments, table: Dataset, text_sub_batches: int) -> SentenceObjective:
-    """Return the objective of a table of sentences, pairs, triplets or paraphrases.
-
-    Raises:
-        ValueError: If a weight of hard negatives is given, and the table has none.
-    """
-    loss = SENTENCE_LOSSES[sentence.sentence_objective]
-    weights = _weights_of(loss, sentence)
-    useless = [name for name, weight in loss.weights.items() if weight.needs_triplets and weights.get(name)]
-    if useless and not num_negatives(table):
-        raise ValueError(f"--{useless[0]}: no row of the data has a hard negative; drop the option")
-    return SentenceObjective(
-        num_views=len(SentenceDataset(table).views),
-        loss_type=sentence.sentence_objective,
-        mlm_weight=sentence.mlm_weight,
-        text_sub_batches=text_sub_batches,
-        **weights,
-    )
-
-
-def _weights_of(loss: Loss | SentenceLoss, arguments: Any) -> dict[str, float]:
-    """Return those weights of a loss that are options; a loss that was added later keeps the values of its entry."""
-    return {name: getattr(arguments, name) for name in loss.weights if hasattr(arguments, name)}
 
 
 def _load_dual_encoder(

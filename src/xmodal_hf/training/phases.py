@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate import Accelerator
 from datasets import Dataset
@@ -11,8 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from ..commands import format_size
 from ..data.modalities import MODALITIES
+from ..data.sampling import SentenceDataset
+from ..data.sentences import num_negatives
+from ..losses.registry import LOSSES, SENTENCE_LOSSES, Loss, SentenceLoss
 from ..models.text_format import set_text_prefix
-from ..objectives import JointObjective, MatryoshkaObjective, Objective
+from ..objectives import CrossModalObjective, JointObjective, MatryoshkaObjective, Objective, SentenceObjective
 from .arguments import (
     ContrastiveArguments,
     LoraArguments,
@@ -23,9 +27,7 @@ from .arguments import (
 )
 from .batches import JointLoader, PairTable, StatefulLoader, build_pair_loader, build_sentence_loader, texts_of
 from .building import (
-    build_cross_modal_objective,
     build_processor,
-    build_sentence_objective,
     build_tokenizer,
     build_trained_dual_encoder,
     build_trained_sentence_encoder,
@@ -69,10 +71,9 @@ def build_sentence_phase(
     _keep_frozen_weights(accelerator, model, training)
     if not training.dry_run:  # whose tokenizer may be made up
         check_prefix(tokenizer, text)
-    objective: Objective = build_sentence_objective(sentence, table, text_sub_batches(training, accelerator))
-    objective = with_matryoshka(objective, training)
+    objective = _sentence_objective(sentence, table, text_sub_batches(training, accelerator))
     loader = build_sentence_loader(accelerator, table, tokenizer, training, text, sentence)
-    return Phase(model, objective, loader, tokenizer)
+    return Phase(model, _with_matryoshka(objective, training), loader, tokenizer)
 
 
 def build_pair_phase(
@@ -100,21 +101,20 @@ def build_pair_phase(
     if MODALITIES[pairs.modality].is_sampled and not is_sharded(accelerator):
         check_clip_length(model, processor, contrastive, pairs)
     sub_batches = text_sub_batches(training, accelerator)
-    cross_modal = build_cross_modal_objective(contrastive, pairs, sub_batches)
+    cross_modal = _pair_objective(contrastive, pairs, sub_batches)
     freeze_unused_bias(model, cross_modal)
     _keep_frozen_weights(accelerator, model, training)
     features = {} if training.dry_run else open_features(accelerator, model, table, processor, training, text, pairs)
     any_longer = "audio" not in frozen_sides(model)
     loader = build_pair_loader(accelerator, table, processor, training, text, pairs, features, any_longer)
     if sentences is None:
-        return Phase(model, with_matryoshka(cross_modal, training), loader, processor)
-    objective = JointObjective(
-        cross_modal, build_sentence_objective(sentence, sentences, sub_batches), contrastive.sentence_weight
-    )
+        return Phase(model, _with_matryoshka(cross_modal, training), loader, processor)
+    of_sentences = _sentence_objective(sentence, sentences, sub_batches)
+    objective = JointObjective(cross_modal, of_sentences, contrastive.sentence_weight)
     sentence_part = build_sentence_loader(
         accelerator, sentences, processor.tokenizer, training, text, sentence, contrastive.sentence_batch_size
     )
-    return Phase(model, with_matryoshka(objective, training), JointLoader(loader, sentence_part), processor)
+    return Phase(model, _with_matryoshka(objective, training), JointLoader(loader, sentence_part), processor)
 
 
 def _keep_frozen_weights(
@@ -136,7 +136,45 @@ def _check_whole(accelerator: Accelerator, lora: LoraArguments) -> None:
         raise ValueError("--lora_rank is for models that every process holds whole: drop FSDP or DeepSpeed")
 
 
-def with_matryoshka(objective: Objective, training: TrainingArguments) -> Objective:
-    """Return the objective, at nested prefixes of the embeddings where the options ask for it."""
+def _pair_objective(
+    contrastive: ContrastiveArguments, pairs: PairArguments, text_sub_batches: int
+) -> CrossModalObjective:
+    return CrossModalObjective(
+        contrastive.objective,
+        text_sub_batches=text_sub_batches,
+        captions_per_item=pairs.captions_per_item,
+        has_negative_texts=pairs.negative_text_column is not None,
+        negative_text_weight=contrastive.negative_text_weight,
+        **_weights_of(LOSSES[contrastive.objective], contrastive),
+    )
+
+
+def _sentence_objective(sentence: SentenceArguments, table: Dataset, text_sub_batches: int) -> SentenceObjective:
+    """Return the objective of a table of sentences, pairs, triplets or paraphrases.
+
+    Raises:
+        ValueError: If a weight of hard negatives is given, and the table has none.
+    """
+    loss = SENTENCE_LOSSES[sentence.sentence_objective]
+    weights = _weights_of(loss, sentence)
+    useless = [name for name, weight in loss.weights.items() if weight.needs_triplets and weights.get(name)]
+    if useless and not num_negatives(table):
+        raise ValueError(f"--{useless[0]}: no row of the data has a hard negative; drop the option")
+    return SentenceObjective(
+        num_views=len(SentenceDataset(table).views),
+        loss_type=sentence.sentence_objective,
+        mlm_weight=sentence.mlm_weight,
+        text_sub_batches=text_sub_batches,
+        **weights,
+    )
+
+
+def _weights_of(loss: Loss | SentenceLoss, arguments: Any) -> dict[str, float]:
+    """Return the weights of a loss that are options; a loss that was added later keeps the defaults of its entry."""
+    return {name: getattr(arguments, name) for name in loss.weights if hasattr(arguments, name)}
+
+
+def _with_matryoshka(objective: Objective, training: TrainingArguments) -> Objective:
+    """Return the objective, at nested prefixes of the embeddings if the options ask for it."""
     dims = training.matryoshka_dims
     return objective if dims is None else MatryoshkaObjective(objective, dims)  # type: ignore[arg-type]

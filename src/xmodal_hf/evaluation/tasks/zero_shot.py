@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,41 @@ from .context import Outcome, Run, TaskContext, count_bad_items
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Classified:
+    """Items with their classes, not yet opened.
+
+    Attributes:
+        table: Rows of `load_pairs` that have a class.
+        rows: Index of each of these rows in the data set.
+        num_rows: Number of rows of the data set.
+        bad_labels: Rows without a class.
+        labels: Class index of each item.
+        class_names: Names of the classes.
+        folds: Fold of each item; None without folds.
+        prompts: Name of the prompt set.
+        meta: Facts that identify the items and the protocol.
+    """
+
+    table: Dataset
+    rows: list[int]
+    num_rows: int
+    bad_labels: list[BadItem]
+    labels: list[int]
+    class_names: list[str]
+    folds: list[Any] | None
+    prompts: str
+    meta: dict[str, Any]
+
+
 def load_zero_shot_task(context: TaskContext) -> Run:
     """Open the items with classes, their names and folds."""
-    embedder, arguments, data = context.embedder, context.arguments, context.data
-    modality = context.modality
+    items = _open(context)
+    return lambda: _measure(context, items)
+
+
+def _open(context: TaskContext) -> _Classified:
+    modality, data = context.modality, context.data
     source = str(data.zero_shot_data)
 
     def load(split: str) -> Dataset:
@@ -54,32 +85,39 @@ def load_zero_shot_task(context: TaskContext) -> Run:
         "texts_sha256": texts_checksum(class_names[label] for label in labels),
         "protocol": f"prompt set {prompts}{named}",
     }
+    return _Classified(table, kept, len(whole), bad_labels, labels, class_names, folds, prompts, meta)
 
-    def run() -> Outcome:
-        bad_items: list[BadItem] = []
-        options: dict[str, Any] = {"ids": table["id"][:], "on_bad_item": data.on_bad_item}
-        items = SizedIterable(usable_items(embedder, table[modality], modality, bad_items, **options), len(table))
-        scores = zero_shot_scores(embedder, items, class_names, modality=modality, templates=prompts)
-        used = np.setdiff1d(np.arange(len(table)), [bad.index for bad in bad_items])
-        used_labels = np.asarray(labels)[used]
-        numbers = zero_shot_metrics(
-            scores,
-            used_labels,
-            class_names,
-            folds=None if folds is None else [folds[index] for index in used],
-            num_resamples=arguments.num_resamples,
-            seed=arguments.seed,
-        )
-        # Items with labels are numbered among themselves.
-        bad_items = [replace(bad, index=kept[bad.index]) for bad in bad_items]
-        left_out = count_bad_items([*bad_labels, *bad_items], len(whole), data)
-        merged_scores, merged_labels, shown_names = merge_classes(scores, used_labels, class_names)
-        counts = confusion_counts(merged_scores, merged_labels)
-        baselines = zero_shot_baselines(merged_labels, len(shown_names), with_folds=folds is not None)
-        described = meta | {"baselines": baselines} | left_out
-        return Outcome(numbers, described, lambda: {"confusion.png": plots.confusion_matrix(counts, shown_names)})
 
-    return run
+def _measure(context: TaskContext, items: _Classified) -> Outcome:
+    arguments, data, modality, table = context.arguments, context.data, context.modality, items.table
+    bad_items: list[BadItem] = []
+    options: dict[str, Any] = {"ids": table["id"][:], "on_bad_item": data.on_bad_item}
+    usable = usable_items(context.embedder, table[modality], modality, bad_items, **options)
+    scores = zero_shot_scores(
+        context.embedder,
+        SizedIterable(usable, len(table)),
+        items.class_names,
+        modality=modality,
+        templates=items.prompts,
+    )
+    used = np.setdiff1d(np.arange(len(table)), [bad.index for bad in bad_items])
+    labels = np.asarray(items.labels)[used]
+    numbers = zero_shot_metrics(
+        scores,
+        labels,
+        items.class_names,
+        folds=None if items.folds is None else [items.folds[index] for index in used],
+        num_resamples=arguments.num_resamples,
+        seed=arguments.seed,
+    )
+    # Items with labels are numbered among themselves.
+    bad_items = [replace(bad, index=items.rows[bad.index]) for bad in bad_items]
+    left_out = count_bad_items([*items.bad_labels, *bad_items], items.num_rows, data)
+    merged_scores, merged_labels, shown_names = merge_classes(scores, labels, items.class_names)
+    counts = confusion_counts(merged_scores, merged_labels)
+    baselines = zero_shot_baselines(merged_labels, len(shown_names), with_folds=items.folds is not None)
+    described = items.meta | {"baselines": baselines} | left_out
+    return Outcome(numbers, described, lambda: {"confusion.png": plots.confusion_matrix(counts, shown_names)})
 
 
 def unlabelled(table: Dataset, modality: Modality, on_bad_item: str) -> list[BadItem]:

@@ -21,10 +21,13 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"xmodal_hf {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_use_index = False
 # Tensors are described by their shapes in the docstrings; types stand in the signatures.
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
@@ -37,6 +40,10 @@ _INCLUDED = re.compile(r"^<!-- file: (\S+) -->\n?", re.MULTILINE)
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 # A star that does not begin its line.
 _STAR = re.compile(r"(\S[^\S\n]*)\*")
+# `code`, and what a role makes of some, such as :math:`x`.
+_LITERAL = re.compile(r"(?<!`)((?::\w+:)?`[^`\n]+`)(?!`)")
+# What transformers' documentation makes a link: [`SomeClass`] or [`~SomeClass.method`].
+_REFERENCE = re.compile(r"\[`~?([^`\n]+)`\]")
 _LINK = re.compile(r"(?<!!)\[([^]\[]+)\]\(([^)#\s]+)(#[^)]*)?\)")
 _PICTURE = re.compile(r"!\[([^]]*)\]\((?!\w+:)([^)\s]+)\)")
 
@@ -72,12 +79,17 @@ def _as_restructured_text(app: Sphinx, what: str, name: str, obj: object, option
 
 
 def _text(part: str) -> str:
-    """Return text with literals in double backticks, and stars that are no emphasis."""
-    pieces = re.split(r"(?<!`)(`[^`\n]+`)(?!`)", part)
+    """Return text as restructuredText; examples, which begin with >>>, stay."""
+    return "\n".join(line if line.lstrip().startswith((">>>", "...")) else _line(line) for line in part.split("\n"))
+
+
+def _line(line: str) -> str:
+    """Return a line with literals in double backticks, and stars that are no emphasis."""
+    pieces = _LITERAL.split(_REFERENCE.sub(r"`\1`", line))
     for n, piece in enumerate(pieces):
         # A literal that a letter follows needs an invisible end.
         ends_in_word = n + 1 < len(pieces) and re.match(r"\w", pieces[n + 1])
-        literal = f"`{piece}`" + ("\\ " if ends_in_word else "")
+        literal = (piece if piece.startswith(":") else f"`{piece}`") + ("\\ " if ends_in_word else "")
         pieces[n] = literal if n % 2 else _STAR.sub(r"\1\\*", piece)
     return "".join(pieces)
 

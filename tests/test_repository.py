@@ -95,7 +95,8 @@ def test_the_workflow_runs_every_version_that_is_declared() -> None:
     declared = {f"3.{minor}" for minor in range(*map(int, minors.groups()))}
     workflow = yaml.safe_load((GITHUB / "workflows" / "tests.yml").read_text(encoding="utf-8"))
     run = set(workflow["jobs"]["versions"]["strategy"]["matrix"]["python-version"])
-    everything = {step["with"]["python-version"] for step in workflow["jobs"]["everything"]["steps"] if "with" in step}
+    settings = [step.get("with", {}) for step in workflow["jobs"]["everything"]["steps"]]
+    everything = {setting["python-version"] for setting in settings if "python-version" in setting}
     assert run | everything == declared and not run & everything
 
 

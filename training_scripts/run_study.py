@@ -52,6 +52,11 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--list", action="store_true", help="Only print the jobs and their state.")
     parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="Only estimate what each training will need, even without the data, the weights or a network.",
+    )
+    parser.add_argument(
         "--report_only", action="store_true", help="Train nothing, and only report on the results that exist."
     )
     return parser
@@ -68,6 +73,13 @@ def main(args: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     folder: Path = options.output_dir or Path("outputs") / recipe.stem
+    if options.dry_run:
+        try:
+            variables = _variables(options.set)
+            is_estimated = estimate(recipe, variables)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+        sys.exit(0 if is_estimated else 1)
 
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.evaluation.suite import RESULTS_NAME
@@ -131,6 +143,33 @@ def report(study: Study, folder: Path, card_dir: Path | None) -> None:
     for found in results["answers"]:
         print(f"{found['verdict']:<13}{found['difference']:>+8.2f}  {found['metric']:<40}{found['claim']}")
     print(f"{card_dir or folder}")
+
+
+def estimate(recipe: Path, variables: dict[str, str]) -> bool:
+    """Print what each training needs by its script's dry run; return whether all could be estimated."""
+    import os
+    import tempfile
+
+    import yaml
+
+    from xmodal_hf.study.estimate import trainings_to_estimate
+    from xmodal_hf.study.grid import Study
+    from xmodal_hf.study.preparation import prepare
+    from xmodal_hf.study.script_processes import run_script, start_server
+
+    statuses = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        study = Study.read(recipe, folder / "study", variables)
+        prepare({name: one for name, one in study.prepare.items() if one["kind"] == "towers"}, folder / "study")
+        start_server(os.environ)
+        for title, (job, num_seeds) in trainings_to_estimate(study, folder / "study").items():
+            options, log = folder / "job.yaml", folder / "output.log"
+            options.write_text(yaml.safe_dump(dict(job.options)), encoding="utf-8")
+            log.unlink(missing_ok=True)
+            statuses.append(run_script(SCRIPTS / job.script, ["--recipe", str(options), "--dry_run"], log, os.environ))
+            print(f"{title}, {num_seeds} times\n{log.read_text(encoding='utf-8')}", flush=True)
+    return not any(statuses)
 
 
 def copy_example(study: Study, folder: Path, name: str, target: str) -> None:

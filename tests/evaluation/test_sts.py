@@ -11,7 +11,10 @@ import pytest
 from scipy import stats
 
 from xmodal_hf.evaluation import as_embedder, evaluate_sts, load_sts
-from xmodal_hf.evaluation.sts import STS_SETS, pearson, spearman
+from xmodal_hf.evaluation.arguments import STS_NAMES, TRANSFER_NAMES, EvaluationDataArguments
+from xmodal_hf.evaluation.bootstrap import index_draws
+from xmodal_hf.evaluation.sts import STS_SETS, _resampled_spearman, pearson, spearman
+from xmodal_hf.evaluation.transfer import TRANSFER_TASKS
 
 DATA = Path(os.environ.get("XMODAL_HF_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 # Public leaderboard of all-MiniLM-L6-v2 (mteb); SICK-R on the test part alone is not on it.
@@ -61,6 +64,34 @@ def test_intervals(sets):
         assert results[f"{name}_ci95_low"] < results[name] < results[f"{name}_ci95_high"]
     widths = {name: results[f"{name}_ci95_high"] - results[f"{name}_ci95_low"] for name in ("sts12", "stsb", "average")}
     assert widths["average"] < min(widths["sts12"], widths["stsb"])  # two independent sets
+
+
+def test_some_of_the_sets(tmp_path):
+    write_sets(tmp_path)
+    assert list(load_sts(tmp_path, sets=("sickr", "stsb"))) == ["sickr", "stsb"]
+    with pytest.raises(ValueError, match="unknown STS set 'sts17': choose from sts12"):
+        load_sts(tmp_path, sets=("sts17",))
+
+
+def test_options_take_some_of_the_sets():
+    assert EvaluationDataArguments(sts_sets=["sickr", "sts12"]).sts_sets == ["sts12", "sickr"]
+    assert EvaluationDataArguments(transfer_tasks="trec").transfer_tasks == ["trec"]
+    assert (STS_NAMES, TRANSFER_NAMES) == (tuple(STS_SETS), tuple(TRANSFER_TASKS))
+    for name, wrong in (("sts_sets", ["stsb", "sts17"]), ("transfer_tasks", [])):
+        with pytest.raises(ValueError, match=f"--{name} takes .*; got '(sts17|nothing)'"):
+            EvaluationDataArguments(**{name: wrong})
+
+
+def test_resamples_are_those_of_the_drawn_pairs():
+    """Ranks from counts against the correlation of each resample itself, with ties on both sides."""
+    rng = np.random.default_rng(5)
+    cosines, scores = rng.integers(0, 9, size=30) / 9, rng.integers(0, 4, size=30).astype(float)
+    found = _resampled_spearman(cosines, scores, 120, seed=3)
+    drawn = index_draws(30, 120, seed=3)
+    expected = [100 * stats.spearmanr(cosines[index], scores[index]).statistic for index in drawn]
+    assert found == pytest.approx(np.array(expected), abs=1e-9)
+    constant = _resampled_spearman(np.array([0.1, 0.2]), np.array([0.0, 1.0]), 40, seed=0)  # some draw one pair twice
+    assert set(np.unique(constant[np.isfinite(constant)])) == {100.0} and np.isnan(constant).any()
 
 
 def write_sets(folder, sickr_columns=("sentence1", "sentence2", "score", "subset")):

@@ -34,27 +34,65 @@ def clips(tmp_path):
 def test_captions_by_template_and_title_and_the_official_folds(tmp_path, clips):
     options = {
         "kind": "captioned_clips",
-        "clips": str(clips),
-        "templates": ["{}", "the sound of {}"],
-        "test_folds": [4],
+        "sets": {"esc": {"clips": str(clips), "templates": ["{}", "the sound of {}"], "test_folds": [4]}},
     }
     prepare({"esc": options}, tmp_path / "study")
     train = load_pairs(tmp_path / "study" / "esc", modality="audio", split="train")
-    assert train["text"][:] == [["dog bark", "the sound of dog bark", "Rex, garden"], ["rain", "the sound of rain"]]
+    assert sorted(train["text"][:]) == [
+        ["dog bark", "the sound of dog bark", "Rex, garden"],
+        ["rain", "the sound of rain"],
+    ]
     (test,) = load_pairs(tmp_path / "study" / "esc", modality="audio", split="test")
     assert test["id"] == "2.wav"
     assert load_waveform(test["audio"], 8000)[5] == pytest.approx(0.4, abs=1e-3)  # out of the archive
 
 
+def clip_options(clips, **of_set):
+    return {"kind": "captioned_clips", "sets": {"esc": {"clips": str(clips), "templates": ["{}"], **of_set}}}
+
+
+def test_sets_with_splits_are_mixed_with_others(tmp_path, clips):
+    words = tmp_path / "digits" / "clips.jsonl"
+    words.parent.mkdir()
+    rows = [{"file": f"{index}_one.flac", "word": "one", "split": ("train", "test")[index % 2]} for index in range(20)]
+    words.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    digits = {"clips": str(words), "category": "word", "templates": ["a person says {}"]}
+    options = clip_options(clips, test_folds=[4])
+    prepare({"clips": options | {"sets": options["sets"] | {"digits": digits}}}, tmp_path / "study")
+    folder = tmp_path / "study" / "clips"
+    made = [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted(row["file_name"] for row in made if row["set"] == "digits") == sorted(row["file"] for row in rows)
+    (first,) = (row for row in made if row["file_name"] == "1_one.flac")
+    expected = {"text": ["a person says one"], "category": "one", "set": "digits", "split": "test"}
+    assert first == {"file_name": "1_one.flac", **expected}
+    assert {row["set"] for row in made[:3]} != {"esc"} != {row["set"] for row in made[-3:]}
+    assert [path.name for path in folder.glob("*.zip")] == ["esc_audio.zip"]
+
+
 def test_done_once(tmp_path, clips):
-    options = {"kind": "captioned_clips", "clips": str(clips), "templates": ["{}"], "test_folds": [4]}
+    options = clip_options(clips, test_folds=[4])
     prepare({"esc": options}, tmp_path / "study")
     table = tmp_path / "study" / "esc" / "metadata.jsonl"
     table.write_text("kept", encoding="utf-8")
     prepare({"esc": options}, tmp_path / "study")
     assert table.read_text(encoding="utf-8") == "kept"
     with pytest.raises(ValueError, match="has been made with other options than the grid has now"):
-        prepare({"esc": options | {"test_folds": [1]}}, tmp_path / "study")
+        prepare({"esc": clip_options(clips, test_folds=[1])}, tmp_path / "study")
+
+
+def test_a_sample_of_each_class(tmp_path):
+    source = tmp_path / "all.zip"
+    names = [f"{label}/{index}.png" for label in ("cat", "dog") for index in range(6)]
+    with zipfile.ZipFile(source, "w") as archive:
+        for name in names:
+            archive.writestr(name, name)
+    prepare({"some": {"kind": "class_sample", "archive": str(source), "per_class": 2}}, tmp_path)
+    with zipfile.ZipFile(tmp_path / "some" / "test.zip") as archive:
+        kept = archive.namelist()
+        assert all(archive.read(name).decode() == name for name in kept)
+    assert sorted(name.split("/")[0] for name in kept) == ["cat", "cat", "dog", "dog"] and set(kept) <= set(names)
+    with pytest.raises(ValueError, match="the class cat of .* has 6 items, fewer than 7"):
+        prepare({"more": {"kind": "class_sample", "archive": str(source), "per_class": 7}}, tmp_path)
 
 
 def test_one_tokenizer_of_all_texts(tmp_path):
@@ -72,9 +110,10 @@ def test_one_tokenizer_of_all_texts(tmp_path):
 def test_clear_errors(tmp_path, clips):
     with pytest.raises(ValueError, match="has the kind 'tokeniser', known are tokenizer, captioned_clips"):
         prepare({"x": {"kind": "tokeniser"}}, tmp_path)
-    options = {"kind": "captioned_clips", "clips": str(clips), "templates": ["{}"], "test_folds": [7]}
     with pytest.raises(ValueError, match="has no fold 7"):
-        prepare({"esc": options}, tmp_path / "study")
+        prepare({"esc": clip_options(clips, test_folds=[7])}, tmp_path / "study")
+    with pytest.raises(ValueError, match="has no column split"):
+        prepare({"esc": clip_options(clips)}, tmp_path / "study")
     assert not (tmp_path / "study" / "esc").exists()
 
 

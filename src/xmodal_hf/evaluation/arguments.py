@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,9 @@ from .tasks import TASKS
 
 # These are `hubness.SCORES`, which is not imported so that --help answers without torch.
 RETRIEVAL_SCORES = ("cosine", "csls", "querybank")
+# As `sts.STS_SETS` and `transfer.TRANSFER_TASKS`, likewise.
+STS_NAMES = ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr")
+TRANSFER_NAMES = ("mr", "cr", "subj", "mpqa", "sst2", "trec", "mrpc")
 
 
 @dataclass
@@ -108,7 +112,18 @@ class EvaluationDataArguments:
     sts_protocol: Literal["simcse", "mteb"] = option(
         "simcse", "Variant of SICK-R: simcse takes its test part, mteb takes it whole."
     )
+    sts_sets: list[str] | None = field(
+        default=None,
+        metadata={"help": f"Sets of STS, of {', '.join(STS_NAMES)}, of which the average is taken. Default: all."},
+    )
     transfer_data: str | None = option(None, "Folder of the SentEval tables (transfer).")
+    transfer_tasks: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"Tasks of --transfer_data, of {', '.join(TRANSFER_NAMES)}, of which the average is taken. "
+            "Default: all."
+        },
+    )
     modality: Literal["image", "audio"] | None = option(
         None, "Modality of the items. Default: the one that the model takes beside text."
     )
@@ -187,6 +202,8 @@ class EvaluationDataArguments:
 
     def __post_init__(self) -> None:
         self.text_column = one_or_several(self.text_column)
+        for name, known in (("sts_sets", STS_NAMES), ("transfer_tasks", TRANSFER_NAMES)):
+            setattr(self, name, _chosen(getattr(self, name), known, name))
         if self.query_bank_size < 1:
             raise ValueError(f"--query_bank_size must be at least 1, got {self.query_bank_size}")
         if not 0 <= self.max_bad_fraction <= 1:
@@ -203,6 +220,17 @@ class EvaluationDataArguments:
             folder = getattr(self, name)
             if folder is not None and not Path(folder).is_dir():
                 raise ValueError(f"--{name}: there is no folder {folder}")
+
+
+def _chosen(names: list[str] | str | None, known: Sequence[str], option_name: str) -> list[str] | None:
+    """The names of an option that takes some of those that are known, in their order; None for all of them."""
+    if names is None:
+        return None
+    chosen = [names] if isinstance(names, str) else names  # from Python, one is enough
+    unknown = [name for name in chosen if name not in known] if chosen else ["nothing"]
+    if unknown:
+        raise ValueError(f"--{option_name} takes {', '.join(known)}; got {unknown[0]!r}")
+    return [name for name in known if name in chosen]
 
 
 def task_names(arguments: EvaluationArguments) -> list[str]:

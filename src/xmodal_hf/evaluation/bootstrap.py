@@ -7,7 +7,7 @@ same items are paired, and their differences give the interval of the models' di
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -66,16 +66,10 @@ def group_draws(num_groups: int, num_resamples: int, seed: int) -> Iterator[np.n
         yield rng.multinomial(num_groups, equal_chances, size=at_once).astype(np.float64)
 
 
-def statistic_resamples(
-    statistic: Callable[[np.ndarray], float],
-    num_values: int,
-    *,
-    num_resamples: int = DEFAULT_RESAMPLES,
-    seed: int = 0,
-) -> np.ndarray:
-    """`statistic(indices)`, where `indices` (num_values,) is drawn with replacement, each time: (num_resamples,)."""
+def index_draws(num_values: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """The indices of each resample, (num_values,), drawn with replacement."""
     rng = np.random.default_rng(seed)
-    return np.array([statistic(rng.integers(num_values, size=num_values)) for _ in range(num_resamples)])
+    return (rng.integers(num_values, size=num_values) for _ in range(num_resamples))
 
 
 def percentile_interval(resamples: np.ndarray) -> tuple[float, float]:

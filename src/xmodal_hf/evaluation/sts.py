@@ -6,8 +6,9 @@ set in one Spearman correlation ("all" aggregation), times 100.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from scipy import stats
 from xmodal_hf.data.tables import load_table
 
 from ..messages import progress_bar
-from .bootstrap import DEFAULT_RESAMPLES, statistic_resamples, with_interval
+from .bootstrap import DEFAULT_RESAMPLES, index_draws, with_interval
 from .embed import Embedder, as_embedder
 from .provenance import local_table
 
@@ -33,6 +34,7 @@ STS_SETS = {
 }
 PROTOCOLS = ("simcse", "mteb")
 _SECONDS_BEFORE_BAR = 2.0
+_RESAMPLES_AT_ONCE = 50  # bounds the (R, pairs) matrices
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -58,17 +60,21 @@ def pearson(predictions: Any, references: Any) -> float:
     return float(stats.pearsonr(first, second).statistic)
 
 
-def load_sts(source: str | os.PathLike | None = None, *, protocol: str = "simcse") -> dict[str, Rows]:
-    """Load the seven sets, each as rows of `sentence1`, `sentence2` and `score`.
+def load_sts(
+    source: str | os.PathLike | None = None, *, protocol: str = "simcse", sets: Sequence[str] = tuple(STS_SETS)
+) -> dict[str, Rows]:
+    """Load the seven sets, or some of them, each as rows of `sentence1`, `sentence2` and `score`.
 
     Args:
         source: Folder of tables `sts12`, ..., `sts16`, `stsb-test`, `sickr` (.jsonl, .csv, .parquet, compressed or
             not). None loads mteb's copies from the Hub.
         protocol: Variant of SICK-R: "simcse" takes its test part (rows whose `subset` is "test"); "mteb" takes it
             whole.
+        sets: Names of the sets, of `STS_SETS`.
 
     Raises:
-        ValueError: If the protocol is unknown, or is "simcse" and SICK-R has no column `subset`, as in mteb's copy.
+        ValueError: If the protocol or a set is unknown, or the protocol is "simcse" and SICK-R has no column `subset`, as
+            in mteb's copy.
         FileNotFoundError: If the folder lacks a set.
 
     Example:
@@ -80,15 +86,18 @@ def load_sts(source: str | os.PathLike | None = None, *, protocol: str = "simcse
         raise ValueError(f"unknown protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
     if source is None and protocol == "simcse":
         raise ValueError("mteb's SICK-R does not say which rows are its test part: pass a folder, or protocol='mteb'")
-    sets: dict[str, Rows] = {}
-    for name, (stem, hub_id) in STS_SETS.items():
+    unknown = [name for name in sets if name not in STS_SETS]
+    if unknown:
+        raise ValueError(f"unknown STS set {unknown[0]!r}: choose from {', '.join(STS_SETS)}")
+    loaded: dict[str, Rows] = {}
+    for name, (stem, hub_id) in ((name, STS_SETS[name]) for name in sets):
         table = load_table(hub_id, split="test") if source is None else local_table(Path(source), stem)
         if name == "sickr" and protocol == "simcse":
             if "subset" not in table.column_names:
                 raise ValueError("this SICK-R does not say which rows are its test part: pass protocol='mteb'")
             table = table.filter(lambda subset: subset == "test", input_columns="subset")
-        sets[name] = table
-    return sets
+        loaded[name] = table
+    return loaded
 
 
 def evaluate_sts(
@@ -176,14 +185,39 @@ def _embed_once(embedder: Embedder, texts: list[str]) -> dict[str, np.ndarray]:
 
 
 def _resampled_spearman(cosines: np.ndarray, scores: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
-    """100 times the correlation of each bootstrap resample, (num_resamples,)."""
+    """100 times the correlation of each bootstrap resample, (num_resamples,); NaN where one side is constant.
 
-    def correlation(index: np.ndarray) -> float:
-        ranks = [stats.rankdata(values[index]) for values in (cosines, scores)]
-        with np.errstate(invalid="ignore"):  # constant scores have no correlation
-            return 100 * float(np.corrcoef(ranks)[0, 1])
+    The values are sorted once: the ranks of a resample follow from how often it holds each pair.
+    """
+    num_pairs = len(scores)
+    ranks_of = [_weighted_ranks(values) for values in (cosines, scores)]
+    draws = index_draws(num_pairs, num_resamples, seed)
+    resamples = []
+    for _ in range(0, num_resamples, _RESAMPLES_AT_ONCE):
+        drawn = itertools.islice(draws, _RESAMPLES_AT_ONCE)
+        counts = np.stack([np.bincount(indices, minlength=num_pairs) for indices in drawn]).astype(np.float64)
+        first, second = (ranks(counts) - (num_pairs + 1) / 2 for ranks in ranks_of)  # (R, pairs), of mean zero
+        weighted = counts * first
+        covariances = (weighted * second).sum(axis=1)
+        variances = (weighted * first).sum(axis=1) * (counts * second * second).sum(axis=1)
+        with np.errstate(invalid="ignore"):  # no correlation with constant scores
+            resamples.append(100 * covariances / np.sqrt(variances))
+    return np.concatenate(resamples)
 
-    return statistic_resamples(correlation, len(scores), num_resamples=num_resamples, seed=seed)
+
+def _weighted_ranks(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from how often resamples hold each value, (R, n), to its rank in each, (R, n): ties share a mean."""
+    order = np.argsort(values, kind="stable")
+    in_order = values[order]
+    starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]]))  # of each distinct value
+    place = np.empty(len(values), dtype=np.int64)
+    place[order] = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(values)))
+
+    def ranks(counts: np.ndarray) -> np.ndarray:
+        of_value = np.add.reduceat(counts[:, order], starts, axis=1)
+        return (of_value.cumsum(axis=1) - (of_value - 1) / 2)[:, place]
+
+    return ranks
 
 
 def _checked_pairs(predictions: Any, references: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -29,8 +29,8 @@
 `recipe: other.yaml` among options stands for those of that file, which lies beside this one; what is said here wins.
 A cell takes one level of every axis and a seed. It has a phase 1 when one of its levels says something of it; cells
 whose phase 1 has the same options share the run, and its model is evaluated too, in the tasks of texts alone. A
-baseline of a kind (`preparation.PREPARATIONS`) is made once for each seed, one that names a model is measured as it is;
-both in the tasks of texts alone unless `evaluation` says otherwise.
+baseline of a kind (`preparation.PREPARATIONS`) is made once for each seed, or for those of its own `seeds`; one that
+names a model is measured as it is; both in the tasks of texts alone unless `evaluation` says otherwise.
 
 `{study}` stands for the folder of the results, `{seed}` for the seed of a cell and the name of an axis for its level as
 it stands in folder names: a phase 2 may go on with the model of another cell,
@@ -79,6 +79,8 @@ _OPTION_CLASSES: dict[str, tuple[type, ...]] = {
 }
 # Options of phase 2 that come from the model of phase 1 if there is one.
 _FROM_PHASE_1 = ("text_model", "text_config", "tokenizer", "pooling", "vocab_size")
+# Options of the data of tasks of texts alone.
+_OF_TEXT_TASKS = ("sts_data", "sts_protocol", "sts_sets", "transfer_data", "transfer_tasks")
 _REQUIRED = ("title", "axes", "columns")
 _VARIABLE = re.compile(r"\{(\w+)\}")
 
@@ -304,7 +306,7 @@ def text_evaluation(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """The options of an evaluation that a model of texts alone takes, with the tasks of texts alone; {} without one."""
     wanted = map(str.strip, evaluation.get("tasks", EvaluationArguments.tasks).split(","))
     tasks = [task for task in wanted if task in TASKS and TASKS[task].needs_texts_alone]
-    known = {item.name for item in fields(EvaluationArguments)} | {"sts_data", "sts_protocol", "transfer_data"}
+    known = {item.name for item in fields(EvaluationArguments)} | set(_OF_TEXT_TASKS)
     kept = {name: value for name, value in evaluation.items() if name in known}
     return kept | {"tasks": ",".join(tasks)} if tasks else {}
 
@@ -324,12 +326,12 @@ def _baselines(
         evaluation = default | (entry.get("evaluation") or {})
         if not evaluation:
             raise ValueError(f"{where} has nothing to be measured by: the evaluation has no task of texts alone")
-        options = {key: value for key, value in entry.items() if key != "evaluation"}
+        options = {key: value for key, value in entry.items() if key not in ("evaluation", "seeds")}
         if "model" in entry:
-            check_keys(options, ("model",), where)
+            check_keys(entry, ("model", "evaluation"), where)
             found.append(Baseline(name, None, entry["model"], evaluation))
             continue
-        for seed in grid.get("seeds", [0]):
+        for seed in entry.get("seeds", grid.get("seeds", [0])):
             target = f"baselines/{slug(name)}_seed{seed}"
             made[target] = options | {"seed": seed}
             found.append(Baseline(name, seed, str(folder / target), evaluation))

@@ -22,6 +22,7 @@ from ..evaluation.suite import RESULTS_NAME
 from ..messages import progress_bar
 from ..training.output import RUN_NAME
 from .grid import Baseline, Cell, text_evaluation
+from .script_processes import run_script, start_server
 
 JOB_NAME = "job.yaml"
 LOG_NAME = "output.log"
@@ -160,7 +161,10 @@ def run_jobs(
     waiting = [job for job in jobs if not job.is_done()]
     running: dict[Future[int], Job] = {}
     failed: dict[str, str] = {}
-    run = partial(_run, scripts=scripts, accelerate_config=accelerate_config, environment=_environment(at_once))
+    environment = _environment(at_once)
+    run = partial(_run, scripts=scripts, accelerate_config=accelerate_config, environment=environment)
+    if waiting:
+        start_server(environment)
     bar = progress_bar(total=len(waiting), desc=f"study ({len(jobs) - len(waiting)} jobs were done)", unit="job")
     with bar, ThreadPoolExecutor(at_once) as pool:
         while waiting or running:
@@ -218,19 +222,25 @@ def _run(job: Job, scripts: Path, accelerate_config: str | None, environment: Ma
     job.folder.mkdir(parents=True, exist_ok=True)
     path = job.folder / JOB_NAME
     path.write_text(yaml.safe_dump(dict(job.options), sort_keys=False), encoding="utf-8")
-    command = [sys.executable]
-    if job.trains and accelerate_config is not None:
-        command += ["-m", "accelerate.commands.launch", "--config_file", accelerate_config]
     rest = ["--resume", "auto"] if job.trains else ["--tasks", ",".join(job.open_tasks())]
-    command += [str(scripts / job.script), "--recipe", str(path), *rest]
+    script, arguments = scripts / job.script, ["--recipe", str(path), *rest]
+    launcher = [sys.executable]
+    is_launched = job.trains and accelerate_config is not None
+    if is_launched:
+        launcher += ["-m", "accelerate.commands.launch", "--config_file", str(accelerate_config)]
+    command = [*launcher, str(script), *arguments]
     started = time.time()
     with (job.folder / LOG_NAME).open("a", encoding="utf-8") as log:
         log.write(f"$ {shlex.join(command)}\n")
         log.flush()
-        ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+        if is_launched:
+            ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+            status = ended.returncode
+    if not is_launched:
+        status = run_script(script, arguments, job.folder / LOG_NAME, environment)
     with (job.folder / _TIMES_NAME).open("a", encoding="utf-8") as log:
         log.write(f"{started:.2f} {time.time():.2f}\n")
-    return ended.returncode
+    return status
 
 
 def _failure(future: Future[int], job: Job) -> str | None:

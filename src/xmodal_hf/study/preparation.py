@@ -1,13 +1,15 @@
-"""What the models of a study share and no data set has: one tokenizer, captions of labelled clips, baselines."""
+"""What the models of a study share and no data set has: one tokenizer, captions and samples of items with classes, baselines."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from ..data.layouts import METADATA_FILES
@@ -66,42 +68,83 @@ def make_tokenizer(
     train_tokenizer(texts, vocab_size=vocab_size, max_length=max_length).save_pretrained(folder)
 
 
-def make_captioned_clips(folder: Path, *, clips: str, templates: Sequence[str], test_folds: Sequence[int]) -> None:
+def make_captioned_clips(folder: Path, *, sets: Mapping[str, Mapping[str, Any]], seed: int = 0) -> None:
     """Make an audio folder with captions of clips that have a class: by templates, and their titles.
 
+    The rows of all sets are mixed, so that the first ones are a sample of them.
+
     Args:
-        folder: Folder for metadata.jsonl (file_name, text, category, fold, split) and the zip archives beside `clips`.
-        clips: Table with `file`, `category`, `fold` and, for some clips, `freesound_title` (ESC-10, ESC-50).
-        templates: Templates of the captions by class, with {} for its name.
-        test_folds: Official folds that make the test split; the others train.
+        folder: Folder for metadata.jsonl (file_name, text, category, set, split, and fold where there are some) and
+            for the zip archives beside the tables, each under the name of its set.
+        sets: Dictionary from the name of a set to its options: `clips`, a table with `file`, the class and, for some
+            clips, `freesound_title` (ESC-10, ESC-50); `templates` of the captions by class, with {} for its name;
+            `category`, the column of the class (default: category); `test_folds`, official folds that make the test
+            split, of a table with `fold`. Without them the table has `split`.
+        seed: Seed of the order.
 
     Raises:
-        ValueError: If no clip has one of the folds.
+        ValueError: If no clip has one of the folds, or a table has neither folds that are asked for nor splits.
     """
+    rows = [row for name, options in sets.items() for row in _clip_rows(name, **options)]
+    order = np.random.default_rng(seed).permutation(len(rows))
+    lines = "".join(json.dumps(rows[index], ensure_ascii=False) + "\n" for index in order)
+    (folder / METADATA_FILES[0]).write_text(lines, encoding="utf-8")
+    for name, options in sets.items():
+        for archive in Path(options["clips"]).parent.glob("*.zip"):
+            shutil.copy(archive, folder / f"{name}_{archive.name}")
+
+
+def _clip_rows(
+    name: str, *, clips: str, templates: Sequence[str], category: str = "category", test_folds: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """The rows of one set."""
     table = load_table(clips, split="all")
-    unknown = sorted(set(test_folds) - set(table["fold"][:]))
+    if not test_folds and "split" not in table.column_names:
+        raise ValueError(f"{clips} has no column split: say which are the test_folds")
+    unknown = sorted(set(test_folds) - set(table["fold"][:])) if test_folds else []
     if unknown:
         raise ValueError(f"{clips} has no fold {unknown[0]}")
-    rows = [
-        {
-            "file_name": row["file"],
-            "text": _captions(row, templates),
-            "category": row["category"],
-            "fold": row["fold"],
-            "split": "test" if row["fold"] in test_folds else "train",
-        }
-        for row in table
-    ]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (folder / METADATA_FILES[0]).write_text(lines, encoding="utf-8")
-    for archive in Path(clips).parent.glob("*.zip"):
-        shutil.copy(archive, folder)
+    rows = []
+    for row in table:
+        label = row[category].replace("_", " ")
+        is_test = row["fold"] in test_folds if test_folds else row["split"] == "test"
+        title = (row.get("freesound_title") or "").strip()
+        rows.append(
+            {
+                "file_name": row["file"],
+                "text": [template.format(label) for template in templates] + ([title] if title else []),
+                "category": row[category],
+                "set": name,
+                "split": "test" if is_test else "train",
+            }
+            | ({"fold": row["fold"]} if test_folds else {})
+        )
+    return rows
 
 
-def _captions(row: Mapping[str, Any], templates: Sequence[str]) -> list[str]:
-    name = row["category"].replace("_", " ")
-    title = (row.get("freesound_title") or "").strip()
-    return [template.format(name) for template in templates] + ([title] if title else [])
+def make_class_sample(folder: Path, *, archive: str, per_class: int, seed: int = 0) -> None:
+    """Make a zip archive with some items of each class of another one, to classify fewer.
+
+    Args:
+        folder: Folder for the archive, `test.zip`.
+        archive: Zip archive of one folder per class.
+        per_class: Number of items of each class.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: a class with fewer items.
+    """
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(folder / "test.zip", "w") as target:
+        classes: dict[str, list[str]] = {}
+        for name in sorted(source.namelist()):
+            if not name.endswith("/"):
+                classes.setdefault(str(Path(name).parent), []).append(name)
+        generator = np.random.default_rng(seed)
+        for label, names in classes.items():
+            if len(names) < per_class:
+                raise ValueError(f"the class {label} of {archive} has {len(names)} items, fewer than {per_class}")
+            for index in np.sort(generator.choice(len(names), size=per_class, replace=False)):
+                target.writestr(names[index], source.read(names[index]))
 
 
 def make_towers(folder: Path, **towers: Mapping[str, Any] | None) -> None:
@@ -117,6 +160,7 @@ def make_towers(folder: Path, **towers: Mapping[str, Any] | None) -> None:
 PREPARATIONS: dict[str, Callable[..., None]] = {
     "tokenizer": make_tokenizer,
     "captioned_clips": make_captioned_clips,
+    "class_sample": make_class_sample,
     "language_model": make_language_model,
     "towers": make_towers,
     "random_word_vectors": make_random_word_vectors,

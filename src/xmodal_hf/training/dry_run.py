@@ -97,6 +97,7 @@ _KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
         "intermediate_size": 1536,
     },
     "laion/clap-htsat-unfused": {"model_type": "clap_audio_model"},
+    "MIT/ast-finetuned-audioset-10-10-0.4593": {"model_type": "audio-spectrogram-transformer"},
     "microsoft/resnet-50": {"model_type": "resnet"},
 }
 _CLIP_TEXT = {
@@ -345,8 +346,8 @@ def placeholders(
         if source is not None and not _is_reachable(source):
             config = _known_config(source, kind, notes)
             changes: dict[str, Any] = {f"{kind}_model": None, f"{kind}_config": config}
-            if "clap" in config:
-                changes["audio_preset"] = "clap"
+            if kind == "audio":  # of the features that it takes
+                changes["audio_preset"] = "clap" if "clap" in config else "ast"
             contrastive = dataclasses.replace(contrastive, **changes)
     return text, contrastive
 

@@ -7,7 +7,7 @@ from typing import Any
 from ..baselines import sts_baselines
 from ..embed import Embedder
 from ..provenance import describe_source
-from ..sts import evaluate_sts, load_sts
+from ..sts import STS_SETS, evaluate_sts, load_sts
 from .context import Outcome, Run, TaskContext
 
 
@@ -23,13 +23,14 @@ def load_text_tower_task(context: TaskContext) -> Run:
 
 def _load(context: TaskContext, embedder: Embedder) -> Run:
     arguments, data = context.arguments, context.data
-    sets = load_sts(data.sts_data, protocol=data.sts_protocol)
+    sets = load_sts(data.sts_data, protocol=data.sts_protocol, sets=data.sts_sets or tuple(STS_SETS))
     source: dict[str, Any]
     if data.sts_data is not None:
         source = describe_source(data.sts_data)
     else:
         source = {"dataset": "mteb", "revisions": {name: describe_source(name, rows) for name, rows in sets.items()}}
-    protocol = {"protocol": f"{data.sts_protocol}: Spearman of cosine over all pairs of texts as they are, x 100"}
+    part = "" if data.sts_sets is None else f", of the sets {', '.join(data.sts_sets)}"
+    protocol = {"protocol": f"{data.sts_protocol}: Spearman of cosine over all pairs of texts as they are, x 100{part}"}
     meta = source | protocol | {"baselines": sts_baselines([*sets])}
 
     def run() -> Outcome:

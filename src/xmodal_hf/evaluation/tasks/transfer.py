@@ -7,15 +7,17 @@ from typing import Any
 
 from ..baselines import transfer_baselines
 from ..provenance import describe_source
-from ..transfer import NUM_FOLDS, SEED, Rows, evaluate_transfer, load_transfer
+from ..transfer import NUM_FOLDS, SEED, TRANSFER_TASKS, Rows, evaluate_transfer, load_transfer
 from .context import Outcome, Run, TaskContext
 
 
 def load_transfer_task(context: TaskContext) -> Run:
     """Open the SentEval tables."""
     embedder, arguments, data = context.embedder, context.arguments, context.data
-    tasks = load_transfer(str(data.transfer_data))
-    protocol = {"protocol": f"SentEval, scikit-learn logistic regression, {NUM_FOLDS} folds", "seed": SEED}
+    names = data.transfer_tasks or [*TRANSFER_TASKS]
+    tasks = load_transfer(str(data.transfer_data), names)
+    part = "" if len(names) == len(TRANSFER_TASKS) else f", of its tasks {', '.join(names)}"
+    protocol = {"protocol": f"SentEval, scikit-learn logistic regression, {NUM_FOLDS} folds{part}", "seed": SEED}
     labels = {name: (_labels(splits, "train"), _labels(splits, "test")) for name, splits in tasks.items()}
     meta = describe_source(str(data.transfer_data)) | protocol | {"baselines": transfer_baselines(labels)}
     return lambda: Outcome(evaluate_transfer(embedder, tasks, num_resamples=arguments.num_resamples), meta)

@@ -76,7 +76,7 @@ def test_some_of_the_sets(tmp_path):
 def test_options_take_some_of_the_sets():
     assert EvaluationDataArguments(sts_sets=["sickr", "sts12"]).sts_sets == ["sts12", "sickr"]
     assert EvaluationDataArguments(transfer_tasks="trec").transfer_tasks == ["trec"]
-    assert (STS_NAMES, TRANSFER_NAMES) == (tuple(STS_SETS), tuple(TRANSFER_TASKS))
+    assert (tuple(STS_SETS), tuple(TRANSFER_TASKS)) == (STS_NAMES, TRANSFER_NAMES)
     for name, wrong in (("sts_sets", ["stsb", "sts17"]), ("transfer_tasks", [])):
         with pytest.raises(ValueError, match=f"--{name} takes .*; got '(sts17|nothing)'"):
             EvaluationDataArguments(**{name: wrong})

@@ -97,7 +97,7 @@ def test_baselines_are_made_for_each_seed_or_named(tmp_path):
     one_seed = read(tmp_path, {"baselines": {"random words": words | {"seeds": [7]}}})
     assert [one.seed for one in one_seed.baselines] == [7]
     assert one_seed.prepare["baselines/random-words_seed7"] == made | {"seed": 7}
-    with pytest.raises(ValueError, match="the baseline 'b' of .* has an unknown key 'seeds'"):
+    with pytest.raises(ValueError, match=r"the baseline 'b' of .* has an unknown key 'seeds'"):
         read(tmp_path, {"baselines": {"b": {"model": "bert", "seeds": [0]}}})
     for entry in ({}, {"kind": "x", "model": "y"}, "bert"):
         with pytest.raises(ValueError, match=r"the baseline 'b' of .* has either a kind or a model"):

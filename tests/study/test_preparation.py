@@ -91,7 +91,7 @@ def test_a_sample_of_each_class(tmp_path):
         kept = archive.namelist()
         assert all(archive.read(name).decode() == name for name in kept)
     assert sorted(name.split("/")[0] for name in kept) == ["cat", "cat", "dog", "dog"] and set(kept) <= set(names)
-    with pytest.raises(ValueError, match="the class cat of .* has 6 items, fewer than 7"):
+    with pytest.raises(ValueError, match=r"the class cat of .* has 6 items, fewer than 7"):
         prepare({"more": {"kind": "class_sample", "archive": str(source), "per_class": 7}}, tmp_path)
 
 

@@ -16,8 +16,8 @@ _TEXT_TOWER = ("text_model", "text_config", "tokenizer", "pooling", "vocab_size"
 def trainings_to_estimate(study: Study, folder: Path) -> dict[str, tuple[Job, int]]:
     """The trainings of a grid as a dry run can take them, each with the number of its seeds.
 
-    A model that the study makes is not there yet: one of the same towers stands in for it, a new one for another cell's,
-    the tower that phase 1 begins with for phase 1's, the configuration for a language model's.
+    A model that the study makes is not there yet: a new one of the same towers stands in for another cell's, the tower
+    that phase 1 begins with for phase 1's, the configuration for a language model's.
 
     Args:
         study: Study whose towers from packages have been prepared.

@@ -1,4 +1,4 @@
-"""What the models of a study share and no data set has: one tokenizer, captions and samples of items with classes, baselines."""
+"""What the models of a study share and no data set has: a tokenizer, captions and samples of classes, baselines."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def make_class_sample(folder: Path, *, archive: str, per_class: int, seed: int =
         seed: Seed of the draw.
 
     Raises:
-        ValueError: a class with fewer items.
+        ValueError: If a class has fewer items.
     """
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(folder / "test.zip", "w") as target:
         classes: dict[str, list[str]] = {}

@@ -73,8 +73,8 @@ def load_sts(
         sets: Names of the sets, of `STS_SETS`.
 
     Raises:
-        ValueError: If the protocol or a set is unknown, or the protocol is "simcse" and SICK-R has no column `subset`, as
-            in mteb's copy.
+        ValueError: If the protocol or a set is unknown, or the protocol is "simcse" and SICK-R has no column `subset`,
+            as in mteb's copy.
         FileNotFoundError: If the folder lacks a set.
 
     Example:

@@ -49,9 +49,9 @@ static: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test-peers: install $(PEERS)  ## The tests that need open_clip, timm, onnx, torchao and other peers, which `test` leaves out
+test-peers: install $(PEERS)  ## The tests that need open_clip, onnx, wandb, mteb and other peers (and chromium), which `test` skips
 	PYTHONPATH=$(PEERS) $(PYTEST) -m "slow or not slow" tests/models tests/hub tests/data/test_layouts.py \
-		tests/test_interoperability.py
+		tests/test_interoperability.py tests/evaluation/test_mteb.py tests/training/test_trackers.py
 
 format: install  ## Sort imports, mend what ruff can, format
 	$(BIN)/ruff check --fix .

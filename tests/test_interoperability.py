@@ -2,7 +2,7 @@
 
 Tested elsewhere: pipelines (models/test_pipelines.py), sentence-transformers (hub/test_sentence_transformers.py),
 torch.compile (models/test_dual_encoder.py), ONNX (hub/test_onnx_export.py), mteb (evaluation/test_mteb.py). What needs
-a package that is not installed is skipped; `make test-peers` has them all but mteb's.
+a package that is not installed is skipped; `make test-peers` has them all.
 """
 
 import copy

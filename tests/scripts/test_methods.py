@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 from xmodal_hf import ImageTextDualEncoder, SentenceEncoder
 from xmodal_hf.data.sources import load_pairs
@@ -22,6 +23,7 @@ from xmodal_hf.hub.card_training import TrainingRecord, describe_phase, hyperpar
 from xmodal_hf.hub.citations import citations
 from xmodal_hf.training.arguments import LORA_RATE
 
+WORDS = ("red", "blue", "green", "white", "black", "grey", "pink", "brown", "gold", "lime", "navy", "teal")
 SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 
 
@@ -126,6 +128,59 @@ def test_a_merged_adapter_is_a_whole_model(run_main, adapter_options, phase_1_fo
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert changed and {name.split(".")[0] for name in changed} == {"text_model", "head"}
     assert not any("embeddings" in name or "LayerNorm" in name for name in changed)
+
+
+def test_a_stretched_model_trains_resumes_and_is_measured_on_long_captions(
+    run_main, phase_1_folder, tower_configs, tmp_path, caplog
+):
+    """Captions of about 40 tokens on a CLIP of 24 positions that are stretched to 48."""
+    caplog.set_level(logging.INFO, logger="xmodal_hf")
+    tokenizer = AutoTokenizer.from_pretrained(phase_1_folder)
+    shape = {name: value for name, value in tower_configs[0].items() if name != "model_type"}
+    ids = {"bos_token_id": 1, "eos_token_id": tokenizer.sep_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=24, **shape, **ids)
+    tokenizer.model_max_length = 24
+    for part in (CLIPTextModel(config), tokenizer):
+        part.save_pretrained(tmp_path / "clip")
+    rows = []
+    for number, colour in enumerate(WORDS):
+        Image.new("RGB", (16, 16), colour).save(tmp_path / f"{number}.png")
+        rows.append({"image": f"{number}.png", "caption": f"a picture and {'a number ' * 15}of {colour}"})
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    options = ["--dataset", tmp_path / "long.jsonl", "--text_model", tmp_path / "clip", "--pooling", "last"]
+    options += ["--image_config", json.dumps(tower_configs[1]), "--image_size", 16, "--projection_dim", 8]
+    options += ["--batch_size", 3, "--learning_rate", 0.01]
+    check_resumed(run_main, "train_contrastive.py", [*options, "--max_length", 48], tmp_path, ImageTextDualEncoder)
+    assert "24 positions of the text tower are stretched; the first 20 stay" in caplog.text
+    assert "texts are longer than" not in caplog.text
+    for folder in ("whole", "half"):
+        record = TrainingRecord.read(tmp_path / folder)
+        assert "positions of the text tower were stretched from 24 to 48, the" in describe_phase(record, follows=False)
+        assert any("zhang2024longclip" in entry for entry in citations([record], "image"))
+    measure = ["--tasks", "retrieval", "--pairs", tmp_path / "long.jsonl", "--num_resamples", 0]
+    for name, said in (("whole", False), ("short", True)):
+        if name == "short":  # cut before the colour, so that captions are equal
+            run_main(
+                "train_contrastive.py",
+                *options,
+                "--report_to",
+                "none",
+                "--max_steps",
+                1,
+                "--output_dir",
+                tmp_path / name,
+            )
+            assert "12 of the first 12 texts are longer than 24 tokens and are cut" in caplog.text
+        caplog.clear()
+        run_main(
+            "evaluate_model.py", "--model", tmp_path / name, *measure, "--output_dir", tmp_path / f"{name}-results"
+        )
+        assert ("12 of 12 texts are longer than 24 tokens and are cut" in caplog.text) == said
+    run_main(
+        *("evaluate_model.py", "--model", tmp_path / "short", *measure, "--max_length", 48),
+        *("--output_dir", tmp_path / "again"),
+    )
+    assert "max_length 48: the text tower and its tokenizer take 24 tokens" in caplog.text
 
 
 @pytest.fixture

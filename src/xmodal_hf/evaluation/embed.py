@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from operator import length_hint
 from typing import Any, Literal
@@ -652,6 +653,17 @@ class SizedIterable(Iterable[Any]):
         return self._length
 
 
+@cache
+def _report_cut(cut: int, total: int, limit: int, wanted: int | None) -> None:
+    """Log how many texts are cut, once for the same numbers, and a limit that is lower than the one asked for."""
+    if wanted is not None and wanted > limit:
+        logger.warning(
+            "max_length %d: the text tower and its tokenizer take %d tokens, where texts are cut", wanted, limit
+        )
+    if cut:
+        logger.info("%d of %d texts are longer than %d tokens and are cut", cut, total, limit)
+
+
 def _encode_texts(
     texts: list[str],
     model: PreTrainedModel,
@@ -666,6 +678,7 @@ def _encode_texts(
     rows: list[dict[str, list[int]]] = []
     for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
         rows += text_format.tokenize(texts[start : start + _TOKENIZED_AT_ONCE])
+    _report_cut(text_format.num_cut(texts, rows), len(texts), text_format.max_length, options.max_length)
     max_tokens = options.max_tokens_per_batch or default_tokens_per_batch(model.device)
     batches = token_batches(text_format.lengths(rows), max_tokens)
     embeds: np.ndarray | None = None

@@ -148,7 +148,7 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
         tasks=result_tables(results),
         recipe=[(option, recipe[option]) for option in _OPTIONS if recipe.get(option) is not None],
         run=record is not None and record.run,
-        choice="" if record is None else f"{describe_methods(recipe)} {describe_choice(record)}".strip(),
+        choice="" if record is None else f"{describe_methods(record.facts)} {describe_choice(record)}".strip(),
         citations=citations([] if record is None else [record], modality),
     )
 

@@ -16,6 +16,8 @@ from ..losses.registry import LOSSES, SENTENCE_LOSSES, Loss, SentenceLoss
 from .methods import describe_methods
 from .remote_code import read_json
 
+# Notes of a run beside its options, of which cards say something.
+_FACTS = ("stretched_positions",)
 RUN_NAMES = RECIPE_NAME, _RUN_NAME = "recipe.yaml", "run.json"
 _EMISSIONS_NAME = "emissions.csv"
 # Id of a dataset or model on the Hub. The training scripts write into `outputs/...`, which is none.
@@ -83,6 +85,11 @@ class TrainingRecord:
         return any(self.recipe.get(name) for name in ("sentences", "triplets", "paraphrases"))
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """The options, and what was found out in the run that they do not say."""
+        return self.recipe | {name: self.run[name] for name in _FACTS if name in self.run}
+
+    @property
     def trains_pairs(self) -> bool:
         """Whether there was a loss on pairs."""
         return bool(self.recipe.get("dataset"))
@@ -128,7 +135,7 @@ def describe_phase(phase: TrainingRecord, follows: bool) -> str:
     if recipe.get("lora_rank"):
         text += f" The text tower was trained as a LoRA adapter of rank {recipe['lora_rank']} and alpha"
         text += f" {_lora_alpha(recipe):g}{', merged into the weights' if recipe.get('lora_merge') else ''}."
-    text = f"{text} {describe_methods(recipe)}".rstrip()
+    text = f"{text} {describe_methods(phase.facts)}".rstrip()
     if "steps" in run:
         text += f" {run['steps']:,} steps over {run['items']:,} items in {_duration(run['seconds'])}."
     return f"{text} {describe_choice(phase)}".rstrip()

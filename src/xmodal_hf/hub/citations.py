@@ -30,5 +30,5 @@ def citations(phases: Iterable[TrainingRecord], modality: str | None) -> list[st
     entries += [entry for phase in phases if phase.pair_loss is not None for entry in phase.pair_loss.citations]
     entries += MODALITIES[modality].citations if modality is not None else ()
     entries += [entry for phase in phases if phase.sentence_loss is not None for entry in phase.sentence_loss.citations]
-    entries += [method.citation for phase in phases for method in methods_of(phase.recipe)]
+    entries += [method.citation for phase in phases for method in methods_of(phase.facts)]
     return list(dict.fromkeys(entries))

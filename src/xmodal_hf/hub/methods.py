@@ -12,7 +12,7 @@ class Method:
     """A method of training.
 
     Attributes:
-        option: Option of the recipe; the method was used where its value counts.
+        option: Option of the recipe, or note of the run; the method was used where its value counts.
         counts: Function that tells whether a value means that the method was used; by default each value does that is
             neither null, 0 nor empty.
         sentence: Sentence of the card, with {} for the value. It is empty if the description of the data or of the
@@ -66,6 +66,16 @@ METHODS = (
   author={Yuksekgonul, Mert and Bianchi, Federico and Kalluri, Pratyusha and Jurafsky, Dan and Zou, James},
   booktitle={International Conference on Learning Representations},
   year={2023}
+}""",
+    ),
+    Method(
+        "stretched_positions",
+        "The positions of the text tower were stretched from {}, the first 20 kept as they were.",
+        """@inproceedings{zhang2024longclip,
+  title={{Long-CLIP}: Unlocking the Long-Text Capability of {CLIP}},
+  author={Zhang, Beichen and Zhang, Pan and Dong, Xiaoyi and Zang, Yuhang and Wang, Jiaqi},
+  booktitle={European Conference on Computer Vision},
+  year={2024}
 }""",
     ),
     Method(

@@ -51,3 +51,4 @@ def stretch_positions(tower: PreTrainedModel, length: int, kept: int = KEPT_POSI
     embeddings.position_embedding = table
     embeddings.register_buffer("position_ids", torch.arange(length, device=old.device)[None], persistent=False)
     tower.config.max_position_embeddings = length
+    tower.stretched_from = len(old)  # of this process: for the record of a training run

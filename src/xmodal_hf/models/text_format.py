@@ -90,6 +90,11 @@ class TextFormat:
         )
         return [{name: column[row] for name, column in columns.items()} for row in range(len(texts))]
 
+    def num_cut(self, texts: Sequence[str], rows: Sequence[Row]) -> int:
+        """Return how many texts are longer than `max_length`, given their `rows`; full ones are tokenized again."""
+        full = [text for text, row in zip(texts, rows, strict=True) if len(row["input_ids"]) >= self.max_length]
+        return sum(length > self.max_length for length in uncut_lengths(self.tokenizer, full))
+
     def lengths(self, rows: Sequence[Row]) -> list[int]:
         """Return the tokens that each row fills in a batch of its own."""
         return [self.padded_length or len(row["input_ids"]) for row in rows]
@@ -129,6 +134,16 @@ def with_prefix(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> lis
     """Return texts with the instruction of a tokenizer before each."""
     prefix = text_prefix(tokenizer)
     return [prefix + text for text in texts]
+
+
+def uncut_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[int]:
+    """Return how many tokens each text has, instruction and special tokens included, before anything is cut."""
+    if not texts:
+        return []
+    columns = tokenizer(
+        with_prefix(tokenizer, texts), padding=False, truncation=False, return_attention_mask=False, verbose=False
+    )
+    return [len(ids) for ids in columns["input_ids"]]
 
 
 def has_fixed_length(model: PreTrainedModel) -> bool:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,13 +38,17 @@ from ..data.sampling import EpochBatchSampler, PairDataset, PooledVectors, Sente
 from ..data.sentences import load_paraphrases, load_sentences, load_triplets
 from ..data.sources import DEFAULT_BUFFER_SIZE, load_pairs, stream_pairs
 from ..features.processes import on_main_process
-from ..models.text_format import NO_LIMIT, pads_to_max_length
+from ..models.text_format import NO_LIMIT, pads_to_max_length, uncut_lengths
 from ..objectives import Batch
 from .arguments import PairArguments, SentenceArguments, TextModelArguments, TrainingArguments
 from .checkpoint import CheckpointError, goes_on
 from .faults import end_workers, prepare_worker
+from .log import inform
 
 logger = logging.getLogger(__name__)
+
+# Number of texts that are counted before training: enough for a share, few enough to take no time.
+_COUNTED_TEXTS = 1000
 
 # Options that are arguments of `load_pairs` and `stream_pairs` with the same names.
 _SOURCE_OPTIONS = ("modality", "split", "image_column", "audio_column", "text_column", "id_column")
@@ -266,6 +271,25 @@ def texts_of(pairs: PairTable | None, sentences: Dataset | None) -> Iterator[str
                 yield text
     if sentences is not None:
         yield from SentenceDataset(sentences).texts()
+
+
+def report_cut_texts(
+    accelerator: Accelerator,
+    tokenizer: PreTrainedTokenizerBase,
+    text: TextModelArguments,
+    pairs: PairTable | None,
+    sentences: Dataset | None,
+) -> None:
+    """Print how many of the first texts are longer than the tower reads; nothing where none is.
+
+    Captions of streamed and of several tables are left out: they are read as they come.
+    """
+    table = None if isinstance(pairs, ParquetPairs | ConcatenatedPairs) else pairs
+    texts = list(islice(texts_of(table, sentences), _COUNTED_TEXTS))
+    limit = text_lengths(tokenizer, text)["max_length"]
+    cut = sum(length > limit for length in uncut_lengths(tokenizer, texts))
+    if cut:
+        inform(accelerator, f"{cut:,} of the first {len(texts):,} texts are longer than {limit} tokens and are cut")
 
 
 def text_lengths(tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> dict[str, Any]:

@@ -169,10 +169,11 @@ def finish_output(
     if isinstance(model, PeftModel) and lora is not None and lora.lora_merge:
         model = model.merge_and_unload()
     folder = Path(training.output_dir)
+    facts = _facts_of(model)
 
     def finish() -> None:
         _save_model(folder, model, processor, weights, base)
-        _summarise(folder, result)
+        _summarise(folder, result, facts)
         _unlock(folder)
 
     on_main_process(accelerator, finish)
@@ -197,13 +198,21 @@ def _save_model(
     write_prefix(folder, text_prefix(getattr(processor, "tokenizer", processor)))
 
 
-def _summarise(folder: Path, result: TrainingResult) -> None:
+def _facts_of(model: nn.Module) -> dict[str, Any]:
+    """Return what a run did to the model that its options do not say."""
+    whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    tower = getattr(whole, "text_model", None)
+    old = getattr(tower, "stretched_from", None)
+    return {} if old is None else {"stretched_positions": f"{old} to {tower.config.max_position_embeddings}"}
+
+
+def _summarise(folder: Path, result: TrainingResult, facts: dict[str, Any]) -> None:
     """Write the loss curve, the list of bad items in order and the summary of a run, and print the latter in short."""
     loss_curves({folder.name: folder / LOG_NAME}).savefig(folder / "loss_curve.png")
     circumstances = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
     sort_bad_items(folder / BAD_ITEMS_NAME)
     skipped = dict(count_bad_items(folder / BAD_ITEMS_NAME))
-    _write_json(folder / RUN_NAME, circumstances | dataclasses.asdict(result) | {"skipped_items": skipped})
+    _write_json(folder / RUN_NAME, circumstances | dataclasses.asdict(result) | {"skipped_items": skipped} | facts)
     rate = result.items / result.seconds
     print(f"{result.steps} steps, {rate:.0f} items/s, last loss {result.last_log['loss']:.3f}; saved in {folder}")
     if skipped:

@@ -25,7 +25,15 @@ from .arguments import (
     TextModelArguments,
     TrainingArguments,
 )
-from .batches import JointLoader, PairTable, StatefulLoader, build_pair_loader, build_sentence_loader, texts_of
+from .batches import (
+    JointLoader,
+    PairTable,
+    StatefulLoader,
+    build_pair_loader,
+    build_sentence_loader,
+    report_cut_texts,
+    texts_of,
+)
 from .building import (
     build_processor,
     build_tokenizer,
@@ -71,6 +79,7 @@ def build_sentence_phase(
     _keep_frozen_weights(accelerator, model, training)
     if not training.dry_run:  # whose tokenizer may be made up
         check_prefix(tokenizer, text)
+        report_cut_texts(accelerator, tokenizer, text, None, table)
     objective = _sentence_objective(sentence, table, text_sub_batches(training, accelerator))
     loader = build_sentence_loader(accelerator, table, tokenizer, training, text, sentence)
     return Phase(model, _with_matryoshka(objective, training), loader, tokenizer)
@@ -98,6 +107,7 @@ def build_pair_phase(
     check_max_length(model, processor.tokenizer, text)
     if not training.dry_run:  # whose tokenizer may be made up
         check_prefix(processor.tokenizer, text)
+        report_cut_texts(accelerator, processor.tokenizer, text, table, sentences)
     if MODALITIES[pairs.modality].is_sampled and not is_sharded(accelerator):
         check_clip_length(model, processor, contrastive, pairs)
     sub_batches = text_sub_batches(training, accelerator)

@@ -3,12 +3,13 @@
     pip install 'xmodal_hf[towers]'
     nice -n 10 python benchmarks/methods.py --data_dir FOLDER --work_dir FOLDER     # under 20 CPU minutes
 
-EfficientNet-Lite0 sees each picture once, all-MiniLM-L6-v2 reads each caption once; what is trained on their vectors
-are heads into 384 dimensions (two layers with dropout for pictures, one for texts) by the objectives of the package, on
-1,000 pictures with two captions. All runs of a seed have the same batches. `paraphrases` trains MiniLM itself first, on
-pairs of captions of one training picture. `composition` asks whether a caption of the test split scores above the same
-one with an attribute replaced (colour, size, number, gender). Vectors and finished runs stay in the work folder; a run
-that is stopped goes on there. Writes benchmarks/results/methods.json and prints the tables.
+EfficientNet-Lite0 sees each picture once (a feature store), all-MiniLM-L6-v2 reads each caption once; what is trained
+on their vectors are heads into 384 dimensions (two layers with dropout for pictures, one for texts) by the objectives
+of the package, on 1,000 pictures with two captions. All runs of a seed have the same batches. `paraphrases` trains
+MiniLM itself first, on pairs of captions of one training picture. `composition` asks whether a caption of the test
+split scores above the same one with an attribute replaced (colour, size, number, gender). Vectors and finished runs
+stay in the work folder; a run that is stopped goes on there. Writes benchmarks/results/methods.json and prints the
+tables.
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
 from xmodal_hf import SentenceEncoder
 from xmodal_hf.data.collators import SentenceCollator
-from xmodal_hf.data.mixing import undecoded
 from xmodal_hf.data.sampling import SentenceDataset, text_id
 from xmodal_hf.data.seeding import EpochIndex
 from xmodal_hf.data.sources import load_pairs
@@ -42,6 +42,9 @@ from xmodal_hf.evaluation import (
     evaluate_retrieval,
 )
 from xmodal_hf.objectives import CrossModalObjective, MatryoshkaObjective, SentenceObjective
+from xmodal_hf.training.arguments import PairArguments
+from xmodal_hf.training.feature_arguments import FeatureArguments
+from xmodal_hf.training.feature_extraction import run_extraction
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 SEEDS = (0, 1, 2)
@@ -155,8 +158,8 @@ class Data:
 
     def __init__(self, data_dir: Path, work_dir: Path) -> None:
         table = data_dir / "flickr8k" / "captions.jsonl.gz"
-        self.train = undecoded(load_pairs(table, split="train", max_samples=TRAIN_PICTURES + BANK))
-        self.test = undecoded(load_pairs(table, split="test", max_samples=TEST_PICTURES))
+        self.train = load_pairs(table, split="train", max_samples=TRAIN_PICTURES + BANK)
+        self.test = load_pairs(table, split="test", max_samples=TEST_PICTURES)
         captions = self.train["text"][:]
         self.texts = [text for row in captions[:TRAIN_PICTURES] for text in row[:CAPTIONS]]
         first = len(self.texts)
@@ -173,7 +176,7 @@ class Data:
             if other is not None:
                 self.negative_row[row] = len(self.texts)
                 self.texts.append(other)
-        self.images = cached(work_dir / "images.npy", lambda: picture_vectors(self, work_dir))
+        self.images = picture_vectors(table, work_dir)
 
 
 def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
@@ -186,29 +189,19 @@ def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     return np.load(path)
 
 
-def picture_vectors(data: Data, work_dir: Path) -> np.ndarray:
-    """(N, H) pooled vectors of the training pictures, then those of the test."""
-    from transformers import AutoImageProcessor
-
-    from xmodal_hf.data.images import load_image
+def picture_vectors(table: Path, work_dir: Path) -> np.ndarray:
+    """(N, H) pooled vectors of the training pictures, then those of the test, each from its feature store."""
     from xmodal_hf.hub.packaged_towers import prepare_towers
 
-    if not (work_dir / "towers" / "image").exists():
-        prepare_towers(work_dir / "towers", {"image": {"image_size": IMAGE_SIZE}})
     folder = work_dir / "towers" / "image"
-    model, processor = AutoModel.from_pretrained(folder).eval(), AutoImageProcessor.from_pretrained(folder)
-    cells = [*data.train["image"][:TRAIN_PICTURES], *data.test["image"][:]]
+    if not folder.exists():
+        prepare_towers(work_dir / "towers", {"image": {"image_size": IMAGE_SIZE}})
     parts = []
-    for start in range(0, len(cells), 32):
-        pixels = processor(images=[load_image(cell) for cell in cells[start : start + 32]], return_tensors="pt")
-        with torch.inference_mode():
-            outputs = model(**pixels)
-        pooled = (
-            outputs.pooler_output
-            if outputs.get("pooler_output") is not None
-            else outputs.last_hidden_state.mean((2, 3))
-        )
-        parts.append(pooled.flatten(1).numpy())
+    for split, count in (("train", TRAIN_PICTURES), ("test", TEST_PICTURES)):
+        features = FeatureArguments(image_model=str(folder), output_dir=str(work_dir / f"{split}_pictures"))
+        pairs = PairArguments([str(table)], split=split, max_samples=count, feature_dtype="float32")
+        store = run_extraction(features, pairs)
+        parts.append(torch.stack([store.vector(row) for row in range(count)]).numpy())
     return np.concatenate(parts)
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import runpy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +13,11 @@ import soundfile
 import torch
 from PIL import Image
 
-from xmodal_hf import AudioTextDualEncoder, ImageTextDualEncoder
+from xmodal_hf import AudioTextDualEncoder, ImageTextDualEncoder, ImageTextProcessor
 from xmodal_hf.evaluation import as_embedder
 from xmodal_hf.evaluation.search import Gallery, Search
 from xmodal_hf.features import FeatureError, FeatureStore
+from xmodal_hf.models.text_format import set_text_prefix
 from xmodal_hf.training.arguments import PairArguments
 from xmodal_hf.training.features import _source
 
@@ -70,6 +72,23 @@ def test_text_finds_what_the_embedder_finds(image_text_folder, pictures, store, 
         assert [hit.id for hit in hits] == ids
         assert [hit.score for hit in hits] == pytest.approx(cosines, abs=2e-3)
         assert [hit.row for hit in hits] == [int(hit.id.split(".")[0]) for hit in hits]
+
+
+def test_an_instruction_comes_before_each_query(image_text_folder, pictures, store, tmp_path):
+    """The model's processor brings it, for the words of a query and for stores of captions."""
+    processor = ImageTextProcessor.from_pretrained(image_text_folder)
+    set_text_prefix(processor.tokenizer, "music plays ")
+    folder = shutil.copytree(image_text_folder, tmp_path / "instructed")
+    processor.save_pretrained(folder)
+    plain, instructed = (Search.load(one, store, device="cpu") for one in (image_text_folder, folder))
+    for query in ("rain", "a red apple"):
+        scores = [hit.score for hit in instructed(query, k=6)]
+        assert scores == [hit.score for hit in plain(f"music plays {query}", k=6)]
+        assert scores != [hit.score for hit in plain(query, k=6)]
+    options = ("--model", image_text_folder, "--dataset", pictures, "--side", "text", "--output_dir", tmp_path / "t")
+    run_script("extract_features.py", *options)
+    with pytest.raises(FeatureError, match=r"tokenizer"):
+        Search.load(folder, tmp_path / "t", device="cpu")
 
 
 def test_a_picture_finds_itself_first(image_text_folder, pictures, store):

@@ -302,7 +302,7 @@ def losses_of_first_step(run_main, options, folder):
             "--captions_per_item does not go with --objective cyclip",
         ),
         (["--negative_text_column", "wrong", "--objective", "cyclip"], "of one each: pass clip or siglip"),
-        (["--negative_text_column", "wrong", "--streaming"], "--negative_text_column and --streaming exclude"),
+        (["--captions_per_item", 2, "--streaming"], "--captions_per_item and --streaming exclude"),
         (["--negative_text_weight", 1], "--negative_text_weight needs --negative_text_column"),
         (["--negative_text_column", "wrong", "--freeze", "text"], "pass --features off"),
     ],

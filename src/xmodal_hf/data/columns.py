@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,12 @@ def find_ids(columns: Sequence[str], given: str | None) -> str | None:
     if given is None and not set(ID_COLUMNS) & {column.lower() for column in columns}:
         return None
     return find_column(columns, ID_COLUMNS, kind="id", option="--id_column", given=given)
+
+
+def listed_texts(cells: Iterable[Any]) -> list[str]:
+    """The texts of some cells of a row, each a text or a list of texts, without nulls and blanks."""
+    texts = (text for cell in cells for text in (cell if isinstance(cell, list | tuple) else [cell]))
+    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
 
 
 def row_text(values: Sequence[Any], class_names: Sequence[Sequence[str] | None]) -> Any:

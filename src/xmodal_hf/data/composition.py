@@ -12,8 +12,7 @@ Built in, without a download: `openmoji`, whose captions have another attribute 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,9 @@ from typing import Any
 from datasets import Dataset
 
 from .builtin import BUILT_IN
+from .builtin.negatives import captions_of_other_order, with_other_attributes
 from .builtin.openmoji import load_openmoji, openmoji_captions
-from .builtin.soundfont import Clip, captions, load_soundfont, make_clip
+from .builtin.soundfont import captions, load_soundfont, make_clip
 from .column_names import NEGATIVE_TEXT_COLUMNS, TEXT_COLUMNS
 from .formats import Modality
 from .mixing import undecoded
@@ -30,14 +30,6 @@ from .sources import load_pairs, load_rows
 from .splits import with_default_split
 from .tables import find_column, is_table
 
-# Words of one kind; replacing one by another makes a wrong caption.
-_ATTRIBUTES = {
-    "colour": ("red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white", "grey", "pink"),
-    "size": ("large", "medium", "small"),
-    "direction": ("up", "down", "left", "right", "upwards", "downwards", "leftwards", "rightwards"),
-    "gender": ("man", "woman", "men", "women", "boy", "girl"),
-    "state": ("open", "closed"),
-}
 _ORDER_WORDINGS = ("then", "followed by", "semicolon")
 _BOX = ("bbox_x", "bbox_y", "bbox_w", "bbox_h")
 _WINOGROUND = ("image_0", "image_1", "caption_0", "caption_1")
@@ -225,22 +217,10 @@ def _swapped_attributes() -> CompositionSet:
     for row in table:
         own = {caption.lower() for caption in row["text"]}
         for caption in row["text"]:
-            for kind, wrong in _with_other_attributes(caption, known - own):
+            for kind, wrong in with_other_attributes(caption, known - own):
                 rows.append((row["image"], row["id"], caption, wrong, kind))
     items, ids, right, wrongs, kinds = (list(column) for column in zip(*rows, strict=True))
     return CompositionSet("openmoji", "image", items, ids, [[caption] for caption in right], wrongs, kinds)
-
-
-def _with_other_attributes(caption: str, known: set[str]) -> Iterator[tuple[str, list[str]]]:
-    """The captions among `known` that differ from one in an attribute, by the kind of the attribute."""
-    parts = re.findall(r"[a-z]+|[^a-z]+", caption.lower())
-    for kind, words in _ATTRIBUTES.items():
-        for place, part in enumerate(parts):
-            if part not in words:
-                continue
-            others = ["".join([*parts[:place], word, *parts[place + 1 :]]) for word in words if word != part]
-            if found := [other for other in others if other in known]:
-                yield kind, found
 
 
 def _swapped_events() -> CompositionSet:
@@ -249,8 +229,8 @@ def _swapped_events() -> CompositionSet:
     items, ids, right, wrong, wordings = [], [], [], [], []
     for index in range(1, len(table), 2):  # clips with odd numbers are two events
         clip, row = make_clip("test", index), table[index]
-        swapped = Clip(clip.events[::-1], clip.pitches[::-1])
-        for name, caption, other in zip(_ORDER_WORDINGS, captions(clip), captions(swapped), strict=True):
+        wordings_of_both = zip(_ORDER_WORDINGS, captions(clip), captions_of_other_order(clip), strict=True)
+        for name, caption, other in wordings_of_both:
             items.append(row["audio"])
             ids.append(row["id"])
             right.append([caption])

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Audio, Dataset, Features, Image, LargeList, List, Value, load_dataset_builder
 
-from .columns import STATUS_COLUMN, class_names_of, downloaded, row_text
+from .columns import STATUS_COLUMN, class_names_of, downloaded, listed_texts, row_text
 from .errors import BadItemError
 from .formats import Modality
 from .identity import id_of, unique_or_rows
@@ -123,6 +123,8 @@ class ParquetPairs(PartedPairs):
             paths.
         text_columns: Columns of the texts in the files. One column gives its cells, several give the list of their
             texts.
+        negative_columns: Columns of the negative captions in the files, whose texts make one list. If None, the rows
+            have no negative captions.
         id_column: Column of the ids. None takes the path of the item if there is one, otherwise the number of the row.
         split: Value of the column `split` in the rows that are read. If None, all rows are read.
         buffer_size: Buffer size of the `ShardOrder`; the row groups of one buffer stay in memory.
@@ -139,6 +141,7 @@ class ParquetPairs(PartedPairs):
         modality: Modality,
         media_column: str,
         text_columns: Sequence[str],
+        negative_columns: Sequence[str] | None = None,
         id_column: str | None = None,
         split: str | None = None,
         buffer_size: int = 10_000,
@@ -148,6 +151,7 @@ class ParquetPairs(PartedPairs):
         self.files = list(files)
         self._is_local = all(_REMOTE not in file for file in self.files)
         self._media, self._texts, self._id = media_column, list(text_columns), id_column
+        self._negatives = None if negative_columns is None else list(negative_columns)
         # These hold, for every row group, its file, its number in that file, and its number of rows.
         groups = [group for number, file in enumerate(self.files) for group in self._row_groups(number, file)]
         self._file_of_group, self._group_in_file, lengths = np.array(groups, dtype=np.int64).T
@@ -185,7 +189,16 @@ class ParquetPairs(PartedPairs):
             "id": self._id_of(row, number),
             self.modality: self._cell(media, part, number),
             "text": row_text(texts, self._class_names),
+            **({} if self._negatives is None else {"negative_text": self._negative_texts(row)}),
         }
+
+    @property
+    def column_names(self) -> list[str]:  # type: ignore[override]
+        """The canonical columns."""
+        return [*super().column_names, *([] if self._negatives is None else ["negative_text"])]
+
+    def _negative_texts(self, row: Mapping[str, Any]) -> list[str]:
+        return listed_texts(row[name] for name in self._negatives or ())
 
     def without_media(self) -> ParquetPairs:
         """The same rows, whose media are not read: their cells are None."""
@@ -226,7 +239,7 @@ class ParquetPairs(PartedPairs):
 
     def _row_columns(self) -> list[str]:
         media = [self._media] if self._reads_media else []
-        return list(dict.fromkeys([*media, *self._texts, *filter(None, [self._id])]))
+        return list(dict.fromkeys([*media, *self._texts, *(self._negatives or ()), *filter(None, [self._id])]))
 
     def _id_of(self, row: dict[str, Any], number: int) -> str:
         if self._id is not None:
@@ -239,13 +252,15 @@ class ParquetPairs(PartedPairs):
         return id_of(row[self._media] if isinstance(row.get(self._media), str) else None, number)
 
     def _values(self, name: str) -> Iterator[Any]:
-        columns = {"text": self._texts, self.modality: [self._media]}
+        columns = {"text": self._texts, self.modality: [self._media], "negative_text": self._negatives or []}
         columns["id"] = [self._id] if self._id else [] if self._ids is not None else [self._media]
         number = 0
         for group in range(len(self.shard_lengths)):  # this reads only those columns
             for row in self._rows_of(group, columns[name]) if columns[name] else [{}] * self.shard_lengths[group]:
                 if name == "text":
                     yield row_text([row[column] for column in self._texts], self._class_names)
+                elif name == "negative_text":
+                    yield self._negative_texts(row)
                 else:
                     yield self._id_of(row, number) if name == "id" else self._cell(row[self._media], group, number)
                 number += 1
@@ -256,7 +271,9 @@ class ParquetPairs(PartedPairs):
 
     def _row_groups(self, number: int, file: str) -> Iterator[tuple[int, int, int]]:
         columns = parquet_columns(file)
-        missing = sorted({self._media, *self._texts, *filter(None, [self._id])} - set(columns))
+        missing = sorted(
+            {self._media, *self._texts, *(self._negatives or ()), *filter(None, [self._id])} - set(columns)
+        )
         if missing:
             raise ValueError(f"{file} has no column {missing[0]!r}, only {', '.join(columns)}.")
         metadata = _open(file, os.getpid()).metadata

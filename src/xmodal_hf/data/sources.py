@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from datasets import Audio, Dataset, Image, Json, LargeList, List, Value
 
 from .builtin import BUILT_IN, load_built_in
+from .builtin.negatives import SWAPPED, swapped_captions
 from .column_names import TEXT_COLUMNS
 from .columns import (
     NAME_COLUMNS,
@@ -28,6 +29,7 @@ from .columns import (
     find_ids,
     find_media,
     find_texts,
+    listed_texts,
     media_names,
     row_text,
 )
@@ -82,7 +84,8 @@ def load_pairs(
         keep_class_labels: Whether a `ClassLabel` column of texts is left as it is, numbers with names, for zero-shot
             tasks.
         negative_text_column: Column of captions that are wrong about the item, each a text or a list of texts; several
-            columns make one list. If None, the result has no negative captions.
+            columns make one list. In tars, it is the name of a member or of a field of the .json; of `openmoji` and
+            `soundfont`, it is `swapped`. If None, the result has no negative captions.
         media_folder: Folder of the files that a table names. If None, they are looked for around the table, by the
             rules of `located`.
 
@@ -110,12 +113,19 @@ def load_pairs(
         raise ValueError(f"modality is {' or '.join(map(repr, MODALITIES))}, not {modality!r}.")
     given = {"image": image_column, "audio": audio_column}[modality]
     if str(source) in BUILT_IN:
-        _check_no_negatives(source, negative_text_column)
         pairs = _built_in(load_built_in(str(source), split), modality)
+        if negative_text_column is not None:
+            wrong = _built_in_negatives(pairs, str(source), split, negative_text_column)
+            pairs = pairs.add_column("negative_text", wrong, feature=_TEXTS)
     elif tars := find_tars(source, split):
         _check_columns_of_tars(source, modality, given, id_column)
-        _check_no_negatives(source, negative_text_column)
-        pairs = load_tars(tars, modality=modality, text_names=TEXT_COLUMNS, text_column=text_column)
+        pairs = load_tars(
+            tars,
+            modality=modality,
+            text_names=TEXT_COLUMNS,
+            text_column=text_column,
+            negative_text_column=negative_text_column,
+        )
     else:
         table, folder = _load(source, modality, split, given, text_column)
         folder = folder if media_folder is None else Path(media_folder)
@@ -133,9 +143,7 @@ def negative_texts(table: Dataset, column: TextColumns) -> list[list[str]]:
         ValueError: If a named column does not exist.
     """
     names = find_texts(table.features, column, option="--negative_text_column")
-    cells = zip(*(table[name][:] for name in names), strict=True)
-    listed = [[text for cell in row for text in (cell if isinstance(cell, list) else [cell])] for row in cells]
-    return [[text.strip() for text in row if isinstance(text, str) and text.strip()] for row in listed]
+    return [listed_texts(row) for row in zip(*(table[name][:] for name in names), strict=True)]
 
 
 def has_media(source: str | os.PathLike, *, modality: Modality) -> bool:
@@ -169,6 +177,7 @@ def stream_pairs(
     audio_column: str | None = None,
     text_column: TextColumns = None,
     id_column: str | None = None,
+    negative_text_column: TextColumns = None,
     buffer_size: int = DEFAULT_BUFFER_SIZE,
 ) -> Dataset | ParquetPairs:
     """A paired dataset in canonical columns that is read in place, neither downloaded nor converted.
@@ -177,7 +186,8 @@ def stream_pairs(
         source: Parquet files, given as a Hub id ("owner/name:configuration"), a folder, or a path, pattern or address
             that fsspec opens; or another source that `load_pairs` reads without copying: WebDataset tars and built-in
             datasets.
-        modality, split, image_column, audio_column, text_column, id_column: Same as in `load_pairs`.
+        modality, split, image_column, audio_column, text_column, id_column, negative_text_column: Same as in
+            `load_pairs`.
         buffer_size: Number of rows that will be shuffled together; their row groups stay in memory.
 
     Raises:
@@ -193,16 +203,21 @@ def stream_pairs(
             audio_column=audio_column,
             text_column=text_column,
             id_column=id_column,
+            negative_text_column=negative_text_column,
         )
     given = {"image": image_column, "audio": audio_column}[modality]
     files, row_split = find_parquet(str(source), split)
     features = parquet_features(files[0])
     texts = find_texts(features, text_column, empty=() if text_column else parquet_nulls(files))
+    negatives = None
+    if negative_text_column is not None:
+        negatives = find_texts(features, negative_text_column, option="--negative_text_column")
     return ParquetPairs(
         files,
         modality=modality,
         media_column=find_media(list(features), modality, given),
         text_columns=texts,
+        negative_columns=negatives,
         id_column=find_ids(list(features), id_column),
         split=row_split,
         buffer_size=buffer_size,
@@ -219,9 +234,14 @@ def _check_columns_of_tars(
         )
 
 
-def _check_no_negatives(source: str | os.PathLike, negative_text_column: TextColumns) -> None:
-    if negative_text_column is not None:
-        raise ValueError(f"{source} has no columns of its own: leave out --negative_text_column, or pass a table")
+def _built_in_negatives(pairs: Dataset, name: str, split: str, column: TextColumns) -> list[list[str]]:
+    """The wrong captions of a built-in data set: those of its own column, or those that are made of its captions."""
+    names = [column] if isinstance(column, str) else list(column or ())
+    if set(names) <= set(pairs.column_names):
+        return negative_texts(pairs, column)
+    if names != [SWAPPED]:
+        raise ValueError(f"{name} has no column {names[0]!r}; its wrong captions are --negative_text_column {SWAPPED}")
+    return swapped_captions(name, split)
 
 
 def _report_equal_ids(pairs: Dataset, source: str | os.PathLike) -> None:

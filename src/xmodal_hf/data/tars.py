@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
-from .columns import TextColumns
+from .columns import TextColumns, listed_texts
 from .errors import BadItemError
 from .files import read_range, tar_member
 from .formats import Modality, is_readable, is_unreadable, left_out_note
@@ -127,6 +127,7 @@ def load_tars(
     modality: Modality,
     text_names: Iterable[str],
     text_column: TextColumns = None,
+    negative_text_column: TextColumns = None,
     texts_only: bool = False,
 ) -> Dataset:
     """Canonical rows of WebDataset tars, in the order in which their samples begin.
@@ -144,15 +145,17 @@ def load_tars(
         modality: Modality: `image` or `audio`.
         text_names: Usual names of the members that hold captions.
         text_column: Names of the members that hold captions, in place of the usual ones.
+        negative_text_column: Names of the members, or of the fields of the member .json, that hold negative captions.
+            If None, the result has none.
         texts_only: Whether only captions are needed, so that samples without an image or audio file are kept.
 
     Returns:
         A `Dataset` with `id`, `image` or `audio`, `text` (list of str, empty where there is no caption), and `shard`,
-        the number of the tar.
+        the number of the tar; with a `negative_text_column` also `negative_text` (list of str).
 
     Raises:
-        ValueError: If the tars hold no sample, no picture (sound) or no caption, or a sample has two pictures (sounds)
-            and its names do not say which one is meant.
+        ValueError: If the tars hold no sample, no picture (sound), no caption or none of the named negative ones, or a
+            sample has two pictures (sounds) and its names do not say which one is meant.
     """
     settings: dict[str, Any] = {
         # `datasets` caches by these settings, so a changed file must change them. It takes lists for data files, and
@@ -160,15 +163,20 @@ def load_tars(
         "tars": [(number, tar, _version(tar)) for number, tar in enumerate(tars)],
         "modality": modality,
         "text_names": tuple(text_names),
-        "text_columns": (text_column,) if isinstance(text_column, str) else tuple(text_column or ()),
+        "text_columns": _names(text_column),
         "rules": _RULES,
     }
+    if negative_text_column is not None:
+        settings["negative_columns"] = _names(negative_text_column)
     if next(_rows(**settings), None) is None:
         raise ValueError(f"There is no sample in {_named(tars)}.")
     pairs = _read_rows(modality, settings)
     has_media = texts_only or pairs.data[modality].null_count < len(pairs)
     if not has_media or not any(pairs["text"]):
         raise ValueError(_what_is_missing(tars, modality, settings["text_columns"], has_media))
+    if negative_text_column is not None and not any(pairs["negative_text"]):
+        names = " or ".join(_names(negative_text_column))
+        raise ValueError(f"no sample of {_named(tars)} has {names}, the member or field of --negative_text_column")
     return _with_shard_in_ids(pairs, tars)
 
 
@@ -180,6 +188,7 @@ def _read_rows(modality: Modality, settings: dict[str, Any]) -> Dataset:
             modality: cell_feature(modality),
             "text": List(Value("string")),
             SHARD_COLUMN: Value("int32"),
+            **({"negative_text": List(Value("string"))} if "negative_columns" in settings else {}),
         }
     )
     try:
@@ -216,6 +225,10 @@ def _what_is_missing(tars: Sequence[str], modality: Modality, text_columns: Sequ
     )
 
 
+def _names(columns: TextColumns) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns or ())
+
+
 def _named(tars: Sequence[str]) -> str:
     return f"{', '.join(tars[:3])}{' ...' if len(tars) > 3 else ''}"
 
@@ -226,6 +239,7 @@ def _rows(
     text_names: tuple[str, ...],
     text_columns: tuple[str, ...],
     rules: int,
+    negative_columns: tuple[str, ...] = (),
 ) -> Iterator[dict[str, Any]]:
     left_out: Counter[str] = Counter()
     for shard, tar, _ in tars:
@@ -238,7 +252,10 @@ def _rows(
             if media is None:
                 left_out.update(member.ending for member in members if is_unreadable(member.name, modality))
             texts = _texts(tar, members, text_names, text_columns)
-            yield {"id": key, modality: cell, "text": texts, SHARD_COLUMN: shard}
+            row = {"id": key, modality: cell, "text": texts, SHARD_COLUMN: shard}
+            if negative_columns:
+                row["negative_text"] = listed_texts(_texts(tar, members, (), negative_columns))
+            yield row
     if left_out:
         note = left_out_note([f"a{ending}" for ending in left_out.elements()], modality)
         logger.warning("%s: samples without %s that can be decoded: %s", tars[0][1], MODALITIES[modality].noun, note)

@@ -397,7 +397,8 @@ class PairArguments:
         default=None,
         metadata={
             "help": "Column of captions that are wrong about the item, each a text or a list of texts; one is drawn "
-            "each epoch, and every item is contrasted with those of the whole batch (NegCLIP)."
+            "each epoch, and every item is contrasted with those of the whole batch (NegCLIP). In tars, a member or a "
+            "field of the .json; of openmoji and soundfont, `swapped`."
         },
     )
     max_samples: int | None = option(None, "Maximum number of rows; the first ones are used.")
@@ -466,9 +467,10 @@ class PairArguments:
             raise ValueError("--max_samples and --streaming exclude each other")
         if self.captions_per_item < 1:
             raise ValueError(f"--captions_per_item must be at least 1, got {self.captions_per_item}")
-        if self.streaming and (self.negative_text_column or self.captions_per_item > 1):
-            name = "negative_text_column" if self.negative_text_column else "captions_per_item"
-            raise ValueError(f"--{name} and --streaming exclude each other")
+        if self.streaming and self.captions_per_item > 1:
+            raise ValueError(
+                "--captions_per_item and --streaming exclude each other: rows of one item are joined first"
+            )
         if self.shuffle_buffer is not None and self.shuffle_buffer < 1:
             raise ValueError(f"--shuffle_buffer must be at least 1, got {self.shuffle_buffer}")
         if self.feature_views < 1:

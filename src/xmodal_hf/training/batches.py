@@ -214,11 +214,11 @@ def _report_left_out(sampler: EpochBatchSampler) -> None:
 def load_pair_table(pairs: PairArguments, exclude_texts: Sequence[str] = ()) -> PairTable:
     """Load the pairs in canonical columns, without captions that occur in the tables `exclude_texts`."""
     options: dict[str, Any] = {name: getattr(pairs, name) for name in _SOURCE_OPTIONS}
+    options["negative_text_column"] = pairs.negative_text_column
     if pairs.streaming:
         load = partial(stream_pairs, buffer_size=pairs.shuffle_buffer or DEFAULT_BUFFER_SIZE)
     else:
-        negatives = pairs.negative_text_column
-        load = partial(load_pairs, max_samples=pairs.max_samples, negative_text_column=negatives)
+        load = partial(load_pairs, max_samples=pairs.max_samples)
     tables = {source: load(source, **options) for source in pairs.dataset}
     if pairs.captions_per_item > 1:
         tables = {source: one_row_an_item(table) for source, table in tables.items()}

@@ -26,6 +26,7 @@ from ..data.mixing import ConcatenatedPairs, PairTable, one_row_an_item, undecod
 from ..data.sentences import holds_texts_alone, sentence_rows
 from ..data.sources import load_pairs
 from ..features.frozen import tower_fields
+from ..features.identity import tokenizer_fields
 from ..features.manifest import FeatureError, differences
 from ..features.store import FeatureStore
 from ..messages import missing_package
@@ -74,7 +75,8 @@ class Search:
             more. The index is exact, so the answers are the same.
 
     Raises:
-        FeatureError: If the store belongs to another tower. The message says what differs.
+        FeatureError: If the store belongs to another tower, or has captions of another tokenizer or instruction. The
+            message says what differs.
 
     Example:
         >>> search = Search.load("outputs/clip", "outputs/features/image-0123456789ab")  # doctest: +SKIP
@@ -91,6 +93,13 @@ class Search:
         different = differences({"tower": store.identity["tower"]}, {"tower": tower_fields(model, store.side)})
         if different:
             raise FeatureError(f"the feature store {store.folder} is of another tower: {'; '.join(different)}")
+        if store.side == "text":  # whose instruction is part of the tokenizer
+            tokenizers = store.identity["input"]["tokenizer"], tokenizer_fields(processor.tokenizer)
+            different = differences({"tokenizer": tokenizers[0]}, {"tokenizer": tokenizers[1]})
+        if different:
+            raise FeatureError(
+                f"the feature store {store.folder} is of another tokenizer or instruction: {'; '.join(different)}"
+            )
         self.model, self.store = model.eval(), store
         self.embedder = DualEncoderEmbedder(model, processor, EmbedOptions(show_progress=False))
         self._kept: torch.Tensor | None = None

@@ -193,7 +193,7 @@ class ParquetPairs(PartedPairs):
         }
 
     @property
-    def column_names(self) -> list[str]:  # type: ignore[override]
+    def column_names(self) -> list[str]:
         """The canonical columns."""
         return [*super().column_names, *([] if self._negatives is None else ["negative_text"])]
 

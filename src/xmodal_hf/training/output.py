@@ -201,7 +201,7 @@ def _save_model(
 def _facts_of(model: nn.Module) -> dict[str, Any]:
     """Return what a run did to the model that its options do not say."""
     whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    tower = getattr(whole, "text_model", None)
+    tower: Any = getattr(whole, "text_model", None)
     old = getattr(tower, "stretched_from", None)
     return {} if old is None else {"stretched_positions": f"{old} to {tower.config.max_position_embeddings}"}
 

@@ -301,7 +301,7 @@ def test_an_id_is_asked_for_once(no_hub: None) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (huggingface_hub.errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE=1 forbids to ask the Hub"),
+        (huggingface_hub.errors.OfflineModeIsEnabled("offline"), "HF_HUB_OFFLINE=1 forbids asking the Hub"),
         (huggingface_hub.errors.HTTPError("no route"), r"the Hub did not answer \(HTTPError\)"),
         (ConnectionError("refused"), r"the Hub did not answer \(ConnectionError\)"),
     ],

@@ -129,11 +129,11 @@ def read_transformers(arguments: ConversionArguments) -> Source:
     from xmodal_hf.models.conversion import load_dual_encoder, load_dual_processor, load_two_tower_model
 
     if arguments.format not in ("auto", "transformers"):
-        raise ValueError(f"--format {arguments.format} wants a file of weights, or {OPEN_CLIP_CONFIG} beside them")
+        raise ValueError(f"--format {arguments.format} needs a file of weights, or {OPEN_CLIP_CONFIG} beside them")
     model = load_two_tower_model(arguments.model)
     ours = load_dual_encoder(model)
     if ours is model and arguments.to == "xmodal_hf":
-        raise ValueError("it is one of ours already: pass --to clip or --to clap")
+        raise ValueError("the model is one of ours already: pass --to clip or --to clap")
     try:
         processor = load_dual_processor(arguments.model)
     except (OSError, ValueError) as error:
@@ -159,7 +159,7 @@ def read_weights(arguments: ConversionArguments, path: Path, open_clip_config: M
     is_clap = any(name.startswith("audio_branch.") for name in weights)
     layout = ("laion_clap" if is_clap else "open_clip") if arguments.format == "auto" else arguments.format
     if layout not in ACTIVATIONS:
-        raise ValueError(f"--format {layout} wants a folder or Hub id with a config.json")
+        raise ValueError(f"--format {layout} needs a folder or Hub id with a config.json")
     model, ours = None, None
     if layout == "laion_clap":
         ours = from_laion_clap(weights)

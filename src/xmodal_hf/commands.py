@@ -331,7 +331,7 @@ def _ask_hub(option: str, repo_id: str, kind: str) -> None:
     try:
         _repository_info(HfApi(library_name="xmodal_hf"), repo_id, kind)
     except OfflineModeIsEnabled:
-        raise FileNotFoundError(f"{neither} in the cache, and HF_HUB_OFFLINE=1 forbids to ask the Hub") from None
+        raise FileNotFoundError(f"{neither} in the cache, and HF_HUB_OFFLINE=1 forbids asking the Hub") from None
     except GatedRepoError:
         return  # the repository exists; whether this user may read it shows when its files are read
     except RepositoryNotFoundError:

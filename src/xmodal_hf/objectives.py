@@ -129,7 +129,7 @@ class CrossModalObjective:
         output = model(**_model_inputs(batch), text_sub_batches=self.text_sub_batches, return_logits=False)
         modality_embeds = output.get("image_embeds", output.get("audio_embeds"))  # (B, D)
         if output.get("text_embeds") is None or modality_embeds is None:
-            raise ValueError(f"pairs need inputs of both modalities, the batch has {', '.join(batch)}")
+            raise ValueError(f"pairs need inputs of both modalities, and the batch has {', '.join(batch)}")
         embeds = {
             **self._texts("embeds", output.text_embeds),
             "modality_embeds": modality_embeds,
@@ -227,7 +227,7 @@ class SentenceObjective:
             raise ValueError("mlm_weight above 0 and a collator with mlm_probability above 0 go together")
         rows = len(inputs["input_ids"])
         if rows % self.num_views:
-            raise ValueError(f"a batch of {self.num_views} views has {rows} rows, which is no multiple of it")
+            raise ValueError(f"a batch of {self.num_views} views has {rows} rows, which is not a multiple of it")
         if self.num_views == 1:
             inputs = {name: torch.cat([tensor, tensor]) for name, tensor in inputs.items()}  # (2B, T)
         output = model(**inputs, **masked, text_sub_batches=self.text_sub_batches)

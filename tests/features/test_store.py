@@ -119,7 +119,7 @@ def test_a_killed_extraction_ends_with_the_same_bytes(image_side, tmp_path, monk
     monkeypatch.setattr(StoreWriter, "write", write)
     with pytest.raises(KeyboardInterrupt):
         extract(tmp_path / "killed", image_side(), options())
-    with pytest.raises(FeatureError, match="is not complete: run what writes it again"):
+    with pytest.raises(FeatureError, match="is not complete: repeat the command that writes it"):
         FeatureStore.open(tmp_path / "killed")
     (tmp_path / "killed" / "vectors-00003.arrow.1.tmp").write_bytes(b"half of a file")
     monkeypatch.setattr(StoreWriter, "write", real)

@@ -102,7 +102,7 @@ def test_baselines_are_made_for_each_seed_or_named(tmp_path):
     for entry in ({}, {"kind": "x", "model": "y"}, "bert"):
         with pytest.raises(ValueError, match=r"the baseline 'b' of .* has either a kind or a model"):
             read(tmp_path, {"baselines": {"b": entry}})
-    with pytest.raises(ValueError, match="nothing to be measured by"):
+    with pytest.raises(ValueError, match="cannot be measured"):
         read(tmp_path, {"baselines": {"b": {"model": "bert"}}, "evaluation": {"tasks": "retrieval"}})
 
 

@@ -69,7 +69,10 @@ def test_command_line_wins_over_the_recipe(tmp_path):
             ["--triplets", "a", "--text_model", "x", "--lora_rank", "4", "--bidirectional_attention"],
             "pass --lora_merge",
         ),
-        (["--triplets", "a", "--sentence_column", "x"], "--sentence_column is of --sentences or --paraphrases"),
+        (
+            ["--triplets", "a", "--sentence_column", "x"],
+            "--sentence_column names a column of --sentences or --paraphrases",
+        ),
     ],
 )
 def test_wrong_options_exit_with_the_fix(args, message, capsys):

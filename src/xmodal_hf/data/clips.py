@@ -61,7 +61,7 @@ def set_clip_seconds(extractor: SequenceFeatureExtractor, seconds: float) -> Non
         raise ValueError(f"--clip_seconds must be at least {MIN_SECONDS:g}, got {seconds:g}")
     second = np.zeros(extractor.sampling_rate, np.float32)
     if _is_fixed_length(extractor, second, np.tile(second, 2)):
-        raise ValueError(f"--clip_seconds: {type(extractor).__name__} has a length of its own, leave it out")
+        raise ValueError(f"--clip_seconds: {type(extractor).__name__} has a length of its own: drop the option")
     setattr(extractor, _CLIP_SECONDS, seconds)
 
 

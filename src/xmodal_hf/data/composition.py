@@ -205,7 +205,7 @@ def _built_in(name: str, modality: Modality) -> CompositionSet:
         raise ValueError(f"the built-in set {name} has no wrong captions; {', '.join(_BUILT_IN_TESTS)} have")
     known, make = _BUILT_IN_TESTS[name]
     if modality != known:
-        raise ValueError(f"the built-in set {name} is of {known}, not of {modality}")
+        raise ValueError(f"the built-in set {name} has the modality {known}, not {modality}")
     return make()
 
 

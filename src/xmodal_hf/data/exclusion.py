@@ -68,7 +68,9 @@ def without_texts(table: Dataset, keys: frozenset[str], source: str | os.PathLik
         left_out += negatives
     logger.info("%s: --exclude_texts left out %d texts that occur in evaluation sets", source, left_out)
     if not len(kept):
-        raise ValueError(f"every text of {source} occurs in --exclude_texts: that is the evaluation set itself")
+        raise ValueError(
+            f"every text of {source} occurs in --exclude_texts: pass training data other than the evaluation set"
+        )
     return kept
 
 

@@ -88,7 +88,7 @@ class FileTree:
             with self._archive.open(name) as stream:
                 return read_at_most(stream, f"{self.path}: {name}")  # type: ignore[arg-type]
         except BadItemError as error:
-            logger.warning("no caption is read from it: %s", error)
+            logger.warning("a file of captions is not read: %s", error)
             return b""
 
     def of_prefixes(self, prefixes: Iterable[str]) -> list[str]:
@@ -260,7 +260,7 @@ def _report_unnamed(table: Dataset, path: Path, modality: Modality) -> None:
     others = [name for name in present if name not in named]
     if 0 < len(others) < len(present):
         note = left_out_note(others, modality)
-        logger.warning("%s: %d files are left out that it does not name: %s", path, len(others), note)
+        logger.warning("%s: %d files that it does not name are left out: %s", path, len(others), note)
 
 
 def _rows_in_folders(table: Dataset, path: Path, modality: Modality, split: str, folders: dict[str, Path]) -> Dataset:
@@ -370,7 +370,9 @@ def _class_rows(tree: FileTree, media: Sequence[str]) -> Dataset:
     classes = sorted(set(names))
     logger.warning("%s: %d classes from folder names: %s", tree.path, len(classes), shown(classes))
     if len(files) < len(media):
-        logger.warning("%s: %d files lie in no folder of a class: left out", tree.path, len(media) - len(files))
+        logger.warning(
+            "%s: %d files are left out because they lie in no folder of a class", tree.path, len(media) - len(files)
+        )
     return Dataset.from_dict({"file_name": files, "text": names})
 
 
@@ -393,7 +395,7 @@ def _report_left_out(tree: FileTree, used: set[str]) -> None:
         logger.warning("%s: %d files are left out: %s", tree.path, len(others), left_out_note(others, tree.modality))
     if tree.irregular:
         logger.warning(
-            "%s: %d names are left out that are no regular files (broken links, FIFOs): %s",
+            "%s: %d names that are not regular files are left out (broken links, FIFOs): %s",
             *(tree.path, len(tree.irregular), shown(tree.irregular)),
         )
 

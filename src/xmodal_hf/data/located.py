@@ -124,7 +124,7 @@ def _find(row: Sequence[str], places: Sequence[Place], folder: Path) -> tuple[st
     for name in (*row[1:], row[0]):
         found = sorted({address for place in places for address in place.find(name)})
         if len(found) > 1:
-            raise ValueError(f"{name} is in {' and in '.join(found)}: which one is meant? Move or rename all but one.")
+            raise ValueError(f"{name} is in {' and in '.join(found)}: move or rename all but one of these files.")
         if found:
             return name, found[0]
     return row[0], str(folder / row[0])

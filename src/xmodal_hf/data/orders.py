@@ -108,7 +108,7 @@ class MixedOrder:
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[float], *, seed: int) -> None:
         if len(orders) != len(weights) or min(weights, default=0) <= 0:
-            raise ValueError(f"{len(orders)} sources need as many positive weights, got {list(weights)}")
+            raise ValueError(f"{len(orders)} sources need one positive weight each, got {list(weights)}")
         if not all(len(order) for order in orders):
             raise ValueError("one of the sources has no rows")
         self.orders = list(orders)

@@ -164,7 +164,7 @@ class PairDataset(TorchDataset):
         _check_choice("window", window, ("first", "center", "random"))
         self.modality = _modality(dataset)
         if (sampling_rate is not None) != MODALITIES[self.modality].is_sampled:
-            raise ValueError("Audio needs sampling_rate, that of the feature extractor in Hz; images have none.")
+            raise ValueError("Audio needs sampling_rate, the rate of the feature extractor in Hz; images have none.")
         self.dataset = undecoded(dataset)
         self.features = dict(features or {})
         # These columns are read of each row: the media only if they are needed.

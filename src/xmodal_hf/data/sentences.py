@@ -206,7 +206,7 @@ def load_triplets(
     mixed = f", {without} of them without a hard negative" if kind == "triplets" and without else ""
     logger.info("%s: %d %s%s; dropped: %s", source, len(triplets), kind, mixed, summary)
     if not len(triplets):
-        raise ValueError(f"No triplet in {source}; dropped: {summary}.")
+        raise ValueError(f"There is no triplet in {source}; dropped: {summary}.")
     return triplets
 
 
@@ -461,5 +461,5 @@ def _strip(sentences: Iterable[str | None]) -> list[str]:
     stripped = [sentence.strip() if isinstance(sentence, str) else "" for sentence in sentences]
     kept = [sentence for sentence in stripped if sentence]
     if len(kept) < len(stripped):
-        logger.info("Dropped %d of %d sentences that are empty or no text.", len(stripped) - len(kept), len(stripped))
+        logger.info("Dropped %d of %d sentences that are empty or not text.", len(stripped) - len(kept), len(stripped))
     return kept

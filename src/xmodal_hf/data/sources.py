@@ -286,7 +286,7 @@ def _one_a_row(table: Dataset, modality: Modality, media_column: str | None) -> 
         return table
     column = table.select_columns([media]).with_format("arrow")[:][media].combine_chunks()
     parents = pc.list_parent_indices(column).to_pylist()
-    logger.info("%d rows list %d files: each is a row with the text of its list", len(table), len(parents))
+    logger.info("%d rows list %d files: each file becomes a row with the text of its list", len(table), len(parents))
     others = table.remove_columns(media).select(parents)
     row_id = find_ids(others.column_names, None)
     if row_id is not None:  # the id of the list is dropped, because its files are different items

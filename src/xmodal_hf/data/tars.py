@@ -300,7 +300,7 @@ def _is_of_a_size(tar: str, member: _Member) -> bool:
     try:
         check_size(member.size, f"{tar}: {member.name}")
     except BadItemError as error:
-        logger.warning("no caption is read from what is too large: %s", error)
+        logger.warning("a member with captions is too large and is not read: %s", error)
         return False
     return True
 
@@ -324,7 +324,7 @@ def _members(tar: str) -> Iterator[_Member]:
             file.seek(archive.offset)
             # tarfile takes an incomplete header for the end of the archive
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"there is no whole header at {archive.offset}")
+                raise tarfile.ReadError(f"there is no complete header at byte {archive.offset}")
     except tarfile.ReadError as error:
         logger.warning("%s cannot be read to its end: %s. The samples before are used.", tar, error)
 

@@ -141,7 +141,9 @@ def as_channels(samples: Any) -> np.ndarray:
     """
     array = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
     if array.ndim not in (1, 2) or array.size == 0 or (array.ndim == 2 and len(array) > array.shape[1]):
-        raise BadItemError("unknown cell", f"samples have the shape (n,) or (channels, n), these {array.shape}")
+        raise BadItemError(
+            "unknown cell", f"samples have the shape (n,) or (channels, n), and these have {array.shape}"
+        )
     if array.size > MAX_VALUES:
         raise BadItemError("audio too long", f"{array.size:,} samples, at most {MAX_VALUES:,}")
     channels = np.ascontiguousarray(np.atleast_2d(_full_scale_1(array)).T)
@@ -204,7 +206,9 @@ def resampled(waveform: np.ndarray, rate: int, sampling_rate: int) -> np.ndarray
     if rate <= 0:
         raise BadItemError("corrupt audio", f"a sampling rate of {rate} Hz")
     if len(waveform) * sampling_rate > MAX_VALUES * rate:
-        raise BadItemError("audio too long", f"{len(waveform):,} samples at {rate} Hz are too many at {sampling_rate}")
+        raise BadItemError(
+            "audio too long", f"{len(waveform):,} samples at {rate} Hz become too many at {sampling_rate} Hz"
+        )
     waveform = np.ascontiguousarray(waveform, dtype=np.float32)
     if rate == sampling_rate:
         return waveform

@@ -259,7 +259,7 @@ def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -
         raise ValueError("--retrieval_scores querybank needs --query_bank: captions of the training data")
     others = [scores for scores in arguments.retrieval_scores if scores != "cosine"]
     if others and "retrieval" not in names:
-        raise ValueError(f"--retrieval_scores {others[0]} is of the task retrieval: add it to --tasks")
+        raise ValueError(f"--retrieval_scores {others[0]} needs the task retrieval: add it to --tasks")
     if data.query_bank is not None and not others:
         raise ValueError("--query_bank is for --retrieval_scores csls or querybank: pass one of them, or drop it")
     for name in names:

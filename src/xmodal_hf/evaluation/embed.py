@@ -208,7 +208,9 @@ class TruncatedEmbedder(WrappedEmbedder):
 
     def _cut(self, embeds: np.ndarray, normalize: bool = True) -> np.ndarray:
         if embeds.shape[1] < self._dim:
-            raise ValueError(f"--matryoshka_dims {self._dim}: the model's vectors have {embeds.shape[1]} dimensions")
+            raise ValueError(
+                f"--matryoshka_dims {self._dim}: the model's vectors have only {embeds.shape[1]} dimensions"
+            )
         return _float32(np.ascontiguousarray(embeds[:, : self._dim]), normalize)
 
 

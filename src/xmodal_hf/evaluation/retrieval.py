@@ -400,7 +400,9 @@ def distinct_items(modality_embeds: Any, item_ids: Any) -> tuple[np.ndarray, np.
     differences = np.abs(embeds - items[text_to_item]).max(axis=1)
     if differences.max() > _SAME_ITEM_TOLERANCE * np.abs(embeds).max():
         name = item_ids[int(differences.argmax())]
-        raise ValueError(f"item {name!r} has different embeddings in its rows: is the id unique, or was it augmented?")
+        raise ValueError(
+            f"item {name!r} has different embeddings in its rows: use unique ids, and do not augment items"
+        )
     return items, text_to_item
 
 

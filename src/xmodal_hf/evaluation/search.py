@@ -88,7 +88,7 @@ class Search:
         self, model: DualEncoder, processor: ProcessorMixin, store: FeatureStore, *, use_faiss: bool | None = None
     ) -> None:
         if not hasattr(model, f"{store.side}_model"):
-            raise FeatureError(f"the store has {store.side} vectors, the model has no {store.side} tower")
+            raise FeatureError(f"the store has {store.side} vectors, and the model has no {store.side} tower")
         model.follow_tokenizer(processor.tokenizer)  # special ids are part of the tower, as when a store is written
         different = differences({"tower": store.identity["tower"]}, {"tower": tower_fields(model, store.side)})
         if different:
@@ -258,7 +258,7 @@ class Gallery:
         source.pop("dataset", None)
         are_joined = source.pop("captions_per_item", 1) > 1
         if not names:
-            raise ValueError("the feature store does not say which data it is of: pass --dataset")
+            raise ValueError("the feature store does not name the data that it was made from: pass --dataset")
         self.modality: Literal["image", "audio"] = source.get("modality", "image")
         load: Callable[[str], PairTable] = partial(load_pairs, **source)
         columns = {"image": source.get("image_column"), "audio": source.get("audio_column")}

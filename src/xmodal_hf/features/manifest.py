@@ -86,7 +86,7 @@ class Manifest:
         except (json.JSONDecodeError, TypeError) as error:
             raise FeatureError(f"{path} is no manifest of a feature store: {error}") from error
         if manifest.format != _FORMAT:
-            raise FeatureError(f"{path} has the format {manifest.format}, this version reads {_FORMAT}")
+            raise FeatureError(f"{path} has the format {manifest.format}, and this version reads {_FORMAT}")
         return manifest
 
 
@@ -105,8 +105,8 @@ def check_identity(folder: Path, found: Mapping[str, Any], expected: Mapping[str
     different = differences(json.loads(json.dumps(found)), json.loads(json.dumps(expected)))
     if different:
         raise FeatureError(
-            f"the feature store {folder} is of something else: {'; '.join(different)}. Choose another folder, or "
-            "remove this one"
+            f"the feature store {folder} belongs to another tower, input or data set: {'; '.join(different)}. "
+            "Choose another folder, or remove this one"
         )
 
 

@@ -63,7 +63,10 @@ class FeatureStore:
         folder = Path(folder)
         if not (folder / MANIFEST_NAME).is_file():
             if (folder / UNFINISHED_NAME).is_file():
-                raise FeatureError(f"the feature store {folder} is not complete: run what writes it again, it goes on")
+                raise FeatureError(
+                    f"the feature store {folder} is not complete: repeat the command that writes it, which goes on "
+                    "where it stopped"
+                )
             raise FeatureError(f"there is no feature store in {folder}: write one with extract_features.py")
         manifest = Manifest.read(folder / MANIFEST_NAME)
         if expected is not None:
@@ -126,7 +129,7 @@ class FeatureStore:
         """
         wanted = np.asarray(numbers, dtype=np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"the store has {len(self)} vectors, asked for number {wanted.min()} to {wanted.max()}")
+            raise IndexError(f"the store has {len(self)} vectors, and the numbers {wanted.min()} to {wanted.max()}")
         shards = np.searchsorted(self._starts, wanted, side="right") - 1
         found = torch.empty((len(wanted), self.width), dtype=self.dtype)
         for shard in np.unique(shards):
@@ -143,7 +146,7 @@ class FeatureStore:
             IndexError: If the data set has no such row.
         """
         if not 0 <= row < self.manifest.items:
-            raise IndexError(f"the store is of {self.manifest.items} rows, asked for row {row}")
+            raise IndexError(f"the store has vectors of {self.manifest.items} rows, and row {row} was asked for")
         shard = self._shard(row // self.manifest.items_per_shard)
         place = shard.place(row, number)
         if place is None:

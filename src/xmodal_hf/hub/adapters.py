@@ -124,7 +124,9 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
     config = read_json(folder / ADAPTER_CONFIG_NAME)
     model_class = (config.get("auto_mapping") or {}).get("base_model_class")
     if model_class not in _CLASSES:
-        raise ValueError(f"the adapter is for a {model_class}: pass one that was trained with --lora_rank here")
+        raise ValueError(
+            f"the adapter belongs to a {model_class}: pass one that this package has trained (--lora_rank)"
+        )
     modality, _ = _CLASSES[model_class]
     record = TrainingRecord.read(folder)
     results = read_json(folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else {}

@@ -53,7 +53,7 @@ class PublishArguments:
 
     def __post_init__(self) -> None:
         if not self.repo_id:
-            raise ValueError("--repo_id is required, such as user/name; the card says it too")
+            raise ValueError("--repo_id is required, for example user/name: the card names it too")
         if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
             raise ValueError(f"--repo_id must be user/name, got {self.repo_id!r}")
         if (self.checkpoint is None) == (self.metric is None):

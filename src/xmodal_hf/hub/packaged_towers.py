@@ -108,7 +108,7 @@ def _prepare(target: Path, modality: str, options: Mapping[str, Any]) -> Path:
     if target.is_dir():
         if (target / CARD_NAME).read_text(encoding="utf-8") != card:
             raise ValueError(
-                f"{target} has been made of another package or with other options: remove it, or choose another folder"
+                f"{target} was made from another package or with other options: remove it, or choose another folder"
             )
         return target
     partial = target.with_name(f"{target.name}.partial")

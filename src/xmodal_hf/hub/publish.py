@@ -373,7 +373,7 @@ def _explain_status(error: HfHubHTTPError, repo_id: str, branch: str) -> str:
     if status == 401:
         return "the Hub does not know the access token: run `hf auth login`, or set HF_TOKEN to a valid one"
     if status == 403:
-        return f"the access token may not write to {repo_id}: it needs the role write, there"
+        return f"the access token may not write to {repo_id}: it needs the role write for that repository"
     if status == 404:
         return f"the Hub has no {repo_id}, or the access token may not see it: check the name"
     if status == 412:

@@ -124,7 +124,7 @@ def unit_norm(embeds: torch.Tensor) -> torch.Tensor:
 def symmetric_cross_entropy(logits_per_text: torch.Tensor) -> torch.Tensor:
     """CLIP's loss of one process's square logits (Radford et al. 2021, figure 3): (B, B) -> scalar."""
     if logits_per_text.shape[0] != logits_per_text.shape[1]:
-        raise ValueError(f"return_loss needs one text an item, got logits of shape {tuple(logits_per_text.shape)}")
+        raise ValueError(f"return_loss needs one text per item, got logits of shape {tuple(logits_per_text.shape)}")
     labels = torch.arange(len(logits_per_text), device=logits_per_text.device)
     cross_entropy = nn.functional.cross_entropy
     return (cross_entropy(logits_per_text, labels) + cross_entropy(logits_per_text.t(), labels)) / 2

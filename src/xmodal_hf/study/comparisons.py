@@ -238,7 +238,9 @@ def complete_seeds(pairs: Sequence[Pair]) -> Sequence[Pair]:
     kept = [pair for pair in pairs if pair.seed in common]
     if kept and len(kept) < len(pairs):
         logger.warning(
-            "%d of %d differences are of seeds that not all settings have.", len(pairs) - len(kept), len(pairs)
+            "%d of %d differences are left out, because not all settings have their seeds.",
+            len(pairs) - len(kept),
+            len(pairs),
         )
     return kept or pairs
 

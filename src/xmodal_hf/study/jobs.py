@@ -118,7 +118,9 @@ def jobs_of(cells: Sequence[Cell], folder: Path, baselines: Sequence[Baseline] =
     for cell in cells:
         for job in _cell_jobs(cell, folder, in_cells):
             if jobs.setdefault(job.folder, job).options != job.options:
-                raise ValueError(f"two cells have other options for {job.folder}: give their levels different names")
+                raise ValueError(
+                    f"two cells have different options for {job.folder}: give their levels different names"
+                )
     return list(jobs.values())
 
 

@@ -30,7 +30,7 @@ def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None
     for name, options in preparations.items():
         kind = options.get("kind")
         if kind not in PREPARATIONS:
-            raise ValueError(f"prepare: {name} has the kind {kind!r}, known are {', '.join(PREPARATIONS)}")
+            raise ValueError(f"prepare: {name} has the kind {kind!r}; known kinds are {', '.join(PREPARATIONS)}")
         target = folder / name
         options_path = target.with_name(f"{target.name}.yaml")  # it is beside the folder, whose files are all data
         if target.is_dir():

@@ -123,7 +123,7 @@ def render(folder: Path) -> str:
     claims = list(dict.fromkeys(found["claim"] for found in results["answers"]))
     unknown = [claim for claim in notes.get("readings", {}) if claim not in claims]
     if unknown:
-        raise ValueError(f"{path} reads {unknown[0]!r}, to which the results have no answer")
+        raise ValueError(f"{path} has a reading of {unknown[0]!r}, which the results do not answer")
     return render_markdown(
         _TEMPLATE,
         meta=results["meta"],

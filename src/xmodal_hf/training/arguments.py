@@ -329,7 +329,9 @@ class SentenceArguments:
         if self.max_sentences is not None and self.sentences is None:
             raise ValueError("--max_sentences draws from --sentences, which is not given: drop it")
         if self.sentence_column is not None and self.sentences is None and self.paraphrases is None:
-            raise ValueError("--sentence_column is of --sentences or --paraphrases, none of which is given: drop it")
+            raise ValueError(
+                "--sentence_column names a column of --sentences or --paraphrases, and neither is given: drop it"
+            )
 
     def _check_labels(self) -> None:
         for name in ("positive_label", "negative_label", "require_negatives"):
@@ -677,7 +679,8 @@ def _check_several_texts(pairs: PairArguments, contrastive: ContrastiveArguments
         raise ValueError("--negative_text_weight needs --negative_text_column")
     if pairs.negative_text_column and "text" in contrastive.freeze and pairs.features != "off":
         raise ValueError(
-            "--negative_text_column with --freeze text: stores keep no vectors of them; pass --features off"
+            "--negative_text_column with --freeze text: feature stores keep no vectors of negative captions; pass "
+            "--features off"
         )
 
 
@@ -700,9 +703,11 @@ def _check_frozen_and_adapted(
 ) -> None:
     """Raise a ValueError for options of towers that are frozen, and for adapters that cannot be saved or trained."""
     if "text" in contrastive.freeze and training.text_learning_rate is not None:
-        raise ValueError("--text_learning_rate with --freeze text: that tower stays as it is")
+        raise ValueError("--text_learning_rate with --freeze text: the text tower is not trained, drop one of them")
     if pairs.modality in contrastive.freeze and training.modality_learning_rate is not None:
-        raise ValueError(f"--modality_learning_rate with --freeze {pairs.modality}: that tower stays as it is")
+        raise ValueError(
+            f"--modality_learning_rate with --freeze {pairs.modality}: that tower is not trained, drop one of them"
+        )
     if lora.lora_rank is not None and "text" in contrastive.freeze:
         raise ValueError("--lora_rank trains the text tower, which --freeze text keeps as it is: drop one of them")
     if lora.train_modality and pairs.modality in contrastive.freeze:

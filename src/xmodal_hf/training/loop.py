@@ -109,7 +109,7 @@ def _check_launch(accelerator: Accelerator, arguments: TrainingArguments) -> Non
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", arguments.mixed_precision) and accelerator.is_main_process:
         warnings.warn(
-            f"the launcher asks for {launched}, the run takes --mixed_precision {arguments.mixed_precision}",
+            f"the launcher asks for {launched}, and the run uses --mixed_precision {arguments.mixed_precision}",
             stacklevel=3,
         )
 

@@ -210,7 +210,7 @@ class Validation:
         if name is None:
             return None
         if name not in values:
-            raise ValueError(f"--best_metric {name} was not measured; there are {', '.join(values)}")
+            raise ValueError(f"--best_metric {name} was not measured; the measured metrics are {', '.join(values)}")
         if math.isnan(values[name]) or (result.best is not None and not self._better_than(result.best, values)):
             return result.best
         return {"step": result.steps, "value": values[name]}

@@ -200,7 +200,9 @@ def _emoji_names(languages: tuple[str, ...]) -> dict[str, list[str]]:
     emoji = _import_emoji()
     unknown = sorted(set(languages) - set(emoji.LANGUAGES))
     if unknown or not languages:
-        raise ValueError(f"No emoji names in {unknown or 'no language'}; choose among {', '.join(emoji.LANGUAGES)}.")
+        raise ValueError(
+            f"There are no emoji names in {unknown or 'no language'}; choose among {', '.join(emoji.LANGUAGES)}."
+        )
     emoji.config.load_language(list(languages))
     return {
         character: _distinct(caption for language in languages for caption in _captions(character, data, language))

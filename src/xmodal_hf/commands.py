@@ -1,4 +1,4 @@
-"""What all commands share: parsers whose errors are one line, checks of models and data sets, and the way out.
+"""Shared parts of all commands: parsers whose errors are one line, checks of models and data sets, and the exit status.
 
 The mistakes of a user end a command with one line on standard error and the exit status 2: unknown options, wrong
 values, files that are missing or damaged, a model or data set that nobody has, a Hub that refuses. The traceback is
@@ -85,7 +85,7 @@ class OneLineErrors(argparse.ArgumentParser):
         self.exit(USER_ERROR_STATUS, f"{self.prog}: error: {one_line(message)}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, after a look for unknown options."""
+        """Parse the arguments, after a check for unknown options."""
         args = list(sys.argv[1:] if args is None else args)
         unknown = [token for token in _option_tokens(args) if token not in self._option_string_actions]
         if unknown:
@@ -98,12 +98,12 @@ class CommandParser(OneLineErrors):
     """A parser with the options of all commands: what is printed, and how much of an error is shown."""
 
     def add_common_options(self) -> None:
-        """Add them, after those of the command itself."""
+        """Add the options of all commands, after those of the command itself."""
         self.add_argument(VERBOSITY, choices=VERBOSITIES, default="info", help=VERBOSITY_HELP)
         self.add_argument(DEBUG, action="store_true", help=DEBUG_HELP)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and print messages from then on."""
+        """Parse the arguments, and print messages from then on."""
         options = super().parse_args(args, namespace)
         show_messages(options.verbosity)
         return options
@@ -134,7 +134,7 @@ def command_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def run_command(main: Callable[[Sequence[str] | None], Any], args: Sequence[str] | None = None) -> None:
-    """Run the main function of a command; an error of the user's becomes one line and the exit status 2.
+    """Run the main function of a command; a mistake of the user becomes one line and the exit status 2.
 
     Args:
         main: Function that takes the arguments of the command line, without the name of the program. If it exits with a
@@ -363,7 +363,7 @@ def _did_you_mean(name: str, valid: Iterable[str]) -> str:
 
 
 def _nearest_path(path: Path) -> str:
-    """Say which file or folder beside a missing one has the most similar name, where one is similar."""
+    """Return a hint at the file or folder with the most similar name beside a missing one; empty if none is similar."""
     folder = path.parent
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     nearest = difflib.get_close_matches(path.name, names, n=1)

@@ -92,7 +92,7 @@ class _AboveBars(logging.StreamHandler):
 
 
 class _LogLines:
-    """What tqdm writes into where no bar can be drawn: each state of the bar is a line of the log."""
+    """Stream for tqdm where no bar can be drawn: each state of the bar is a line of the log."""
 
     def write(self, text: str) -> None:
         line = text.strip()

@@ -1,4 +1,4 @@
-"""What a training step minimises: (model, batch) -> loss and logs.
+"""Objectives of training: (model, batch) -> loss and logs.
 
 An objective does three things, so that gradient caching (`training/grad_cache.py`) can come between them:
 `split` a batch into micro-batches, `encode` one with the model, take the `loss` of embeddings. Calling the objective is
@@ -191,6 +191,13 @@ class SentenceObjective:
 
     Raises:
         ValueError: If there is no such loss, it has no weight of a given name, or `num_views` is not 1, 2 or 3.
+
+    Example:
+        >>> objective = SentenceObjective(num_views=2, temperature=0.1)
+        >>> ids = torch.tensor([[2, 5, 3], [2, 6, 3], [2, 7, 3], [2, 8, 3]])  # two anchors, then their positives
+        >>> out = objective(model, {"input_ids": ids, "attention_mask": ids > 0})
+        >>> out.loss.shape, "accuracy" in out.logs
+        (torch.Size([]), True)
     """
 
     def __init__(
@@ -272,6 +279,15 @@ class JointObjective:
     Args:
         cross_modal, sentence: Objectives of the pairs and of the sentences.
         sentence_weight: Weight of the sentence loss; the contrastive loss has weight 1.
+
+    Example:
+        >>> objective = JointObjective(CrossModalObjective("clip"), SentenceObjective(), sentence_weight=0.5)
+        >>> ids = torch.tensor([[2, 5, 3], [2, 6, 3]])
+        >>> sentences = {"input_ids": ids, "attention_mask": ids > 0}
+        >>> pairs = {**sentences, "pixel_values": torch.zeros(2, 3, 16, 16)}
+        >>> out = objective(model, {"pairs": pairs, "sentences": sentences})
+        >>> bool(torch.isclose(out.loss, out.logs["pairs/loss"] + 0.5 * out.logs["sentences/loss"]))
+        True
     """
 
     cross_modal: CrossModalObjective

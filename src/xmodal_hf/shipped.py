@@ -1,4 +1,4 @@
-"""What comes with the package and is found by name: data sets, training scripts, recipes, launch configurations.
+"""Parts of the package that are found by name: data sets, training scripts, recipes, launch configurations.
 
 In an installed package scripts lie in its folder `training_scripts`; in a checkout, which the package was linked to or
 which is on PYTHONPATH, they lie in the folder `training_scripts` at the root of the repository.

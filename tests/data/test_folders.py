@@ -341,7 +341,7 @@ def test_names_that_are_no_regular_files_are_counted(tmp_path, caplog):
     os.mkfifo(data / "captions.csv")  # not opened, which would block
     assert len(load_pairs(data)) == 2
     assert (
-        "3 names are left out that are no regular files (broken links, FIFOs): captions.csv, dog/1.png" in caplog.text
+        "3 names that are not regular files are left out (broken links, FIFOs): captions.csv, dog/1.png" in caplog.text
     )
 
 
@@ -350,7 +350,7 @@ def test_files_that_a_table_of_metadata_does_not_name_are_counted(tmp_path, capl
     folder = fill(tmp_path / place, "0.png", "1.png", "2.jpg")
     (folder / "metadata.csv").write_text("file_name,text\n0.png,a\n1.png,b\n")
     assert len(load_pairs(tmp_path)) == 2
-    assert "metadata.csv: 1 files are left out that it does not name: 1 .jpg" in caplog.text
+    assert "metadata.csv: 1 files that it does not name are left out: 1 .jpg" in caplog.text
     caplog.clear()
     (folder / "2.jpg").unlink()
     load_pairs(tmp_path)

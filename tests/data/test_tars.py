@@ -101,7 +101,7 @@ def test_a_tar_cut_between_members_is_told_from_a_whole_one(shards, caplog, kept
     path.write_bytes(path.read_bytes()[: third.offset + kept])
     with caplog.at_level(logging.WARNING, logger="xmodal_hf"):
         assert len(load_pairs(shards)) == 10
-    assert f"part-001.tar cannot be read to its end: there is no whole header at {third.offset}" in caplog.text
+    assert f"part-001.tar cannot be read to its end: there is no complete header at byte {third.offset}" in caplog.text
 
 
 def test_hidden_files_are_no_samples(tmp_path, samples):

@@ -41,7 +41,7 @@ def test_the_dictionary_costs_no_torch():
 @pytest.mark.parametrize(
     ("options", "bank", "message"),
     [
-        ({"tasks": "sts", "retrieval_scores": ["csls"]}, None, "csls is of the task retrieval"),
+        ({"tasks": "sts", "retrieval_scores": ["csls"]}, None, "csls needs the task retrieval"),
         ({"tasks": "retrieval"}, "bank.txt", "--query_bank is for --retrieval_scores csls or querybank"),
     ],
 )

@@ -136,7 +136,7 @@ def test_not_a_number_is_not_written(script: ModuleType, clip_folder: Path, tmp_
     ("arguments", "message"),
     [
         (["--to", "clap"], "a ClapModel cannot hold this ImageTextDualEncoder"),
-        (["--format", "openai"], "--format openai wants a file of weights"),
+        (["--format", "openai"], "--format openai needs a file of weights"),
     ],
 )
 def test_what_cannot_be_is_said(

@@ -526,7 +526,7 @@ def test_resized_token_embeddings(
                 "pixel_values": torch.zeros(3, 3, 16, 16),
                 "return_loss": True,
             },
-            r"return_loss needs one text an item, got logits of shape \(2, 3\)",
+            r"return_loss needs one text per item, got logits of shape \(2, 3\)",
         ),
     ],
 )

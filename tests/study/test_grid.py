@@ -100,7 +100,7 @@ def test_baselines_are_made_for_each_seed_or_named(tmp_path):
     with pytest.raises(ValueError, match=r"the baseline 'b' of .* has an unknown key 'seeds'"):
         read(tmp_path, {"baselines": {"b": {"model": "bert", "seeds": [0]}}})
     for entry in ({}, {"kind": "x", "model": "y"}, "bert"):
-        with pytest.raises(ValueError, match=r"the baseline 'b' of .* has either a kind or a model"):
+        with pytest.raises(ValueError, match=r"the baseline 'b' of .* must have either a kind or a model"):
             read(tmp_path, {"baselines": {"b": entry}})
     with pytest.raises(ValueError, match="cannot be measured"):
         read(tmp_path, {"baselines": {"b": {"model": "bert"}}, "evaluation": {"tasks": "retrieval"}})

@@ -133,7 +133,7 @@ def test_notes_are_put_beside_their_claims(tmp_path, results):
     page = render(tmp_path)
     assert page.index("What it is.") < page.index("### It helps") < page.index("Because.") < page.index("Small.")
     (tmp_path / NOTES_NAME).write_text(yaml.safe_dump({"readings": {"It hurts": "x"}}), encoding="utf-8")
-    with pytest.raises(ValueError, match="reads 'It hurts', to which the results have no answer"):
+    with pytest.raises(ValueError, match="has a reading of 'It hurts', which the results do not answer"):
         render(tmp_path)
 
 

@@ -317,7 +317,7 @@ class TestValidation:
 
     def test_an_unknown_metric(self, dual_encoder, pair_batch, tmp_path):
         found = self.validation([{"task.number": 1.0}], best_metric="task.numbr")
-        with pytest.raises(ValueError, match=r"--best_metric task\.numbr was not measured; there are task\.number"):
+        with pytest.raises(ValueError, match=r"--best_metric task\.numbr was not measured; the measured metrics are task\.number"):
             train(dual_encoder(), pair_batch(16), tmp_path, found, batch_size=8)
 
 
@@ -353,7 +353,7 @@ def test_the_objective_decides_whether_the_scale_is_bounded(objective, bound, du
 
 def test_what_the_launcher_asks_for_and_this_loop_does_not_do(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.warns(UserWarning, match="the launcher asks for bf16, the run takes --mixed_precision no"):
+    with pytest.warns(UserWarning, match="the launcher asks for bf16, and the run uses --mixed_precision no"):
         build_accelerator(TrainingArguments(report_to="none"))
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     with pytest.raises(ValueError, match="drop it, and pass --micro_batch_size"):

@@ -32,7 +32,7 @@ class _Decoder(Protocol):
 def load_waveform(
     item: Any, sampling_rate: int, *, max_seconds: float | None = None, offset: float = 0.0
 ) -> np.ndarray:
-    """Load an item of an audio column as a mono waveform (n,). All code that turns a cell into samples calls it.
+    """Load an item of an audio column as a mono waveform (n,). All code that turns a cell into samples calls this.
 
     Training, validation, evaluation and the galleries of demo Spaces call it. A file of its own is read no further than
     the window needs.
@@ -59,7 +59,7 @@ def load_waveform(
     if isinstance(item, _Decoder):
         return _waveform_of_decoder(item, sampling_rate, window)
     if not isinstance(item, np.ndarray | torch.Tensor | list | tuple):
-        raise BadItemError("unknown cell", f"{type(item).__name__} is not a sound: pass bytes, a path or samples")
+        raise BadItemError("unknown cell", f"{type(item).__name__} is no sound: pass bytes, a path or samples")
     if np.ndim(item) != 1:
         raise BadItemError(
             "unknown cell",
@@ -79,9 +79,7 @@ def _waveform_of_cell(cell: Mapping[str, Any] | None, sampling_rate: int, window
         return _sounding_window(as_channels(cell["array"]), round(float(rate)), sampling_rate, window)
     if not {"bytes", "path", "array"} & cell.keys():
         names = ", ".join(map(str, cell))
-        raise BadItemError(
-            "unknown cell", f"a sound has bytes, a path, or array and sampling_rate; this cell has {names}"
-        )
+        raise BadItemError("unknown cell", f"a sound has bytes, a path or array and sampling_rate, this cell: {names}")
     path = cell.get("path")
     if path and path.startswith(ADDRESS_SCHEME):
         rendered = render_address(path, sampling_rate)

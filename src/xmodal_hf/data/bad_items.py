@@ -123,7 +123,7 @@ class BadItemLog:
         return int(self.max_fraction * self.total)
 
     def record(self, index: int, item_id: str, source: str, error: BadItemError) -> None:
-        """List an item, unless it is listed; arguments as `BadItem`.
+        """List an item, unless it is listed already. The arguments are those of `BadItem`.
 
         Raises:
             TooManyBadItemsError: If the list with this item is longer than `max_fraction` of the dataset.
@@ -157,7 +157,7 @@ class BadItemLog:
         raise TooManyBadItemsError(_complaint(list(self._entries.values()), self.total, self.max_fraction, kept))
 
     def _read_new_lines(self) -> None:
-        """Take in what other workers have appended since the last time; all of it where one has sorted the list."""
+        """Read what other workers have appended since the last call; the whole list if a worker has sorted it."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -172,7 +172,7 @@ class BadItemLog:
 
 
 def count_bad_items(path: str | os.PathLike) -> Counter[str]:
-    """Number of listed items by reason; none where there is no list."""
+    """Return the number of listed items by reason; empty if there is no list."""
     if not Path(path).exists():
         return Counter()
     return Counter(entry["reason"] for entry in _parsed(Path(path).read_bytes()))

@@ -118,7 +118,7 @@ def _is_fixed_length(extractor: SequenceFeatureExtractor, shorter: np.ndarray, l
 
 
 def set_padding(extractor: SequenceFeatureExtractor, padding: str) -> None:
-    """Let a feature extractor lengthen short clips in another way, here and after it is saved.
+    """Change how a feature extractor lengthens short clips, also after it is saved.
 
     Raises:
         ValueError: If the extractor has no choice of padding.

@@ -43,6 +43,13 @@ class PairCollator:
     Raises:
         ValueError: If the clips of a batch differ in length and the feature extractor does not bring them to one
             length.
+
+    Example:
+        >>> collator = PairCollator(processor, max_length=8)
+        >>> row = {"id": "1", "group_id": 1, "text": "a dog", "image": Image.new("RGB", (20, 24)), "position": None}
+        >>> batch = collator([row, {**row, "id": "2", "group_id": 2, "text": "a dog runs"}])
+        >>> batch["pixel_values"].shape, batch["input_ids"].shape, batch["ids"]
+        (torch.Size([2, 3, 16, 16]), torch.Size([2, 5]), ['1', '2'])
     """
 
     def __init__(
@@ -120,9 +127,9 @@ def _stacked(name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _texts_of(rows: Sequence[dict[str, Any]]) -> tuple[list[str], torch.Tensor | None]:
-    """The captions of each row, after these its negative caption where rows have some, and then the ids of all texts.
+    """The captions of each row, each row's followed by its negative caption if rows have one, and the ids of all texts.
 
-    In the place of a negative caption that is not there stands the shortest caption of the batch, with the id -1.
+    A missing negative caption is replaced by the shortest caption of the batch, with the id -1.
     """
     captions = [row["text"] if isinstance(row["text"], list) else [row["text"]] for row in rows]
     if "negative_text" not in rows[0]:

@@ -95,9 +95,11 @@ def load_composition(
         FileNotFoundError: If there is no such file.
 
     Example:
-        >>> (order,) = load_composition("soundfont", modality="audio")
-        >>> order.right[0], order.wrong[0]  # doctest: +SKIP
-        (['a snare drum is hit once loudly, then ...'], ['..., then a snare drum is hit once loudly'])
+        >>> row = '{"filename": "1.jpg", "caption": "a dog chases a cat", "negative_caption": "a cat chases a dog"}'
+        >>> _ = Path("swaps.json").write_text(f"[{row}]")
+        >>> (swaps,) = load_composition("swaps.json")
+        >>> swaps.right, swaps.wrong
+        ([['a dog chases a cat']], [['a cat chases a dog']])
     """
     name = str(source)
     if name in BUILT_IN:
@@ -205,7 +207,7 @@ def _built_in(name: str, modality: Modality) -> CompositionSet:
         raise ValueError(f"the built-in set {name} has no wrong captions; {', '.join(_BUILT_IN_TESTS)} have")
     known, make = _BUILT_IN_TESTS[name]
     if modality != known:
-        raise ValueError(f"the built-in set {name} has the modality {known}, not {modality}")
+        raise ValueError(f"the built-in set {name} is of {known}, not of {modality}")
     return make()
 
 

@@ -117,7 +117,7 @@ def _read_member(archive: zipfile.ZipFile, member: str, path: str) -> bytes:
 
 
 def _read_bzip2(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: str) -> bytes:
-    """A member in bzip2, of which `zipfile` would inflate a few kilobytes to gigabytes at once."""
+    """A member in bzip2, which `zipfile` would inflate at once, from a few kilobytes to gigabytes."""
     check_size(info.compress_size, path)
     stored = copy.copy(info)
     stored.compress_type, stored.file_size = zipfile.ZIP_STORED, info.compress_size

@@ -112,7 +112,7 @@ def conversion(name: str, modality: Modality) -> str:
 
 
 def left_out_note(names: Iterable[str], modality: Modality) -> str:
-    """How many files are left out, by ending; of a format that the decoder lacks, the command that converts it.
+    """Number of files that are left out, by ending; for a format that the decoder lacks, the command that converts it.
 
     Args:
         names: Names of the files that are left out.

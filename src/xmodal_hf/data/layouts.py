@@ -98,7 +98,7 @@ class FileTree:
 
     @cached_property
     def texts(self) -> dict[str, dict[str, str]]:
-        """Of files with texts beside them, {ending: name} by the name without ending."""
+        """The texts beside the files: {ending: name} by the name without ending."""
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for name in self.names:
             if ending(name) in (*TEXT_ENDINGS, ".json"):
@@ -250,7 +250,7 @@ def _join_metadata(tables: dict[str, Path], path: Path, modality: Modality) -> t
 
 
 def _report_unnamed(table: Dataset, path: Path, modality: Modality) -> None:
-    """Say how many files of the folder of a table `metadata.*` it does not name: they are left out."""
+    """Warn of the files in the folder of a table `metadata.*` that the table does not name: they are left out."""
     media = next((column for column in media_names(modality) if column in table.column_names), None)
     if media is None:
         return
@@ -444,7 +444,7 @@ def _table_of_split(found: dict[Path, Dataset], tree: FileTree, split: str) -> t
 
 
 def _rows_within(table: Dataset, path: Path, tree: FileTree) -> Dataset:
-    """Of a table above a folder, the rows whose files lie in the folder."""
+    """The rows of a table above a folder whose files lie in the folder."""
     column = _naming_column(table, path.parent, tree)
     assert column is not None
     located = locate(spellings(table, column), path.parent, tree.modality)
@@ -518,7 +518,7 @@ def _naming_column(table: Dataset, folder: Path, tree: FileTree) -> str | None:
 
 
 def spellings(table: Dataset, media: str) -> list[list[str]]:
-    """Of each row, the name in a column and other names that its file may have.
+    """The name in a column of each row, and other names that its file may have.
 
     Those are in the folder of its fold (UrbanSound8K: "fold1/name"), and for an id of YouTube the file names that are
     usual for AudioCaps ("Yid", "id_start"). A list gives its first name.

@@ -25,7 +25,7 @@ _KINDS = {
 
 
 def kind_of(path: str | os.PathLike) -> str:
-    """What is at a path that holds no regular file, in words."""
+    """Description of what is at a path that holds no regular file."""
     return _KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "no file")
 
 

@@ -1,4 +1,4 @@
-"""Where the files lie that a table names: beside it, in zip archives beside it, or in folders around it.
+"""Places of the files that a table names: beside it, in zip archives beside it, or in folders around it.
 
 Rules. Names are relative to the folder of the table, and may be members of the zip archives there. Where that folder
 has none of them, the folders in it are looked through (two levels), and those beside it if it is one that holds tables
@@ -87,7 +87,7 @@ def archive_members(archive: Path) -> list[str]:
 
 
 def locate(spellings: Sequence[Sequence[str]], folder: Path, modality: Modality) -> list[tuple[str, str] | None]:
-    """Of each row, the name by which its file was found, and the address; None for a row without a name.
+    """The name by which the file of each row was found, and its address; None for a row without a name.
 
     Args:
         spellings: Names of the file of each row: the name in the table, and then other names that the file may have,

@@ -1,4 +1,4 @@
-"""What can be paired with text, each with all that is particular to it: columns, classes, options, tags of cards.
+"""Modalities that can be paired with text, each with all that is particular to it: columns, classes, options, tags.
 
 A new modality is one entry in `MODALITIES` and the places that docs/extend.md lists. This module imports no torch,
 because `--help` and cards read it: what other modules define is named by its address, "module:name".
@@ -22,7 +22,7 @@ PATH_COLUMNS = (
 
 @dataclass(frozen=True)
 class ModalitySpec:
-    """What is particular to a modality; its key in `MODALITIES` is the name of its canonical column.
+    """Everything that is particular to a modality; its key in `MODALITIES` is the name of its canonical column.
 
     Its name is also the first part of the names of config fields (`image_config`), of towers (`image_model`), of
     outputs (`image_embeds`, `logits_per_image`), of the vectors of a feature store (`image_pooler_output`), of options

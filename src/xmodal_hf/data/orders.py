@@ -1,4 +1,4 @@
-"""In which order an epoch goes through the rows: pure functions of the epoch.
+"""Orders in which an epoch goes through the rows: pure functions of the epoch.
 
 Nothing is remembered from one row to the next, so a run resumes at any row by being told which one it is, and every
 process and worker knows the whole order without asking the others.
@@ -108,7 +108,7 @@ class MixedOrder:
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[float], *, seed: int) -> None:
         if len(orders) != len(weights) or min(weights, default=0) <= 0:
-            raise ValueError(f"{len(orders)} sources need one positive weight each, got {list(weights)}")
+            raise ValueError(f"{len(orders)} sources need as many positive weights, got {list(weights)}")
         if not all(len(order) for order in orders):
             raise ValueError("one of the sources has no rows")
         self.orders = list(orders)

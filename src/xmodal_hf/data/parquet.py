@@ -96,7 +96,7 @@ def parquet_nulls(files: Sequence[str]) -> list[str]:
 
 
 def _num_empty(column: pq.ColumnChunkMetaData) -> int:
-    """How many values of a column of a row group are known to be null or empty texts."""
+    """Number of values of a column of a row group that are known to be null or empty texts."""
     statistics = column.statistics
     if statistics is None or not statistics.has_null_count:
         return 0
@@ -369,7 +369,7 @@ def _open(file: str, process_id: int) -> pq.ParquetFile:
 
 
 def _footer_marks(file: str, name: str) -> Iterator[str]:
-    """What a file's footer says of a column in each row group: nothing of the rows themselves is read."""
+    """Facts about a column in each row group from the footer of a file; the rows themselves are not read."""
     metadata = _open(file, os.getpid()).metadata
     for group in range(metadata.num_row_groups):
         for column in _chunks(metadata.row_group(group), name):
@@ -380,7 +380,7 @@ def _footer_marks(file: str, name: str) -> Iterator[str]:
 
 
 def _chunks(group: pq.RowGroupMetaData, name: str) -> Iterator[pq.ColumnChunkMetaData]:
-    """The chunks of a column of a row group: of a struct, those of its fields."""
+    """The chunks of a column of a row group; for a struct, those of its fields."""
     columns = (group.column(number) for number in range(group.num_columns))
     return (column for column in columns if column.path_in_schema.split(".")[0] == name)
 

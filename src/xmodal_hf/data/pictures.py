@@ -85,14 +85,14 @@ def _open(source: Any) -> Image.Image:
     elif isinstance(source, str | os.PathLike):
         content = read_regular(source)
     else:
-        raise BadItemError("unknown cell", f"{type(source).__name__} is not a picture: pass bytes, a path or an image")
+        raise BadItemError("unknown cell", f"{type(source).__name__} is no picture: pass bytes, a path or an image")
     if not content:
         raise BadItemError("empty file", "0 bytes")
     return Image.open(io.BytesIO(content), "r", image_formats())
 
 
 def _unreadable(source: Any) -> BadItemError:
-    """What Pillow does not read: a format that it lacks, by its first bytes or else its ending, or no picture."""
+    """Error for a file that Pillow does not read: a format that it lacks, by first bytes or ending, or no picture."""
     head, name = b"", ""
     if isinstance(source, bytes | bytearray | memoryview):
         head = bytes(source[:_HEAD_BYTES])
@@ -119,7 +119,7 @@ def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in _CHANNELS):
         raise BadItemError(
             "unknown cell",
-            f"an array of {pixels.dtype} {pixels.shape} is not a picture: pass uint8, (height, width[, 1, 3 or 4])",
+            f"an array of {pixels.dtype} {pixels.shape} is no picture: pass uint8, (height, width[, 1, 3 or 4])",
         )
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 

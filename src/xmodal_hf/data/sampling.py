@@ -84,7 +84,7 @@ class EpochBatchSampler(Sampler[list[EpochIndex]]):
         self.set_position(0, 0)
 
     def set_position(self, epoch: int, batch: int) -> None:
-        """Let the next pass be that of `epoch`, from its batch number `batch` on."""
+        """Make the next pass that of `epoch`, from its batch number `batch` on."""
         self.epoch = epoch
         self.first_batch = batch
 
@@ -139,9 +139,14 @@ class PairDataset(TorchDataset):
         ValueError: If a canonical column is missing, an option is unknown, or audio comes without a sampling rate.
 
     Example:
-        >>> rows = PairDataset(load_pairs("openmoji", modality="image"), seed=0, captions="first")  # doctest: +SKIP
-        >>> rows[EpochIndex(0, 0)]["text"]  # doctest: +SKIP
-        'grinning face'
+        >>> from datasets import Dataset
+        >>> from PIL import Image
+        >>> images = [Image.new("RGB", (16, 16), colour) for colour in ("black", "white")]
+        >>> table = Dataset.from_dict({"id": ["1", "2"], "text": [["night", "dark"], ["snow"]], "image": images})
+        >>> rows = PairDataset(table, seed=0, captions="first")
+        >>> item = rows[EpochIndex(epoch=0, index=0)]
+        >>> item["text"], item["image"].size
+        ('night', (16, 16))
     """
 
     def __init__(
@@ -196,7 +201,7 @@ class PairDataset(TorchDataset):
         return [self._usable(*item) for item in zip(positions, rows, strict=True)]
 
     def _usable(self, position: EpochIndex, row: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The item of a position, whose row may have been read already, or what stands in for it."""
+        """The item of a position, whose row may have been read already, or its replacement."""
         if self.bad_items is None:
             return self._item(position, row=row)
         generator = row_generator(self.seed, position, stream=_REPLACEMENT_STREAM)
@@ -220,7 +225,7 @@ class PairDataset(TorchDataset):
     def _item(
         self, position: EpochIndex, found: list[BadItem] | None = None, row: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """A row, whose unusable captions go to `found`, where there are others; None: they are errors."""
+        """A row, whose unusable captions go to `found` if there are usable ones. With None they are errors."""
         row = self.rows[position.index] if row is None else row
         with naming(f"item {row['id']}" if found is None else None):
             captions, bad_captions = usable_captions(row["text"])

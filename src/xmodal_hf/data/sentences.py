@@ -193,6 +193,11 @@ def load_triplets(
         ValueError: If the columns have no known layout (the message lists the known ones), the labels are not those of
             NLI, or no row is left.
         FileNotFoundError: If there is no such file.
+
+    Example:
+        >>> _ = Path("nli.csv").write_text("anchor,positive,negative\\na dog runs,a dog moves,a dog sleeps\\n")
+        >>> load_triplets("nli.csv")[0]
+        {'anchor': 'a dog runs', 'positive': 'a dog moves', 'negative': 'a dog sleeps'}
     """
     table = load_table(source, split=split)
     triplets, dropped = build_triplets(table, seed=seed, positive_label=positive_label, negative_label=negative_label)
@@ -206,7 +211,7 @@ def load_triplets(
     mixed = f", {without} of them without a hard negative" if kind == "triplets" and without else ""
     logger.info("%s: %d %s%s; dropped: %s", source, len(triplets), kind, mixed, summary)
     if not len(triplets):
-        raise ValueError(f"There is no triplet in {source}; dropped: {summary}.")
+        raise ValueError(f"No triplet in {source}; dropped: {summary}.")
     return triplets
 
 
@@ -287,7 +292,8 @@ def load_paraphrases(source: str | os.PathLike, *, column: TextColumns = None, i
         FileNotFoundError: If there is no such file.
 
     Example:
-        >>> load_paraphrases("captions.csv")[0]  # doctest: +SKIP
+        >>> _ = Path("captions.csv").write_text("id,caption\\n1,A dog runs.\\n1,A brown dog is running.\\n2,Snow.\\n")
+        >>> load_paraphrases("captions.csv")[0]
         {'paraphrases': ['A dog runs.', 'A brown dog is running.']}
     """
     items: dict[Any, dict[str, None]] = {}
@@ -461,5 +467,5 @@ def _strip(sentences: Iterable[str | None]) -> list[str]:
     stripped = [sentence.strip() if isinstance(sentence, str) else "" for sentence in sentences]
     kept = [sentence for sentence in stripped if sentence]
     if len(kept) < len(stripped):
-        logger.info("Dropped %d of %d sentences that are empty or not text.", len(stripped) - len(kept), len(stripped))
+        logger.info("Dropped %d of %d sentences that are empty or no text.", len(stripped) - len(kept), len(stripped))
     return kept

@@ -1,4 +1,4 @@
-"""The splits of a source: which there are, and which rows or files belong to one.
+"""Splits of a source, and the rows or files that belong to each.
 
 Rule: a split that the source does not have is an error, in training, validation and evaluation. A source that says
 nothing of splits has two, "train" (the default) and "all", which are the same. Names are compared without case, and
@@ -123,7 +123,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
 def with_default_split(
     load: Callable[[str], _Loaded], split: str | None, default: str, source: str | os.PathLike
 ) -> tuple[_Loaded, str]:
-    """What `load` gives for a split, and its name: for readers of data that are named for one purpose.
+    """Return what `load` returns for a split, and the name of the split, for data that are named for one purpose.
 
     Without a split, it is `default` where the source has splits and the whole of a source that has none, which is
     logged. A split that was asked for is never replaced.

@@ -212,7 +212,7 @@ def _with_shard_in_ids(pairs: Dataset, tars: Sequence[str]) -> Dataset:
 
 
 def _what_is_missing(tars: Sequence[str], modality: Modality, text_columns: Sequence[str], has_media: bool) -> str:
-    """What no sample has, and what the samples are made of."""
+    """Message about what no sample has, and about the members of the samples."""
     members = Counter(member.ending for member in _members(tars[0]))
     if not has_media:
         found = left_out_note([f"a{ending}" for ending in members.elements()], modality)
@@ -330,7 +330,7 @@ def _members(tar: str) -> Iterator[_Member]:
 
 
 def _version(tar: str) -> str:
-    """What changes when the file does: of a local one its size and time, of others what their server tells."""
+    """Mark that changes with the file: size and time of a local file, for others what their server tells."""
     filesystem, path = fsspec.core.url_to_fs(tar)
     return str(filesystem.ukey(path))
 

@@ -100,7 +100,7 @@ def decode_audio(
 
 
 def _unreadable(source: bytes | str | os.PathLike, error: Exception) -> BadItemError:
-    """What libsndfile does not read: a format that it lacks, by its first bytes or else its ending, or damage."""
+    """Error for a file that libsndfile does not read: a format that it lacks, by first bytes or ending, or damage."""
     if isinstance(source, bytes):
         head = source[:_HEAD_BYTES]
     else:
@@ -296,7 +296,7 @@ class _Forward(soundfile.SoundFile):
         return False
 
     def sought(self, frame: int) -> bool:
-        """Go to a frame; whether that was possible."""
+        """Go to a frame, and return whether that was possible."""
         if not super().seekable():
             return False
         try:

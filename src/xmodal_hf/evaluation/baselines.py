@@ -1,4 +1,4 @@
-"""What no model is needed for: chance, and the classifier that always gives the same answer.
+"""Baselines that need no model: chance, and the classifier that always gives the same answer.
 
 Chance is the expected value of a metric when the scores are random, all different and independent of the data; the
 constant classifier names the class that is most frequent in its training data, or of the test set where it has none.

@@ -32,7 +32,7 @@ _DIGEST_BYTES = 16  # 128 bits: no accidental equality among any number of items
 
 
 class CachedEmbedder(WrappedEmbedder):
-    """Another embedder with a memory, and with a folder a memory that outlives the process.
+    """Another embedder with a cache, which outlives the process if it has a folder.
 
     Args:
         embedder: Embedder that encodes items that are not in the cache.
@@ -169,7 +169,7 @@ def _array_content(samples: Any) -> list[bytes]:
 
 
 def _cell_content(cell: dict[str, Any]) -> bytes:
-    """The encoded file of an undecoded cell; of a rendered sound, the address that determines it."""
+    """The encoded file of an undecoded cell; for a rendered sound, the address that determines it."""
     path = cell.get("path") or ""
     if cell.get("bytes") is None and path.startswith(ADDRESS_SCHEME):
         return path.encode()

@@ -1,4 +1,4 @@
-"""What every evaluation demands of its input, said once."""
+"""Checks of the input that all evaluations share."""
 
 from __future__ import annotations
 

@@ -90,7 +90,16 @@ class EmbedOptions:
 
 
 class Embedder:
-    """Interface of the task functions to a model. Subclasses implement the methods that their model supports."""
+    """Interface of the task functions to a model. Subclasses implement the methods that their model supports.
+
+    Example:
+        >>> class Letters(Embedder):
+        ...     def encode_text(self, texts, normalize=True):
+        ...         counts = np.array([[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32)
+        ...         return counts / np.linalg.norm(counts, axis=1, keepdims=True) if normalize else counts
+        >>> Letters().encode_text(["a", "ba"], normalize=False).tolist()
+        [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
+    """
 
     @property
     def modality(self) -> Modality | None:
@@ -138,7 +147,7 @@ class Embedder:
 
 
 class WrappedEmbedder(Embedder):
-    """Another embedder with something around it: what is known of its model is passed on.
+    """Base class of embedders that wrap another one: facts about its model are passed on.
 
     Args:
         embedder: Embedder that this one wraps.
@@ -589,7 +598,7 @@ def _cropped(picture: Any, box: tuple[float, float, float, float]) -> Any:
 
 
 def load_item(embedder: Embedder, modality: str, item: Any) -> Any:
-    """A picture or clip as the embedder's model is to get it: the same path from a cell as in training.
+    """A picture or clip as the embedder's model takes it, decoded as in training.
 
     Raises:
         BadItemError: If the item cannot be used.

@@ -1,4 +1,4 @@
-"""Measuring a model again and again while some of its towers stay as they are: each item goes through those once.
+"""Repeated measurement of a model with frozen towers: each item runs through a frozen tower once.
 
 Shapes: n items, H pooled width, D embedding size.
 """
@@ -67,7 +67,7 @@ class FrozenTowersEmbedder(WrappedEmbedder):
 
 
 class _PooledEmbedder(WrappedEmbedder):
-    """What the towers of one of our models pool, in the place of embeddings."""
+    """Embedder that returns the pooled vectors of the towers of a model of this package in place of embeddings."""
 
     _embedder: DualEncoderEmbedder
 
@@ -99,7 +99,7 @@ def _identity(embedder: DualEncoderEmbedder, side: Side) -> str:
 
 
 def with_memory(embedder: Embedder, folder: str | os.PathLike | None, identity: str) -> Embedder:
-    """Give an embedder a memory in a folder, or in this process alone.
+    """Give an embedder a cache in a folder, or only in this process.
 
     Of one of our dual encoders the folder keeps what its towers pool, before the projections: models that share a
     frozen tower embed each text, picture and sound once, and their text towers are measured from the same vectors.

@@ -35,7 +35,7 @@ _TILE = 2048  # a tile of 2048 x 2048 float64 cosines is 32 MiB
 
 @dataclass(frozen=True)
 class Correction:
-    """What is subtracted from the cosines of queries and gallery rows.
+    """Numbers that are subtracted from the cosines of queries and gallery rows.
 
     Attributes:
         offsets: Numbers that are subtracted, of shape (G,), float64.

@@ -46,6 +46,12 @@ def load_embedder(
     Raises:
         ImportError: If the model needs sentence-transformers, and that package is not installed.
         OSError: If there is no such model.
+
+    Example:
+        >>> model.save_pretrained("clip")
+        >>> _ = processor.save_pretrained("clip")
+        >>> load_embedder("clip").encode_text(["a dog", "rain"]).shape
+        (2, 16)
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if is_adapter(model):

@@ -88,7 +88,7 @@ class SharedEmbedder(WrappedEmbedder):
         return np.concatenate(parts)
 
     def _ask(self, modality: str, hands: list[list[Any]], normalize: bool) -> list[np.ndarray]:
-        """Embeddings of what each process gets, without the processes that get nothing."""
+        """Embeddings of the items of each process, without the processes that get no items."""
         question = (modality, hands, normalize, self._of_text_tower)
         broadcast_object_list([question])
         answers = self._answer(*question)

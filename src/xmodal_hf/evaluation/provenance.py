@@ -1,4 +1,4 @@
-"""Where evaluation sets come from, and what identifies them in a result."""
+"""Sources of evaluation sets, and the facts that identify them in a result."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def texts_checksum(texts: Iterable[Any]) -> str:
 
 
 def describe_source(source: str | os.PathLike, table: Dataset | None = None) -> dict[str, str]:
-    """What identifies a source in a result: its name, and its checksum or, for a Hub dataset, its commit.
+    """Facts that identify a source in a result: its name, and its checksum or, for a Hub dataset, its commit.
 
     Args:
         source: Path, Hub id or name of a built-in dataset.

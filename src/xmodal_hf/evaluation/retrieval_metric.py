@@ -1,4 +1,4 @@
-"""What the `evaluate` modules of retrieval share: the form of their inputs, and both directions of embeddings.
+"""Shared parts of the `evaluate` modules of retrieval: the form of their inputs, and both directions of embeddings.
 
 A module must not have this class under a name of its own: `evaluate.load` takes the first class that it finds there.
 """

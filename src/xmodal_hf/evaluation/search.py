@@ -79,9 +79,17 @@ class Search:
             message says what differs.
 
     Example:
-        >>> search = Search.load("outputs/clip", "outputs/features/image-0123456789ab")  # doctest: +SKIP
-        >>> search("a red bicycle", k=1)  # doctest: +SKIP
-        [Hit(id='bicycles/17.jpg', score=0.34, position=0, row=17)]
+        >>> from datasets import Dataset
+        >>> from xmodal_hf.data.collators import PairCollator
+        >>> from xmodal_hf.data.sampling import PairDataset
+        >>> from xmodal_hf.features import extract
+        >>> from xmodal_hf.features.frozen import FrozenSide
+        >>> images = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+        >>> table = Dataset.from_dict({"id": ["red.png", "blue.png"], "text": ["red", "blue"], "image": images})
+        >>> side = FrozenSide("image", model.eval(), PairDataset(table, seed=0), PairCollator(processor, max_length=8))
+        >>> search = Search(model, processor, extract("vectors", side))
+        >>> [hit.id for hit in search(image=images[1], k=2)]
+        ['blue.png', 'red.png']
     """
 
     def __init__(
@@ -250,6 +258,20 @@ class Gallery:
 
     Raises:
         ValueError: If the manifest does not name the data, or they cannot be loaded.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from xmodal_hf.data.collators import PairCollator
+        >>> from xmodal_hf.data.sampling import PairDataset
+        >>> from xmodal_hf.features import extract
+        >>> from xmodal_hf.features.frozen import FrozenSide
+        >>> Image.new("RGB", (16, 16), "red").save("red.png")
+        >>> _ = Path("pairs.csv").write_text("file_name,text\\nred.png,a red square\\n")
+        >>> rows, source = PairDataset(load_pairs("pairs.csv"), seed=0), {"dataset": ["pairs.csv"], "modality": "image"}
+        >>> side = FrozenSide("image", model.eval(), rows, PairCollator(processor, max_length=8), source=source)
+        >>> store = extract("vectors_of_squares", side)
+        >>> Gallery(store).caption(store.ids([0])[0], 0)
+        'a red square'
     """
 
     def __init__(self, store: FeatureStore, dataset: Sequence[str] | None = None) -> None:

@@ -78,9 +78,11 @@ def load_sts(
         FileNotFoundError: If the folder lacks a set.
 
     Example:
-        >>> data = load_sts("sts_tables", protocol="mteb")  # doctest: +SKIP
-        >>> data["stsb-test"][0]["score"]  # doctest: +SKIP
-        2.5
+        >>> for table, _ in STS_SETS.values():
+        ...     _ = Path(f"{table}.csv").write_text("sentence1,sentence2,score\\nA dog runs.,A dog is running.,4.5\\n")
+        >>> data = load_sts(".", protocol="mteb")
+        >>> data["stsb"][0]["score"]
+        4.5
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")

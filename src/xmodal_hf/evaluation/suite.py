@@ -241,7 +241,7 @@ def _same_data(first: Results, second: Results, task: str, names: Sequence[str] 
 
 
 def _left_out(results: Results, task: str) -> dict[str, Any]:
-    """What a task left out of its data: nothing, for tasks of texts and for results of before items were left out."""
+    """Items that a task left out of its data: none for tasks on texts, and for results that older versions wrote."""
     meta = results.get("meta", {}).get("tasks", {}).get(task, {})
     return meta.get("bad_items") or summary([])
 

@@ -91,6 +91,12 @@ def load_transfer(
     Raises:
         ValueError: If a task is unknown.
         FileNotFoundError: If the folder lacks a table.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("mr.csv").write_text("text,label\\na fine film,1\\na dull film,0\\n")
+        >>> load_transfer(".", ["mr"])["mr"]["all"]["label"][:]
+        [1, 0]
     """
     unknown = sorted(set(tasks) - set(TRANSFER_TASKS))
     if unknown:

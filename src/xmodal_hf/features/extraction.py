@@ -82,6 +82,19 @@ def extract(folder: str | os.PathLike, side: FrozenSide, options: ExtractionOpti
         TooManyBadItemsError: If more items than `max_bad_fraction` cannot be used.
         BadItemError: If an item cannot be used and `on_bad_item` is "error".
         OtherProcessError: In the other processes, if the main process cannot finish the store.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from PIL import Image
+        >>> from xmodal_hf.data.collators import PairCollator
+        >>> from xmodal_hf.data.sampling import PairDataset
+        >>> images = [Image.new("RGB", (16, 16), colour) for colour in ("black", "white")]
+        >>> table = Dataset.from_dict({"id": ["black", "white"], "text": ["night", "snow"], "image": images})
+        >>> rows = PairDataset(table, seed=0)
+        >>> side = FrozenSide("image", model.eval(), rows, PairCollator(processor, max_length=8))
+        >>> store = extract("vectors", side, ExtractionOptions(show_progress=False))
+        >>> len(store), store["white"].shape
+        (2, torch.Size([32]))
     """
     options = options or ExtractionOptions()
     state = PartialState()
@@ -148,7 +161,7 @@ def _write_shards(
 
 
 class _Name(NamedTuple):
-    """What a vector is of: an item's caption or view, its row, and what its item is known by in training."""
+    """Origin of a vector: an item's caption or view, its row, and the group id of its item in training."""
 
     id: str
     position: int
@@ -158,7 +171,7 @@ class _Name(NamedTuple):
 
 @dataclass
 class _Vectors:
-    """What a shard is written from."""
+    """Vectors of a shard, and their names."""
 
     names: list[_Name] = field(default_factory=list)
     vectors: list[torch.Tensor] = field(default_factory=list)
@@ -178,7 +191,7 @@ Record = Callable[[int, str, str, BadItemError], None]
 
 
 def _recorder(writer: StoreWriter, side: FrozenSide, options: ExtractionOptions) -> Record:
-    """What is done about an unusable item."""
+    """Return the function that treats an unusable item as the options say."""
 
     def stop(index: int, item_id: str, source: str, error: BadItemError) -> None:
         raise BadItemError(error.reason, f"{item_id} ({source}): {error.detail}") from error

@@ -59,7 +59,7 @@ class FrozenSide:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that the vectors depend on, for the manifest of their store."""
+        """Facts on which the vectors depend, for the manifest of their store."""
         views = {"number": self.num_views, **(self.augment if self.num_views > 1 else {})}
         return {
             "side": self.side,

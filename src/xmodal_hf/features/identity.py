@@ -1,4 +1,4 @@
-"""What the vectors of a store depend on: checksums of weights and data, and the settings between them."""
+"""Facts on which the vectors of a store depend: checksums of weights and data, and the settings between them."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def _media_marks(table: Dataset, side: str) -> Iterator[str]:
 
 
 def _size_mark(path: str | None) -> str:
-    """What is known of a file without reading it; where it lies does not count."""
+    """Facts about a file that are known without reading it; its place does not count."""
     if path is None:
         return "none"
     if path.startswith(_ZIP_SCHEME):

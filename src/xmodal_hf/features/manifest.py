@@ -1,4 +1,4 @@
-"""What a feature store says of itself, and what tells two of them apart."""
+"""Manifest of a feature store, and the differences between two of them."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def check_identity(folder: Path, found: Mapping[str, Any], expected: Mapping[str
     different = differences(json.loads(json.dumps(found)), json.loads(json.dumps(expected)))
     if different:
         raise FeatureError(
-            f"the feature store {folder} belongs to another tower, input or data set: {'; '.join(different)}. "
+            f"the feature store {folder} is of something else: {'; '.join(different)}. "
             "Choose another folder, or remove this one"
         )
 

@@ -124,9 +124,7 @@ def render_adapter_card(folder: Path, repo_id: str, card: CardArguments) -> str:
     config = read_json(folder / ADAPTER_CONFIG_NAME)
     model_class = (config.get("auto_mapping") or {}).get("base_model_class")
     if model_class not in _CLASSES:
-        raise ValueError(
-            f"the adapter belongs to a {model_class}: pass one that this package has trained (--lora_rank)"
-        )
+        raise ValueError(f"the adapter is for a {model_class}: pass one that this package has trained (--lora_rank)")
     modality, _ = _CLASSES[model_class]
     record = TrainingRecord.read(folder)
     results = read_json(folder / RESULTS_NAME) if (folder / RESULTS_NAME).is_file() else {}
@@ -174,7 +172,7 @@ def _metadata(
 
 
 def _trained_whole(path: Path) -> list[str]:
-    """Return the layers and towers of an adapter's file that take the place of the base's; not the scalars."""
+    """Return the layers and towers of an adapter's file that replace those of the base, without the scalars."""
     names = (name.removeprefix("base_model.model.").split(".") for name in _shapes(path) if "lora_" not in name)
     return list(dict.fromkeys(parts[0] for parts in names if len(parts) > 1))
 

@@ -91,7 +91,7 @@ def _measured(results: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, dict[
 
 
 def _metrics(numbers: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return what was measured: no sizes of sets and no ends of intervals."""
+    """Return the measured metrics, without sizes of sets and ends of intervals."""
     return [
         (name, value)
         for name, value in numbers.items()
@@ -106,7 +106,7 @@ def _task_meta(results: Mapping[str, Mapping[str, Any]], task: str) -> Mapping[s
 
 
 def _caption(task: str, numbers: Mapping[str, float], meta: Mapping[str, Any]) -> str:
-    """Return on what, on how much and how a task was measured."""
+    """Return the data, their size and the protocol of a task in words."""
     parts = [_dataset_name(str(meta["dataset"]))] if "dataset" in meta else []
     parts += [f"{meta['split']} split"] if meta.get("split") else []
     parts += [

@@ -1,4 +1,4 @@
-"""What a card says about the trainings behind a model, from the recipes and the summaries that these left."""
+"""Text of a card about the trainings of a model, from their recipes and summaries."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def describe_phase(phase: TrainingRecord, follows: bool) -> str:
 
 
 def describe_choice(phase: TrainingRecord) -> str:
-    """Say by which number, on which data, the released weights were chosen; nothing where they are the last ones."""
+    """Say by which number, on which data, the released weights were chosen; empty if they are the last ones."""
     recipe, run = phase.recipe, phase.run
     metric = recipe.get("best_metric")
     if not metric:

@@ -1,4 +1,4 @@
-"""BibTeX of what a model owes its training to: the study, and the losses that it was trained with."""
+"""BibTeX entries of the methods of a model: the study, and the losses that it was trained with."""
 
 from __future__ import annotations
 

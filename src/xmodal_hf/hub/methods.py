@@ -1,4 +1,4 @@
-"""What a card says of the methods beside the loss, each known by an option of the recipe, and whom it cites."""
+"""Sentences and citations of a card for the methods beside the loss, each known by an option of the recipe."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def methods_of(recipe: Mapping[str, Any]) -> Iterator[Method]:
 
 
 def describe_methods(recipe: Mapping[str, Any]) -> str:
-    """What a run did beside its loss, in sentences; empty where there is nothing to say."""
+    """Sentences about the methods of a run beside its loss; empty if there are none."""
     sentences = (
         method.sentence.format(_shown(recipe[method.option])) for method in methods_of(recipe) if method.sentence
     )

@@ -101,7 +101,7 @@ class CardSources:
         )
 
     def of_text_encoder(self) -> CardSources:
-        """Return what holds for the language encoder alone: results on texts, no pictures of a joint space."""
+        """Return the sources for the language encoder alone: results on texts, without pictures of a joint space."""
         kept = {"meta", *(name for name, task in TASKS.items() if task.of_texts)}
         results = {task: values for task, values in self.results.items() if task in kept}
         return replace(self, text_only=True, results=results, plots=[])

@@ -1,4 +1,4 @@
-"""Folders to the Hub: everything that changed in one commit, or nothing at all."""
+"""Upload of folders to the Hub: all changes in one commit, or none."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class SentFile:
 
 @dataclass(frozen=True)
 class Published:
-    """What came of it.
+    """Result of `push_folder`.
 
     Attributes:
         url: Address of the repository.
@@ -92,7 +92,7 @@ class Published:
 
 
 def list_files(folder: Path) -> list[SentFile]:
-    """Return what would be sent of a folder.
+    """Return the files of a folder that would be sent.
 
     Raises:
         UnsafeFolderError: If something in the folder must not be published.
@@ -149,6 +149,19 @@ def push_folder(
         UnsafeFolderError: If something in the folder must not be published.
         HubError: If the Hub could not be reached, did not answer in time or in its own format, refused, or somebody
             else published at the same time; or if a pattern matches no file.
+
+    Example:
+        The files of a folder are checked before the Hub is asked, and `list_files` tells what would be sent:
+
+        >>> Path("clip").mkdir()
+        >>> _ = Path("clip", "config.json").write_text('{"model_type": "xmodal_image_text"}')
+        >>> print(file_table(list_files(Path("clip"))))
+                   35  git  config.json
+                   35  in 1 files
+        >>> _ = Path("clip", "notes.txt").write_text("HF_TOKEN=hf_" + 34 * "x")
+        >>> push_folder("clip", "user/clip")
+        Traceback (most recent call last):
+        xmodal_hf.hub.safety.UnsafeFolderError: notes.txt contains ...
     """
     files = list_files(Path(folder))
     if get_token() is None:
@@ -172,7 +185,7 @@ def push_folder(
 
 @dataclass(frozen=True)
 class _Target:
-    """Where a folder goes and how; the fields are those arguments of `push_folder`."""
+    """Target of a push; the fields are arguments of `push_folder`."""
 
     repo_id: str
     repo_type: str
@@ -339,7 +352,7 @@ def _check_tag(api: HfApi, repo_id: str, repo_type: str, tag: str | None, commit
 
 
 def _explain(error: Exception, repo_id: str, branch: str, timeout: float) -> str:
-    """Say what happened, what that means for the repository, and what to do; never the request, which has the token."""
+    """Say what happened, what it means for the repository, and what to do, without the request, which has the token."""
     if isinstance(error, HubError):
         return str(error)
     nothing = "Nothing was published"

@@ -129,7 +129,7 @@ def _load_gallery(modality: str, arguments: SpaceArguments) -> Dataset:
 def _write_gallery(
     checkpoint: Path, folder: Path, modality: str, rows: Dataset, captions: list[str], features: str | None
 ) -> None:
-    """Write the files that people see or hear, their embeddings, and what is what."""
+    """Write the files that people see or hear, their embeddings, and the list of them."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoProcessor
@@ -192,7 +192,7 @@ _WRITERS: dict[str, Callable[[Any, Path, Any], Path]] = {"image": _write_image, 
 def _settings(
     modality: str, model: str, revision: str | None, captions: list[str], arguments: SpaceArguments
 ) -> dict[str, Any]:
-    """Return what the page says."""
+    """Return the texts and settings of the page."""
     gallery = arguments.gallery
     link = f"[{model}](https://huggingface.co/{model})" if "/" in model else "The model of this folder"
     kind = MODALITIES[modality].plural

@@ -1,4 +1,4 @@
-"""The folder that is published, made of a checkpoint: exactly its files, beside a card and the code that runs them."""
+"""The folder that is published of a checkpoint: its files, a card, and the code that runs them."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def reject_unknown_fields(config_class: type[PreTrainedConfig], names: Iterable[
 
 @strict
 class DualEncoderConfig(TextTowerConfigMixin, PreTrainedConfig):
-    r"""What both dual encoders have: a text tower, projections into one space, a learned scale.
+    r"""Shared fields of both dual encoders: a text tower, projections into one space, a learned scale.
 
     Args:
         text_config: Config, or dict with `model_type`, of the text tower (any `AutoModel` encoder).

@@ -65,6 +65,13 @@ def from_transformers(source: PreTrainedModel | str | os.PathLike) -> DualEncode
     Raises:
         ValueError: If the model is of another kind, the checkpoint does not hold exactly its weights, or a dual encoder
             cannot hold its towers.
+
+    Example:
+        >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> text, image = {**sizes, "vocab_size": 64, "eos_token_id": 3}, {**sizes, "image_size": 16, "patch_size": 8}
+        >>> clip = CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=image, projection_dim=16))
+        >>> type(from_transformers(clip)).__name__
+        'ImageTextDualEncoder'
     """
     model = load_two_tower_model(source)
     model_type = model.config.model_type
@@ -97,6 +104,11 @@ def load_dual_encoder(source: PreTrainedModel | str | os.PathLike) -> DualEncode
 
     Raises:
         ValueError: If the model is of another kind, or the checkpoint does not hold a whole one.
+
+    Example:
+        >>> model.save_pretrained("clip")
+        >>> load_dual_encoder("clip").config.projection_dim
+        16
     """
     model = load_two_tower_model(source)
     return model if isinstance(model, DualEncoder) else from_transformers(model)
@@ -111,6 +123,11 @@ def load_dual_processor(source: str | os.PathLike) -> ImageTextProcessor | Audio
     Raises:
         OSError: If there is no processor.
         ValueError: If the processor is not one of images or audio and texts.
+
+    Example:
+        >>> _ = processor.save_pretrained("clip")
+        >>> type(load_dual_processor("clip")).__name__
+        'ImageTextProcessor'
     """
     processor = transformers.AutoProcessor.from_pretrained(source)
     if isinstance(processor, ImageTextProcessor | AudioTextProcessor):
@@ -218,6 +235,15 @@ def to_clip(model: ImageTextDualEncoder) -> CLIPModel:
 
     Raises:
         ValueError: If a CLIPModel cannot hold the model. The message lists the reasons.
+
+    Example:
+        >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> text, image = {**sizes, "vocab_size": 64, "eos_token_id": 3}, {**sizes, "image_size": 16, "patch_size": 8}
+        >>> clip = CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=image, projection_dim=16)).eval()
+        >>> again, pixels = to_clip(from_transformers(clip)), torch.zeros(1, 3, 16, 16)
+        >>> inputs = {"input_ids": torch.tensor([[5, 3]]), "pixel_values": pixels}
+        >>> torch.equal(again(**inputs).logits_per_image, clip(**inputs).logits_per_image)
+        True
     """
     poolings = ("pooler",) if model.config.text_config.eos_token_id == _LEGACY_EOS else ("pooler", "eos")
     _check_fits(

@@ -165,7 +165,7 @@ def from_open_clip(
         hidden_act = "quick_gelu" if settings.get("quick_gelu") else "gelu"
     if hidden_act not in ACTIVATIONS:
         raise ValueError(
-            f"hidden_act is {hidden_act!r}, and the weights do not tell it: pass 'quick_gelu' for the weights of "
+            f"hidden_act is {hidden_act!r}, and no weight tells it: pass 'quick_gelu' for the weights of "
             "OpenAI, of CyCLIP and of open_clip's *-quickgelu models, 'gelu' for other models of open_clip"
         )
     _require(weights, "token_embedding.weight", "positional_embedding", "text_projection")

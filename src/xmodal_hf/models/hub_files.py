@@ -1,4 +1,4 @@
-"""What a saved model or processor brings along for readers on the Hub: a model card, and every Auto class by name.
+"""Files that a saved model or processor has for the Hub: a model card, and the name of every Auto class.
 
 The code itself is copied by transformers, for classes that are registered with `register_for_auto_class`.
 """

@@ -53,6 +53,11 @@ class DualEncoderOutput(ModelOutput):
         logit_bias: Bias on logits, a scalar, if the model has one.
         text_model_output, image_model_output, audio_model_output: Outputs of the towers; `pooler_output` is the pooled
             vector (B, H) before the projection.
+
+    Example:
+        >>> out = model(input_ids=torch.tensor([[2, 5, 3]]), pixel_values=torch.zeros(2, 3, 16, 16))
+        >>> out.logits_per_image.shape, out.text_embeds.shape, out.audio_embeds is None
+        (torch.Size([2, 1]), torch.Size([1, 16]), True)
     """
 
     loss: torch.Tensor | None = None
@@ -131,7 +136,7 @@ def symmetric_cross_entropy(logits_per_text: torch.Tensor) -> torch.Tensor:
 
 
 class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
-    """What the image-text and the audio-text model share. Subclasses name their modality through their config."""
+    """Base class of the image-text and the audio-text model. Subclasses name their modality through their config."""
 
     base_model_prefix = "dual_encoder"
     supports_gradient_checkpointing = True

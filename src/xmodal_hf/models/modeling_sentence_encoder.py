@@ -47,6 +47,14 @@ class SentenceEncoderOutput(ModelOutput):
         hidden_states, attentions: Hidden states and attentions of the tower, if requested.
         mlm_loss: Summed negative log-likelihood of each row's masked tokens, of shape (B,), if `mlm_input_ids` were
             given.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> from xmodal_hf import SentenceEncoder
+        >>> text = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2))
+        >>> out = SentenceEncoder.from_text_pretrained(text)(input_ids=torch.tensor([[2, 5, 3]]))
+        >>> out.text_embeds.shape, out.last_hidden_state.shape
+        (torch.Size([1, 32]), torch.Size([1, 3, 32]))
     """
 
     last_hidden_state: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""What the configs share. No transformers here: importing it would import the configs while they are half done."""
+"""Shared parts of the configs. It does not import transformers, which would import the incomplete configs."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ FIXED_LENGTH_TOWERS = ("siglip_text_model", "siglip2_text_model")
 
 
 class TextTowerConfigMixin:
-    """What the configs of models with a text tower share."""
+    """Shared methods of the configs of models with a text tower."""
 
     model_type: str
     sub_configs_defaults: dict[str, Any]

@@ -238,7 +238,7 @@ def _two_levels(entry: Any, name: str, path: Path) -> tuple[str, Any, Any]:
         ((axis, levels),) = entry.items()
         if isinstance(levels, list) and len(levels) == 2:
             return axis, levels[0], levels[1]
-    raise ValueError(f"{path}: {name} must have the form {{axis: [level, level]}}, got {entry!r}")
+    raise ValueError(f"{path}: {name} is {{axis: [level, level]}}, got {entry!r}")
 
 
 def slug(text: str) -> str:
@@ -266,7 +266,7 @@ def _fill(value: Any, variables: Mapping[str, str]) -> Any:
         return value
     unknown = sorted(set(_VARIABLE.findall(value)) - variables.keys())
     if unknown:
-        raise ValueError(f"{value!r} has an unknown variable {unknown[0]!r}: known are {', '.join(sorted(variables))}")
+        raise ValueError(f"{value!r} has no variable {unknown[0]!r}: known are {', '.join(sorted(variables))}")
     return _VARIABLE.sub(lambda match: variables[match[1]], value)
 
 

@@ -52,7 +52,7 @@ class Job:
 
     @property
     def inputs(self) -> set[str]:
-        """What it reads of what others may write: a model, a text tower."""
+        """Folders that the job reads and other jobs may write: a model, a text tower."""
         return {self.options[name] for name in ("model", "text_model") if name in self.options}
 
     def is_done(self) -> bool:
@@ -80,27 +80,27 @@ class Job:
 
 
 def cell_folder(folder: Path, cell: Cell) -> Path:
-    """Where a cell's model is."""
+    """Folder of a cell's model."""
     return folder / _MODELS / cell.name
 
 
 def phase1_folder(folder: Path, cell: Cell) -> Path | None:
-    """Where the phase 1 of a cell is, which others may share; None without one."""
+    """Folder of the phase 1 of a cell, which other cells may share; None without one."""
     return None if cell.phase1 is None else folder / _PHASE_1 / cell.phase1[0]
 
 
 def evaluation_folder(folder: Path, cell: Cell) -> Path:
-    """Where a cell's results are."""
+    """Folder of a cell's results."""
     return folder / _EVALUATIONS / cell.name
 
 
 def phase1_evaluation_folder(folder: Path, cell: Cell) -> Path | None:
-    """Where the results of a cell's phase 1 are, which others may share; None without one."""
+    """Folder of the results of a cell's phase 1, which other cells may share; None without one."""
     return None if cell.phase1 is None else folder / _EVALUATIONS / f"{_PHASE_1}_{cell.phase1[0]}"
 
 
 def baseline_folder(folder: Path, baseline: Baseline) -> Path:
-    """Where a baseline's results are."""
+    """Folder of a baseline's results."""
     return folder / _EVALUATIONS / baseline.folder_name
 
 
@@ -246,7 +246,7 @@ def _run(job: Job, scripts: Path, accelerate_config: str | None, environment: Ma
 
 
 def _failure(future: Future[int], job: Job) -> str | None:
-    """Why a job that has ended failed; None if it did not."""
+    """Reason why a finished job failed; None if it succeeded."""
     if (error := future.exception()) is not None:  # for example, the disk is full
         return f"{type(error).__name__}: {error}"
     status = future.result()
@@ -254,7 +254,7 @@ def _failure(future: Future[int], job: Job) -> str | None:
 
 
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the output depends on; tasks do not change each other's numbers."""
+    """Options on which the output depends; tasks do not change each other's numbers."""
     return {name: value for name, value in options.items() if name != "tasks"}
 
 

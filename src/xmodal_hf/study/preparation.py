@@ -1,4 +1,4 @@
-"""What the models of a study share and no data set has: a tokenizer, captions and samples of classes, baselines."""
+"""Inputs that the models of a study share: a tokenizer, captions and samples of classes, baselines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None
     for name, options in preparations.items():
         kind = options.get("kind")
         if kind not in PREPARATIONS:
-            raise ValueError(f"prepare: {name} has the kind {kind!r}; known kinds are {', '.join(PREPARATIONS)}")
+            raise ValueError(f"prepare: {name} has the kind {kind!r}, known are {', '.join(PREPARATIONS)}")
         target = folder / name
         options_path = target.with_name(f"{target.name}.yaml")  # it is beside the folder, whose files are all data
         if target.is_dir():

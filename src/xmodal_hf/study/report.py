@@ -184,7 +184,7 @@ def closed_forms(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
 
 
 def _baseline_entries(baselines: Sequence[Baseline], folder: Path) -> dict[str, dict[str, Any]]:
-    """What the models without training reached."""
+    """Results of the models without training."""
     done = [one for one in baselines if (baseline_folder(folder, one) / RESULTS_NAME).is_file()]
     return {
         one.folder_name: {"name": one.name, "seed": one.seed}
@@ -194,7 +194,7 @@ def _baseline_entries(baselines: Sequence[Baseline], folder: Path) -> dict[str, 
 
 
 def _phase1_entries(cells: Sequence[Cell], folder: Path) -> dict[str, dict[str, Any]]:
-    """What the text towers reached after phase 1 alone."""
+    """Results of the text towers after phase 1 alone."""
     entries = {}
     for cell in cells:
         results = phase1_evaluation_folder(folder, cell)
@@ -212,7 +212,7 @@ def paired_resamples(folder: Path, own: dict[str, Any], results: Mapping[str, di
 
 
 def _task_sources(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What each task was measured on, from the first cell that has it."""
+    """Data of each task, from the first cell that has it."""
     tasks: dict[str, dict[str, Any]] = {}
     for measured in results.values():
         for task, meta in measured["meta"]["tasks"].items():

@@ -38,7 +38,7 @@ def model_groups(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list
 
 
 def reference_groups(results: Mapping[str, Any], num_axes: int) -> list[tuple[tuple[str, ...], list[Measured]]]:
-    """What the models are compared with, as `model_groups`: the baselines, then the models of phase 1.
+    """Groups of what the models are compared with, as in `model_groups`: the baselines, then the models of phase 1.
 
     The name stands in the place of the first axis. Results of before there were baselines have none.
     """

@@ -101,7 +101,7 @@ def _checked_targets(model: PreTrainedModel, arguments: LoraArguments) -> str:
 
 
 def _trained_in_place(model: PreTrainedModel, arguments: LoraArguments) -> set[str]:
-    """Return the parts of a model that are trained whole and that peft could not tell from others by name."""
+    """Return the parts of a model that are trained whole and that peft cannot distinguish from others by name."""
     names = [name for name, _ in model.named_modules()]
     parts = {
         part

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of what one call normalised: elements a channel, and the channels' means and unbiased variances (C,)."""
+    """Moments of one call: number of elements per channel, and the channels' means and unbiased variances (C,)."""
 
     count: int
     mean: Tensor

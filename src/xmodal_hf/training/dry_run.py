@@ -1,4 +1,4 @@
-"""What a run will need, measured on one small step: for any recipe, also without its data, its weights or a network.
+"""Estimate of what a run needs, from one small step: for any recipe, also without data, weights or a network.
 
 Operations and memory for activations grow with the number of items and are scaled from a few of them to the batch; the
 loss itself, a product of two (N, D) matrices, is left out (0.1 % of the towers' operations at N = 4096, ViT-B/32).

@@ -1,4 +1,4 @@
-"""What can go wrong in a long run: numbers that are not finite, being told to stop, workers that do not answer."""
+"""Faults of long runs: numbers that are not finite, signals to stop, workers that do not answer."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def frozen_sides(model: nn.Module) -> list[Side]:
 
 
 def changing_input(side: Side, pairs: PairArguments, processor: ProcessorMixin) -> str | None:
-    """Return what makes the input of a tower another one in each epoch; None where it stays the same."""
+    """Return the option that changes the input of a tower in each epoch; None if the input stays the same."""
     changes: dict[Side, Callable[[PairArguments, ProcessorMixin], str | None]] = {
         "image": _changes_of_images,
         "audio": _changes_of_sounds,
@@ -245,7 +245,7 @@ def _source(pairs: PairArguments) -> dict[str, Any]:
 
 
 def _augmentation(pairs: PairArguments) -> dict[str, Any]:
-    """Return what the views differ by."""
+    """Return the options by which the views differ."""
     names = ("augment", "spec_augment", "audio_window")
     return {name: value for name, value in dataclasses.asdict(pairs).items() if name in names} | {"seed": _VIEW_SEED}
 

@@ -34,6 +34,15 @@ def cached_backward(
 
     Returns:
         The objective's output, its loss detached.
+
+    Example:
+        >>> from xmodal_hf.objectives import CrossModalObjective
+        >>> ids = torch.tensor([[2, 5, 3], [2, 6, 3], [2, 7, 3], [2, 8, 3]])
+        >>> batch = {"input_ids": ids, "attention_mask": ids > 0, "pixel_values": torch.zeros(4, 3, 16, 16)}
+        >>> accelerator, objective = Accelerator(cpu=True), CrossModalObjective("clip")
+        >>> output = cached_backward(accelerator, objective, model, batch, micro_batch_size=2)
+        >>> model.text_projection.weight.grad.shape == model.text_projection.weight.shape
+        True
     """
     micro_batches = objective.micro_batches(batch, micro_batch_size)
     states, encoded = [], []

@@ -1,4 +1,4 @@
-"""What a phase reports of its course: the log of its steps and validations, its result, its progress bar."""
+"""Reports of a phase: the log of its steps and validations, its result, its progress bar."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class StepLog:
             self.files[name] = file
 
     def _earlier_bytes(self, name: str) -> bytes:
-        """Return what a resumed run keeps of a file: less where the file is gone, or shorter than it was."""
+        """Return the bytes of a file that a resumed run keeps: fewer if the file is missing or has become shorter."""
         path, length = self.earlier_folder / name, self.kept_bytes.get(name, 0)
         kept = path.read_bytes()[:length] if length and path.is_file() else b""
         if len(kept) < length:

@@ -75,7 +75,7 @@ def build_accelerator(arguments: TrainingArguments) -> Accelerator:
 
 
 def _check_processes(accelerator: Accelerator) -> None:
-    """Raise a ValueError where a launcher was asked for several processes and each of them believes to be alone.
+    """Raise a ValueError if a launcher was asked for several processes and each of them runs as the only one.
 
     They would write into one folder. Accelerate takes processes without an accelerator for single ones, unless
     ACCELERATE_USE_CPU is set; `accelerate launch --cpu` starts one, and leaves an address for the others.
@@ -96,7 +96,7 @@ def _check_processes(accelerator: Accelerator) -> None:
 
 
 def _check_launch(accelerator: Accelerator, arguments: TrainingArguments) -> None:
-    """Raise a ValueError for what the launcher asks for and this loop does not do, warn of what it does otherwise."""
+    """Raise a ValueError for settings of the launcher that this loop does not support; warn of ignored ones."""
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
             "the launcher asks for gradient accumulation, which would weaken the loss over a batch: drop it, and pass "
@@ -264,7 +264,7 @@ def run_phase(
 
 @dataclass
 class _Run:
-    """What a phase consists of while it runs, and its course.
+    """Parts of a phase while it runs, and its progress.
 
     `total_steps` of the optimizer; `validates`: the last step's validation is still to come, since it failed or was
     left before the state was saved.
@@ -282,7 +282,7 @@ class _Run:
 
     @property
     def items_per_step(self) -> int:
-        """Of all processes."""
+        """Number of items that all processes see in a step."""
         return self.take_step.arguments.batch_size * self.take_step.accelerator.num_processes
 
     def restore(self, path: Path) -> dict[str, int]:

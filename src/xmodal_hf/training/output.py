@@ -1,4 +1,4 @@
-"""What a run leaves in its output folder, beside the logs that the loop writes."""
+"""Files that a run writes into its output folder, beside the logs of the loop."""
 
 from __future__ import annotations
 
@@ -220,14 +220,14 @@ def _summarise(folder: Path, result: TrainingResult, facts: dict[str, Any]) -> N
 
 
 def _forget_processor(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a tokenizer that came with a dual encoder stand alone: readers look for the processor that its file names."""
+    """Make a tokenizer of a dual encoder independent: readers would look for the processor that its file names."""
     tokenizer._processor_class = None
     for name in ("processor_class", "auto_map"):
         tokenizer.init_kwargs.pop(name, None)
 
 
 def _circumstances(accelerator: Accelerator) -> dict[str, Any]:
-    """Return what a run was done with: command, code, packages, machine."""
+    """Return the circumstances of a run: command, code, packages, machine."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, shlex.join(sys.argv[1:])]),
         "git_commit": _git_commit(),

@@ -1,4 +1,4 @@
-"""What FSDP 2 and DeepSpeed need to know of a model, and what they leave to us.
+"""Preparation of a model for FSDP 2 and DeepSpeed, and the steps that they do not do.
 
 FSDP 2 shards no scalars: `logit_scale` and `logit_bias` stay whole in every process, and so do their gradients.
 """

@@ -1,4 +1,4 @@
-"""Data sets that have a name: those that the package makes by itself (emoji, notes of a soundfont), and added ones.
+"""Built-in data sets: those that the package makes itself (emoji, notes of a soundfont), and added ones.
 
 `BUILT_IN` is the one list of them: what is added to it is a `--dataset`, `--sentences` or `--pairs` by its name.
 """

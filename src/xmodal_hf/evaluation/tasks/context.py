@@ -108,7 +108,7 @@ class TaskContext:
 
     @property
     def modality(self) -> Modality:
-        """What the model takes beside text, or `--modality`."""
+        """Modality that the model takes beside text, or `--modality`."""
         return self.pairs.modality
 
 

@@ -1,4 +1,4 @@
-"""What a demo Space computes: search in a gallery, and zero-shot classification. Copied beside its page as search.py.
+"""Search in a gallery and zero-shot classification of a demo Space. It is copied beside the page as search.py.
 
 Shapes: n gallery items, D embedding.
 """

@@ -317,7 +317,9 @@ class TestValidation:
 
     def test_an_unknown_metric(self, dual_encoder, pair_batch, tmp_path):
         found = self.validation([{"task.number": 1.0}], best_metric="task.numbr")
-        with pytest.raises(ValueError, match=r"--best_metric task\.numbr was not measured; the measured metrics are task\.number"):
+        with pytest.raises(
+            ValueError, match=r"--best_metric task\.numbr was not measured; the measured .* task\.number"
+        ):
             train(dual_encoder(), pair_batch(16), tmp_path, found, batch_size=8)
 
 

@@ -27,7 +27,7 @@ LAYERS = (
     ("losses",),
     ("distributed", "models"),
     # What all of the package may use, and which uses nothing of it but each other.
-    ("options", "commands", "messages", "shipped", "_auto_classes", "__init__"),
+    ("options", "commands", "messages", "shipped", "_auto_classes", "_lazy", "__init__"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 BASE = len(LAYERS) - 1

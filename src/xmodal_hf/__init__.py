@@ -4,23 +4,20 @@ Public names are loaded when first used, so that `import xmodal_hf` costs no tor
 that transformers' Auto classes know the models, as soon as transformers is there.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._auto_classes import register_with_auto_classes
+from ._lazy import lazy_names
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "AudioTextConfig": "models.configuration_dual_encoder",
-    "AudioTextDualEncoder": "models.modeling_dual_encoder",
-    "AudioTextProcessor": "models.processing_dual_encoder",
-    "ImageTextConfig": "models.configuration_dual_encoder",
-    "ImageTextDualEncoder": "models.modeling_dual_encoder",
-    "ImageTextProcessor": "models.processing_dual_encoder",
-    "LogMelFeatureExtractor": "models.feature_extraction_log_mel",
-    "SentenceEncoder": "models.modeling_sentence_encoder",
-    "SentenceEncoderConfig": "models.configuration_sentence_encoder",
+_NAMES = {
+    "models.configuration_dual_encoder": ("AudioTextConfig", "ImageTextConfig"),
+    "models.configuration_sentence_encoder": ("SentenceEncoderConfig",),
+    "models.feature_extraction_log_mel": ("LogMelFeatureExtractor",),
+    "models.modeling_dual_encoder": ("AudioTextDualEncoder", "ImageTextDualEncoder"),
+    "models.modeling_sentence_encoder": ("SentenceEncoder",),
+    "models.processing_dual_encoder": ("AudioTextProcessor", "ImageTextProcessor"),
 }
 
 if TYPE_CHECKING:
@@ -46,11 +43,7 @@ __all__ = [
 
 register_with_auto_classes()
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+__getattr__, _ = lazy_names(__name__, _NAMES)
 
 
 def __dir__() -> list[str]:

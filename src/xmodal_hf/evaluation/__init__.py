@@ -14,10 +14,9 @@ metric `m` comes with its bootstrap interval, `m_ci95_low` and `m_ci95_high`.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from .._lazy import lazy_names
 
-_HOMES = {
+_NAMES = {
     "tasks": ("TASKS", "Task"),
     "tasks.context": ("Outcome", "TaskContext"),
     "sts": ("evaluate_sts", "load_sts"),
@@ -29,17 +28,6 @@ _HOMES = {
     "compositionality": ("evaluate_compositionality", "evaluate_winoground"),
     "embed": ("EmbedOptions", "Embedder", "PairEmbeddings", "as_embedder", "embed_pairs"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)
-
-
-def __getattr__(name: str) -> Any:
-    """Import the module that defines `name` on first use, so that importing this package costs nothing."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)
+__all__ = __dir__()

@@ -3,23 +3,19 @@
 Names are loaded when first used: the options of the scripts are here too, and answer without the client of the Hub.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-_MODULE_OF = {
-    "CardArguments": "arguments",
-    "CardSources": "model_card",
-    "HubError": "publish",
-    "UnsafeFolderError": "safety",
-    "check_folder": "safety",
-    "export_sentence_transformers": "sentence_transformers",
-    "load_adapted": "adapters",
-    "push_folder": "publish",
-    "render_card": "model_card",
-    "stage_adapter": "adapters",
-    "stage_checkpoint": "staging",
-    "stage_metric": "metric_space",
-    "stage_text_encoder": "staging",
+from .._lazy import lazy_names
+
+_NAMES = {
+    "adapters": ("load_adapted", "stage_adapter"),
+    "arguments": ("CardArguments",),
+    "metric_space": ("stage_metric",),
+    "model_card": ("CardSources", "render_card"),
+    "publish": ("HubError", "push_folder"),
+    "safety": ("UnsafeFolderError", "check_folder"),
+    "sentence_transformers": ("export_sentence_transformers",),
+    "staging": ("stage_checkpoint", "stage_text_encoder"),
 }
 
 if TYPE_CHECKING:
@@ -48,12 +44,4 @@ __all__ = [
     "stage_text_encoder",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

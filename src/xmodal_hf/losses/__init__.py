@@ -6,8 +6,9 @@ and objectives need to know about each. Names are imported when they are first u
 dictionaries without importing torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .clip import clip_loss, clip_loss_with_accuracy
@@ -34,7 +35,7 @@ __all__ = [
     "simcse_loss_with_accuracy",
 ]
 
-_HOMES = {
+_NAMES = {
     "clip": ("clip_loss", "clip_loss_with_accuracy"),
     "cross_entropy": ("info_nce", "info_nce_with_accuracy"),
     "cyclic": ("cyclic_losses",),
@@ -42,15 +43,5 @@ _HOMES = {
     "sigmoid": ("sigmoid_loss", "sigmoid_loss_with_accuracy"),
     "simcse": ("simcse_loss", "simcse_loss_with_accuracy"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    """Import the module that defines `name` on first use."""
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

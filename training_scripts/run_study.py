@@ -50,6 +50,9 @@ def build_parser() -> ArgumentParser:
         metavar=("CELL", "FOLDER"),
         help="Cell whose files for the model card are copied to a folder.",
     )
+    parser.add_argument(
+        "--beside", type=Path, metavar="FOLDER", help="Folder with results.json of a study to compare the gains with."
+    )
     parser.add_argument("--list", action="store_true", help="Only print the jobs and their state.")
     parser.add_argument(
         "--dry_run",
@@ -115,21 +118,23 @@ def main(args: Sequence[str] | None = None) -> None:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in failed.items())
         print(f"run_study.py: no model has been evaluated, there is nothing to report on{reasons}", file=sys.stderr)
         sys.exit(1)
-    report(study, folder, options.card_dir)
+    report(study, folder, options.card_dir, options.beside)
     if options.example is not None:
         copy_example(study, folder, *options.example)
     if failed:
         sys.exit(1)
 
 
-def report(study: Study, folder: Path, card_dir: Path | None) -> None:
+def report(study: Study, folder: Path, card_dir: Path | None, beside: Path | None) -> None:
     """Write results.json, plots and the page, and copy them to the card."""
     from xmodal_hf.evaluation.suite import RESULTS_NAME, write_figures
     from xmodal_hf.study.plots import figures
-    from xmodal_hf.study.report import CARD_NAME, collect, render, write
+    from xmodal_hf.study.report import CARD_NAME, collect, compare_with, render, write
     from xmodal_hf.study.tables import headline_table
 
     results = collect(study, folder)
+    if beside is not None:
+        compare_with(results, beside)
     write(results, folder)
     drawn = figures(results)
     write_figures(folder, drawn)

@@ -1,13 +1,24 @@
 """Differences, their intervals and verdicts, on numbers made by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from xmodal_hf.study.comparisons import LEAST_SEEDS, Measured, Pair, answer_all, estimate, flat_numbers, holm
+from xmodal_hf.study.comparisons import (
+    LEAST_SEEDS,
+    Measured,
+    Pair,
+    answer_all,
+    estimate,
+    flat_numbers,
+    gains_beside,
+    holm,
+)
 from xmodal_hf.study.grid import Question
 
 
@@ -249,3 +260,44 @@ def test_a_metric_that_nobody_measured_has_no_answer():
 def test_numbers_of_results():
     results = {"sts": {"average": 1.5, "note": "x"}, "meta": {"seed": 3}}
     assert flat_numbers(results) == {"sts.average": 1.5}
+
+
+def gain(difference, standard_error, degrees, metric="retrieval.text_to_audio_recall@10", **options):
+    """An answer as results.json holds it."""
+    found = {"claim": "Audio gains", "before": "raw", "after": "sup", "beside": "Images gain", "metric": metric}
+    return found | {"difference": difference, "standard_error": standard_error, "degrees": degrees} | options
+
+
+def test_gains_of_two_studies_are_compared_by_welch():
+    """Against the two-sample test of Welch (1947) on the values themselves."""
+    rng = np.random.default_rng(3)
+    here, there = rng.normal(1.0, 1.0, size=4), rng.normal(4.0, 2.0, size=6)
+    rows = [
+        gain(values.mean(), values.std(ddof=1) / len(values) ** 0.5, len(values) - 1, **options)
+        for values, options in (
+            (here, {}),
+            (there, {"metric": "retrieval.text_to_image_recall@10", "claim": "Images gain", "beside": ""}),
+        )
+    ]
+    (found,) = gains_beside(rows[:1], rows[1:], ("image", "audio"))
+    tested = stats.ttest_ind(here, there, equal_var=False)
+    interval = tested.confidence_interval()
+    assert (found.difference, found.p_holm) == pytest.approx((here.mean() - there.mean(), tested.pvalue))
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert (found.here, found.there) == (rows[0]["difference"], rows[1]["difference"])
+
+
+def test_gains_beside_are_those_of_the_named_claim_in_the_same_comparison():
+    other = gain(5.0, 1.0, None, metric="retrieval.text_to_image_recall@10", claim="Images gain", beside="")
+    names = ("image", "audio")
+    others = [other, other | {"after": "unsup", "difference": 7.0}, other | {"claim": "Another", "difference": 9.0}]
+    both = [gain(2.0, 1.0, None), gain(1.0, 1.0, None, metric="retrieval.audio_to_text_recall@10")]
+    (found,) = gains_beside(both, others, names)
+    assert (found.there, found.difference, found.high - found.low) == pytest.approx(
+        (5.0, -3.0, 2 * 1.96 * 2**0.5), rel=1e-3
+    )
+    assert gains_beside([gain(2.0, None, None), gain(2.0, 1.0, None, beside="")], others, names) == []
+    # Of one seed the items alone make the error: degrees are infinite, and results.json has null for them.
+    (measured,) = answer(question(beside="Images gain"), [cell("none", 50.0, 3.0), cell("sup", 60.0, 4.0)])
+    assert (measured.beside, measured.degrees) == ("Images gain", None)
+    assert dataclasses.asdict(measured)["standard_error"] == pytest.approx(5.0 / 1.96, rel=1e-3)

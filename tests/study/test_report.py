@@ -10,7 +10,7 @@ import yaml
 
 from xmodal_hf.study.comparisons import VERDICTS
 from xmodal_hf.study.plots import answers_figure, figures, geometry_figure
-from xmodal_hf.study.report import NOTES_NAME, closed_forms, paired_resamples, render
+from xmodal_hf.study.report import NOTES_NAME, closed_forms, compare_with, paired_resamples, render
 from xmodal_hf.study.tables import headline_table
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -68,6 +68,24 @@ def results():
 
 def write(folder, results):
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
+
+
+def test_gains_beside_another_study_are_on_the_page(tmp_path, results):
+    other = tmp_path / "other"
+    other.mkdir()
+    known = results["answers"][0] | {"standard_error": 1.0, "degrees": None}
+    write(
+        other, {"answers": [known | {"claim": "It helps there", "difference": 3.0}], "meta": {"title": "Another study"}}
+    )
+    results["answers"] = [known | {"beside": "It helps there"}]
+    compare_with(results, other)
+    write(tmp_path, results)
+    page = render(tmp_path)
+    assert 'than those of "Another study"' in page
+    assert "| sts.average | none → sup | +7.12 | +3.00 | +4.12 | 1.35 to 6.90 | 0.004 |" in page
+    results["answers"] = [known]
+    with pytest.raises(ValueError, match="no answer of this study is compared with an answer of 'Another study'"):
+        compare_with(results, other)
 
 
 def test_page(tmp_path, results):

@@ -140,6 +140,8 @@ class Answer:
         num_pairs, num_seeds: Number of differences, and number of seeds.
         agreeing: Number of differences with the expected sign.
         verdict: Verdict, one of `VERDICTS`. An answer is resolved if `p_holm` is below 0.05.
+        standard_error, degrees: Standard error of the difference and its degrees of freedom (None: infinite).
+        beside: Claim of another study that the answer is compared with.
         pairs: Single differences.
     """
 
@@ -162,6 +164,36 @@ class Answer:
     agreeing: int
     verdict: Verdict
     pairs: list[dict[str, Any]]
+    standard_error: float | None = None
+    degrees: float | None = None
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class GainBeside:
+    """How much larger a difference of this study is than one of another study.
+
+    Attributes:
+        claim, metric, before, after: Claim, metric and levels in this study.
+        other_claim, other_metric: Claim and metric in the other study.
+        here, there: Differences of the two studies.
+        difference: `here` minus `there`.
+        low, high: Bounds of its 95 % interval, over the items and seeds of both studies, which share neither.
+        p_holm: Two-sided p-value, corrected for the number of comparisons.
+    """
+
+    claim: str
+    other_claim: str
+    metric: str
+    other_metric: str
+    before: str
+    after: str
+    here: float
+    there: float
+    difference: float
+    low: float
+    high: float
+    p_holm: float
 
 
 def flat_numbers(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -327,7 +359,62 @@ def _answer(question: Question, metric: str, expected: Better, pairs: Sequence[P
         agreeing=sum(sign * pair.difference > 0 for pair in pairs),
         verdict="no difference resolved",
         pairs=[{name: value for name, value in vars(pair).items() if name != "resamples"} for pair in pairs],
+        standard_error=found.standard_error,
+        degrees=found.degrees if math.isfinite(found.degrees) else None,
+        beside=question.beside,
     )
+
+
+def gains_beside(
+    answers: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], modalities: Sequence[str]
+) -> list[GainBeside]:
+    """Compare differences with those of another study, whose claims the answers name (`beside`).
+
+    The studies share neither items nor seeds, so their variances add up, with the degrees of freedom of Welch and
+    Satterthwaite.
+
+    Args:
+        answers, others: Answers of both studies, as results.json holds them.
+        modalities: Names that differ in metrics of the same measure: text_to_audio, text_to_image.
+    """
+    known = {_measure_of(found, modalities, found["claim"]): found for found in others}
+    matched = [(found, known.get(_measure_of(found, modalities, found.get("beside", "")))) for found in answers]
+    compared = [(here, there, _minus(here, there)) for here, there in matched if there is not None]
+    told = [(here, there, one) for here, there, one in compared if one is not None and one.p_value is not None]
+    corrected = holm([one.p_value or 0.0 for _, _, one in told])
+    rows = []
+    for (here, there, one), p_holm in zip(told, corrected, strict=True):
+        low, high = one.interval
+        assert low is not None and high is not None
+        rows.append(
+            GainBeside(
+                *(here["claim"], there["claim"], here["metric"], there["metric"], here["before"], here["after"]),
+                *(here["difference"], there["difference"], one.difference, low, high, p_holm),
+            )
+        )
+    return rows
+
+
+def _measure_of(found: Mapping[str, Any], modalities: Sequence[str], claim: str) -> tuple[str, ...]:
+    metric = found["metric"]
+    for name in modalities:
+        metric = metric.replace(name, "{0}")
+    return claim, metric, found["before"], found["after"]
+
+
+def _minus(here: Mapping[str, Any], there: Mapping[str, Any]) -> Estimate | None:
+    """The first difference minus the second; None where one has no standard error."""
+    errors = [found.get("standard_error") for found in (here, there)]
+    if errors[0] is None or errors[1] is None:
+        return None
+    variances = [error**2 for error in errors]
+    below = sum(
+        variance**2 / found["degrees"]
+        for variance, found in zip(variances, (here, there), strict=True)
+        if found["degrees"] is not None
+    )
+    degrees = sum(variances) ** 2 / below if below else math.inf
+    return Estimate(here["difference"] - there["difference"], math.sqrt(sum(variances)), degrees)
 
 
 def estimate(pairs: Sequence[Pair]) -> Estimate:

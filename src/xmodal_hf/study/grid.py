@@ -25,6 +25,7 @@
         metrics: {sts.average: higher}
         source: Zhao et al. 2024, abstract  # left out for a question of one's own
         confounds: The levels differ in the texts too.
+        beside: Sentence training improves retrieval   # claim of the study that --beside names, compared with it
 
 `recipe: other.yaml` among options stands for those of that file, which lies beside this one; what is said here wins.
 A cell takes one level of every axis and a seed. It has a phase 1 when one of its levels says something of it; cells
@@ -98,6 +99,7 @@ class Question:
         source: Publication that makes the statement; empty for a question of one's own.
         of_paper: Whether the source is the paper that the study reproduces.
         confounds: Description of what else differs between the levels.
+        beside: Claim of another study that the answers are compared with.
     """
 
     claim: str
@@ -110,6 +112,7 @@ class Question:
     source: str = ""
     of_paper: bool = False
     confounds: str = ""
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -381,7 +384,7 @@ def _questions(
 ) -> list[Question]:
     """Return a question for each level that another one is compared with."""
     _require(entry, ("claim", "compare", "metrics"), f"a question of {path}")
-    check_keys(entry, ("claim", "source", "compare", "metrics", "where", "interaction", "confounds"), path)
+    check_keys(entry, ("claim", "source", "compare", "metrics", "where", "interaction", "confounds", "beside"), path)
     axis, before, after = _two_levels(entry["compare"], "compare", path)
     levels_after = [_level(level, path) for level in (after if isinstance(after, list) else [after])]
     before = _level(before, path)
@@ -408,6 +411,7 @@ def _questions(
             source=entry.get("source") or "",
             of_paper=bool(paper) and (entry.get("source") or "").startswith(paper),
             confounds=entry.get("confounds") or "",
+            beside=entry.get("beside") or "",
         )
         for level in levels_after
     ]

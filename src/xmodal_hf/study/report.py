@@ -17,11 +17,12 @@ import torch
 import yaml
 
 from ..commands import read_yaml
+from ..data.modalities import MODALITY_NAMES
 from ..evaluation.suite import RESULTS_NAME, read_resamples, same_draws, task_of, versions
 from ..evaluation.tasks import TASKS
 from ..hub.markdown import render_markdown
 from ..training.output import RUN_NAME
-from .comparisons import VERDICTS, Answer, Measured, answer_all
+from .comparisons import VERDICTS, Answer, Measured, answer_all, gains_beside
 from .grid import Baseline, Cell, Question, Study
 from .jobs import (
     Job,
@@ -104,6 +105,23 @@ def _warn_of_unanswered(questions: Sequence[Question], found: Sequence[Answer]) 
             )
 
 
+def compare_with(results: dict[str, Any], folder: Path) -> None:
+    """Add to a study's results how its gains compare with those of another one.
+
+    Args:
+        results: Results that `collect` returned.
+        folder: Folder with results.json of the other study.
+
+    Raises:
+        ValueError: If no answer is compared with a claim that the other study has an answer to.
+    """
+    other = _read(folder / RESULTS_NAME)
+    rows = gains_beside(results["answers"], other["answers"], MODALITY_NAMES)
+    if not rows:
+        raise ValueError(f"no answer of this study is compared with an answer of {other['meta']['title']!r}")
+    results["beside"] = {"title": other["meta"]["title"], "rows": [asdict(row) for row in rows]}
+
+
 def write(results: Mapping[str, Any], folder: Path) -> None:
     """Write results.json."""
     _write_json(results, folder / RESULTS_NAME)
@@ -129,6 +147,7 @@ def render(folder: Path) -> str:
         meta=results["meta"],
         notes=notes,
         headline=headline_table(results),
+        beside=results.get("beside"),
         claims=[(claim, [found for found in results["answers"] if found["claim"] == claim]) for claim in claims],
         verdicts=VERDICTS,
         paired=all(found.get("paired", False) for found in results["answers"]),

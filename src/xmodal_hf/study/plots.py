@@ -48,6 +48,7 @@ _DPI = 110
 # Maximum number of panels side by side: a page shows pictures about 830 pixels wide, where labels must be legible.
 _PANEL_INCHES, _LABEL_INCHES, _ROW_INCHES = 2.1, 1.9, 0.2
 _MAX_BESIDE = 3
+_MAX_TICKS = 4  # more of them overlap in a panel
 # Tasks whose numbers are not percentages.
 _WITHOUT_UNIT = ("representation",)
 
@@ -146,13 +147,14 @@ def answers_figure(answers: Sequence[Mapping[str, Any]], columns: Mapping[str, s
     headings = {metric: heading for heading, metric in columns.items()}
     bands = _bands([found for found in answers if found["low"] is not None])
     heights = [len(arms) * _ROW_INCHES + 0.95 for _, arms, _ in bands]
+    beside = max(len(metrics) for _, _, metrics in bands)
     figure = Figure(figsize=(_LABEL_INCHES + _PANEL_INCHES * _MAX_BESIDE, sum(heights) + 0.5), dpi=_DPI)
     figure.set_layout_engine("constrained")
     FigureCanvasAgg(figure)
     grids = figure.subfigures(len(bands), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, (claim, arms, metrics) in zip(grids, bands, strict=True):
         part.suptitle(claim, fontsize=9, fontweight="bold", x=0.01, ha="left")
-        panels = part.subplots(1, _MAX_BESIDE, sharey=True)
+        panels = part.subplots(1, beside, sharey=True, squeeze=False)[0]
         for axes in panels[len(metrics) :]:
             axes.remove()
         for axes, (metric, found) in zip(panels, metrics.items(), strict=False):
@@ -268,6 +270,7 @@ def _clean(axes: Axes) -> None:
     axes.grid(axis="x", color=_LIGHT)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8)
+    axes.locator_params(axis="x", nbins=_MAX_TICKS)
 
 
 def _given(names: Sequence[str], marks: Sequence[str]) -> dict[str, str]:

@@ -405,9 +405,9 @@ def _measure_of(found: Mapping[str, Any], modalities: Sequence[str], claim: str)
 def _minus(here: Mapping[str, Any], there: Mapping[str, Any]) -> Estimate | None:
     """The first difference minus the second; None where one has no standard error."""
     errors = [found.get("standard_error") for found in (here, there)]
-    if errors[0] is None or errors[1] is None:
+    variances = [error**2 for error in errors if error is not None]
+    if len(variances) < len(errors):
         return None
-    variances = [error**2 for error in errors]
     below = sum(
         variance**2 / found["degrees"]
         for variance, found in zip(variances, (here, there), strict=True)

@@ -72,7 +72,7 @@ def gather(rows: Tensor, shards: RowShards | None = None) -> Tensor:
         shards: Result of `exchange_sizes` for n, if known already; it saves a collective.
 
     Returns:
-        (N, ...), N the sum of all n, the same on every process.
+        Tensor of shape (N, ...), where N is the sum of all n; it is the same on every process.
     """
     if world_size() == 1:
         return rows.detach()

@@ -148,7 +148,7 @@ def clap_features(
             random clip.)
 
     Returns:
-        `input_features` (B, 1 or 4, frames, F) and `is_longer` (B, 1).
+        Dictionary with `input_features` of shape (B, 1 or 4, frames, F) and `is_longer` of shape (B, 1).
     """
     limit = int(extractor.nb_max_samples)
     if extractor.truncation != "fusion":

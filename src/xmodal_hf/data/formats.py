@@ -119,7 +119,7 @@ def left_out_note(names: Iterable[str], modality: Modality) -> str:
         modality: Modality that is looked for, `image` or `audio`.
 
     Returns:
-        Such as "12 .m4a (cannot be decoded: convert with `ffmpeg -i NAME.m4a NAME.flac`), 3 .txt".
+        Text such as "12 .m4a (cannot be decoded: convert with `ffmpeg -i NAME.m4a NAME.flac`), 3 .txt".
     """
     counts = Counter(ending(name) or "without an ending" for name in names)
     parts = []

@@ -40,7 +40,7 @@ def find_parquet(source: str, split: str) -> tuple[list[str], str | None]:
     "train/0.parquet"); where no name tells a split, they are filtered too.
 
     Returns:
-        The files, and the split by which their rows are filtered, None for all rows.
+        List of the files, and the split by which their rows are filtered; None stands for all rows.
 
     Raises:
         ValueError: If the source has no such split (`NoSplitsError` if it says nothing about splits), or its files are

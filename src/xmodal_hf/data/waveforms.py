@@ -70,8 +70,9 @@ def decode_audio(
             rest.
 
     Returns:
-        float32 waveform (n,), mean of the channels. Where channels are each other's negative (a correlation below
-        -0.9), so that their mean would be next to nothing, those unlike the first loud one are inverted before.
+        Waveform of shape (n,), float32, the mean of the channels. If channels are negatives of each other (a
+        correlation below -0.9), so that their mean would be close to zero, those unlike the first loud channel are
+        inverted before.
 
     Raises:
         BadItemError: If the file is missing, not a regular file, empty, corrupt, not a sound file or in a format that

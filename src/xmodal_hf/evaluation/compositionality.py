@@ -48,8 +48,9 @@ def evaluate_compositionality(
         seed: Seed of the bootstrap.
 
     Returns:
-        `accuracy` and, with categories, `mean_per_category_accuracy`, both with `_ci95_low` and `_ci95_high`;
-        `accuracy/<category>`; `chance`, the expected accuracy of random scores; `num_tests`, the right captions.
+        Dictionary with `accuracy` and, with categories, `mean_per_category_accuracy`, both with `_ci95_low` and
+        `_ci95_high`; `accuracy/<category>`; `chance`, the expected accuracy of random scores; and `num_tests`, the
+        number of right captions.
 
     Raises:
         ValueError: If a matrix is empty or not finite, the widths differ, an index is out of range, a row has no right
@@ -92,8 +93,8 @@ def evaluate_winoground(
         num_resamples, seed: Number of resamples and seed of the bootstrap over examples.
 
     Returns:
-        `text_score` (each item prefers its own caption), `image_score` (each caption prefers its own item) and
-        `group_score` (both), with `_ci95_low` and `_ci95_high`; `group_score/<category>`; `num_tests`, E.
+        Dictionary with `text_score` (each item prefers its own caption), `image_score` (each caption prefers its own
+        item) and `group_score` (both), with `_ci95_low` and `_ci95_high`; `group_score/<category>`; and `num_tests`, E.
 
     Raises:
         ValueError: If the number of rows is odd, or the shapes of the matrices differ.

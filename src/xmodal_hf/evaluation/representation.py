@@ -149,11 +149,11 @@ def evaluate_representation(
         seed: Seed of the draw and of the bootstrap.
 
     Returns:
-        `alignment` (text against item), `text_alignment` (captions of one item, where items have several),
-        `modality_gap`, and for the modality and for text `<modality>_uniformity` and `..._anisotropy`, all with
-        `_ci95_low` and `_ci95_high`; `<modality>_effective_rank`, without, because resampling lowers a rank;
-        `<modality>_hubness`, the skewness of how often a row is among the 10 nearest of rows of the other side, without
-        too; then `logit_scale` where given, `num_items`, `num_texts`.
+        Dictionary with `alignment` (text against item), `text_alignment` (captions of one item, if items have several),
+        `modality_gap`, and for the modality and for text `<modality>_uniformity` and `<modality>_anisotropy`, all with
+        `_ci95_low` and `_ci95_high`. Two measures have no interval: `<modality>_effective_rank`, because resampling
+        lowers a rank, and `<modality>_hubness`, the skewness of how often a row is among the 10 nearest of rows of the
+        other side. `logit_scale` (if given), `num_items` and `num_texts` follow.
 
     Raises:
         ValueError: If embeddings are empty or not finite, there are fewer than two items, or a caption has an unknown

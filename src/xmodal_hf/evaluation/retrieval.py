@@ -173,7 +173,7 @@ def distinct_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Which texts are equal after trimming.
 
     Returns:
-        (T,) the first row of each distinct text, in order, and (M,) the number of each row's text.
+        First row of each distinct text, in order, of shape (T,), and number of the text of each row, of shape (M,).
 
     Example:
         >>> distinct_texts(["a dog", "rain", " a dog"])
@@ -248,7 +248,7 @@ def gold_counts(text_to_item: Any, texts: Sequence[str], *, distinct: bool = Tru
         distinct: Whether equal captions are one text, as in the protocol `distinct` of `evaluate_retrieval`.
 
     Returns:
-        (T,) items of each text, and (N,) texts of each item.
+        Number of items of each text, of shape (T,), and number of texts of each item, of shape (N,).
 
     Example:
         >>> gold_counts([0, 1, 1], ["a dog", "a dog", "rain"])
@@ -382,7 +382,7 @@ def distinct_items(modality_embeds: Any, item_ids: Any) -> tuple[np.ndarray, np.
         item_ids: Integers or strings of shape (M,), equal for the captions of one item.
 
     Returns:
-        The items' embeddings, (N, D), and `text_to_item`, (M,).
+        Embeddings of the items, of shape (N, D), and `text_to_item`, of shape (M,).
 
     Raises:
         ValueError: If the numbers of rows and ids differ, or two embeddings have one id.

@@ -122,7 +122,7 @@ def evaluate_sts(
         seed: Seed of the bootstrap.
 
     Returns:
-        `<set>` and `average`, each with `_ci95_low` and `_ci95_high`.
+        Dictionary with `<set>` and `average`, each with `_ci95_low` and `_ci95_high`.
 
     Raises:
         ValueError: If a set is empty, a score is missing, scores or similarities are constant, or embeddings are not

@@ -179,7 +179,7 @@ def difference_table(models: Mapping[str, Results], resamples: Mapping[str, Resa
             are compared.
 
     Returns:
-        A Markdown table; None where nothing can be compared.
+        Markdown table; None if nothing can be compared.
     """
     *others, last = models
     rows: list[str] = []

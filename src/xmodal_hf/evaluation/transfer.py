@@ -134,7 +134,7 @@ def evaluate_transfer(
         seed: Seed of folds and bootstrap; SentEval's is 1111.
 
     Returns:
-        `<task>`, `mrpc_f1` and `average`, each with `_ci95_low` and `_ci95_high`.
+        Dictionary with `<task>`, `mrpc_f1` and `average`, each with `_ci95_low` and `_ci95_high`.
 
     Raises:
         ValueError: If the splits of a task are unknown, a split is empty, a label is missing, all labels are equal, a

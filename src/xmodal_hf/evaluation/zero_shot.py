@@ -77,7 +77,7 @@ def merge_classes(scores: Any, labels: Any, class_names: Sequence[str]) -> tuple
         class_names: List of C class names.
 
     Returns:
-        (n, M) scores, (n,) labels and the M different names, cleaned.
+        Scores of shape (n, M), labels of shape (n,), and list of the M different names, cleaned.
 
     Raises:
         ValueError: If the number of names is not that of the columns, the number of labels is not that of the items, a
@@ -143,7 +143,7 @@ def evaluate_zero_shot(
         folds, ks, num_resamples, seed: Same as in `zero_shot_metrics`.
 
     Returns:
-        As `zero_shot_metrics`.
+        Dictionary of `zero_shot_metrics`.
 
     Raises:
         ValueError: If there is only one class, a label is out of range, the number of labels is not that of the items,
@@ -185,9 +185,10 @@ def zero_shot_metrics(
         seed: Seed of the bootstrap.
 
     Returns:
-        `top<k>_accuracy` and `mean_per_class_accuracy` with `_ci95_low` and `_ci95_high`, and `accuracy/<class>` of the
-        classes that occur; with folds `accuracy/fold <f>`, their `fold_mean_accuracy` with its interval, and
-        `fold_std_accuracy` (population deviation); `num_items`, and `num_classes`, of different names.
+        Dictionary with `top<k>_accuracy` and `mean_per_class_accuracy` with `_ci95_low` and `_ci95_high`, and
+        `accuracy/<class>` of the classes that occur; with folds also `accuracy/fold <f>`, their `fold_mean_accuracy`
+        with its interval, and `fold_std_accuracy` (population deviation); then `num_items`, and `num_classes`, the
+        number of different names.
     """
     scores, label_indices, names = merge_classes(scores, labels, class_names)
     ranks = score_ranks(scores, label_indices).best  # (n,)

@@ -64,7 +64,7 @@ def export_onnx(
         folder: Folder for the files; it is made.
 
     Returns:
-        File name to the largest difference of its embeddings from the model's.
+        Dictionary of file name to the largest difference of its embeddings from the model's.
 
     Raises:
         ImportError: If onnx or onnxruntime is missing; the extra `onnx` installs them.

@@ -88,7 +88,7 @@ def prepare_towers(folder: Path, modalities: Mapping[str, Mapping[str, Any]]) ->
             seconds.
 
     Returns:
-        Modality to folder.
+        Dictionary of modality to folder.
 
     Raises:
         ImportError: If a package is not installed. The message says how to install it.

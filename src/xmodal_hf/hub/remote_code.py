@@ -75,7 +75,7 @@ def write_remote_code(folder: Path) -> list[Path]:
     """Put the code that a checkpoint needs into its folder and name it in the configs.
 
     Returns:
-        The Python files that were written.
+        List of the Python files that were written.
 
     Raises:
         ValueError: If the folder holds no checkpoint of this package.

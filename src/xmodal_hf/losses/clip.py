@@ -101,8 +101,8 @@ def clip_loss_with_accuracy(
     The arguments and errors are those of `clip_loss`. The accuracies come from the logits that the loss computes.
 
     Returns:
-        (loss, item-to-text accuracy, text-to-item accuracy). The accuracies are the shares of rows that rank a positive
-        above every negative, 0-dim without gradient; a tie counts as a miss.
+        Tuple (loss, item-to-text accuracy, text-to-item accuracy). The accuracies are the shares of rows that rank a
+        positive above every negative, 0-dim without gradient; a tie counts as a miss.
 
     Example:
         >>> import torch

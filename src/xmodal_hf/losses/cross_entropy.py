@@ -132,8 +132,8 @@ def info_nce_with_accuracy(
             arguments are those of `info_nce`.
 
     Returns:
-        (loss, accuracy). The accuracy is the share of the queries of all processes that rank one of their positives
-        above every negative, 0-dim without gradient; a tie counts as a miss.
+        Tuple (loss, accuracy). The accuracy is the share of the queries of all processes that rank one of their
+        positives above every negative, 0-dim without gradient; a tie counts as a miss.
 
     Example:
         >>> import torch

@@ -39,7 +39,7 @@ def cyclic_losses(modality_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor,
         text_embeds: Text embeddings of shape (B, D) and unit norm; row i describes item i.
 
     Returns:
-        (in_modal, cross_modal), 0-dim, of the global batch and the same on every process, fp32 (fp64 for fp64
+        Tuple (in_modal, cross_modal), 0-dim, of the global batch and the same on every process, fp32 (fp64 for fp64
         embeddings). The mean over processes of the gradients, as DistributedDataParallel takes it, is the gradient of
         these values.
 

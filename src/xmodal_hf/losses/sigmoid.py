@@ -115,7 +115,7 @@ def sigmoid_loss_with_accuracy(
     The arguments and errors are those of `sigmoid_loss`.
 
     Returns:
-        (loss, item-to-text accuracy, text-to-item accuracy), defined as in `clip_loss_with_accuracy`.
+        Tuple (loss, item-to-text accuracy, text-to-item accuracy), defined as in `clip_loss_with_accuracy`.
 
     Example:
         >>> import torch

@@ -69,8 +69,8 @@ class AisfxModel(PreTrainedModel):
             return_dict: Whether to return a `ModelOutput` rather than a tuple.
 
         Returns:
-            `last_hidden_state` (B, N, H), zeros for blocks that do not count, and `pooler_output` (B, H), the mean of
-            those that do.
+            Output with `last_hidden_state` of shape (B, N, H), zeros for blocks that do not count, and `pooler_output`
+            of shape (B, H), the mean of those that do.
 
         Raises:
             ValueError: If the input is not a batch of spectrograms with the number of bands of the config.

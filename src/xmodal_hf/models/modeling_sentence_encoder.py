@@ -276,8 +276,8 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
             show_progress: Whether to show a progress bar with rate and remaining time.
 
         Returns:
-            (n, D) fp32 tensor on the CPU, in the order of `sentences`. The weights' precision is used, or that of a
-            `torch.autocast` context around the call.
+            Tensor of shape (n, D), fp32, on the CPU, in the order of `sentences`. The model runs in the precision of
+            its weights, or in that of a `torch.autocast` context around the call.
 
         Raises:
             TypeError: If `sentences` is a single string.

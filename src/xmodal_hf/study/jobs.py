@@ -158,7 +158,7 @@ def run_jobs(
             and the processor's cores evenly, unless OMP_NUM_THREADS says how many threads each one has.
 
     Returns:
-        Folder to reason of what failed, also for want of a failed job's output.
+        Dictionary of folder to reason for each job that failed, or that lacks the output of a failed job.
     """
     waiting = [job for job in jobs if not job.is_done()]
     running: dict[Future[int], Job] = {}

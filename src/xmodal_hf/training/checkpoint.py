@@ -331,7 +331,7 @@ class CheckpointManager:
             best: File of the best weights so far, of which the state gets a copy.
 
         Returns:
-            Its folder; None, with a warning, when writing failed in any process: what was there is still there.
+            Folder of the state; None, with a warning, if writing failed in any process. Earlier states are then kept.
         """
         final = self.folder / f"step_{step:08d}"
         temporary = final.with_suffix(_TEMPORARY)

@@ -151,7 +151,7 @@ class StopSignals:
         """Wait for the next batch, in every process at the same time; a reader that hangs does not prevent a stop.
 
         Returns:
-            The batch, and the signal that the processes agreed to stop for (0: take the step).
+            Batch, and the signal for which the processes agreed to stop (0: take the step).
 
         Raises:
             OtherProcessError: If another process cannot go on. An exception of the reader in this process is raised as

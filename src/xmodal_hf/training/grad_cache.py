@@ -33,7 +33,7 @@ def cached_backward(
     synchronises.
 
     Returns:
-        The objective's output, its loss detached.
+        Output of the objective, with its loss detached.
 
     Example:
         >>> from xmodal_hf.objectives import CrossModalObjective

@@ -54,7 +54,7 @@ def start_output(accelerator: Accelerator, training: TrainingArguments, *argumen
     The folder is locked until `finish_output` or the end of the process, whichever comes first.
 
     Returns:
-        The training state to go on from, where `--resume` finds one.
+        Training state to go on from, if `--resume` finds one.
 
     Raises:
         CheckpointError: If `--resume` names no training state, a damaged one, or one of another run.

@@ -20,7 +20,7 @@ def prepare_sharding(accelerator: Accelerator, model: PreTrainedModel) -> list[n
     """Tell FSDP 2, before `prepare`, which blocks to shard and which parameters to leave alone; DeepSpeed the latter.
 
     Returns:
-        The trained parameters that stay whole; under anything but FSDP 2 none does.
+        Trained parameters that stay whole; the list is empty under anything but FSDP 2.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         for parameter in model.parameters():

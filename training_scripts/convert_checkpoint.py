@@ -39,7 +39,7 @@ OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin
 
 @dataclass
 class ConversionArguments:
-    """What is converted, and into what."""
+    """Source and target of a conversion."""
 
     model: str = option("", "Folder, Hub id, or file of weights (.safetensors, .pt, .bin) to convert. Required.")
     output_dir: str = option("", "Folder for the converted model and its processor. Required.")
@@ -68,7 +68,7 @@ class ConversionArguments:
 
 
 class Source(NamedTuple):
-    """What was read: the model itself where its library is here, ours, and our processor where there is one."""
+    """Loaded source: the model if its library is installed, the converted model, and the processor, if any."""
 
     model: nn.Module | None
     ours: DualEncoder

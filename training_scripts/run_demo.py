@@ -40,7 +40,7 @@ SHOWN_FILES = ("results.json", "contact_sheet.png", "map.png", "loss_curves.png"
 
 @dataclass(frozen=True)
 class Demo:
-    """What is particular to a modality.
+    """Settings of the demo of a modality.
 
     Attributes:
         modality: Modality: `image` or `audio`.

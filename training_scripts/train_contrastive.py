@@ -51,7 +51,7 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(classes, __doc__, args, check_phase_2, EVERYDAY)
     training, validation, text, pairs, contrastive, sentence, lora = arguments
 
-    if not training.dry_run:  # which makes up what is not there
+    if not training.dry_run:  # a dry run replaces sources that are missing
         check_inputs(*arguments)
 
     # After parsing: --help and a wrong option answer without torch.
@@ -82,7 +82,7 @@ def main(args: Sequence[str] | None = None) -> None:
             accelerator, lambda: load_sentence_table(sentence, training.seed, training.exclude_texts)
         )
     check_length(table, training.expected_items)
-    set_seed(training.seed)  # of new weights: here, so that they are the same in every process
+    set_seed(training.seed)  # seed of new weights, set here so that they are the same in every process
     phase = build_pair_phase(
         accelerator, training, text, pairs, contrastive, sentence, lora, table=table, sentences=sentences
     )

@@ -301,7 +301,7 @@ def looks_like_path(name: str) -> bool:
         or name.endswith("/")
         or "\\" in name
         or len(parts) > 2
-        or (len(parts) > 1 and parts[0] == "outputs")  # where the training scripts write
+        or (len(parts) > 1 and parts[0] == "outputs")  # the training scripts write there
         or _FILE_ENDING.search(name) is not None
     )
 

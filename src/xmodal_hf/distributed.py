@@ -35,7 +35,7 @@ def world_size() -> int:
 
 @dataclass(frozen=True)
 class RowShards:
-    """How many rows of a global tensor lie in each process, in rank order."""
+    """Numbers of rows of a global tensor in each process, in rank order."""
 
     sizes: tuple[int, ...]
 

@@ -89,7 +89,7 @@ def _waveform_of_cell(cell: Mapping[str, Any] | None, sampling_rate: int, window
 
 
 def _waveform_of_decoder(decoder: Any, sampling_rate: int, window: dict[str, Any]) -> np.ndarray:
-    encoded = getattr(decoder, "_hf_encoded", None)  # where `datasets` keeps the cell: decoded like any other
+    encoded = getattr(decoder, "_hf_encoded", None)  # `datasets` keeps the cell here, which is decoded like any other
     if isinstance(encoded, Mapping) and (encoded.get("bytes") is not None or encoded.get("path")):
         return load_waveform(encoded, sampling_rate, **window)
     samples = decoder.get_all_samples()

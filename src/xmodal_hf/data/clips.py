@@ -167,7 +167,7 @@ def clap_features(
 
 
 def split_windows(waveform: np.ndarray, num_samples: int) -> list[np.ndarray]:
-    """As few windows of `num_samples` as cover a waveform (samples,), evenly spread from its start to its end.
+    """Return the fewest windows of `num_samples` that cover a waveform (samples,), evenly spread from start to end.
 
     A waveform that is no longer than a window comes back as it is.
     """

@@ -32,7 +32,7 @@ _MAX_FIELD = 1 << 30
 
 @dataclass(frozen=True)
 class Delimited:
-    """How a file of separated values is written.
+    """Format of a file of separated values.
 
     Attributes:
         separator: Separator between fields.
@@ -69,7 +69,7 @@ def inspect_delimited(path: Path, suffix: str) -> Delimited:
         except (csv.Error, _FieldsError) as error:
             found = _without_quoting(path, separator, quoted, error)
     except UnicodeDecodeError as error:
-        is_wide = path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff")  # what Excel calls Unicode text
+        is_wide = path.read_bytes()[:2] in (b"\xff\xfe", b"\xfe\xff")  # Excel names this encoding Unicode text
         raise ValueError(
             f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it, for example with "
             f"`iconv -f {'utf-16' if is_wide else 'latin1'} -t utf-8 {path.name} > utf8{suffix}`"

@@ -302,7 +302,7 @@ class ParquetPairs(PartedPairs):
         return values if names is None else [None if value is None else names[value] for value in values]
 
     def _located_files(self, feature: Any) -> list[tuple[str, str] | None] | None:
-        """Where the files lie that the rows of local tables name, by the rules of `located`."""
+        """Places of the files that the rows of local tables name, by the rules of `located`."""
         if not _is_text(feature) or not self._is_local:
             return None
         names = [self._media, *({"fold", "start_time"} & set(parquet_columns(self.files[0])))]

@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class EpochIndex:
-    """Which pass over the data, and which row of it."""
+    """Position in the data: number of the pass, and index of the row."""
 
     epoch: int
     index: int

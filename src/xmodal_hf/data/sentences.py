@@ -216,7 +216,7 @@ def load_triplets(
 
 
 def num_negatives(triplets: Dataset) -> int:
-    """How many rows of a table from `load_triplets` have a hard negative."""
+    """Number of rows of a table from `load_triplets` that have a hard negative."""
     return len(triplets) - triplets.data["negative"].null_count if "negative" in triplets.column_names else 0
 
 
@@ -334,7 +334,7 @@ def _texts_of_items(
 
 
 def _item_keys(table: Dataset, id_column: str | None, texts: Sequence[str]) -> Sequence[Any]:
-    """What tells the item of each row; Nones where no column does."""
+    """Keys of the items of the rows; None for each row if no column has them."""
     usual = [*ID_COLUMNS, *(name for modality in MODALITY_NAMES for name in media_names(modality))]
     by_lower_name = {name.lower(): name for name in reversed(table.column_names) if name not in texts}
     if id_column is not None:

@@ -311,7 +311,7 @@ def _media_column(table: Dataset, modality: Modality, given: str | None) -> str 
 
 
 def _without_failures(table: Dataset, source: str | os.PathLike) -> Dataset:
-    """Without the rows that img2dataset could not download: their status says so, and they hold nothing."""
+    """The table without rows that img2dataset could not download: their status says so, and they hold nothing."""
     if STATUS_COLUMN not in table.column_names:
         return table
     used = downloaded(table[STATUS_COLUMN][:], source)

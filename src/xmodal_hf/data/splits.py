@@ -60,7 +60,7 @@ def is_whole(split: str) -> bool:
 
 
 def matching(split: str, present: Iterable[str]) -> set[str]:
-    """Those of some names of splits that are the one asked for: the very name, or else its synonyms.
+    """The names among some splits that mean the wanted one: the very name, or else its synonyms.
 
     "train+restval" asks for both, as in `datasets`, and is none where one of them is missing.
     """
@@ -97,7 +97,7 @@ def split_of_name(name: str) -> str | None:
 
 
 def files_of_split(files: Sequence[Path], split: str, source: str | os.PathLike) -> list[Path]:
-    """Those of some files whose names tell that they are of a split; all of them where no name tells of one.
+    """The files whose names tell that they belong to a split; all files if no name tells a split.
 
     Raises:
         ValueError: If the names are those of other splits, or name no split and `split` is neither "train" nor "all".

@@ -153,7 +153,7 @@ def _flac_total(head: bytes, tail: bytes) -> int | None:
 
 
 def _end_of_last_frame(tail: bytes, max_block: int, declared: int) -> int | None:
-    """Where the frame that ends with `tail` ends, in samples of a channel; None if that is no more than declared."""
+    """End of the frame that ends with `tail`, in samples of a channel; None if that is no more than declared."""
     position = len(tail)
     while (position := tail.rfind(b"\xff", 0, position)) >= 0:
         end = _end_of_frame(tail[position : position + 16], max_block)
@@ -227,7 +227,7 @@ def _is_chain_of_chunks(content: bytes, position: int) -> bool:
 
 
 def _first_mp3_frame(content: bytes) -> int | None:
-    """Where the first frame of an mp3 begins, after an ID3 tag; None for anything else."""
+    """Beginning of the first frame of an mp3, after an ID3 tag; None for anything else."""
     start = 0
     if content[:3] == b"ID3" and len(content) >= 10:
         size = 0
@@ -255,7 +255,7 @@ def _frame_length(content: bytes, position: int) -> int | None:
 
 
 def _xing_offset(content: bytes, frame: int) -> int:
-    """Where in a frame a Xing header would lie: after its side information."""
+    """Place of a Xing header in a frame: after its side information."""
     is_mpeg_1, is_mono = content[frame + 1] >> 3 & 3 == 3, content[frame + 3] >> 6 == 3
     return 4 + {(True, False): 32, (True, True): 17, (False, False): 17, (False, True): 9}[is_mpeg_1, is_mono]
 
@@ -278,7 +278,7 @@ def _declares_its_length(content: bytes, start: int, num_bytes: int) -> bool:
 
 
 def _walk_frames(content: bytes, start: int) -> tuple[int, int]:
-    """How many whole frames follow each other from a position on, and where they end."""
+    """Number of complete frames that follow each other from a position on, and their end."""
     position, num_frames = start, 0
     while (length := _frame_length(content, position)) is not None:
         position, num_frames = position + length, num_frames + 1

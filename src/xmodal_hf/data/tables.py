@@ -204,7 +204,7 @@ def _count_lines(path: Path) -> int:
 
 
 def _malformed_lines(path: Path) -> str:
-    """Which lines of a JSONL file are no JSON, and why."""
+    """Lines of a JSONL file that are not JSON, and the reasons."""
     found = []
     with fsspec.open(str(path), "rb", compression="infer") as file:
         for number, line in enumerate(file, start=1):

@@ -270,7 +270,7 @@ class _Sound:
         return stream
 
     def num_frames(self) -> int:
-        """How many frames there are: as many as declared where the last of them is there, else those that are read."""
+        """Number of frames: the declared number if the last of them exists, otherwise the number that can be read."""
         stream = self.open()
         declared = stream.frames
         if 0 < declared < np.iinfo(np.int64).max and stream.sought(declared - 1) and len(stream.read(2)) == 1:
@@ -364,5 +364,5 @@ def _nearest_sound(sound: _Sound, start: int, wanted: int) -> int | None:
 
 
 def _start_around(nearest: int, wanted: int, num_frames: int) -> int:
-    """Where a window of `wanted` frames begins that has a frame in its middle, as far as the clip reaches."""
+    """Beginning of a window of `wanted` frames around a frame, moved so that it lies within the clip."""
     return int(np.clip(nearest - wanted // 2, 0, max(0, num_frames - wanted)))

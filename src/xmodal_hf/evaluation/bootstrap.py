@@ -58,7 +58,7 @@ def ratio_resamples(
 
 
 def group_draws(num_groups: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each group is drawn in each resample, (R, num_groups) float64 at a time."""
+    """Numbers of times that each group is drawn in each resample, (R, num_groups) float64 at a time."""
     rng = np.random.default_rng(seed)
     equal_chances = np.full(num_groups, 1.0 / num_groups)
     for start in range(0, num_resamples, _RESAMPLES_AT_ONCE):

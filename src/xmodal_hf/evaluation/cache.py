@@ -144,7 +144,7 @@ def content_digest(item: Any, modality: str) -> bytes:
 
 
 def _picture_content(item: Any) -> list[bytes]:
-    """What is embedded: palette and orientation count."""
+    """Content that is embedded; palette and orientation count."""
     upright = load_image(item)
     return [str(upright.size).encode(), upright.tobytes()]
 

@@ -103,7 +103,7 @@ class Embedder:
 
     @property
     def modality(self) -> Modality | None:
-        """What the model takes beside text: "image", "audio" or nothing."""
+        """Modality that the model takes beside text: "image", "audio" or None."""
         return None
 
     @property
@@ -118,7 +118,7 @@ class Embedder:
 
     @property
     def max_seconds(self) -> float | None:
-        """How much of a clip the model takes, in seconds: no more of it is decoded. None is all of it."""
+        """Maximum length of a clip in seconds that the model takes; no more is decoded. None is the whole clip."""
         return None
 
     @property
@@ -337,7 +337,7 @@ class DualEncoderEmbedder(Embedder):
         return self.model(**inputs, return_logits=False)[f"{modality}_model_output"].pooler_output  # (B, H)
 
     def _on_pictures(self, forward: Callable[[Any], torch.Tensor]) -> Callable[[list[Any]], torch.Tensor]:
-        """From pictures to what `forward` gives for the inputs of the model."""
+        """Return the function from pictures to the output of `forward` for the inputs of the model."""
         image_processor = self._part("image_processor")
 
         def run(batch: list[Any]) -> torch.Tensor:
@@ -347,7 +347,7 @@ class DualEncoderEmbedder(Embedder):
         return run
 
     def _on_clips(self, forward: Callable[[Any], torch.Tensor]) -> Callable[[list[Any]], torch.Tensor]:
-        """From clips to what `forward` gives for the inputs of the model."""
+        """Return the function from clips to the output of `forward` for the inputs of the model."""
         extractor = self._part("feature_extractor")
 
         def embed(waveforms: list[np.ndarray]) -> torch.Tensor:
@@ -377,7 +377,7 @@ class DualEncoderEmbedder(Embedder):
 
 
 class _TextTowerEmbedder(Embedder):
-    """What a two-tower model pools of its text tower, before the projection."""
+    """Embedder of the pooled vectors of a text tower, before the projection of the two-tower model."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: EmbedOptions):
         self._model, self._tokenizer, self._options = model, tokenizer, options
@@ -512,7 +512,7 @@ def embed_pairs(
 
 
 class _Pairs:
-    """What `embed_pairs` gathers while it reads rows: captions, the item of each, and what cannot be used."""
+    """Captions, the item of each, and unusable items, which `embed_pairs` gathers while it reads rows."""
 
     def __init__(self, embedder: Embedder, modality: str, on_bad_item: OnBadItem) -> None:
         self.embedder = embedder
@@ -615,7 +615,7 @@ def load_item(embedder: Embedder, modality: str, item: Any) -> Any:
 
 
 def _item_key(index: int, row: Mapping[str, Any], modality: str) -> Any:
-    """What tells the item of a row from others."""
+    """Key of the item of a row."""
     if row.get("id") is not None:
         return "id", item_key(row["id"], row[modality])
     content = row[modality].get("bytes") if isinstance(row[modality], Mapping) else row[modality]

@@ -46,12 +46,12 @@ class Correction:
     applies: torch.Tensor | None = None
 
     def of_pairs(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """What is subtracted from the cosines of queries (P,) with gallery rows (P,)."""
+        """Numbers that are subtracted from the cosines of queries (P,) with gallery rows (P,)."""
         offsets = self.offsets[columns]
         return offsets if self.applies is None else offsets * self.applies[rows]
 
     def of_tile(self, rows: slice, columns: slice) -> torch.Tensor:
-        """What is subtracted from the cosines of a tile, (r, c) or (c,)."""
+        """Numbers that are subtracted from the cosines of a tile, (r, c) or (c,)."""
         offsets = self.offsets[columns]
         return offsets if self.applies is None else offsets * self.applies[rows, None]
 
@@ -59,7 +59,7 @@ class Correction:
 def correction(
     scores: Scores, queries: torch.Tensor, gallery: torch.Tensor, bank: torch.Tensor | None
 ) -> Correction | None:
-    """What `scores` subtract from the cosines of queries (Q, D) and a gallery (G, D); None for cosines.
+    """Correction of the cosines of queries (Q, D) and a gallery (G, D) by `scores`; None for plain cosines.
 
     Args:
         scores: Name of the scores: "cosine", "csls" or "querybank".

@@ -68,9 +68,9 @@ def load_embedder(
 
 
 def model_identity(model: str) -> str:
-    """What tells a model from all others: the checksum of its files, without cards and results, or its Hub commit.
+    """Text that identifies a model: the checksum of its files, without cards and results, or its Hub commit.
 
-    Of an adapter, that of its base too.
+    For an adapter, that of its base is added.
     """
     if is_adapter(model):
         return f"{_own_identity(model)} on {model_identity(adapter_base(model))}"

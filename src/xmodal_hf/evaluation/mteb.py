@@ -85,7 +85,7 @@ class MtebEncoder(AbsEncoder):
 
 
 def model_meta(model_name: str, revision: str | None, embedder: Embedder) -> ModelMeta:
-    """What mteb records of a model."""
+    """Facts that mteb records about a model."""
     name = model_name if model_name.count("/") == 1 and not Path(model_name).exists() else None
     return ModelMeta(
         loader=MtebEncoder,

@@ -157,7 +157,7 @@ def _both_directions(
 def _corrections(
     scores: Scores, rows: torch.Tensor, items: torch.Tensor, query_bank: Any
 ) -> tuple[Correction | None, Correction | None]:
-    """What the scores subtract from the cosines of texts to items, and of items to texts."""
+    """Corrections of the cosines of texts to items, and of items to texts."""
     if scores == "cosine":
         return None, None
     check_same_width(rows, items, "queries and gallery")
@@ -170,7 +170,7 @@ def _corrections(
 
 
 def distinct_texts(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which texts are equal after trimming.
+    """Find texts that are equal after trimming.
 
     Returns:
         First row of each distinct text, in order, of shape (T,), and number of the text of each row, of shape (M,).
@@ -240,7 +240,7 @@ def gold_pairs(gold: Any, num_queries: int, num_gallery: int) -> tuple[np.ndarra
 
 
 def gold_counts(text_to_item: Any, texts: Sequence[str], *, distinct: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """How many golds each text and each item has.
+    """Count the golds of each text and of each item.
 
     Args:
         text_to_item: Item of each caption, of shape (M,).
@@ -375,7 +375,7 @@ def _warn_of_equal_rows(text_embeds: Any) -> None:
 
 
 def distinct_items(modality_embeds: Any, item_ids: Any) -> tuple[np.ndarray, np.ndarray]:
-    """From one row a (caption, item) pair to each item once.
+    """Convert one row per (caption, item) pair to one row per item.
 
     Args:
         modality_embeds: Item embeddings of shape (M, D), one row beside each caption of the item.

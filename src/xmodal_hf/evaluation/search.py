@@ -306,7 +306,7 @@ class Gallery:
         return str(captions[position]) if position < len(captions) and captions[position] else ""
 
     def picture(self, item_id: str) -> Image.Image:
-        """What a contact sheet shows: the picture, the spectrogram of the sound, or a grey field."""
+        """Picture of an item on a contact sheet: the picture, the spectrogram of the sound, or a grey field."""
         cell = self.item(item_id)
         if cell is None:
             return Image.new("RGB", (64, 64), "#D9D9D9")

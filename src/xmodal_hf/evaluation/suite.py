@@ -171,7 +171,7 @@ def comparison_table(models: Mapping[str, Results]) -> str:
 
 
 def difference_table(models: Mapping[str, Results], resamples: Mapping[str, Resamples]) -> str | None:
-    """By how much the last model's headline metrics differ from each other model's, with paired bootstrap intervals.
+    """Differences of the last model's headline metrics from each other model's, with paired bootstrap intervals.
 
     Args:
         models: Dictionary from the name of a model to its results.

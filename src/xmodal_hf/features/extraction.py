@@ -39,7 +39,7 @@ _MIN_ITEMS_PER_SHARD = 512
 
 @dataclass(frozen=True)
 class ExtractionOptions:
-    """How a store is written.
+    """Options of writing a store.
 
     Attributes:
         dtype: Precision in which vectors are stored: float16, bfloat16 or float32.

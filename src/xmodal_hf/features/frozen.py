@@ -109,7 +109,7 @@ class FrozenSide:
 
 
 def tower_fields(model: PreTrainedModel, side: str) -> dict[str, Any]:
-    """What identifies a tower: the checksum of its tensors, its config and its pooling."""
+    """Facts that identify a tower: the checksum of its tensors, its config and its pooling."""
     tower = getattr(model, f"{side}_model")
     pooling = getattr(model.config, f"{side}_pooling") if isinstance(model, DualEncoder) else model.config.pooling
     fields = {"config": config_fields(tower.config), "pooling": pooling}

@@ -91,7 +91,7 @@ class Manifest:
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities, one sentence a field."""
+    """Differences between two identities, one sentence per field."""
     left, right = dict(_leaves(found)), dict(_leaves(expected))
     return [
         f"{name} is {_shown(left.get(name))} in the store, {_shown(right.get(name))} here"

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Processes(Protocol):
-    """What `Accelerator` and `PartialState` say of the processes of a run."""
+    """Interface of `Accelerator` and `PartialState` to the processes of a run."""
 
     @property
     def is_main_process(self) -> bool:

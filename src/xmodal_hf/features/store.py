@@ -75,12 +75,12 @@ class FeatureStore:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the vectors are of."""
+        """Facts on which the vectors depend, from the manifest."""
         return self.manifest.identity
 
     @property
     def side(self) -> str:
-        """What was embedded: image, audio or text."""
+        """Side that was embedded: image, audio or text."""
         return self.identity["side"]
 
     @property

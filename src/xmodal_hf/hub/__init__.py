@@ -1,4 +1,4 @@
-"""To the Hub and back: cards, published folders, sentence-transformers exports, adapters, Spaces.
+"""Upload to the Hub and loading from it: cards, published folders, sentence-transformers exports, adapters, Spaces.
 
 Names are loaded when first used: the options of the scripts are here too, and answer without the client of the Hub.
 """

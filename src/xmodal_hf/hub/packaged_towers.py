@@ -65,7 +65,7 @@ class PackagedTower:
 
     @property
     def path(self) -> Path:
-        """Where the weights are.
+        """Path of the weights.
 
         Raises:
             ImportError: If the package is not installed.

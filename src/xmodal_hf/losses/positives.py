@@ -52,7 +52,7 @@ class PairPositives:
 
     row_counts: Tensor  # (n,)
     column_counts: Tensor  # (N,)
-    first_key: int  # where this process's keys begin among all keys
+    first_key: int  # index of this process's first key among all keys
 
     @classmethod
     def of(cls, queries: Tensor, shards: RowShards) -> "PairPositives":

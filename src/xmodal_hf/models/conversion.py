@@ -1,4 +1,4 @@
-"""From and to the models that people already have: CLIPModel, SiglipModel, ClapModel, VisionTextDualEncoderModel.
+"""Conversion from and to CLIPModel, SiglipModel, ClapModel and VisionTextDualEncoderModel.
 
 State dicts of open_clip, OpenAI's CLIP, CyCLIP and LAION-CLAP have modules of their own. Every conversion copies the
 weights, so that source and result do not change each other, and none is approximate.

@@ -1,4 +1,4 @@
-"""From state dicts of LAION-CLAP (Wu et al. 2023): HTSAT (Chen et al. 2022) and RoBERTa.
+"""Conversion of state dicts of LAION-CLAP (Wu et al. 2023): HTSAT (Chen et al. 2022) and RoBERTa.
 
 Shapes: H hidden, D embedding.
 """

@@ -1,4 +1,4 @@
-"""From state dicts of open_clip (Cherti et al. 2023), OpenAI's CLIP and CyCLIP (Goel et al. 2022).
+"""Conversion of state dicts of open_clip (Cherti et al. 2023), OpenAI's CLIP and CyCLIP (Goel et al. 2022).
 
 The three share one layout. The image tower becomes a CLIPVisionModel, timm's ResNet through TimmWrapperModel, or
 SigLIP's; the text tower a CLIPTextModel or SiglipTextModel.

@@ -53,7 +53,7 @@ def render_short_card(modality: str | None, repo_id: str, tags: list[str]) -> st
 
 
 class HubCardMixin:
-    """For models and processors: `push_to_hub` brings a card that fits, in place of the one that fits everything.
+    """Mixin of models and processors: `push_to_hub` writes a card of this package in place of the general one.
 
     A card that somebody wrote, in the repository or in the folder, stays as it is.
     """
@@ -74,7 +74,7 @@ class HubCardMixin:
 
 
 class HubModelMixin(HubCardMixin):
-    """For models: `save_pretrained` names every Auto class that loads the model, and leaves a card where none is."""
+    """Mixin of models: `save_pretrained` names every Auto class that loads the model, and adds a missing card."""
 
     # Auto classes that load the model, beside the one that it is registered for.
     _further_auto_classes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""From token states to one vector a text: pure functions of tensors.
+"""Pooling of token states to one vector per text: pure functions of tensors.
 
 Shapes: B batch, T tokens, H hidden.
 """

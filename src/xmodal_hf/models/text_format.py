@@ -1,4 +1,4 @@
-"""How texts become the inputs of a text tower. Every part of the package that tokenises texts asks here.
+"""Rules by which texts become inputs of a text tower. Every part of the package that tokenises texts uses them.
 
 The rules:
 
@@ -42,7 +42,7 @@ Row = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How the texts of one tower and tokenizer are cut and padded.
+    """Truncation and padding of the texts of one tower and tokenizer.
 
     Args:
         tokenizer: Tokenizer of the tower.

@@ -53,7 +53,7 @@ class Repeats(NamedTuple):
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each token of a batch is.
+    """Places of the tokens of a batch.
 
     Args:
         rows, columns: Row and column of each packed token in the batch (B, T), each of shape (S,). Texts come in the

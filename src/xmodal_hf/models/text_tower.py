@@ -139,7 +139,7 @@ def token_batches(lengths: Sequence[int], max_tokens: int, max_rows: int | None 
 
 
 class TextTowerMixin:
-    """For models with `self.text_model`: runs it and pools, in sub-batches of similar length if asked."""
+    """Mixin of models with `self.text_model`, which runs it and pools, in sub-batches of similar length if asked."""
 
     text_model: PreTrainedModel
     config: Any

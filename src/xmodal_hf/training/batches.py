@@ -1,4 +1,4 @@
-"""From options to endless streams of batches that can start anywhere.
+"""Endless streams of batches, built from options, that can start anywhere.
 
 A position is (epoch, batch), and the batches from it on are a function of (seed, position): a run that is resumed, and
 one in another number of workers, sees what the first one saw.
@@ -140,7 +140,7 @@ class JointLoader:
 
     @property
     def epoch(self) -> int:
-        """That of the pairs."""
+        """Epoch of the pairs."""
         return self.pairs.epoch
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""From options to models, tokenizers and processors."""
+"""Models, tokenizers and processors, built from options."""
 
 from __future__ import annotations
 

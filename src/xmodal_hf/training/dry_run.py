@@ -125,7 +125,7 @@ _KNOWN_MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class DryRun:
-    """What a run will need. Seconds are those of this machine, at the measured step."""
+    """Estimate of what a run needs. Seconds are those of this machine, at the measured step."""
 
     parameters: int
     trained_parameters: int

@@ -184,7 +184,7 @@ class StopSignals:
 
 
 def prepare_worker(_: int) -> None:
-    """For the workers of a loader: they leave stop signals to the main process, and die with it.
+    """Prepare a worker of a loader: it leaves stop signals to the main process, and ends with it.
 
     A stop may be sent to the whole process group. A worker that hangs in reading would outlive a killed main process.
     """

@@ -1,4 +1,4 @@
-"""What `training_scripts/extract_features.py` does: from options to a model, and from a model to its vectors."""
+"""Steps of `training_scripts/extract_features.py`: from options to a model, and from a model to its vectors."""
 
 from __future__ import annotations
 

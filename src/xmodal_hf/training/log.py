@@ -26,7 +26,7 @@ VALIDATION_LOG_NAME = "validation_log.jsonl"
 
 @dataclass
 class TrainingResult:
-    """What a phase did so far; its state on the disk holds this too.
+    """Progress of a phase, which its training states hold too.
 
     `steps` of the optimizer, of which `bad_steps` changed nothing; `items` seen by all processes; `seconds`, those
     before a resumption included; the log of the last good step; the best validation, {"step", "value"}, where one

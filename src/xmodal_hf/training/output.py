@@ -76,7 +76,7 @@ def start_output(accelerator: Accelerator, training: TrainingArguments, *argumen
 
 
 def _start_folder(accelerator: Accelerator, training: TrainingArguments, *arguments: Any) -> Path | None:
-    """What `start_output` does in the main process."""
+    """Do the part of `start_output` for the main process."""
     folder = Path(training.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ from .towers import freeze_unused_bias, halve_frozen_weights
 
 @dataclass(frozen=True)
 class Phase:
-    """What `run_phase` trains, and the processor (or tokenizer) that is released with the model."""
+    """Model, objective and batches of `run_phase`, and the processor (or tokenizer) saved with the model."""
 
     model: PreTrainedModel | PeftModel
     objective: Objective

@@ -1,4 +1,4 @@
-"""Which towers are trained, and how they run."""
+"""Choice of the towers that are trained, and the modes in which towers run."""
 
 from __future__ import annotations
 

@@ -252,7 +252,8 @@ class TaskValidator:
         self.keeps_frozen = keeps_frozen
         self.folder = folder
         self._frozen: FrozenTowersEmbedder | None = None
-        self._embedded: tuple[PairEmbeddings, np.ndarray] | None = None  # with the pooled vectors (N, H) of the items
+        # embeddings of the held-out pairs, and the pooled vectors (N, H) of the items
+        self._embedded: tuple[PairEmbeddings, np.ndarray] | None = None
         self.sts = sts
         self.pairs = pairs
         if modality is None and pairs is not None:

@@ -73,7 +73,7 @@ class Event:
 
     @property
     def combination(self) -> str:
-        """What the split is made by; loudness is not part of it."""
+        """Key by which the split is made; loudness is not part of it."""
         return f"{self.source}|{self.register}|{self.manner}"
 
 
@@ -203,7 +203,7 @@ def _with_article(noun: str) -> str:
 
 @cache
 def _source_name(source: int) -> str:
-    """How a caption names a source: "sawtooth lead synthesizer" for "Lead 2 (sawtooth)"."""
+    """Name of a source in captions: "sawtooth lead synthesizer" for "Lead 2 (sawtooth)"."""
     midi = _import_pretty_midi()
     if source >= _NUM_PROGRAMS:
         return midi.note_number_to_drum_name(_DRUM_CHANNEL_FIRST_PITCH + source - _NUM_PROGRAMS).lower()

@@ -74,7 +74,7 @@ def _query_bank(arguments: EvaluationArguments, data: EvaluationDataArguments, t
 
 
 def _described_scores(names: Sequence[str], bank: Sequence[str], data: EvaluationDataArguments) -> dict[str, str]:
-    """What each score was computed from."""
+    """Description of the data that each score was computed from."""
     source = f"{len(bank)} captions of {describe_source(data.query_bank)['dataset']}" if data.query_bank else ""
     transductive = "the queries of the test, which is transductive"
     return {name: f"neighbours among {source or transductive}" for name in names}

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -146,6 +147,40 @@ def test_table_of_large_batches(row):
 @pytest.mark.parametrize("study", ["vision", "pretrained"])
 def test_study_tables(study):
     assert headline_table(read(f"model_cards/study-{study}-small/results.json")) in STUDIES
+
+
+def test_sentences_of_the_study_of_a_pretrained_encoder():
+    results = read("model_cards/study-pretrained-small/results.json")
+    frozen = {"objective": "CLIP", "pairs": "6000", "training": "frozen"}
+    cells = [cell for cell in results["cells"].values() if cell["levels"] == frozen]
+    assert len(cells) == 3
+    to_image, to_text = (
+        fmean(cell["retrieval"][f"{way}_recall@10"] for cell in cells) for way in ("text_to_image", "image_to_text")
+    )
+    tower, projected = (fmean(cell[task]["stsb"] for cell in cells) for task in ("sts_text_tower", "sts"))
+    assert to_image >= 48 and to_text >= 50 and tower >= 81.5
+    words = re.sub(r"\s+", " ", STUDIES)
+    assert (
+        f"reach a text→image R@10 of {to_image:.2f} and an image→text R@10 of {to_text:.2f} with the STS-B of "
+        f"all-MiniLM-L6-v2 before the projection, {tower:.2f}, and {projected:.2f} after it"
+    ) in words
+
+    def answer(before, after, metric):
+        asked = (before, after, metric)
+        (found,) = (one for one in results["answers"] if (one["before"], one["after"], one["metric"]) == asked)
+        return found
+
+    costs = answer("frozen", "contrastive", "sts.average")
+    keeps = answer("contrastive", "joint sup", "sts.average")
+    pays = answer("frozen", "joint sup", "retrieval.text_to_image_recall@10")
+    assert [found["verdict"] for found in (costs, keeps, pays)] == ["supported", "supported", "opposite"]
+    assert f"costs sentence quality, {-costs['difference']:.2f} points" in words
+    assert f"{keeps['difference']:.2f} points above contrastive training alone" in words
+    assert f"costs {-pays['difference']:.2f} points of text→image R@10 against the frozen towers" in words
+    for measured in ("sts.average", "sts_text_tower.average"):
+        assert answer("contrastive", "LoRA", measured)["verdict"] == "no difference resolved"
+    of_retrieval = [one for one in results["answers"] if one["before"] == "frozen" and "retrieval" in one["metric"]]
+    assert len(of_retrieval) == 8 and "supported" not in {one["verdict"] for one in of_retrieval}
 
 
 def test_audio_study_sentence():

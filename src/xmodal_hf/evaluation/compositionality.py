@@ -67,10 +67,13 @@ def evaluate_compositionality(
     best_wrong = np.full(len(items), -np.inf)  # (R,)
     np.maximum.at(best_wrong, wrong_row, wrong)
     hits = 100.0 * (right > best_wrong[right_row] + TIE_TOLERANCE)  # (P,)
-    drawn = _numbers(groups or range(len(items)), len(items), "groups")[right_row]
+    group_numbers = np.unique(_per_row(groups or range(len(items)), len(items), "groups"), return_inverse=True)[1]
+    drawn = group_numbers[right_row]
     results = _mean("accuracy", hits, drawn, num_resamples, seed)
     if len(categories):
-        results |= _by_category(hits, _names(categories, len(items))[right_row], drawn, num_resamples, seed)
+        results |= _by_category(
+            hits, _per_row(categories, len(items), "categories")[right_row], drawn, num_resamples, seed
+        )
     num_wrong = np.bincount(wrong_row, minlength=len(items))
     chance = float((100.0 / (1 + num_wrong[right_row])).mean())
     return results | {"chance": chance, "num_tests": len(hits)}
@@ -170,14 +173,8 @@ def _by_category(
     return results | {f"accuracy/{name}": value for name, value in accuracies.items()}
 
 
-def _names(categories: Sequence[str], num_rows: int) -> np.ndarray:
-    if len(categories) != num_rows:
-        raise ValueError(f"{num_rows} rows need as many categories, not {len(categories)}")
-    return np.asarray(categories)
-
-
-def _numbers(groups: Sequence[Any], num_rows: int, name: str) -> np.ndarray:
-    """The groups as integers from 0."""
-    if len(groups) != num_rows:
-        raise ValueError(f"{num_rows} rows need as many {name}, not {len(groups)}")
-    return np.unique(np.asarray(groups), return_inverse=True)[1]
+def _per_row(values: Sequence[Any], num_rows: int, name: str) -> np.ndarray:
+    """Return an array of one value for each row."""
+    if len(values) != num_rows:
+        raise ValueError(f"{num_rows} rows need as many {name}, not {len(values)}")
+    return np.asarray(values)

@@ -588,13 +588,11 @@ def usable_items(
             row = {modality: item, "id": None if ids is None else ids[index]}
             _leave_out(bad_items, index, row, modality, error, on_bad_item)
         else:
-            yield _cropped(usable, boxes[index]) if boxes else usable
+            if boxes:
+                left, upper, width, height = boxes[index]
+                usable = usable.crop((left, upper, left + width, upper + height))
+            yield usable
     _warn_of_bad_items(bad_items)
-
-
-def _cropped(picture: Any, box: tuple[float, float, float, float]) -> Any:
-    left, upper, width, height = box
-    return picture.crop((left, upper, left + width, upper + height))
 
 
 def load_item(embedder: Embedder, modality: str, item: Any) -> Any:

@@ -242,16 +242,21 @@ def train_paraphrases(seed: int, data: Data, work_dir: Path) -> SentenceEncoder:
 
 
 def text_vectors(method: str, seed: int, data: Data, work_dir: Path) -> np.ndarray:
-    """(T, H) vectors of all texts, by MiniLM as it is or after paraphrases."""
-    name = f"paraphrases-{seed}" if method == "paraphrases" else "minilm"
+    """(T, H) vectors of all texts, by MiniLM as it is or after paraphrases; then of those alone that are measured."""
+    if method == "paraphrases":
+        return cached(work_dir / f"paraphrases-{seed}.npy", lambda: paraphrase_vectors(seed, data, work_dir))
+    return cached(work_dir / "minilm.npy", lambda: encode(*minilm(work_dir), data.texts))
 
-    def make() -> np.ndarray:
-        model, tokenizer = minilm(work_dir)
-        return encode(
-            train_paraphrases(seed, data, work_dir) if method == "paraphrases" else model, tokenizer, data.texts
-        )
 
-    return cached(work_dir / f"{name}.npy", make)
+def paraphrase_vectors(seed: int, data: Data, work_dir: Path) -> np.ndarray:
+    """(T, H) vectors of the captions of training and test and of the wrong ones of the test; zeros elsewhere."""
+    model, tokenizer = train_paraphrases(seed, data, work_dir), minilm(work_dir)[1]
+    end = int(data.test_rows[-1]) + 1
+    rows = [*range(end), *(data.negative_row[row] for row in map(int, data.test_rows) if row in data.negative_row)]
+    vectors = encode(model, tokenizer, [data.texts[row] for row in rows])
+    everything = np.zeros((len(data.texts), vectors.shape[1]), dtype=vectors.dtype)
+    everything[rows] = vectors
+    return everything
 
 
 def measure(method: str, seed: int, data: Data, work_dir: Path) -> dict[str, float]:

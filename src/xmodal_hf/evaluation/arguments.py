@@ -15,7 +15,7 @@ from .tasks import TASKS
 
 # These are `hubness.SCORES`, which is not imported so that --help answers without torch.
 RETRIEVAL_SCORES = ("cosine", "csls", "querybank")
-# As `sts.STS_SETS` and `transfer.TRANSFER_TASKS`, likewise.
+# The names of `sts.STS_SETS` and `transfer.TRANSFER_TASKS`, which are not imported for the same reason.
 STS_NAMES = ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr")
 TRANSFER_NAMES = ("mr", "cr", "subj", "mpqa", "sst2", "trec", "mrpc")
 
@@ -95,7 +95,7 @@ class EvaluationArguments:
             if value is not None and value < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")
         self.matryoshka_dims = parse_dims(self.matryoshka_dims)  # type: ignore[assignment]
-        if isinstance(self.retrieval_scores, str):  # from Python, one is enough
+        if isinstance(self.retrieval_scores, str):  # Python programs may pass a single value
             self.retrieval_scores = [self.retrieval_scores]
         unknown = [name for name in self.retrieval_scores if name not in RETRIEVAL_SCORES]
         if unknown:
@@ -208,7 +208,7 @@ class EvaluationDataArguments:
             raise ValueError(f"--query_bank_size must be at least 1, got {self.query_bank_size}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}")
-        if isinstance(self.composition_data, str):  # from Python, one is enough
+        if isinstance(self.composition_data, str):  # Python programs may pass a single value
             self.composition_data = [self.composition_data]
         if self.composition_media is not None and not Path(self.composition_media).is_dir():
             raise ValueError(f"--composition_media: there is no folder {self.composition_media}")
@@ -226,7 +226,7 @@ def _chosen(names: list[str] | str | None, known: Sequence[str], option_name: st
     """The names of an option that takes some of those that are known, in their order; None for all of them."""
     if names is None:
         return None
-    chosen = [names] if isinstance(names, str) else names  # from Python, one is enough
+    chosen = [names] if isinstance(names, str) else names  # Python programs may pass a single value
     unknown = [name for name in chosen if name not in known] if chosen else ["nothing"]
     if unknown:
         raise ValueError(f"--{option_name} takes {', '.join(known)}; got {unknown[0]!r}")

@@ -101,7 +101,7 @@ class Search:
         different = differences({"tower": store.identity["tower"]}, {"tower": tower_fields(model, store.side)})
         if different:
             raise FeatureError(f"the feature store {store.folder} is of another tower: {'; '.join(different)}")
-        if store.side == "text":  # whose instruction is part of the tokenizer
+        if store.side == "text":  # the instruction is part of the tokenizer
             tokenizers = store.identity["input"]["tokenizer"], tokenizer_fields(processor.tokenizer)
             different = differences({"tokenizer": tokenizers[0]}, {"tokenizer": tokenizers[1]})
         if different:

@@ -202,7 +202,7 @@ def _resampled_spearman(cosines: np.ndarray, scores: np.ndarray, num_resamples: 
         weighted = counts * first
         covariances = (weighted * second).sum(axis=1)
         variances = (weighted * first).sum(axis=1) * (counts * second * second).sum(axis=1)
-        with np.errstate(invalid="ignore"):  # no correlation with constant scores
+        with np.errstate(invalid="ignore"):  # constant scores have no correlation
             resamples.append(100 * covariances / np.sqrt(variances))
     return np.concatenate(resamples)
 
@@ -211,7 +211,7 @@ def _weighted_ranks(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A function from how often resamples hold each value, (R, n), to its rank in each, (R, n): ties share a mean."""
     order = np.argsort(values, kind="stable")
     in_order = values[order]
-    starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]]))  # of each distinct value
+    starts = np.flatnonzero(np.concatenate([[True], in_order[1:] != in_order[:-1]]))  # first place of each value
     place = np.empty(len(values), dtype=np.int64)
     place[order] = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(values)))
 

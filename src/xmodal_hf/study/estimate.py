@@ -9,7 +9,7 @@ from typing import Any
 from .grid import Study
 from .jobs import Job, jobs_of
 
-# What of phase 1 makes its text tower.
+# Options of phase 1 that determine its text tower.
 _TEXT_TOWER = ("text_model", "text_config", "tokenizer", "pooling", "vocab_size")
 
 

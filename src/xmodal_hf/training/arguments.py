@@ -452,7 +452,7 @@ class PairArguments:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.dataset, str):  # from Python, one is enough
+        if isinstance(self.dataset, str):  # Python programs may pass a single value
             self.dataset = [self.dataset]
         self.text_column = one_or_several(self.text_column)
         if isinstance(self.negative_text_column, str):

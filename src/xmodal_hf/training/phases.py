@@ -77,7 +77,7 @@ def build_sentence_phase(
     model = build_trained_sentence_encoder(text, sentence, lora, tokenizer, is_dry_run=training.dry_run)
     check_max_length(model, tokenizer, text)
     _keep_frozen_weights(accelerator, model, training)
-    if not training.dry_run:  # whose tokenizer may be made up
+    if not training.dry_run:  # a dry run may have a made-up tokenizer
         check_prefix(tokenizer, text)
         report_cut_texts(accelerator, tokenizer, text, None, table)
     objective = _sentence_objective(sentence, table, text_sub_batches(training, accelerator))
@@ -105,7 +105,7 @@ def build_pair_phase(
     _check_whole(accelerator, lora)
     model = build_trained_dual_encoder(text, contrastive, lora, processor)
     check_max_length(model, processor.tokenizer, text)
-    if not training.dry_run:  # whose tokenizer may be made up
+    if not training.dry_run:  # a dry run may have a made-up tokenizer
         check_prefix(processor.tokenizer, text)
         report_cut_texts(accelerator, processor.tokenizer, text, table, sentences)
     if MODALITIES[pairs.modality].is_sampled and not is_sharded(accelerator):

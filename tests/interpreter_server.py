@@ -1,11 +1,12 @@
 """Starts Python processes in milliseconds: each is a fork of one process that has imported the large packages.
 
-`python interpreter_server.py FOLDER` listens on the Unix socket FOLDER/socket until its standard input ends. A client
-connects, sends the command, working folder and environment as JSON along with the file descriptors of the output, and
+`python interpreter_server.py FOLDER LISTENER` listens on the Unix socket FOLDER/socket, whose file descriptor is
+LISTENER, until its standard input ends. Whoever starts it makes the socket, so that a client can connect at once and
+waits until the packages are imported. One server is enough for all workers of a test suite. A client connects, sends the command, working folder and environment as JSON along with the file descriptors of the output, and
 receives the process id, then the status as `os.waitstatus_to_exitcode` gives it. A command is what follows `python`: a
 script, `-m` and a module, or `-c` and code, each with arguments. It is run as a new interpreter would run it (in a
-process of its own, with signals and an exit status), except that `torch`, `transformers` and the like are imported
-already and have read their environment variables. The Hub's client is offline, unless the environment names a Hub
+process of its own, with signals and an exit status), except that `torch`, `transformers` and the like and the modules of
+this package are imported already and have read their environment variables. The Hub's client is offline, unless the environment names a Hub
 (HF_ENDPOINT): then its variables are read anew. For the process, `sys.executable` is FOLDER/bin/python, a client of
 the same server, so that launchers such as torchrun and scripts that start others are fast too.
 
@@ -13,6 +14,7 @@ A test of the start of an interpreter (what is imported, environment variables o
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -117,14 +119,17 @@ def request(
 @contextlib.contextmanager
 def running_server() -> Iterator[InterpreterServer]:
     """Start a server for as long as the context lasts."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
         write_clients(Path(folder, "bin"))
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        listener.bind(os.path.join(folder, "socket"))
+        listener.listen(64)
+        command = [sys.executable, __file__, folder, str(listener.fileno())]
         offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        with subprocess.Popen([sys.executable, __file__, folder], text=True, env=offline, **pipes) as server:
-            assert server.stdout.readline() == "ready\n"
+        with subprocess.Popen(command, stdin=subprocess.PIPE, env=offline, pass_fds=[listener.fileno()]) as server:
+            listener.close()  # the server's alone, so that no client waits for one that has failed
             yield InterpreterServer(folder)
             server.stdin.close()
+            server.terminate()  # it may be importing still
 
 
 def write_clients(folder: Path) -> None:
@@ -149,14 +154,23 @@ def stand_in(server: str, command: Sequence[str]) -> None:
     sys.exit(status)
 
 
+# What the scripts of this package import when they run, and with it the rest of the package.
+OUR_MODULES = (
+    *("evaluation.loading", "evaluation.suite", "features.extraction", "hub.publish", "hub.space", "hub.staging"),
+    *("study.jobs", "study.report", "training.dry_run", "training.output", "training.phases", "training.validation"),
+)
+
+
 def import_packages() -> None:
     """Import what takes seconds and what scripts need in most cases."""
     import multiprocessing.spawn  # noqa: F401  keeps the real interpreter, whose file descriptors it hands on
 
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
+    import matplotlib.backends.backend_agg
     import peft  # noqa: F401
+    import PIL.Image
+    import scipy.io
     import scipy.optimize  # noqa: F401
     import sklearn.linear_model
     import sklearn.manifold  # noqa: F401
@@ -167,28 +181,30 @@ def import_packages() -> None:
     import transformers
     from transformers import AutoModel, AutoProcessor, BertConfig, BertModel, ViTModel  # noqa: F401
 
+    for name in OUR_MODULES:
+        importlib.import_module(f"xmodal_hf.{name}")
+    PIL.Image.init()
     # The first checkpoint that a process writes takes a second more: here, once for all.
     transformers.utils.logging.disable_progress_bar()
     config = BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
         BertModel(config).save_pretrained(folder)
     transformers.utils.logging.enable_progress_bar()
+    # The processes share the memory of what has been imported: a collection of garbage would copy all of it.
+    gc.collect()
+    gc.freeze()
 
 
-def serve(folder: str) -> Callable[[], Any] | None:
+def serve(folder: str, listener: socket.socket) -> Callable[[], Any] | None:
     """Fork a process for each request.
 
     Args:
         folder: Folder of the socket.
+        listener: Socket on which clients connect.
 
     Returns:
         In each process that was asked for: what it runs. In the server, at the end of its standard input: None.
     """
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(os.path.join(folder, "socket"))
-    listener.listen(16)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [], 1)
         reap()
@@ -271,7 +287,7 @@ def main(arguments: list[str]) -> None:
     if arguments[0] == "--client":
         stand_in(arguments[1], arguments[2:])
     import_packages()
-    program = serve(arguments[0])
+    program = serve(arguments[0], socket.socket(fileno=int(arguments[1])))
     if program is not None:
         program()
 

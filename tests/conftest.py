@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 SERVER = pytest.StashKey[str]()
-# Files whose tests take most of the time: first, so that at the end no worker waits for another that has just begun one.
+# Files whose tests take most of the time: first, so that at the end no worker waits for one that has just begun such a
+# file.
 LONG = (
     *("scripts/test_demo.py", "scripts/test_run_study.py", "scripts/test_resume.py", "scripts/test_processes.py"),
     *("test_packaging.py", "test_site.py", "training/test_compilation.py", "scripts/test_dry_run.py"),

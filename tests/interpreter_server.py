@@ -2,13 +2,16 @@
 
 `python interpreter_server.py FOLDER LISTENER` listens on the Unix socket FOLDER/socket, whose file descriptor is
 LISTENER, until its standard input ends. Whoever starts it makes the socket, so that a client can connect at once and
-waits until the packages are imported. One server is enough for all workers of a test suite. A client connects, sends the command, working folder and environment as JSON along with the file descriptors of the output, and
-receives the process id, then the status as `os.waitstatus_to_exitcode` gives it. A command is what follows `python`: a
-script, `-m` and a module, or `-c` and code, each with arguments. It is run as a new interpreter would run it (in a
-process of its own, with signals and an exit status), except that `torch`, `transformers` and the like and the modules of
-this package are imported already and have read their environment variables. The Hub's client is offline, unless the environment names a Hub
-(HF_ENDPOINT): then its variables are read anew. For the process, `sys.executable` is FOLDER/bin/python, a client of
-the same server, so that launchers such as torchrun and scripts that start others are fast too.
+waits until the packages are imported. One server is enough for all workers of a test suite.
+
+A client connects, sends the command, working folder and environment as JSON along with the file descriptors of the
+output, and receives the process id, then the status as `os.waitstatus_to_exitcode` gives it. A command is what follows
+`python`: a script, `-m` and a module, or `-c` and code, each with arguments. It is run as a new interpreter would run
+it (in a process of its own, with signals and an exit status), except that `torch`, `transformers` and the like, and the
+modules of this package, are imported already and have read their environment variables. The Hub's client is offline,
+unless the environment names a Hub (HF_ENDPOINT): then its variables are read anew. For the process, `sys.executable` is
+FOLDER/bin/python, a client of the same server, so that launchers such as torchrun and scripts that start others are
+fast too; servers of `multiprocessing` are forks of the process.
 
 A test of the start of an interpreter (what is imported, environment variables of packages) starts a new one instead.
 """
@@ -16,7 +19,9 @@ A test of the start of an interpreter (what is imported, environment variables o
 import contextlib
 import gc
 import importlib
+import itertools
 import json
+import multiprocessing.util
 import os
 import runpy
 import select
@@ -163,17 +168,16 @@ OUR_MODULES = (
 
 def import_packages() -> None:
     """Import what takes seconds and what scripts need in most cases."""
-    import multiprocessing.spawn  # noqa: F401  keeps the real interpreter, whose file descriptors it hands on
-
-    import accelerate  # noqa: F401
+    import accelerate.commands.accelerate_cli  # noqa: F401
     import datasets  # noqa: F401
-    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_agg  # noqa: F401
     import peft  # noqa: F401
     import PIL.Image
     import scipy.io
     import scipy.optimize  # noqa: F401
     import sklearn.linear_model
     import sklearn.manifold  # noqa: F401
+    import torch.distributed.run
     import torch.utils.data
     import torch.utils.tensorboard
     import torchaudio  # noqa: F401
@@ -266,9 +270,34 @@ def report(connection: socket.socket, child: int) -> None:
         connection.sendall(f"{status}\n".encode())
 
 
+def fork_interpreter(path: bytes, arguments: Sequence[str], passed: Sequence[int]) -> int:
+    """Take the place of `multiprocessing.util.spawnv_passfds`, which starts an interpreter: fork this process instead.
+
+    Args:
+        path: Path of the interpreter.
+        arguments: Its command line, with `-c` and code.
+        passed: File descriptors that stay open.
+
+    Returns:
+        Id of the new process.
+    """
+    child = os.fork()
+    if child == 0:
+        kept = [*sorted({0, 1, 2, *map(int, passed)}), os.sysconf("SC_OPEN_MAX")]
+        for number, following in itertools.pairwise(kept):
+            os.closerange(number + 1, following)
+        option = arguments.index("-c")
+        sys.argv = [arguments[option], *arguments[option + 2 :]]
+        with contextlib.suppress(SystemExit):
+            exec(arguments[option + 1], {"__name__": "__main__"})
+        os._exit(0)
+    return child
+
+
 def run(command: list[str], executable: str) -> None:
     """Run a command as the main module."""
     sys.executable = executable
+    multiprocessing.util.spawnv_passfds = fork_interpreter
     first, *arguments = (word for number, word in enumerate(command) if number or word != "-u")  # -u: of torchrun
     if first in ("-c", "-m"):
         (what, *arguments), sys.path[0] = arguments, os.getcwd()

@@ -1,14 +1,14 @@
 """Tiny towers, tokenizers, processors and models, all built offline: shared by every test folder.
 
-`conftest.py` registers this module as a plugin. Fixtures whose names begin with `make_` or end in `_config` are functions; the others are objects, new for each test
-unless they are folders, which nobody changes, or tokenizers, which are put back after each test.
+`conftest.py` registers this module as a plugin. Fixtures whose names begin with `make_` or end in `_config` are
+functions; the others are objects, new for each test unless they are folders, which nobody changes, or tokenizers, which
+are put back after each test.
 """
 
 import copy
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest

@@ -44,6 +44,11 @@ SPLITS = {
 }
 
 
+def dtypes_of(world_size: int, split: str) -> tuple[torch.dtype, ...]:
+    """The precisions of a split. Of rounding, one split of each number of processes tells as much as all of them."""
+    return (torch.float64, torch.float32) if split == ("unequal" if world_size > 1 else "equal") else (torch.float64,)
+
+
 class TinyTowers(nn.Module):
     """A linear tower for each named side and the scalars a case needs, so that DDP sees no unused parameter."""
 
@@ -282,7 +287,7 @@ def main(folder: Path, rank: int, world_size: int) -> None:
     for split, sizes in SPLITS[world_size].items():
         shards = RowShards(tuple(sizes))
         results["collectives", split] = run_collectives(shards)
-        for dtype in (torch.float64, torch.float32):
+        for dtype in dtypes_of(world_size, split):
             batch = {name: value[shards.own] for name, value in joined_batch(dtype).items()}
             for name, case in CASES.items():
                 results[name, split, dtype] = run_case(case, batch, dtype)

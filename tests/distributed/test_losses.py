@@ -64,9 +64,10 @@ def difference(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(((actual[name] - expected[name]).abs().max() / expected[name].abs().max()).item() for name in expected)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("case", worker.CASES)
-@pytest.mark.parametrize(("world_size", "split"), SPLITS)
+@pytest.mark.parametrize(
+    ("world_size", "split", "dtype"), [(*pair, dtype) for pair in SPLITS for dtype in worker.dtypes_of(*pair)]
+)
 def test_equals_one_process(results_of, world_size, split, case, dtype):
     expected = worker.run_case(worker.CASES[case], worker.joined_batch(dtype), dtype)
     for results in results_of(world_size):

@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 # One thread a process: two workers of several threads each get in each other's way. A file's tests stay together,
-# since they share what is costly to set up. Files keep their order: those with few tests, which xdist would put last,
-# are the slow ones, and one worker would wait for the other.
+# since they share what is costly to set up. Files keep the order that tests/conftest.py gives them, the longest first:
+# xdist would put those with few tests last, which are the slow ones, and one worker would wait for the other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 PEERS := build/bench_peers

@@ -147,8 +147,8 @@ class DryRun:
                 f"steps             {self.total_steps:,} of {self.items_per_step:,} items in all processes",
                 f"operations        {self.flops_per_step / 1e12:,.1f} TFLOP a step, "
                 f"{self.flops_per_step * self.total_steps / 1e18:,.3f} EFLOP in all",
-                f"memory            {format_size(self.state_gb)} weights, gradients and optimizer in fp32; "
-                f"{format_size(self.activation_gb)} activations of {self.held_items:,} items",
+                f"memory            {format_size(self.state_gb)} weights, gradients and optimizer (trained weights in "
+                f"fp32); {format_size(self.activation_gb)} activations of {self.held_items:,} items",
                 f"rate              {self.items_per_second:,.1f} items/s, "
                 f"{self.items_per_second * self.tokens_per_item:,.0f} tokens/s on this machine",
                 f"time              {self.hours:,.1f} h on this machine",

@@ -70,6 +70,17 @@ def write(folder, results):
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
 
 
+def test_the_training_of_a_language_model_is_on_the_page(tmp_path, results):
+    trained = {"sentences": 12_000, "steps": 1500, "batch_size": 64, "seconds": 90.0}
+    results["meta"]["language_models"] = {"bert": trained | {"first_loss": 9.0, "last_loss": 6.5}}
+    write(tmp_path, results)
+    page = re.sub(r"\s+", " ", render(tmp_path))
+    assert (
+        "The language model `bert` was trained by masked language modelling for 1,500 steps of 64 of 12,000 sentences, "
+        "in 1.5 minutes; its loss fell from 9.00 to 6.50."
+    ) in page
+
+
 def test_gains_beside_another_study_are_on_the_page(tmp_path, results):
     other = tmp_path / "other"
     other.mkdir()

@@ -34,6 +34,7 @@ from .jobs import (
     seconds_in_all,
     seconds_of,
 )
+from .language_model import TRAINING_NAME
 from .tables import headline_table, reference_groups, shown
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
             "trainings": {job.folder.name: _training(job) for job in jobs if job.trains},
             "seconds": _seconds(jobs),
             "git_commit": next((run.get("git_commit") for run in runs), None),
+            "language_models": _language_models(study, folder),
             "recipe": dict(study.grid),
         },
     }
@@ -228,6 +230,12 @@ def paired_resamples(folder: Path, own: dict[str, Any], results: Mapping[str, di
     first = {task: other for other in reversed([*results.values()]) for task in other["meta"]["tasks"]}
     paired = {task for task in own["meta"]["tasks"] if same_draws(first[task], own, task)}
     return {name: values for name, values in read_resamples(folder).items() if task_of(name) in paired}
+
+
+def _language_models(study: Study, folder: Path) -> dict[str, dict[str, Any]]:
+    """Return how long each language model of the study was trained, and its loss."""
+    paths = {name: folder / name / TRAINING_NAME for name in study.prepare}
+    return {name: _read(path) for name, path in paths.items() if path.is_file()}
 
 
 def _task_sources(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

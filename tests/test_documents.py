@@ -183,6 +183,44 @@ def test_sentences_of_the_study_of_a_pretrained_encoder():
     assert len(of_retrieval) == 8 and "supported" not in {one["verdict"] for one in of_retrieval}
 
 
+def test_sentences_of_the_study_of_images():
+    results = read("model_cards/study-vision-small/results.json")
+    answers = {(one["claim"], one["before"], one["after"], one["metric"]): one for one in results["answers"]}
+    tasks, quality = (
+        f"Sentence training improves {what}"
+        for what in ("vision-language tasks", "the quality of the language encoder")
+    )
+    to_image, to_text = (f"retrieval.{way}_recall@10" for way in ("text_to_image", "image_to_text"))
+    first = [answers[tasks, "raw", "sup first", metric] for metric in (to_image, to_text)]
+    first.append(answers[quality, "raw", "sup first", "sts_text_tower.average"])
+    words = re.sub(r"\s+", " ", STUDIES)
+    assert (
+        "first raise text→image R@10 by {:.2f} points over the raw language model, image→text R@10 by {:.2f} and the STS "
+        "of the text tower by {:.2f}"
+    ).format(*(one["difference"] for one in first)) in words
+    verdicts = {
+        arm: [answers[tasks, "raw", arm, metric]["verdict"] for metric in (to_image, to_text)]
+        for arm in ("unsup first", "sup first", "unsup joint", "sup joint")
+    }
+    assert (
+        verdicts["sup first"] == verdicts["unsup joint"] == ["reproduced"] * 2 and first[2]["verdict"] == "reproduced"
+    )
+    assert verdicts["unsup first"].count("reproduced") == 1 and "reproduced" not in verdicts["sup joint"]
+    assert {one["verdict"] for one in answers.values() if "Joint training is better" in one["claim"]} == {"opposite"}
+    unresolved = {one["verdict"] for one in answers.values() if "the more pairs" in one["claim"]}
+    assert unresolved == {"no difference resolved"}
+    random = [one["sts"]["average"] for one in results["baselines"].values() if one["name"] == "random word vectors"]
+    assert f"random word vectors reach an STS of {fmean(random):.2f}" in words
+    trained = results["meta"]["language_models"]["bert"]
+    assert f"modelling for {trained['steps']:,} steps, until a loss of {trained['last_loss']:.2f}" in words
+    above = {
+        cell["levels"]["language"]
+        for cell in results["cells"].values()
+        if "retrieval" in cell and max(cell[task]["average"] for task in ("sts", "sts_text_tower")) > fmean(random)
+    }
+    assert above == {"sup first"}
+
+
 def test_audio_study_sentence():
     cells = read("model_cards/study-audio-small/results.json")["cells"]
     recalls = {

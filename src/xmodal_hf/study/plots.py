@@ -246,7 +246,7 @@ def _heading(heading: str, metric: str, baselines: Mapping[str, Mapping[str, Any
         for known in ("chance", "constant classifier")
         if name in baselines.get(known, {}).get(task, {})
     ]
-    return "\n".join([heading, arrows[better_side(metric)].strip(), ", ".join(reached)]).rstrip("\n")
+    return "\n".join([heading, arrows[better_side(metric)].strip(), *reached]).rstrip("\n")
 
 
 def _panels(rows: int, count: int) -> tuple[Figure, list[Axes]]:

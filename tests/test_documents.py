@@ -195,8 +195,8 @@ def test_sentences_of_the_study_of_images():
     first.append(answers[quality, "raw", "sup first", "sts_text_tower.average"])
     words = re.sub(r"\s+", " ", STUDIES)
     assert (
-        "first raise text→image R@10 by {:.2f} points over the raw language model, image→text R@10 by {:.2f} and the STS "
-        "of the text tower by {:.2f}"
+        "first raise text→image R@10 by {:.2f} points over the raw language model, image→text R@10 by {:.2f} and the "
+        "STS of the text tower by {:.2f}"
     ).format(*(one["difference"] for one in first)) in words
     verdicts = {
         arm: [answers[tasks, "raw", arm, metric]["verdict"] for metric in (to_image, to_text)]

@@ -166,3 +166,8 @@ def test_published_numbers_of_minilm():
         assert simcse[name] == pytest.approx(published, abs=0.05), name
     mteb_sickr = {"sickr": load_sts(DATA / "sts", protocol="mteb")["sickr"]}
     assert evaluate_sts(embedder, mteb_sickr, num_resamples=0)["sickr"] == pytest.approx(MINILM_SICKR["mteb"], abs=0.05)
+
+
+def test_sets_without_sickr_need_no_test_part_of_it(monkeypatch):
+    monkeypatch.setattr("xmodal_hf.evaluation.sts.load_table", lambda source, split: [source, split])
+    assert load_sts(None, sets=["stsb"]) == {"stsb": [STS_SETS["stsb"][1], "test"]}

@@ -7,13 +7,16 @@ import shutil
 from collections import namedtuple
 from contextlib import nullcontext
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from torch import nn
 
+from xmodal_hf.data.sampling import SentenceDataset
 from xmodal_hf.training import checkpoint
 from xmodal_hf.training.adapters import add_lora
 from xmodal_hf.training.arguments import (
@@ -26,6 +29,7 @@ from xmodal_hf.training.arguments import (
     ValidationArguments,
 )
 from xmodal_hf.training.averaging import WeightAverage
+from xmodal_hf.training.batches import BatchLoader
 from xmodal_hf.training.checkpoint import (
     CheckpointError,
     CheckpointManager,
@@ -354,3 +358,17 @@ def test_a_resumed_process_gets_the_random_state_of_its_gpu(saw, number, tmp_pat
     with nullcontext() if number < saw else pytest.warns(UserWarning, match=f"without GPU {number}"):
         checkpoint._load_random_state(path, device)
     assert restored == ([(number, device)] if number < saw else [])
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_states_of_nli_before_require_negatives_go_on_with_the_rows_that_they_had(value):
+    """Earlier releases left out NLI without a hard negative, but no such triplets: the rows decide."""
+    saved = {"num_processes": 1, "options": {"triplets": "nli.jsonl"}}
+    now = {"num_processes": 1, "options": {"triplets": "nli.jsonl", "require_negatives": value}}
+    check_same_run(saved, now)
+    with pytest.raises(CheckpointError, match="--require_negatives"):
+        check_same_run({**now, "options": now["options"] | {"require_negatives": not value}}, now)
+    texts = {"anchor": ["a", "b"], "positive": ["c", "d"], "negative": ["e", None]}
+    loader = SimpleNamespace(dataset=SentenceDataset(Dataset.from_dict(texts)))
+    with pytest.raises(CheckpointError, match="had 1 when the state was saved: pass --require_negatives"):
+        BatchLoader(loader, torch.device("cpu")).load_state_dict({"epoch": 0, "batch": 0, "rows": 1})

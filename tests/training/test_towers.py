@@ -5,10 +5,16 @@ import torch
 from transformers import ResNetConfig
 
 from xmodal_hf import ImageTextConfig, ImageTextDualEncoder
+from xmodal_hf.features.identity import weights_checksum
 from xmodal_hf.objectives import CrossModalObjective
 from xmodal_hf.training.arguments import TrainingArguments
 from xmodal_hf.training.optimization import build_optimizer
-from xmodal_hf.training.towers import freeze_towers, set_training_mode
+from xmodal_hf.training.towers import (
+    freeze_towers,
+    halve_frozen_weights,
+    restore_frozen_weights,
+    set_training_mode,
+)
 
 
 def test_a_frozen_tower_gets_no_gradient_and_runs_as_in_use(dual_encoder, pair_batch):
@@ -62,3 +68,15 @@ def test_each_tower_has_its_learning_rate(dual_encoder):
     others = [model.logit_scale, *model.text_projection.parameters(), *model.image_projection.parameters()]
     assert {rates[parameter] for parameter in others} == {1e-3}
     assert len(rates) == len(list(model.parameters()))
+
+
+def test_feature_stores_of_halved_weights_belong_to_the_released_model(dual_encoder):
+    """The released weights are in float32 and have the same numbers; a model in bfloat16 throughout is another one."""
+    model = dual_encoder()
+    freeze_towers(model, ["image"])
+    before = weights_checksum(model.image_model)
+    halve_frozen_weights(model)
+    halved = weights_checksum(model.image_model)
+    restore_frozen_weights(model)
+    assert weights_checksum(model.image_model) == halved != before
+    assert weights_checksum(model.image_model.bfloat16()) != halved

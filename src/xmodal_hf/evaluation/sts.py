@@ -73,8 +73,8 @@ def load_sts(
         sets: Names of the sets, of `STS_SETS`.
 
     Raises:
-        ValueError: If the protocol or a set is unknown, or the protocol is "simcse" and SICK-R has no column `subset`,
-            as in mteb's copy.
+        ValueError: If the protocol or a set is unknown, or the protocol is "simcse" and SICK-R, if it is among the
+            sets, has no column `subset`, as in mteb's copy.
         FileNotFoundError: If the folder lacks a set.
 
     Example:
@@ -86,7 +86,7 @@ def load_sts(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: one of {', '.join(PROTOCOLS)}")
-    if source is None and protocol == "simcse":
+    if source is None and protocol == "simcse" and "sickr" in sets:
         raise ValueError("mteb's SICK-R does not say which rows are its test part: pass a folder, or protocol='mteb'")
     unknown = [name for name in sets if name not in STS_SETS]
     if unknown:

@@ -40,9 +40,16 @@ _ZIP_SCHEME, _TAR_SCHEME = "zip://", "tar://"
 
 
 def weights_checksum(module: nn.Module) -> str:
-    """SHA-256 of the names, shapes, precisions and numbers of a module's parameters and saved buffers."""
+    """SHA-256 of the names, shapes, precisions and numbers of a module's parameters and saved buffers.
+
+    Matrices in bfloat16 beside other weights in float32, as `--frozen_dtype` keeps them, count as float32: the model is
+    released so, with the same numbers.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    tensors = module.state_dict()
+    is_mixed = {torch.bfloat16, torch.float32} <= {tensor.dtype for tensor in tensors.values()}
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.float() if is_mixed and tensor.dtype == torch.bfloat16 else tensor
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")

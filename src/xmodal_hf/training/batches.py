@@ -107,9 +107,11 @@ class BatchLoader:
             CheckpointError: If the number of rows has changed, so that the position would be that of another sample.
         """
         if state["rows"] != self._rows():
+            has_negatives = "negative" in getattr(self.loader.dataset, "views", ())
+            older = "pass --require_negatives if an earlier release saved the state, or " if has_negatives else ""
             raise CheckpointError(
-                f"the data have {self._rows()} rows, and had {state['rows']} when the state was saved: bring back the "
-                "files that are gone, or take out those that are new, or start anew in another --output_dir"
+                f"the data have {self._rows()} rows, and had {state['rows']} when the state was saved: {older}bring "
+                "back the files that are gone, or take out those that are new, or start anew in another --output_dir"
             )
         self.epoch, self.batch = state["epoch"], state["batch"]
 

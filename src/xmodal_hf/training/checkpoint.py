@@ -83,13 +83,16 @@ _BEFORE: dict[str, Any] = {
     "lora_merge": False,
     "sentence_objective": "simcse",
     "bidirectional_attention": False,
-    "require_negatives": False,
     "captions_per_item": 1,
     "negative_text_weight": 0.0,
     "projection_dropout": 0.0,
     "projection_num_layers": 2,
     "frozen_dtype": "float32",
 }
+# Options that states of earlier releases do not name, where what those did depended on the data: without
+# `require_negatives`, rows of NLI without a hard negative were left out and those of triplets were not. Any value goes
+# on from such a state, and the number of rows tells whether it is the right one.
+_OPEN_BEFORE = frozenset(("require_negatives",))
 # Rates that may be null in earlier states, where `learning_rate` applied.
 _RATES = ("text_learning_rate", "modality_learning_rate")
 # Earlier defaults of options that have none now; a run with them is the same run.
@@ -245,9 +248,10 @@ def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Non
         )
     options = _completed(identity["options"], identity["options"])
     saved = _completed(state["options"], options)
+    free = _FREE_OPTIONS | (_OPEN_BEFORE - state["options"].keys())
     changed = [
         f"--{name} was {saved.get(name)!r}, is {options.get(name)!r}"
-        for name in sorted({*saved, *options} - _FREE_OPTIONS)
+        for name in sorted({*saved, *options} - free)
         if _option(saved, name) != _option(options, name)
     ]
     if changed:

@@ -329,5 +329,5 @@ def test_matryoshka_trains_resumes_and_is_measured_at_each_width(run_main, pair_
     whole = embed_pairs(embedder, load_pairs(pairs))
     cut = whole.text_embeds[:, :2] / np.linalg.norm(whole.text_embeds[:, :2], axis=1, keepdims=True)
     assert len(items) == len(found.modality_embeds) and np.allclose(found.text_embeds, cut, atol=1e-5)
-    with pytest.raises(ValueError, match="--matryoshka_dims 9: the model's vectors have 8 dimensions"):
+    with pytest.raises(ValueError, match="--matryoshka_dims 9: the model's vectors have only 8 dimensions"):
         run_main("evaluate_model.py", *measure, "--output_dir", out, "--matryoshka_dims", 9)

@@ -34,9 +34,9 @@ def test_compiled_towers_give_the_same_gradients(dual_encoder, pair_batch, monke
 
 
 @pytest.mark.slow
-def test_generated_code_of_a_compiled_tower_gives_the_same_gradients(text_batch, monkeypatch):
+@torch._inductor.config.patch(compile_threads=1)
+def test_generated_code_of_a_compiled_tower_gives_the_same_gradients(text_batch):
     """One layer, since inductor's compiler takes seconds for each, and no processes beside this one to compile in."""
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)
     sizes = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
     tower = {"model_type": "bert", "num_hidden_layers": 1, **sizes}
     model = SentenceEncoder(SentenceEncoderConfig(text_config=tower)).eval()  # no dropout

@@ -149,6 +149,7 @@ def render(folder: Path) -> str:
         meta=results["meta"],
         notes=notes,
         headline=headline_table(results),
+        measured=len(results["cells"]),
         beside=results.get("beside"),
         claims=[(claim, [found for found in results["answers"] if found["claim"] == claim]) for claim in claims],
         verdicts=VERDICTS,

@@ -48,22 +48,26 @@ def cases(image_rows, sentence_file, tmp_path):
     triplets = tmp_path / "triplets.jsonl"
     rows = [{"sent0": f"a {n} b", "sent1": f"{n} c", "hard_neg": f"no {n} d"} for n in range(20)]
     triplets.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    common = [
-        *("--text_config", json.dumps({"model_type": "bert", **shape, **NO_DROPOUT})),
-        *("--vocab_size", 300, "--max_length", 8, "--report_to", "none", "--max_steps", STEPS, "--num_epochs", 5),
+    tower = ["--text_config", json.dumps({"model_type": "bert", **shape, **NO_DROPOUT}), "--vocab_size", 300]
+    options = [
+        *("--max_length", 8, "--report_to", "none", "--max_steps", STEPS, "--num_epochs", 5),
         # Far below every gradient that matters: AdamW turns the rounding errors of vanishing ones into steps.
         *("--adam_epsilon", 1e-5, "--learning_rate", 1e-2),
     ]
+    common = [*tower, *options]
     image = {"model_type": "vit", "patch_size": 8, **shape, "num_hidden_layers": 1, **NO_DROPOUT}
     pairs = ["train_contrastive.py", *common, "--dataset", image_rows, "--image_config", json.dumps(image)]
     pairs += ["--image_size", 16, "--projection_dim", 8]
     texts = ["train_sentence_embedding.py", *common]
+    # What one process has trained by then.
+    adapter = [texts[0], *options, "--triplets", triplets, "--text_model", tmp_path / "supervised1"]
     return {
         "clip": [*pairs, "--augment", "--num_workers", 1],
         "cyclip": [*pairs, "--objective", "cyclip", "--freeze", "image"],
         "siglip": [*pairs, "--objective", "siglip", "--micro_batch_size", 2],
         "unsupervised": [*texts, "--sentences", sentence_file],
         "supervised": [*texts, "--triplets", triplets, "--head", "mlp", "--hard_negative_weight", 0.5],
+        "adapter": [*adapter, "--lora_rank", 2, "--lora_merge"],
         "joint": [*pairs, "--objective", "cyclip", "--triplets", triplets, "--ema_decay", 0.9],
     }
 

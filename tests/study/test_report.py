@@ -14,6 +14,8 @@ from xmodal_hf.study.report import NOTES_NAME, closed_forms, compare_with, paire
 from xmodal_hf.study.tables import headline_table
 
 CARDS = Path(__file__).parents[2] / "model_cards"
+# Studies of which some models are not measured yet.
+INCOMPLETE = {"study-audio-small"}
 
 
 def metric(value, width=0.5):
@@ -244,5 +246,6 @@ def test_studies_of_this_repository_are_rendered_from_their_files(folder):
         assert not re.search(r"\d+\.\d", text)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     measured, wanted = len(results["cells"]), results["meta"]["num_cells"]
-    assert 0 < measured <= wanted and not results["meta"]["failed"]
+    assert not results["meta"]["failed"]
+    assert measured == wanted or (folder.name in INCOMPLETE and 0 < measured < wanted)
     assert (f"{measured} of the {wanted} models of the grid" in render(folder)) == (measured < wanted)

@@ -111,8 +111,6 @@ def clip_loss_with_accuracy(
         >>> to_text.item(), to_item.item()
         (1.0, 1.0)
     """
-    if extra_texts is None:
-        extra_texts = text_embeds.new_empty(0, *text_embeds.shape[1:])
     batch = ItemsAndTexts.of(
         modality_embeds,
         text_embeds,
@@ -125,7 +123,7 @@ def clip_loss_with_accuracy(
     plan = CrossEntropyPlan(
         batch.positives,
         batch.grid,
-        bias=ExtraBias.of(extra_text_weight or None, modality_embeds, extra_texts, batch.extra_shards),
+        bias=ExtraBias.of(extra_text_weight or None, modality_embeds, batch.extra_texts, batch.extra_shards),
         excluded=batch.excluded,
         column_counts=batch.positives.column_counts,
         column_weight=1 / batch.texts_per_item,

@@ -21,6 +21,7 @@ class ItemsAndTexts:
     Attributes:
         columns: Embeddings of the captions of all processes, then of the negative captions of all processes, of shape
             (k N + E, D), with gradient.
+        extra_texts: Embeddings of the negative captions of this process; no row if there are none.
         positives: Positives of the local items among the captions.
         excluded: Negative captions that an item does not see. None if each item sees all of them.
         shards, text_shards, extra_shards: Rows of items, captions and negative captions in each process.
@@ -29,6 +30,7 @@ class ItemsAndTexts:
     """
 
     columns: Tensor
+    extra_texts: Tensor
     positives: PairPositives | GroupPositives
     excluded: ExcludedTexts | None
     shards: RowShards
@@ -42,7 +44,7 @@ class ItemsAndTexts:
         cls,
         modality_embeds: Tensor,
         text_embeds: Tensor,
-        extra_texts: Tensor,
+        extra_texts: Tensor | None,
         *,
         group_ids: Tensor | None,
         text_ids: Tensor | None,
@@ -50,6 +52,8 @@ class ItemsAndTexts:
         chunk_size: int | None,
     ) -> "ItemsAndTexts":
         """For local items (B, D), captions (k B, D) and negative captions; the arguments are those of `clip_loss`."""
+        if extra_texts is None:
+            extra_texts = text_embeds.new_empty(0, *text_embeds.shape[1:])
         check_items_and_texts(modality_embeds, text_embeds, extra_texts, group_ids, chunk_size)
         _check_ids(text_embeds, extra_texts, text_ids, extra_text_ids)
         counts = len(modality_embeds), len(text_embeds), len(extra_texts)
@@ -66,6 +70,7 @@ class ItemsAndTexts:
         edge = tile_edge(chunk_size, modality_embeds.device)
         return cls(
             columns,
+            extra_texts,
             text_positives(group_ids, texts_per_item, modality_embeds, shards, text_shards),
             excluded,
             shards,

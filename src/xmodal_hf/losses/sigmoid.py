@@ -124,8 +124,6 @@ def sigmoid_loss_with_accuracy(
         >>> to_text.item(), to_item.item()
         (1.0, 1.0)
     """
-    if extra_texts is None:
-        extra_texts = text_embeds.new_empty(0, *text_embeds.shape[1:])
     batch = ItemsAndTexts.of(
         modality_embeds,
         text_embeds,
@@ -135,7 +133,7 @@ def sigmoid_loss_with_accuracy(
         extra_text_ids=extra_text_ids,
         chunk_size=chunk_size,
     )
-    own = ExtraBias.of(extra_text_weight or None, modality_embeds, extra_texts, batch.extra_shards, unit=1.0)
+    own = ExtraBias.of(extra_text_weight or None, modality_embeds, batch.extra_texts, batch.extra_shards, unit=1.0)
     scale = as_scalar("logit_scale", logit_scale, modality_embeds)
     bias = as_scalar("logit_bias", logit_bias, modality_embeds)
     plan = LogitPlan(batch.positives, batch.grid, own, batch.excluded)

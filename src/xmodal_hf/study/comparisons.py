@@ -178,7 +178,7 @@ class GainBeside:
         other_claim, other_metric: Claim and metric in the other study.
         here, there: Differences of the two studies.
         difference: `here` minus `there`.
-        low, high: Bounds of its 95 % interval, over the items and seeds of both studies, which share neither.
+        low, high: Bounds of its 95 % interval, over the items and seeds of both studies, as of independent ones.
         p_holm: Two-sided p-value, corrected for the number of comparisons.
     """
 
@@ -370,7 +370,7 @@ def gains_beside(
 ) -> list[GainBeside]:
     """Compare differences with those of another study, whose claims the answers name (`beside`).
 
-    The studies share neither items nor seeds, so their variances add up, with the degrees of freedom of Welch and
+    The studies count as independent: their variances add up, with the degrees of freedom of Welch and
     Satterthwaite.
 
     Args:

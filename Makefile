@@ -12,10 +12,10 @@ PEERS := build/bench_peers
 BENCHMARKS := contrastive_step frozen sentence_step operators effective_batch losses padding encode data log_mel retrieval growth protocols
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-scratch demo-audio test test-peers check static docs format bench smoke-test-gpu stress clean
+.PHONY: help install demo demo-scratch demo-audio demo-audio-scratch test test-peers check static docs format bench smoke-test-gpu stress clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## Install the package with its demo and development extras into .venv
 
@@ -37,6 +37,9 @@ demo-scratch: install  ## The demo on emoji without pretrained towers (outputs/d
 
 demo-audio: install  ## The same on the built-in notes and drums (outputs/demo_audio)
 	$(BIN)/python training_scripts/run_demo.py --modality audio
+
+demo-audio-scratch: install  ## The demo on notes and drums without pretrained towers (outputs/demo_audio_scratch)
+	$(BIN)/python training_scripts/run_demo.py --modality audio --from_scratch
 
 test: static  ## Lint, formatting, types, then the whole test suite
 	$(PYTEST) -m "slow or not slow"

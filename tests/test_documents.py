@@ -43,6 +43,19 @@ def test_demo_sentence():
     ) in re.sub(r"\s+", " ", README)
 
 
+def test_sentence_of_the_audio_demo():
+    results = read("model_cards/soundfont-demo/results.json")
+    page = (ROOT / "docs" / "tutorials" / "audio.md").read_text(encoding="utf-8")
+    states = [results[f"retrieval_{state}"] for state in ("before", "after")]
+    (text_before, text_after), (audio_before, audio_after) = (
+        [f"{state[f'{way}_recall@1']:.2f} %" for state in states] for way in ("text_to_audio", "audio_to_text")
+    )
+    assert (
+        f"On {states[1]['num_items']} held-out sounds, contrastive training raises text-to-audio recall@1 from "
+        f"{text_before} to {text_after} and audio-to-text recall@1 from {audio_before} to {audio_after}"
+    ) in re.sub(r"\s+", " ", page)
+
+
 def test_answers_of_the_readme_are_those_of_the_demo():
     """What its ten lines print: the best held-out emoji of some of the demo's queries."""
     answers = read("model_cards/openmoji-demo/results.json")["search"]

@@ -117,7 +117,7 @@ def build_parser() -> ArgumentParser:
     """Return the parser of the command line."""
     parser = command_parser(__doc__)
     parser.add_argument(
-        "--modality", choices=tuple(PRETRAINED), default="image", help="Modality that is paired with text."
+        "--modality", choices=tuple(FROM_SCRATCH), default="image", help="Modality that is paired with text."
     )
     parser.add_argument("--from_scratch", action="store_true", help="Train without pretrained towers.")
     parser.add_argument("--output_dir", type=Path, help="Folder of all results.")
@@ -136,7 +136,7 @@ def build_parser() -> ArgumentParser:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the stages one after the other, each as a user would."""
     options = build_parser().parse_args(args)
-    demo = (FROM_SCRATCH if options.from_scratch else PRETRAINED)[options.modality]
+    demo = (FROM_SCRATCH if options.from_scratch else FROM_SCRATCH | PRETRAINED)[options.modality]
     if options.max_held_out is not None:
         demo = dataclasses.replace(demo, num_held_out=min(options.max_held_out, demo.num_held_out))
     folder: Path = options.output_dir or demo.output_dir

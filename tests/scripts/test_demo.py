@@ -72,6 +72,7 @@ def test_images(demo_folder):
 
 def test_both_ways_to_begin_have_recipes():
     options = runpy.run_path(str(ROOT / "training_scripts" / "run_demo.py"))
+    assert options["FROM_SCRATCH"].keys() == options["PRETRAINED"].keys() == {"image", "audio"}
     for demo in (*options["FROM_SCRATCH"].values(), *options["PRETRAINED"].values()):
         pairs = yaml.safe_load((ROOT / "training_scripts" / "recipes" / demo.recipes[1]).read_text())
         assert pairs["dataset"] == demo.dataset and bool(demo.towers) != (f"{demo.modality}_config" in pairs)
@@ -83,6 +84,48 @@ def test_audio(audio_results):
     assert 0 < zero_shot["num_items"] < 40 and zero_shot["num_classes"] == 17
     assert zero_shot["chance_top1_accuracy"] == pytest.approx(100 / 17)
     assert {"text_to_audio_map@10", "audio_to_text_map@10"} <= results["retrieval_after"].keys()
+    model = json.loads((audio_results / "model" / "config.json").read_text())
+    assert model["audio_config"]["model_type"] == "aisfx" and model["text_config"]["hidden_size"] == 384
+
+
+def test_a_search_covers_the_training_items_whose_vectors_were_kept(monkeypatch, tmp_path):
+    """Those of the recipe's `max_samples`, by their own vectors; two steps keep none."""
+    import numpy as np
+    from datasets import Dataset
+
+    from xmodal_hf.data import sources
+    from xmodal_hf.features import FeatureStore
+    from xmodal_hf.training_scripts import run_demo
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "recipe.yaml").write_text("dataset: soundfont\nmodality: audio\nmax_samples: 2\n")
+    kept = {"a": [3.0, 4.0], "b": [0.0, 2.0]}
+
+    class Store:
+        def __getitem__(self, ids):
+            return torch.tensor([kept[name] for name in ids])
+
+    class Projections:
+        def project(self, side, vectors):
+            assert side == "audio"
+            return vectors
+
+        def encode_text(self, texts):
+            return np.ones((len(texts), 2), np.float32)
+
+    def load_pairs(dataset, *, modality, split, max_samples):
+        assert (dataset, modality, split) == ("soundfont", "audio", "train")
+        return Dataset.from_dict({"id": ["a", "b", "c"], "text": [["A", "x"], ["B"], ["C"]]}).select(range(max_samples))
+
+    monkeypatch.setattr(sources, "load_pairs", load_pairs)
+    monkeypatch.setattr(FeatureStore, "open", lambda path: Store())
+    demo = run_demo.PRETRAINED["audio"]
+    rows, embeds = run_demo.trained_on(demo, tmp_path, Projections())
+    assert rows is None and embeds.shape == (0, 2)
+    (tmp_path / "features" / "audio-0").mkdir(parents=True)
+    rows, embeds = run_demo.trained_on(demo, tmp_path, Projections())
+    assert rows["text"][:] == ["A", "B"]
+    np.testing.assert_allclose(embeds, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)
 
 
 def test_a_missing_renderer_is_named_before_any_training(monkeypatch, tmp_path):
@@ -97,20 +140,21 @@ def test_a_missing_renderer_is_named_before_any_training(monkeypatch, tmp_path):
         run_demo.main(["--modality", "audio", "--output_dir", str(tmp_path)])
 
 
-def test_every_process_of_the_demo_prints_as_much(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("modality", "name"), [("image", "demo_scratch"), ("audio", "demo_audio_scratch")])
+def test_every_process_of_the_demo_prints_as_much(monkeypatch, tmp_path, modality, name):
     """Both phases and the search are processes of their own; from scratch, none is given a tower."""
     from xmodal_hf.training_scripts import run_demo
 
     commands = []
     monkeypatch.setattr(run_demo, "run", commands.append)
-    for name in ("check_queries", "check_items", "print_summary"):
-        monkeypatch.setattr(run_demo, name, lambda *_: None)
+    for function in ("check_queries", "check_items", "print_summary"):
+        monkeypatch.setattr(run_demo, function, lambda *_: None)
     monkeypatch.setattr(run_demo, "evaluate_before_and_after", lambda *_: {"meta": {}})
     (tmp_path / "search.json").write_text("{}")
-    run_demo.main(["--from_scratch", "--output_dir", str(tmp_path), "--verbosity", "warning"])
+    run_demo.main(["--modality", modality, "--from_scratch", "--output_dir", str(tmp_path), "--verbosity", "warning"])
     assert len(commands) == 3 and all(command[-2:] == ["--verbosity", "warning"] for command in commands)
-    assert [Path(command[3]).stem for command in commands[:2]] == ["demo_scratch_sentences", "demo_scratch_pairs"]
-    assert not any(part == "--image_model" for command in commands for part in command)
+    assert [Path(command[3]).stem for command in commands[:2]] == [f"{name}_sentences", f"{name}_pairs"]
+    assert not any(part == f"--{modality}_model" for command in commands for part in command)
 
 
 def check_answers(output: str, answers: dict) -> None:

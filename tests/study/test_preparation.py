@@ -6,10 +6,13 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
+import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from xmodal_hf.data.audio import load_waveform
 from xmodal_hf.data.sources import load_pairs
+from xmodal_hf.study import language_model
 from xmodal_hf.study.preparation import prepare
 
 
@@ -131,11 +134,50 @@ def test_a_language_model_is_trained_and_says_for_how_long(tmp_path):
     training = json.loads((folder / "training.json").read_text())
     assert (training["steps"], training["sentences"]) == (60, 36) and training["seconds"] > 0
     assert training["last_loss"] < 0.7 * training["first_loss"]
+    assert not (tmp_path / "study" / "bert.partial.state.pt").exists()
     tower = AutoModel.from_pretrained(folder)
+    assert tower.config.hidden_dropout_prob == 0.1  # which unsupervised SimCSE needs
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert type(tower).__name__ == "BertModel" and tower.config.vocab_size == len(tokenizer)
     with pytest.raises(ValueError, match="at least 64 sentences"):
         prepare({"other": options | {"batch_size": 64}}, tmp_path / "study")
+
+
+def test_a_language_model_that_was_interrupted_goes_on(tmp_path, monkeypatch, caplog):
+    (tmp_path / "lines.txt").write_text("\n".join(f"line {number} of the text" for number in range(30)))
+    config = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    options = {
+        **{"kind": "language_model", "sentences": [str(tmp_path / "lines.txt")], "vocab_size": 320, "max_length": 16},
+        **{"config": config | {"intermediate_size": 32}, "steps": 7, "batch_size": 8, "mask_probability": 0.4},
+    }
+    prepare({"bert": options}, tmp_path / "whole")
+    monkeypatch.setattr(language_model, "_CHECKPOINT_STEPS", 5)
+    step = language_model._Training._step
+
+    def stopped(training, batch):
+        if len(training.losses) == 6:
+            raise KeyboardInterrupt
+        return step(training, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(language_model._Training, "_step", stopped)
+        prepare({"bert": options}, tmp_path / "study")
+    with caplog.at_level("INFO"):
+        prepare({"bert": options}, tmp_path / "study")
+    assert "goes on after step 5" in caplog.text
+    weights = [load_file(tmp_path / name / "bert" / "model.safetensors") for name in ("whole", "study")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    first, second = (
+        json.loads((tmp_path / name / "bert" / "training.json").read_text()) for name in ("whole", "study")
+    )
+    assert first["last_loss"] == second["last_loss"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(language_model._Training, "_step", stopped)
+        prepare({"other": options}, tmp_path / "study")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        prepare({"other": options | {"learning_rate": 0.001}}, tmp_path / "study")
+    assert "other options: a new training begins" in caplog.text
 
 
 def test_towers_from_packages(tmp_path, monkeypatch):

@@ -109,6 +109,25 @@ def test_captions_are_found_by_a_picture(image_text_folder, pictures, tmp_path):
     assert len({hit.id for hit in hits}) == 8  # each item once
 
 
+@pytest.mark.parametrize("use_faiss", [False, True])
+def test_an_item_with_very_many_captions_hides_no_other(image_text_folder, tmp_path, use_faiss):
+    """Its captions are nearer than those of all others, and count as one answer."""
+    if use_faiss and importlib.util.find_spec("faiss") is None:
+        pytest.skip("FAISS is not installed")
+    Image.new("RGB", (16, 16)).save(tmp_path / "0.png")
+    rows = [{"id": str(number), "image": "0.png", "captions": [word]} for number, word in enumerate(WORDS[1:] * 5)]
+    rows[0]["captions"] = ["rain"] * 60
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ("--model", image_text_folder, "--dataset", tmp_path / "rows.jsonl", "--side", "text")
+    run_script("extract_features.py", *options, "--output_dir", tmp_path / "t")
+    search = Search.load(image_text_folder, tmp_path / "t", device="cpu", use_faiss=use_faiss)
+    found = search.nearest(search.embedder.encode_text(["rain", "a red apple"]), k=3)
+    assert [len({hit.id for hit in hits}) for hits in found] == [3, 3]
+    assert found[0][0].id == "0"
+    assert all(hits == sorted(hits, key=lambda hit: -hit.score) for hits in found)
+    assert len(search("rain", k=100)) == len(rows)
+
+
 def test_captions_of_joined_rows(pictures, tmp_path):
     """As --captions_per_item joins them: the number of a caption is that among all of its item."""
     pairs = [{"image": f"{number}.png", "caption": text} for number, text in ((0, "rain"), (1, "a"), (0, "b"))]

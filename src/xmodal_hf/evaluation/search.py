@@ -167,13 +167,26 @@ class Search:
         if k < 1:
             raise ValueError(f"k counts answers and starts at 1, not {k}")
         embeds = torch.as_tensor(np.asarray(queries), dtype=torch.float32)
-        # All views or captions of an item count as one answer, so that more vectors are asked for.
-        wanted = min(len(self.store), k * self._vectors_per_item())
+        answers: list[list[Hit]] = [[] for _ in embeds]
+        open_queries = list(range(len(embeds)))
+        # All views or captions of an item count as one answer, so that more vectors are asked for, and twice as many
+        # again for a query whose nearest vectors belong to fewer items than that.
+        wanted = k * self._vectors_per_item()
+        while open_queries:
+            wanted = min(wanted, len(self.store))
+            scores, numbers = self._best(embeds[open_queries], wanted)
+            for query, row, found in zip(open_queries, scores.tolist(), numbers.tolist(), strict=True):
+                answers[query] = self._hits(row, found, k)
+            reached = k if wanted < len(self.store) else 0
+            open_queries = [query for query in open_queries if len(answers[query]) < reached]
+            wanted *= 2
+        return answers
+
+    def _best(self, queries: torch.Tensor, k: int) -> tuple[Any, Any]:
+        """(Q, k) scores and numbers of the nearest vectors, best first."""
         if self._faiss:
-            scores, numbers = self._faiss.search(np.ascontiguousarray(embeds.numpy()), wanted)
-        else:
-            scores, numbers = self._by_tiles(embeds, wanted)
-        return [self._hits(row, found, k) for row, found in zip(scores.tolist(), numbers.tolist(), strict=True)]
+            return self._faiss.search(np.ascontiguousarray(queries.numpy()), k)
+        return self._by_tiles(queries, k)
 
     def embeds(self, ids: Iterable[str]) -> np.ndarray:
         """(n, D) unit-norm float32 embeddings of items by their ids.

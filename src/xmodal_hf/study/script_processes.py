@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver
@@ -61,7 +62,11 @@ def _run(script: str, arguments: list[str], log: str, environment: dict[str, str
     try:
         runpy.run_path(script, run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # processes of multiprocessing end without them
+        # The end of an interpreter, in its order. A process of multiprocessing ends without the second, and waits for
+        # its own processes before the first, which ends those of joblib: they would be waited for until they are idle
+        # for five minutes.
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
 
 
 @contextmanager

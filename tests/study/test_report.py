@@ -14,8 +14,6 @@ from xmodal_hf.study.report import NOTES_NAME, closed_forms, compare_with, paire
 from xmodal_hf.study.tables import headline_table
 
 CARDS = Path(__file__).parents[2] / "model_cards"
-# Studies of which some models are not measured yet.
-INCOMPLETE = {"study-audio-small"}
 
 
 def metric(value, width=0.5):
@@ -73,13 +71,13 @@ def write(folder, results):
 
 
 def test_the_training_of_a_language_model_is_on_the_page(tmp_path, results):
-    trained = {"sentences": 12_000, "steps": 1500, "batch_size": 64, "seconds": 90.0}
+    trained = {"sentences": 12_000, "steps": 1500, "batch_size": 64, "seconds": 90.0, "mask_probability": 0.4}
     results["meta"]["language_models"] = {"bert": trained | {"first_loss": 9.0, "last_loss": 6.5}}
     write(tmp_path, results)
     page = re.sub(r"\s+", " ", render(tmp_path))
     assert (
-        "The language model `bert` was trained by masked language modelling for 1,500 steps of 64 of 12,000 sentences, "
-        "in 1.5 minutes; its loss fell from 9.00 to 6.50."
+        "The language model `bert` was trained by masked language modelling for 1,500 steps of 64 of 12,000 sentences "
+        "with 40 % of the tokens masked, in 1.5 minutes; its loss fell from 9.00 to 6.50."
     ) in page
 
 
@@ -245,7 +243,4 @@ def test_studies_of_this_repository_are_rendered_from_their_files(folder):
     for text in notes["readings"].values():
         assert not re.search(r"\d+\.\d", text)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    measured, wanted = len(results["cells"]), results["meta"]["num_cells"]
-    assert not results["meta"]["failed"]
-    assert measured == wanted or (folder.name in INCOMPLETE and 0 < measured < wanted)
-    assert (f"{measured} of the {wanted} models of the grid" in render(folder)) == (measured < wanted)
+    assert not results["meta"]["failed"] and len(results["cells"]) == results["meta"]["num_cells"]

@@ -95,8 +95,8 @@ FROM_SCRATCH = {
         ),
     ),
 }
-# Images of 160 pixels take half the time of 224. Clips of 2.5 s fill one block of the audio tower; whole ones, of 3 s,
-# fill no second one.
+# Images of 160 pixels take half the time of 224. The audio tower reads blocks of 2.3 s at a distance of half a block,
+# so that 2.5 s fill one block and the whole clips, of 3 s, no second one.
 PRETRAINED = {
     "image": dataclasses.replace(
         FROM_SCRATCH["image"],
@@ -369,16 +369,20 @@ def trained_on(demo: Demo, folder: Path, embedder: Any) -> tuple[Any, Any]:
     """Return the training items and their embeddings (n, D), from the vectors that phase 2 kept; none without them."""
     from xmodal_hf.data.sources import load_pairs
     from xmodal_hf.features import FeatureStore
+    from xmodal_hf.features.frozen import tower_fields
     from xmodal_hf.options import read_recipe
     from xmodal_hf.training.arguments import PairArguments
     from xmodal_hf.training.output import RECIPE_NAME
 
-    stores = sorted((folder / "features").glob(f"{demo.modality}-*"))
-    if not stores:
+    tower = tower_fields(embedder.model, demo.modality)
+    stores = map(FeatureStore.open, sorted((folder / "features").glob(f"{demo.modality}-*")))
+    of_tower = [store for store in stores if store.identity["tower"] == tower]  # others are of runs before
+    if not of_tower:
         return None, np.empty((0, embedder.encode_text(list(demo.queries)).shape[1]), np.float32)
     (pairs,) = read_recipe(folder / "model" / RECIPE_NAME, (PairArguments,))
     rows = load_pairs(demo.dataset, modality=demo.modality, split="train", max_samples=pairs.max_samples)
-    vectors = FeatureStore.open(stores[0])[rows["id"][:]].float().numpy()
+    store = next(store for store in of_tower if all(item_id in store for item_id in rows["id"]))
+    vectors = store[rows["id"][:]].float().numpy()
     embeds = embedder.project(demo.modality, vectors)
     first_captions = [captions[0] for captions in rows["text"]]
     rows = rows.remove_columns("text").add_column("text", first_captions)

@@ -94,7 +94,7 @@ def test_a_search_covers_the_training_items_whose_vectors_were_kept(monkeypatch,
     from datasets import Dataset
 
     from xmodal_hf.data import sources
-    from xmodal_hf.features import FeatureStore
+    from xmodal_hf.features import FeatureStore, frozen
     from xmodal_hf.training_scripts import run_demo
 
     (tmp_path / "model").mkdir()
@@ -102,10 +102,19 @@ def test_a_search_covers_the_training_items_whose_vectors_were_kept(monkeypatch,
     kept = {"a": [3.0, 4.0], "b": [0.0, 2.0]}
 
     class Store:
+        def __init__(self, tower):
+            self.identity = {"tower": {"weights": tower}}
+
+        def __contains__(self, item_id):
+            return item_id in kept
+
         def __getitem__(self, ids):
+            assert self.identity["tower"] == {"weights": "audio-1"}
             return torch.tensor([kept[name] for name in ids])
 
     class Projections:
+        model = "audio-1"
+
         def project(self, side, vectors):
             assert side == "audio"
             return vectors
@@ -118,11 +127,13 @@ def test_a_search_covers_the_training_items_whose_vectors_were_kept(monkeypatch,
         return Dataset.from_dict({"id": ["a", "b", "c"], "text": [["A", "x"], ["B"], ["C"]]}).select(range(max_samples))
 
     monkeypatch.setattr(sources, "load_pairs", load_pairs)
-    monkeypatch.setattr(FeatureStore, "open", lambda path: Store())
+    monkeypatch.setattr(FeatureStore, "open", lambda path: Store(path.name))
+    monkeypatch.setattr(frozen, "tower_fields", lambda model, side: {"weights": model})
     demo = run_demo.PRETRAINED["audio"]
     rows, embeds = run_demo.trained_on(demo, tmp_path, Projections())
     assert rows is None and embeds.shape == (0, 2)
-    (tmp_path / "features" / "audio-0").mkdir(parents=True)
+    for name in ("audio-0", "audio-1"):  # the first one is of another tower
+        (tmp_path / "features" / name).mkdir(parents=True)
     rows, embeds = run_demo.trained_on(demo, tmp_path, Projections())
     assert rows["text"][:] == ["A", "B"]
     np.testing.assert_allclose(embeds, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)

@@ -134,22 +134,29 @@ def test_a_language_model_is_trained_and_says_for_how_long(tmp_path):
     training = json.loads((folder / "training.json").read_text())
     assert (training["steps"], training["sentences"]) == (60, 36) and training["seconds"] > 0
     assert training["last_loss"] < 0.7 * training["first_loss"]
-    assert not (tmp_path / "study" / "bert.partial.state.pt").exists()
     tower = AutoModel.from_pretrained(folder)
     assert tower.config.hidden_dropout_prob == 0.1  # which unsupervised SimCSE needs
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert type(tower).__name__ == "BertModel" and tower.config.vocab_size == len(tokenizer)
+    assert (
+        training["mask_probability"] == 0.15
+        and type(tower).__name__ == "BertModel"
+        and tower.config.vocab_size == len(tokenizer)
+    )
     with pytest.raises(ValueError, match="at least 64 sentences"):
         prepare({"other": options | {"batch_size": 64}}, tmp_path / "study")
 
 
-def test_a_language_model_that_was_interrupted_goes_on(tmp_path, monkeypatch, caplog):
+def tiny_language_model(tmp_path):
     (tmp_path / "lines.txt").write_text("\n".join(f"line {number} of the text" for number in range(30)))
     config = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    options = {
+    return {
         **{"kind": "language_model", "sentences": [str(tmp_path / "lines.txt")], "vocab_size": 320, "max_length": 16},
         **{"config": config | {"intermediate_size": 32}, "steps": 7, "batch_size": 8, "mask_probability": 0.4},
     }
+
+
+def test_a_language_model_that_was_interrupted_goes_on(tmp_path, monkeypatch, caplog):
+    options = tiny_language_model(tmp_path)
     prepare({"bert": options}, tmp_path / "whole")
     monkeypatch.setattr(language_model, "_CHECKPOINT_STEPS", 5)
     step = language_model._Training._step
@@ -171,13 +178,57 @@ def test_a_language_model_that_was_interrupted_goes_on(tmp_path, monkeypatch, ca
         json.loads((tmp_path / name / "bert" / "training.json").read_text()) for name in ("whole", "study")
     )
     assert first["last_loss"] == second["last_loss"]
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(language_model._Training, "_step", stopped)
-        prepare({"other": options}, tmp_path / "study")
-    caplog.clear()
+    assert not list((tmp_path / "study").glob("*.state.pt*"))
+
+
+@pytest.mark.parametrize("kind", ["options", "sentences", "damaged"])
+def test_a_language_model_goes_on_from_its_own_state_only(tmp_path, monkeypatch, caplog, kind):
+    options = tiny_language_model(tmp_path) | {"steps": 3}
+    monkeypatch.setattr(language_model, "_CHECKPOINT_STEPS", 1)
+    monkeypatch.setattr(language_model.Path, "unlink", lambda path, missing_ok=False: None)
+    prepare({"bert": options}, tmp_path / "study")
+    state = tmp_path / "study" / "bert.partial.state.pt"
+    (tmp_path / "study" / "bert").rename(tmp_path / "before")
+    if kind == "options":
+        options["learning_rate"] = 0.001
+    elif kind == "sentences":
+        text = (tmp_path / "lines.txt").read_text()
+        (tmp_path / "lines.txt").write_text(text.replace("line 7", "line seven"))
+    else:
+        state.write_bytes(state.read_bytes()[:-100])
     with caplog.at_level("INFO"):
-        prepare({"other": options | {"learning_rate": 0.001}}, tmp_path / "study")
-    assert "other options: a new training begins" in caplog.text
+        prepare({"bert": options}, tmp_path / "study")
+    assert "a new training begins" in caplog.text and "goes on" not in caplog.text
+
+
+def test_more_tokens_are_masked_where_the_recipe_says_so(tmp_path, monkeypatch):
+    fractions = []
+
+    def count(training, batch):
+        fractions.append(((batch["mlm_labels"] != -100).sum() / batch["attention_mask"].sum()).item())
+        return 1.0
+
+    monkeypatch.setattr(language_model._Training, "_step", count)
+    for probability in (0.1, 0.7):
+        options = tiny_language_model(tmp_path) | {"mask_probability": probability, "steps": 6}
+        prepare({f"bert{probability}": options}, tmp_path / "study")
+    assert sum(fractions[6:]) > 3 * sum(fractions[:6])
+
+
+def test_a_batch_without_masked_tokens_teaches_nothing(tmp_path):
+    options = tiny_language_model(tmp_path) | {"mask_probability": 1e-9, "steps": 3}
+    prepare({"bert": options}, tmp_path / "study")
+    tower = AutoModel.from_pretrained(tmp_path / "study" / "bert")
+    assert all(parameter.isfinite().all() for parameter in tower.parameters())
+
+
+def test_language_models_that_cannot_be_trained(tmp_path):
+    options = tiny_language_model(tmp_path)
+    with pytest.raises(ValueError, match="mask_probability must lie between 0 and 1, got 0"):
+        prepare({"bert": options | {"mask_probability": 0}}, tmp_path / "study")
+    config = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2}
+    with pytest.raises(ValueError, match="gpt2 is causal"):
+        prepare({"gpt": options | {"config": config}}, tmp_path / "study")
 
 
 def test_towers_from_packages(tmp_path, monkeypatch):

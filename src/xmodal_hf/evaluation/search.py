@@ -169,8 +169,8 @@ class Search:
         embeds = torch.as_tensor(np.asarray(queries), dtype=torch.float32)
         answers: list[list[Hit]] = [[] for _ in embeds]
         open_queries = list(range(len(embeds)))
-        # All views or captions of an item count as one answer, so that more vectors are asked for, and twice as many
-        # again for a query whose nearest vectors belong to fewer items than that.
+        # All views or captions of an item count as one answer, so that more vectors are asked for. Their number is
+        # doubled for the queries whose nearest vectors belong to too few items.
         wanted = k * self._vectors_per_item()
         while open_queries:
             wanted = min(wanted, len(self.store))

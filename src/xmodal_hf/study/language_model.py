@@ -5,9 +5,11 @@ Shapes: B sentences, T tokens, M masked tokens.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -21,7 +23,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    PreTrainedModel,
     get_linear_schedule_with_warmup,
 )
 
@@ -29,7 +30,8 @@ from ..data.collators import SentenceCollator
 from ..data.seeding import EpochIndex
 from ..data.sentences import load_sentences
 from ..messages import progress_bar
-from ..models.modeling_sentence_encoder import MaskedLanguageModelHead
+from ..models.attention_direction import sees_later_tokens
+from ..models.modeling_sentence_encoder import SentenceEncoder
 from ..training.tokenizer import train_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -72,13 +74,15 @@ def make_language_model(
         vocab_size, max_length: Vocabulary size and maximum length of the tokenizer.
         steps, batch_size, learning_rate: Number of steps, batch size and peak learning rate of AdamW; the rate falls to
             zero after a warm-up.
-        mask_probability: Probability that a token is masked. More than BERT's 0.15 teaches more per step (Wettig et al.
-            2023, "Should you mask 15% in masked language modeling?").
+        mask_probability: Probability that a token is masked, between 0 and 1; BERT's is 0.15.
         seed: Seed of weights, order and masks.
 
     Raises:
-        ValueError: If there are fewer sentences than a batch has.
+        ValueError: If there are fewer sentences than a batch has, the probability is not between 0 and 1, or the tower
+            is causal or has embeddings of another width than its states.
     """
+    if not 0 < mask_probability < 1:
+        raise ValueError(f"mask_probability must lie between 0 and 1, got {mask_probability}")
     texts = sorted({text for source in sentences for text in load_sentences(source)["anchor"]})
     if len(texts) < batch_size:
         raise ValueError(f"a language model needs at least {batch_size} sentences, a batch, got {len(texts)}")
@@ -90,11 +94,18 @@ def make_language_model(
         "max_position_embeddings": max_length,
     }
     tower = AutoModel.from_config(AutoConfig.for_model(**{**known, **config}))
+    if not sees_later_tokens(tower):
+        raise ValueError(
+            f"{tower.config.model_type} is causal: masked language modelling needs the tokens on both sides"
+        )
+    encoder = SentenceEncoder.from_text_pretrained(tower, pooling="mean", mlm_head=True)
     collator = SentenceCollator(tokenizer, max_length=max_length, mlm_probability=mask_probability, seed=seed)
-    training = _Training(tower, _Batches(texts, collator, batch_size, seed), steps, learning_rate)
+    training = _Training(encoder, _Batches(texts, collator, batch_size, seed), steps, learning_rate)
+    options = [tower.config.to_json_string(), steps, batch_size, learning_rate, mask_probability, seed]
+    trained_on = json.dumps([texts, tokenizer.get_vocab(), options], sort_keys=True)
+    known_by = hashlib.sha256(trained_on.encode()).hexdigest()
     state_path = folder.with_name(f"{folder.name}.state.pt")
-    options = [len(texts), tower.config.to_json_string(), steps, batch_size, learning_rate, mask_probability, seed]
-    training.run(state_path, json.dumps(options))
+    training.run(state_path, known_by)
     trained = {
         "sentences": len(texts),
         "steps": steps,
@@ -104,7 +115,7 @@ def make_language_model(
         "first_loss": round(fmean(training.losses[:_REPORTED_STEPS]), 4),
         "last_loss": round(fmean(training.losses[-_REPORTED_STEPS:]), 4),
     }
-    tower.save_pretrained(folder)
+    encoder.text_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / TRAINING_NAME).write_text(json.dumps(trained, indent=1) + "\n", encoding="utf-8")
     state_path.unlink(missing_ok=True)
@@ -148,7 +159,7 @@ class _Training:
     """Masked language modelling of a tower.
 
     Args:
-        tower: Tower to train.
+        encoder: Tower to train, with the head of masked language modelling.
         batches: Masked batches.
         steps: Number of steps.
         learning_rate: Peak learning rate.
@@ -158,10 +169,9 @@ class _Training:
         seconds: Seconds of all steps so far, those before an interruption among them.
     """
 
-    def __init__(self, tower: PreTrainedModel, batches: _Batches, steps: int, learning_rate: float) -> None:
-        self.tower, self.batches, self.steps = tower, batches, steps
-        self.head = MaskedLanguageModelHead(tower.config.hidden_size)
-        self.parameters = [*tower.parameters(), *self.head.parameters()]
+    def __init__(self, encoder: SentenceEncoder, batches: _Batches, steps: int, learning_rate: float) -> None:
+        self.encoder, self.batches, self.steps = encoder, batches, steps
+        self.parameters = list(encoder.parameters())
         groups = [
             {"params": [one for one in self.parameters if one.ndim > 1], "weight_decay": _WEIGHT_DECAY},
             {"params": [one for one in self.parameters if one.ndim <= 1], "weight_decay": 0.0},
@@ -171,11 +181,11 @@ class _Training:
         self.losses: list[float] = []
         self.seconds = 0.0
 
-    def run(self, state_path: Path, options: str) -> None:
-        """Take all steps, after those of a state that was saved with the same options."""
-        self._restore(state_path, options)
+    def run(self, state_path: Path, known_by: str) -> None:
+        """Take all steps, after those of a state that was saved for the same training."""
+        self._restore(state_path, known_by)
         done, before, started = len(self.losses), self.seconds, time.perf_counter()
-        self.tower.eval()  # without dropout
+        self.encoder.eval()  # without dropout
         bar = progress_bar(total=self.steps, desc="masked language modelling", unit="step", initial=done)
         for batch in islice(self.batches.starting_at(done), self.steps - done):
             self.losses.append(self._step(batch))
@@ -183,16 +193,19 @@ class _Training:
             bar.set_postfix_str(f"loss={fmean(self.losses[-_REPORTED_STEPS:]):.3f}", refresh=False)
             bar.update()
             if len(self.losses) % _CHECKPOINT_STEPS == 0:
-                self._save(state_path, options)
+                self._save(state_path, known_by)
         bar.close()
 
     def _step(self, batch: Mapping[str, torch.Tensor]) -> float:
         """Take a step; return the mean negative log-likelihood of the masked tokens."""
         ids, labels = batch["mlm_input_ids"], batch["mlm_labels"]  # (B, T)
-        hidden = self.tower(input_ids=ids, attention_mask=batch["attention_mask"]).last_hidden_state
+        hidden = self.encoder.text_model(input_ids=ids, attention_mask=batch["attention_mask"]).last_hidden_state
         rows, columns = (labels != -100).nonzero(as_tuple=True)  # (M,) masked tokens only: the vocabulary is wide
-        logits = self.head(hidden[rows, columns], self.tower.get_input_embeddings().weight)  # (M, vocabulary)
-        loss = nn.functional.cross_entropy(logits, labels[rows, columns])
+        logits = self.encoder.mlm_head(
+            hidden[rows, columns], self.encoder.get_input_embeddings().weight
+        )  # (M, vocabulary)
+        # Not the mean: of a few short sentences no token may be masked.
+        loss = nn.functional.cross_entropy(logits, labels[rows, columns], reduction="sum") / max(1, len(rows))
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -202,22 +215,26 @@ class _Training:
 
     def _parts(self) -> dict[str, Any]:
         """The parts whose state is saved."""
-        return {"tower": self.tower, "head": self.head, "optimizer": self.optimizer, "schedule": self.schedule}
+        return {"encoder": self.encoder, "optimizer": self.optimizer, "schedule": self.schedule}
 
-    def _save(self, path: Path, options: str) -> None:
+    def _save(self, path: Path, known_by: str) -> None:
         """Save the state, at once or not at all."""
         state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
         partial = path.with_name(f"{path.name}.partial")
-        torch.save({**state, "losses": self.losses, "seconds": self.seconds, "options": options}, partial)
+        torch.save({**state, "losses": self.losses, "seconds": self.seconds, "known_by": known_by}, partial)
         os.replace(partial, path)
 
-    def _restore(self, path: Path, options: str) -> None:
-        """Restore the state of a file, if there is one."""
+    def _restore(self, path: Path, known_by: str) -> None:
+        """Restore the state of a file, if there is one that can be read and is of this training."""
         if not path.is_file():
             return
-        state = torch.load(path, weights_only=True)
-        if state["options"] != options:
-            logger.info("%s is of a language model with other options: a new training begins", path)
+        try:
+            state = torch.load(path, weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            logger.warning("%s cannot be read: a new training begins (%s)", path, error)
+            return
+        if state["known_by"] != known_by:
+            logger.info("%s is of other sentences or options: a new training begins", path)
             return
         for name, part in self._parts().items():
             part.load_state_dict(state[name])

@@ -62,9 +62,9 @@ def _run(script: str, arguments: list[str], log: str, environment: dict[str, str
     try:
         runpy.run_path(script, run_name="__main__")
     finally:
-        # The end of an interpreter, in its order. A process of multiprocessing ends without the second, and waits for
-        # its own processes before the first, which ends those of joblib: they would be waited for until they are idle
-        # for five minutes.
+        # What an interpreter does at its end, in its order. A process of multiprocessing never calls the functions of
+        # atexit, and waits for the processes that it started before `threading._shutdown` tells those of joblib to
+        # end, which then takes five minutes.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
 

@@ -195,6 +195,8 @@ def test_sentences_of_the_study_of_a_pretrained_encoder():
     ) in words
     assert f"{keeps['difference']:.2f} points above contrastive training alone" in words
     assert f"costs {-pays['difference']:.2f} points of text→image R@10 against the frozen towers" in words
+    for way in ("text_to_image", "image_to_text"):
+        assert answer("contrastive", "joint sup", f"retrieval.{way}_recall@10")["verdict"] == "no difference resolved"
     for measured in ("sts.average", "sts_text_tower.average"):
         assert answer("contrastive", "LoRA", measured)["verdict"] == "no difference resolved"
     of_retrieval = [one for one in results["answers"] if one["before"] == "frozen" and "retrieval" in one["metric"]]

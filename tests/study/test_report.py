@@ -147,7 +147,7 @@ def test_baselines_and_phases_1_are_rows_above_the_models(results, tmp_path):
         "| sup | 47.12 (0.50) | 1.00 |",
     ]
     write(tmp_path, results)
-    assert "In italics: what needs no training" in render(tmp_path)
+    assert "In italics: what the models are compared with" in render(tmp_path)
 
 
 def test_closed_forms_that_differ_between_cells_are_left_out():

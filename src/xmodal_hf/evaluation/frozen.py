@@ -37,7 +37,7 @@ class FrozenTowersEmbedder(WrappedEmbedder):
         self, embedder: DualEncoderEmbedder, sides: Iterable[Side], folder: str | os.PathLike | None = None
     ) -> None:
         super().__init__(embedder)
-        self._model = embedder.model
+        self.model = embedder.model
         pooled = _PooledEmbedder(embedder)
         self.latest: np.ndarray | None = None  # (n, H) pooled vectors of the pictures or clips that were projected last
         self._pooled = {side: CachedEmbedder(pooled, folder, _identity(embedder, side)) for side in sides}
@@ -54,9 +54,9 @@ class FrozenTowersEmbedder(WrappedEmbedder):
 
     def project(self, side: Side, pooled: np.ndarray) -> np.ndarray:
         """(n, H) pooled vectors -> (n, D) embeddings by the model's projection as it is now, of any length."""
-        projection = getattr(self._model, f"{side}_projection")
-        with torch.inference_mode(), evaluation_mode(self._model):
-            vectors = torch.from_numpy(pooled).to(self._model.device, self._model.dtype)
+        projection = getattr(self.model, f"{side}_projection")
+        with torch.inference_mode(), evaluation_mode(self.model):
+            vectors = torch.from_numpy(pooled).to(self.model.device, self.model.dtype)
             return projection(vectors).float().cpu().numpy()
 
     def _encode_media(self, modality: Modality, items: Iterable[Any]) -> np.ndarray:

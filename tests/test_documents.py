@@ -274,6 +274,18 @@ def test_sentences_of_the_study_of_audio():
         "both objectives and amounts of pairs; unsupervised sentences first raise them by {:.2f} and {:.2f}, and "
         "jointly, for text→audio, by {:.2f}."
     ).format(*(one["difference"] for one in told)) in words
+    of_many = "Sentence training improves audio-language tasks when pairs are many"
+    reproduced = {
+        (arm, metric)
+        for (claim, arm, metric), one in answers.items()
+        if claim == of_many and one["verdict"] == "reproduced"
+    }
+    assert reproduced == {
+        ("unsup first", to_audio),
+        ("unsup first", to_text),
+        ("sup first", to_audio),
+        ("unsup joint", to_audio),
+    }
     few = [
         answers["Sentence training improves audio-language tasks when pairs are few", "sup first", metric]
         for metric in (to_audio, to_text)

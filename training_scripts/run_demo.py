@@ -374,14 +374,17 @@ def trained_on(demo: Demo, folder: Path, embedder: Any) -> tuple[Any, Any]:
     from xmodal_hf.training.arguments import PairArguments
     from xmodal_hf.training.output import RECIPE_NAME
 
+    nothing = None, np.empty((0, embedder.encode_text(list(demo.queries)).shape[1]), np.float32)
     stores = sorted((folder / "features").glob(f"{demo.modality}-*"))
     if not stores:
-        return None, np.empty((0, embedder.encode_text(list(demo.queries)).shape[1]), np.float32)
+        return nothing
     (pairs,) = read_recipe(folder / "model" / RECIPE_NAME, (PairArguments,))
     rows = load_pairs(demo.dataset, modality=demo.modality, split="train", max_samples=pairs.max_samples)
     tower = tower_fields(embedder.model, demo.modality)
     of_tower = (store for store in map(FeatureStore.open, stores) if store.identity["tower"] == tower)
-    store = next(store for store in of_tower if all(item_id in store for item_id in rows["id"]))  # others are older
+    store = next((store for store in of_tower if all(item_id in store for item_id in rows["id"])), None)
+    if store is None:  # the stores are of earlier runs, with other towers or items
+        return nothing
     vectors = store[rows["id"][:]].float().numpy()
     embeds = embedder.project(demo.modality, vectors)
     first_captions = [captions[0] for captions in rows["text"]]

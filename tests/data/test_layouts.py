@@ -27,6 +27,7 @@ from xmodal_hf.training.batches import load_pair_table
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.build.__name__)
 def test_the_command_of_each_layout_reads_it(layout, tmp_path):
     if layout.peer is not None and importlib.util.find_spec(layout.peer) is None:
+        # A peer writes the files of its own layout and is no dependency; `make test-peers` installs it.
         pytest.skip(f"{layout.peer} is not installed (make test-peers)")
     layout.build(tmp_path)
     options = shlex.split(layout.command.replace("FOLDER", str(tmp_path)))[1:]

@@ -25,6 +25,13 @@ SCRIPTS = Path(__file__).parents[2] / "training_scripts"
 WORDS = ("rain", "the dog barks", "a red apple", "music plays", "two small birds sing")
 
 
+# FAISS is an extra of the package (`faiss`), without which search gives the same answers.
+has_no_faiss = importlib.util.find_spec("faiss") is None
+with_and_without_faiss = pytest.mark.parametrize(
+    "use_faiss", [False, pytest.param(True, marks=pytest.mark.skipif(has_no_faiss, reason="FAISS is not installed"))]
+)
+
+
 def run_script(name, *options):
     runpy.run_path(str(SCRIPTS / name))["main"]([str(option) for option in options])
 
@@ -60,10 +67,8 @@ def expected(folder, pictures, query, k):
     return [f"{number}.png" for number in order], [cosines[number] for number in order]
 
 
-@pytest.mark.parametrize("use_faiss", [False, True])
+@with_and_without_faiss
 def test_text_finds_what_the_embedder_finds(image_text_folder, pictures, store, use_faiss, monkeypatch):
-    if use_faiss and importlib.util.find_spec("faiss") is None:
-        pytest.skip("FAISS is not installed")
     monkeypatch.setattr(FeatureStore, "tiles", lambda self, size=7, real=FeatureStore.tiles: real(self, size))
     search = Search.load(image_text_folder, store, device="cpu", use_faiss=use_faiss)
     for query in ("rain", "a red apple"):
@@ -109,11 +114,9 @@ def test_captions_are_found_by_a_picture(image_text_folder, pictures, tmp_path):
     assert len({hit.id for hit in hits}) == 8  # each item once
 
 
-@pytest.mark.parametrize("use_faiss", [False, True])
+@with_and_without_faiss
 def test_an_item_with_very_many_captions_hides_no_other(image_text_folder, tmp_path, use_faiss):
     """Its captions are nearer than those of all others, and count as one answer."""
-    if use_faiss and importlib.util.find_spec("faiss") is None:
-        pytest.skip("FAISS is not installed")
     Image.new("RGB", (16, 16)).save(tmp_path / "0.png")
     rows = [{"id": str(number), "image": "0.png", "captions": [word]} for number, word in enumerate(WORDS[1:] * 5)]
     rows[0]["captions"] = ["rain"] * 60

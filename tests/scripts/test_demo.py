@@ -137,6 +137,9 @@ def test_a_search_covers_the_training_items_whose_vectors_were_kept(monkeypatch,
     rows, embeds = run_demo.trained_on(demo, tmp_path, Projections())
     assert rows["text"][:] == ["A", "B"]
     np.testing.assert_allclose(embeds, [[0.6, 0.8], [0.0, 1.0]], rtol=1e-6)
+    del kept["b"]
+    rows, embeds = run_demo.trained_on(demo, tmp_path, Projections())
+    assert rows is None and embeds.shape == (0, 2)
 
 
 def test_a_missing_renderer_is_named_before_any_training(monkeypatch, tmp_path):

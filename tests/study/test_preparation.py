@@ -155,20 +155,25 @@ def tiny_language_model(tmp_path):
     }
 
 
-def test_a_language_model_that_was_interrupted_goes_on(tmp_path, monkeypatch, caplog):
-    options = tiny_language_model(tmp_path)
-    prepare({"bert": options}, tmp_path / "whole")
-    monkeypatch.setattr(language_model, "_CHECKPOINT_STEPS", 5)
+def stop_after(steps, monkeypatch, options, folder):
+    """Train a language model that is interrupted."""
     step = language_model._Training._step
 
     def stopped(training, batch):
-        if len(training.losses) == 6:
+        if len(training.losses) == steps:
             raise KeyboardInterrupt
         return step(training, batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(language_model._Training, "_step", stopped)
-        prepare({"bert": options}, tmp_path / "study")
+        prepare({"bert": options}, folder)
+
+
+def test_a_language_model_that_was_interrupted_goes_on(tmp_path, monkeypatch, caplog):
+    options = tiny_language_model(tmp_path)
+    prepare({"bert": options}, tmp_path / "whole")
+    monkeypatch.setattr(language_model, "_CHECKPOINT_STEPS", 5)
+    stop_after(6, monkeypatch, options, tmp_path / "study")
     with caplog.at_level("INFO"):
         prepare({"bert": options}, tmp_path / "study")
     assert "goes on after step 5" in caplog.text
@@ -185,10 +190,8 @@ def test_a_language_model_that_was_interrupted_goes_on(tmp_path, monkeypatch, ca
 def test_a_language_model_goes_on_from_its_own_state_only(tmp_path, monkeypatch, caplog, kind):
     options = tiny_language_model(tmp_path) | {"steps": 3}
     monkeypatch.setattr(language_model, "_CHECKPOINT_STEPS", 1)
-    monkeypatch.setattr(language_model.Path, "unlink", lambda path, missing_ok=False: None)
-    prepare({"bert": options}, tmp_path / "study")
+    stop_after(2, monkeypatch, options, tmp_path / "study")
     state = tmp_path / "study" / "bert.partial.state.pt"
-    (tmp_path / "study" / "bert").rename(tmp_path / "before")
     if kind == "options":
         options["learning_rate"] = 0.001
     elif kind == "sentences":

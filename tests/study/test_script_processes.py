@@ -15,5 +15,5 @@ def test_a_script_whose_workers_wait_for_more_ends(tmp_path):
     statuses = []
     running = threading.Thread(target=lambda: statuses.append(run_script(script, [], log, environment)), daemon=True)
     running.start()
-    running.join(timeout=120)
+    running.join(timeout=240)
     assert statuses == [0] and "[0, 1, 2, 3]" in log.read_text()

@@ -1,10 +1,11 @@
 """Shared parts of the `evaluate` modules of retrieval: the form of their inputs, and both directions of embeddings.
 
-A module must not have this class under a name of its own: `evaluate.load` takes the first class that it finds there.
+`evaluate.load` takes the first class of a module that is not abstract.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def _features(config_name: str) -> list[datasets.Features]:
     ]
 
 
-class RetrievalMetric(evaluate.Metric):
+class RetrievalMetric(evaluate.Metric, ABC):
     """A metric of ranks. A module's class gives the attributes and `numbers`.
 
     Attributes:
@@ -64,9 +65,9 @@ class RetrievalMetric(evaluate.Metric):
     inputs_description: str
     default_k: int | Sequence[int]
 
+    @abstractmethod
     def numbers(self, ranks: GoldRanks, ks: Sequence[int]) -> dict[str, float]:
         """Return the metric's numbers by name."""
-        raise NotImplementedError
 
     def _info(self) -> evaluate.MetricInfo:
         info = evaluate.MetricInfo(

@@ -23,6 +23,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    PreTrainedTokenizerBase,
     get_linear_schedule_with_warmup,
 )
 
@@ -88,20 +89,10 @@ def make_language_model(
         raise ValueError(f"a language model needs at least {batch_size} sentences, a batch, got {len(texts)}")
     tokenizer = train_tokenizer(texts, vocab_size=vocab_size, max_length=max_length)
     set_seed(seed)
-    known = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "max_position_embeddings": max_length,
-    }
-    tower = AutoModel.from_config(AutoConfig.for_model(**{**known, **config}))
-    if not sees_later_tokens(tower):
-        raise ValueError(
-            f"{tower.config.model_type} is causal: masked language modelling needs the tokens on both sides"
-        )
-    encoder = SentenceEncoder.from_text_pretrained(tower, pooling="mean", mlm_head=True)
+    encoder = _new_encoder(config, tokenizer, max_length)
     collator = SentenceCollator(tokenizer, max_length=max_length, mlm_probability=mask_probability, seed=seed)
     training = _Training(encoder, _Batches(texts, collator, batch_size, seed), steps, learning_rate)
-    options = [tower.config.to_json_string(), steps, batch_size, learning_rate, mask_probability, seed]
+    options = [encoder.config.to_json_string(), steps, batch_size, learning_rate, mask_probability, seed]
     trained_on = json.dumps([texts, tokenizer.get_vocab(), options], sort_keys=True)
     known_by = hashlib.sha256(trained_on.encode()).hexdigest()
     state_path = folder.with_name(f"{folder.name}.state.pt")
@@ -119,6 +110,21 @@ def make_language_model(
     tokenizer.save_pretrained(folder)
     (folder / TRAINING_NAME).write_text(json.dumps(trained, indent=1) + "\n", encoding="utf-8")
     state_path.unlink(missing_ok=True)
+
+
+def _new_encoder(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, max_length: int) -> SentenceEncoder:
+    """Build a tower with random weights and the head of masked language modelling."""
+    known = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_position_embeddings": max_length,
+    }
+    tower = AutoModel.from_config(AutoConfig.for_model(**{**known, **config}))
+    if not sees_later_tokens(tower):
+        raise ValueError(
+            f"{tower.config.model_type} is causal: masked language modelling needs the tokens on both sides"
+        )
+    return SentenceEncoder.from_text_pretrained(tower, pooling="mean", mlm_head=True)
 
 
 class _Batches:

@@ -22,12 +22,13 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoProcessor
+from transformers import AutoProcessor, BertModel, TimmWrapperConfig, TimmWrapperModel
 
 from xmodal_hf import AudioTextDualEncoder, ImageTextDualEncoder
 from xmodal_hf.evaluation.embed import DualEncoderEmbedder
 from xmodal_hf.features import FeatureError
 from xmodal_hf.hub.arguments import CardArguments, SpaceArguments
+from xmodal_hf.hub.model_card import CardSources, render_card
 from xmodal_hf.hub.remote_code import write_remote_code
 from xmodal_hf.hub.space import stage_space
 from xmodal_hf.hub.staging import stage_checkpoint
@@ -160,6 +161,22 @@ def test_the_card_of_the_space(image_text_folder: Path, pictures: Path, tmp_path
     assert settings["queries"] == ["colour 0", "colour 1", "colour 2"]
     requirements = (folder / "requirements.txt").read_text(encoding="utf-8")
     assert "torchvision" in requirements and "torchaudio" not in requirements and "xmodal_hf" not in requirements
+    assert "timm" not in requirements
+
+
+def test_a_space_installs_the_packages_of_its_towers(pictures: Path, tmp_path: Path, text_config: Callable) -> None:
+    """A tower in timm needs timm, which transformers does not install."""
+    pytest.importorskip("timm")
+    tower = TimmWrapperModel(TimmWrapperConfig(architecture="test_efficientnet"))
+    model = ImageTextDualEncoder.from_text_image_pretrained(BertModel(text_config()), tower, projection_dim=8)
+    model.save_pretrained(tmp_path / "model")
+    arguments = SpaceArguments(gallery=str(pictures), gallery_size=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xmodal_hf.hub.space._write_gallery", lambda *_: None)
+        space = stage_space(tmp_path / "model", tmp_path / "space", "someone/colours", arguments)
+    assert "timm>=1" in (space / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    with_timm = render_card(CardSources.find(tmp_path / "model", CardArguments()), "someone/colours", CardArguments())
+    assert "A tower of the model runs in `timm`, which has to be installed" in with_timm
 
 
 def test_search_by_text_and_by_image(image_space: Path, image_text_model: ImageTextDualEncoder) -> None:
@@ -392,7 +409,7 @@ def test_the_page_of_images(browse: ModuleType, image_space: Path, tmp_path: Pat
         page.get_by_role("button", name="Classify").click()
         page.get_by_text("Choose an image first.").wait_for()
         page.locator("input[type=file]").last.set_input_files(image_space / "gallery" / "0003.webp")
-        page.get_by_label("Labels, one a line").fill("rain\nthe cat sleeps")
+        page.get_by_label("Labels, one per line").fill("rain\nthe cat sleeps")
         page.wait_for_timeout(500)
         page.get_by_role("button", name="Classify").click()
         page.get_by_test_id("label-output-value").wait_for()

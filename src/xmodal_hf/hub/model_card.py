@@ -28,7 +28,7 @@ from .card_training import (
 )
 from .citations import citations
 from .markdown import render_markdown
-from .remote_code import CONFIG_NAME, read_json, read_model_type
+from .remote_code import CONFIG_NAME, read_json, read_model_type, tower_packages
 from .safety import without_local_paths
 
 CARD_NAME = "README.md"
@@ -136,6 +136,7 @@ def render_card(sources: CardSources, repo_id: str, card: CardArguments) -> str:
         text_only=sources.text_only,
         has_sentence_training=any(phase.trains_sentences for phase in sources.phases),
         towers=_towers(sources),
+        packages=[] if sources.text_only else [f"`{package}`" for package in tower_packages(sources.config)],
         dimension=_dimension(sources.config),
         phases=[describe_phase(phase, follows=index > 0) for index, phase in enumerate(sources.phases)],
         hyperparameters=hyperparameters(sources.phases),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ AUTO_MAPS = {
     },
 }
 _EXTRACTOR_MAP = {"AutoFeatureExtractor": f"feature_extraction_log_mel.{_FEATURE_EXTRACTOR}"}
+# Model type of a tower -> package that runs it, which transformers does not install, with the range of setup.py.
+_TOWER_PACKAGES = {"timm_wrapper": ("timm", ">=1")}
 
 
 def read_json(path: Path) -> Any:
@@ -69,6 +72,20 @@ def read_model_type(folder: Path) -> str:
             "convert it with training_scripts/convert_checkpoint.py"
         )
     return model_type
+
+
+def tower_packages(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the packages that run the towers of a model and that transformers does not install, with their versions.
+
+    Args:
+        config: Content of the config.json of a dual encoder or a sentence encoder.
+
+    Example:
+        >>> tower_packages({"text_config": {"model_type": "bert"}, "image_config": {"model_type": "timm_wrapper"}})
+        {'timm': '>=1'}
+    """
+    types = (tower.get("model_type") for name, tower in config.items() if name.endswith("_config"))
+    return dict(_TOWER_PACKAGES[type_] for type_ in types if type_ in _TOWER_PACKAGES)
 
 
 def write_remote_code(folder: Path) -> list[Path]:

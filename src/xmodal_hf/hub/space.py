@@ -13,7 +13,7 @@ import yaml
 
 from ..data.modalities import MODALITIES
 from .arguments import SpaceArguments
-from .remote_code import read_model_type
+from .remote_code import CONFIG_NAME, read_json, read_model_type, tower_packages
 from .safety import check_folder
 from .staging import new_folder
 
@@ -98,6 +98,8 @@ def stage_space(
             code = source.read_text(encoding="utf-8")
             (folder / target).write_text(_RELATIVE_IMPORT.sub(r"\1from \2 import", code), encoding="utf-8")
         requirements = [*_REQUIREMENTS, *_MODALITY_REQUIREMENTS[modality]]
+        towers = tower_packages(read_json(checkpoint / CONFIG_NAME))
+        requirements += [f"{package}{versions}" for package, versions in towers.items()]
         (folder / "requirements.txt").write_text("\n".join(requirements) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(_card(settings, arguments), encoding="utf-8")
         check_folder(folder)

@@ -22,7 +22,7 @@ def compute(*columns: str) -> dict[str, Any]:
 if __name__ == "__main__":
     gradio.Interface(
         compute,
-        [gradio.Textbox(label=f"{name}, a JSON list with one entry a row") for name in FEATURES],
+        [gradio.Textbox(label=f"{name}, a JSON list with one entry per row") for name in FEATURES],
         gradio.JSON(label="result"),
         title=MODULE.stem,
         article=(FOLDER / "README.md").read_text(encoding="utf-8").split("---", 2)[2],

@@ -68,7 +68,7 @@ def build_page(demo: Demo) -> gr.Blocks:
                 subject = ITEM_COMPONENTS[demo.modality](f"Your {noun}")
                 gr.Examples(examples, subject, label="From the gallery", example_labels=names)
             with gr.Column():
-                labels = gr.Textbox("\n".join(settings["labels"]), label="Labels, one a line", lines=6)
+                labels = gr.Textbox("\n".join(settings["labels"]), label="Labels, one per line", lines=6)
                 template = gr.Textbox(settings["template"], label="Sentence around each label")
                 button = gr.Button("Classify", variant="primary")
                 scores = gr.Label(label="Probabilities", num_top_classes=10)

@@ -94,7 +94,7 @@ class Demo:
         """
         names = list(dict.fromkeys(name.strip() for name in labels.replace(",", "\n").splitlines() if name.strip()))
         if len(names) < 2:
-            raise ValueError("Write two labels or more, one a line.")
+            raise ValueError("Write two labels or more, one per line.")
         if "{}" not in template:
             raise ValueError("The sentence needs {} where the label goes.")
         inputs = self._inputs(item)

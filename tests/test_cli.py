@@ -1,6 +1,7 @@
 """The console command: every training script by a short name, and the shipped files by theirs."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,6 +89,17 @@ def test_version(run: Callable) -> None:
 def test_mistakes_are_one_line(args: tuple[str, ...], message: str, run: Callable) -> None:
     status, output, error = run(*args)
     assert (status, output) == (2, "") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", cli.SCRIPT_OF)
+def test_help_names_commands_and_no_files_of_a_checkout(command: str, run: Callable) -> None:
+    status, manual, _ = run(command, "--help")
+    modules = "|".join(script.module for script in cli.SCRIPT_OF.values())
+    assert status == 0 and not re.search(rf"training_scripts/|\b({modules})\.py", manual)
+    module = cli.SCRIPT_OF[command].module
+    example = rf"^    (xmodal-hf {command} |accelerate launch -m xmodal_hf\.training_scripts\.{module} --)"
+    assert re.search(example, manual, re.MULTILINE)
+    assert max(map(len, manual.splitlines())) < 140
 
 
 def test_paths_of_shipped_files(run: Callable) -> None:

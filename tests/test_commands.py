@@ -327,6 +327,7 @@ def test_every_option_that_names_a_source_is_checked(no_hub: None, main_of: Call
     ]
     for script, option in cases:
         others = [] if option in ("--sentences", "--triplets", "--dataset") else given[script]
+        others = [*others, *(["--modality", "audio"] if option == "--audio_model" else [])]
         assert f"error: {option}: there is no file or folder outputs/clp" in failed(
             main_of(script), *others, option, "outputs/clp"
         )

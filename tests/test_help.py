@@ -94,6 +94,25 @@ def test_options_stand_by_topic(manual_of: Callable) -> None:
     assert len(set(topic_of.values())) > 8
 
 
+@pytest.mark.parametrize(
+    ("name", "absent"),
+    [
+        ("train_sentence_embedding", ("modality_learning_rate", "eval_dataset", "eval_split", "train_modality")),
+        ("train_contrastive", ("head", "head_at_inference", "mlm_weight", "mlm_probability")),
+        ("extract_features", ("features", "dataset_weights", "shuffle_buffer", "negative_text_column")),
+    ],
+)
+def test_options_without_effect_are_not_listed(name: str, absent: tuple[str, ...], manual_of: Callable) -> None:
+    """They are read, because several commands share their declarations, and refused."""
+    names = set(options_in(manual_of(name)))
+    assert not names & {f"--{option}" for option in absent} and len(names) > 20
+
+
+def test_a_window_of_the_extraction_is_that_of_the_extraction(manual_of: Callable) -> None:
+    (entry,) = re.findall(r"--audio_window \{.*?(?=\n  --)", manual_of("extract_features"), re.DOTALL)
+    assert "extract_features.py takes the first window" in entry and "(default: random)" not in entry
+
+
 def test_usual_names_of_columns_are_listed(manual_of: Callable) -> None:
     manual = manual_of("train_contrastive")
     for names in (TEXT_COLUMNS, ID_COLUMNS, *(spec.columns for spec in MODALITIES.values())):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from xmodal_hf.commands import run_command
 from xmodal_hf.options import check_inputs, parse_arguments
 from xmodal_hf.training.arguments import PairArguments
-from xmodal_hf.training.feature_arguments import FeatureArguments, check_extraction
+from xmodal_hf.training.feature_arguments import NOT_IN_EXTRACTION, FeatureArguments, check_extraction
 
 # Options that --help shows first.
 EVERYDAY = (
@@ -27,7 +27,7 @@ EVERYDAY = (
 def main(args: Sequence[str] | None = None) -> None:
     """Write the vectors."""
     classes = (FeatureArguments, PairArguments)
-    features, pairs = parse_arguments(classes, __doc__, args, check_extraction, EVERYDAY)
+    features, pairs = parse_arguments(classes, __doc__, args, check_extraction, EVERYDAY, NOT_IN_EXTRACTION)
 
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.training.feature_extraction import run_extraction

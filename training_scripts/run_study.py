@@ -1,6 +1,6 @@
 """A study from one YAML: train and evaluate every model of a grid, compare them, write results, plots and a page.
 
-    python training_scripts/run_study.py --recipe training_scripts/recipes/study_vision.yaml --set data=FOLDER \\
+    python training_scripts/run_study.py --recipe study_vision --set data=FOLDER \\
         --output_dir outputs/study_vision --card_dir model_cards/study-vision
 
 What is done is kept: the same command goes on where it stopped, in the middle of a training too. A model that fails

@@ -1,4 +1,4 @@
-"""Search a feature store in words, by a picture or by a sound.
+"""Search a feature store with a text, a picture or a sound.
 
     python training_scripts/search.py --model outputs/clip --features outputs/features/image-0123456789ab \\
         "a red bicycle" "two dogs in the snow"
@@ -75,7 +75,7 @@ def caption_of(hit: Hit, side: str) -> int:
 
 
 def write_sheet(path: Path, answers: dict[str, list[Hit]], gallery: Gallery, side: str) -> None:
-    """Write the answers as pictures, one row a query."""
+    """Write the answers as pictures, one row per query."""
     from xmodal_hf.data.modalities import MODALITIES
     from xmodal_hf.evaluation.plots import contact_sheet
     from xmodal_hf.evaluation.search import file_name

@@ -21,6 +21,7 @@ from xmodal_hf.commands import run_command
 from xmodal_hf.losses import LOSSES, SENTENCE_LOSSES
 from xmodal_hf.options import check_inputs, parse_arguments
 from xmodal_hf.training.arguments import (
+    NOT_IN_PHASE_2,
     ContrastiveArguments,
     LoraArguments,
     PairArguments,
@@ -48,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> None:
         *(with_weights_of(ContrastiveArguments, LOSSES), with_weights_of(SentenceArguments, SENTENCE_LOSSES)),
         LoraArguments,
     )
-    arguments = parse_arguments(classes, __doc__, args, check_phase_2, EVERYDAY)
+    arguments = parse_arguments(classes, __doc__, args, check_phase_2, EVERYDAY, NOT_IN_PHASE_2)
     training, validation, text, pairs, contrastive, sentence, lora = arguments
 
     if not training.dry_run:  # a dry run replaces sources that are missing

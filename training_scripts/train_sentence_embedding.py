@@ -15,6 +15,7 @@ from xmodal_hf.commands import run_command
 from xmodal_hf.losses import SENTENCE_LOSSES
 from xmodal_hf.options import check_inputs, parse_arguments
 from xmodal_hf.training.arguments import (
+    NOT_IN_PHASE_1,
     LoraArguments,
     SentenceArguments,
     TextModelArguments,
@@ -37,7 +38,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run phase 1 and write the checkpoint, the log, its plot and the resolved recipe."""
     sentence_class = with_weights_of(SentenceArguments, SENTENCE_LOSSES)
     classes = (TrainingArguments, ValidationArguments, TextModelArguments, sentence_class, LoraArguments)
-    arguments = parse_arguments(classes, __doc__, args, check_phase_1, EVERYDAY)
+    arguments = parse_arguments(classes, __doc__, args, check_phase_1, EVERYDAY, NOT_IN_PHASE_1)
     training, validation, text, sentence, lora = arguments
 
     if not training.dry_run:  # a dry run replaces sources that are missing

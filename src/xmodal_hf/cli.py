@@ -15,35 +15,11 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from . import __version__
 from .commands import OneLineErrors, run_command
-from .shipped import Kind, shipped_file, shipped_names
+from .shipped import PROGRAM, SCRIPT_OF, Kind, shipped_file, shipped_names
 
-PROGRAM = "xmodal-hf"
-
-
-class Script(NamedTuple):
-    """A module of `xmodal_hf.training_scripts`, and what it does in one line."""
-
-    module: str
-    help: str
-
-
-SCRIPT_OF = {
-    "demo": Script("run_demo", "Train, evaluate and search on built-in data, in a few minutes on two cores."),
-    "train-sentence": Script("train_sentence_embedding", "Phase 1: train a sentence encoder (SimCSE)."),
-    "train-contrastive": Script("train_contrastive", "Phase 2: train a dual encoder on pairs (CLIP, CyCLIP, SigLIP)."),
-    "extract": Script("extract_features", "Embed every item of a data set once and keep the vectors."),
-    "evaluate": Script("evaluate_model", "Measure language quality, cross-modal quality and geometry of a model."),
-    "search": Script("search", "Search a feature store by text, picture or sound."),
-    "convert": Script("convert_checkpoint", "Convert from and to CLIPModel, ClapModel, open_clip and LAION-CLAP."),
-    "export-onnx": Script("export_onnx", "Write both towers of a model as ONNX files."),
-    "publish": Script("publish_model", "Publish a model with its card, results and code on the Hub."),
-    "study": Script("run_study", "Train and evaluate a grid of models and compare them."),
-    "prepare-towers": Script("prepare_towers", "Make pretrained towers from packages of the index."),
-}
 FILES_OF: dict[str, Kind] = {"recipe": "recipe", "launch-config": "launch configuration"}
 
 

@@ -15,6 +15,7 @@ import pickle
 import re
 import sys
 import tarfile
+import textwrap
 import traceback
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import yaml
 
 from .messages import EXTRA_OF, PACKAGE, VERBOSITIES, VERBOSITY, VERBOSITY_HELP, missing_package, show_messages
-from .shipped import BUILT_IN
+from .shipped import BUILT_IN, PROGRAM, with_commands
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -110,10 +111,23 @@ class CommandParser(OneLineErrors):
 
 
 class ManualFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help that keeps the lines of the description and shows the default of every option whose text does not."""
+    """Help that keeps the lines of the description and shows the default of every option whose text does not.
+
+    The help of a command of `xmodal-hf` names scripts by their commands, because who installed the package has no
+    folder of scripts.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return super()._fill_text(self._with_commands(text), width, indent)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(one_line(text), width, break_on_hyphens=False)  # a name with hyphens stays whole
+
+    def _with_commands(self, text: str) -> str:
+        return with_commands(text) if self._prog.startswith(f"{PROGRAM} ") else text
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help or ""
+        text = self._with_commands(action.help or "")
         is_told = "efault" in text or "Required" in text
         if is_told or action.required or not action.option_strings or action.nargs == 0:
             return text

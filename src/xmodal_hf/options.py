@@ -46,9 +46,16 @@ class OptionParser(CommandParser):
         classes: Dataclasses of `option` fields.
         description: Text that `--help` shows, with its line breaks and an example.
         everyday: Names of the options that come first.
+        hidden: Names of the options that the help leaves out, because they have no effect in this command.
     """
 
-    def __init__(self, classes: Sequence[type], description: str | None, everyday: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        classes: Sequence[type],
+        description: str | None,
+        everyday: Sequence[str] = (),
+        hidden: Sequence[str] = (),
+    ) -> None:
         super().__init__(usage="%(prog)s [options]", description=description, formatter_class=ManualFormatter)
         self.classes = classes
         items = {item.name: (item, class_) for class_ in classes for item in dataclasses.fields(class_)}
@@ -61,7 +68,7 @@ class OptionParser(CommandParser):
         for group, names in topics:
             for name in names:
                 item, class_ = items[name]
-                _add_option(group, item, get_type_hints(class_)[name])
+                _add_option(group, item, get_type_hints(class_)[name], is_hidden=name in hidden)
         self.add_common_options()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -93,7 +100,7 @@ def _topics(class_: type, everyday: Sequence[str]) -> Iterator[tuple[str, list[s
             yield title, shown
 
 
-def _add_option(group: Any, item: dataclasses.Field, type_: Any) -> None:
+def _add_option(group: Any, item: dataclasses.Field, type_: Any, *, is_hidden: bool) -> None:
     """Add the option of a field."""
     default = item.default_factory() if callable(item.default_factory) else item.default
     settings: dict[str, Any] = {"default": default, **item.metadata}
@@ -114,7 +121,7 @@ def _add_option(group: Any, item: dataclasses.Field, type_: Any) -> None:
         settings["help"] += f" (default: true; --no_{item.name} means false)"
         hidden = {"default": True, "help": argparse.SUPPRESS}
         group.add_argument(f"--no_{item.name}", action="store_false", dest=item.name, **hidden)
-    group.add_argument(f"--{item.name}", **settings)
+    group.add_argument(f"--{item.name}", **settings | ({"help": argparse.SUPPRESS} if is_hidden else {}))
 
 
 # Placeholders for the values of options in the help.
@@ -135,14 +142,15 @@ def parse_arguments(
     args: Sequence[str] | None = None,
     check: Callable[..., None] | None = None,
     everyday: Sequence[str] = (),
+    hidden: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """Parse `--recipe NAME` and the command line into one instance of each dataclass; the command line wins.
 
-    `description` and `everyday` are those of `OptionParser`, for `--help`. `check` gets the instances and raises a
+    `description`, `everyday` and `hidden` are those of `OptionParser`, for `--help`. `check` gets the instances and raises a
     ValueError for a combination that makes no sense. Exits with one line and status 2 for an unknown option, a wrong
     value or a rejected combination.
     """
-    parser = OptionParser(classes, description, everyday)
+    parser = OptionParser(classes, description, everyday, hidden)
     args = list(sys.argv[1:] if args is None else args)
     recipe = parser.parse_args(args).recipe
     try:
@@ -153,6 +161,21 @@ def parse_arguments(
     except (ValueError, ImportError) as error:
         parser.error(str(error))
     return tuple(instances)
+
+
+def check_unset(names: Sequence[str], why: str, *arguments: Any) -> None:
+    """Raise a ValueError for the first of some options that has another value than its default.
+
+    Args:
+        names: Names of options that have no effect in a command.
+        why: Reason, which follows the name of the option in the message.
+        arguments: Instances of the dataclasses that declare the options.
+    """
+    for part in arguments:
+        for item in dataclasses.fields(part):
+            default = item.default_factory() if callable(item.default_factory) else item.default
+            if item.name in names and getattr(part, item.name) != default:
+                raise ValueError(f"--{item.name} {why}: drop it")
 
 
 def recipe_to_args(path: Path, classes: Sequence[type]) -> list[str]:

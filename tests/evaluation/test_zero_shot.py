@@ -156,7 +156,7 @@ def test_class_names_come_from_a_file(tmp_path):
     with pytest.raises(ValueError, match="has 2 names, the data has 3 classes"):
         read_class_names(tmp_path / "names.txt", 3)
     (tmp_path / "names.txt").write_text("tench\n \n", encoding="utf-8")
-    with pytest.raises(ValueError, match="one a line"):
+    with pytest.raises(ValueError, match="one per line"):
         read_class_names(tmp_path / "names.txt", 2)
 
 

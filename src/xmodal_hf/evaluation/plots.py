@@ -188,7 +188,7 @@ def contact_sheet(
     captions: Sequence[Sequence[str]] | None = None,
     framed: Sequence[Sequence[bool]] | None = None,
 ) -> Figure:
-    """One row a query: its words, then the pictures that answer it, best first, with cosines and captions if given.
+    """One row per query: its words, then the pictures that answer it, best first, with cosines and captions if given.
 
     Those that `framed` names get a blue frame: held-out ones among those that training saw.
 

@@ -16,7 +16,7 @@ from .checks import cut_offs, require_rows
 from .retrieval import GoldRanks, both_directions, distinct_items, score_ranks
 
 INPUTS_DESCRIPTION = """
-Args of the default configuration, one row a query:
+Args of the default configuration, one row per query:
     predictions: the scores of all gallery items; higher is better.
     references: the gallery index of the query's gold, or a list of indices where a query has several.
 Args of the configuration "embeddings", one row a (caption, item) pair:

@@ -10,7 +10,7 @@ from ..data.column_names import ID_COLUMNS, TEXT_COLUMNS
 from ..data.formats import Modality
 from ..data.modalities import MODALITIES
 from ..losses.registry import LOSSES, SENTENCE_LOSSES, join_choices
-from ..options import one_or_several, option, parse_dims
+from ..options import check_unset, one_or_several, option, parse_dims
 from .loss_arguments import add_weights, describe_losses
 
 # Tracker of Accelerate -> the module that it imports, the package of that module, and the extra that installs the
@@ -247,9 +247,10 @@ class TextModelArguments:
     )
     max_length: int | None = option(
         None,
-        "Tokens a text at most; longer ones are cut. A CLIP text tower with fewer positions is stretched to that many, "
-        "the first 20 kept (Long-CLIP has 248). Default: as many as the text tower takes, 77 for one from "
-        "scratch; in phase 1 SimCSE's 32, or fewer where the tower takes fewer.",
+        "Maximum number of tokens per text; longer texts are truncated. If a CLIP text tower has fewer positions, its "
+        "table is stretched to that many, and the first 20 stay as they are (Long-CLIP has 248). Default: as many as "
+        "the text tower takes, 77 for one from scratch; in phase 1 32, as in SimCSE, or fewer if the tower takes "
+        "fewer.",
     )
 
     def __post_init__(self) -> None:
@@ -417,7 +418,8 @@ class PairArguments:
     spec_augment: bool = option(False, "Augment audio with masks over ranges of time and frequency (SpecAugment).")
     audio_window: Literal["random", "center", "first"] = option(
         "random",
-        "Window of a clip that is longer than the feature extractor takes; random windows are drawn anew each epoch.",
+        "Window of a clip that is longer than the feature extractor takes; random windows are drawn anew each epoch. "
+        "Default: random; extract_features.py takes the first window, unless --feature_views keeps several.",
     )
     audio_padding: Literal["repeatpad", "repeat", "pad"] | None = option(
         None,
@@ -602,6 +604,11 @@ class LoraArguments:
             raise ValueError("--train_modality goes with --lora_rank: without it that tower is trained anyway")
 
 
+# Options without effect in phase 1, and in phase 2: the help does not list them, and other values are refused.
+NOT_IN_PHASE_1 = ("modality_learning_rate", "eval_dataset", "eval_split", "eval_max_samples", "train_modality")
+NOT_IN_PHASE_2 = ("head", "head_at_inference", "mlm_weight", "mlm_probability")
+# Modality -> options of its tower from scratch, beside the config: a pretrained tower has its own.
+_OF_A_NEW_TOWER = {"image": ("image_size",), "audio": ("audio_preset",)}
 # Options that describe a new model and not one that exists.
 _SIZES_OF_A_NEW_MODEL = frozenset(
     (
@@ -627,8 +634,9 @@ def check_phase_1(
     lora: LoraArguments,
 ) -> None:
     """Raise a ValueError for options of phase 1 that do not go together."""
-    if lora.train_modality:
-        raise ValueError("--train_modality is of phase 2: phase 1 has no image or audio tower")
+    if validation.eval_dataset is not None or validation.eval_split is not None:
+        raise ValueError("--eval_dataset and --eval_split are for training on pairs: pass --eval_sts")
+    check_unset(NOT_IN_PHASE_1, "is of phase 2: phase 1 has no image or audio tower", training, validation, lora)
     if lora.lora_rank is not None and text.text_model is None:
         raise ValueError("--lora_rank adapts a pretrained text tower: pass --text_model, or drop it")
     if lora.lora_rank is not None and text.bidirectional_attention and not lora.lora_merge:
@@ -649,9 +657,7 @@ def check_phase_2(
     lora: LoraArguments,
 ) -> None:
     """Raise a ValueError for options of phase 2, alone or joint, that do not go together."""
-    for other in MODALITIES:
-        if other != pairs.modality and other in contrastive.freeze:
-            raise ValueError(f"--freeze {other} with --modality {pairs.modality}: there is no such tower")
+    _check_modality(pairs, contrastive)
     _check_several_texts(pairs, contrastive)
     _check_whole_model(text, contrastive)
     _check_used(contrastive, sentence)
@@ -663,6 +669,26 @@ def check_phase_2(
         )
     if sentence.mlm_weight > 0 or sentence.head not in (None, "none"):
         raise ValueError("--mlm_weight and --head belong to phase 1: a dual encoder has no such layers")
+    check_unset(("head_at_inference", "mlm_probability"), "belongs to phase 1", sentence)
+
+
+def _check_modality(pairs: PairArguments, contrastive: ContrastiveArguments) -> None:
+    """Raise a ValueError for options of a tower that the model does not have, or that brings its own settings."""
+    for other in MODALITIES:
+        if other == pairs.modality:
+            continue
+        if other in contrastive.freeze:
+            raise ValueError(f"--freeze {other} with --modality {pairs.modality}: there is no such tower")
+        for name in (f"{other}_model", f"{other}_config", f"{other}_column"):
+            if getattr(contrastive, name, None) or getattr(pairs, name, None):
+                raise ValueError(f"--{name} with --modality {pairs.modality}: pass --modality {other}, or drop it")
+        check_unset(_OF_A_NEW_TOWER[other], f"does not go with --modality {pairs.modality}", contrastive)
+    if pairs.modality != "audio" and contrastive.max_seconds is not None:
+        raise ValueError(f"--max_seconds does not go with --modality {pairs.modality}: drop it")
+    pretrained = f"{pairs.modality}_model"
+    if getattr(contrastive, pretrained) is not None:
+        why = f"is of a tower from scratch, and --{pretrained} has its own setting"
+        check_unset(_OF_A_NEW_TOWER[pairs.modality], why, contrastive)
 
 
 def _check_several_texts(pairs: PairArguments, contrastive: ContrastiveArguments) -> None:
@@ -707,6 +733,11 @@ def _check_frozen_and_adapted(
     if pairs.modality in contrastive.freeze and training.modality_learning_rate is not None:
         raise ValueError(
             f"--modality_learning_rate with --freeze {pairs.modality}: that tower is not trained, drop one of them"
+        )
+    if training.modality_learning_rate is not None and lora.lora_rank is not None and not lora.train_modality:
+        raise ValueError(
+            f"--modality_learning_rate with --lora_rank: the {pairs.modality} tower is not trained, pass "
+            "--train_modality or drop it"
         )
     if lora.lora_rank is not None and "text" in contrastive.freeze:
         raise ValueError("--lora_rank trains the text tower, which --freeze text keeps as it is: drop one of them")

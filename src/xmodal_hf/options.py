@@ -146,9 +146,9 @@ def parse_arguments(
 ) -> tuple[Any, ...]:
     """Parse `--recipe NAME` and the command line into one instance of each dataclass; the command line wins.
 
-    `description`, `everyday` and `hidden` are those of `OptionParser`, for `--help`. `check` gets the instances and raises a
-    ValueError for a combination that makes no sense. Exits with one line and status 2 for an unknown option, a wrong
-    value or a rejected combination.
+    `description`, `everyday` and `hidden` are those of `OptionParser`, for `--help`. `check` gets the instances and
+    raises a ValueError for a combination that makes no sense. Exits with one line and status 2 for an unknown option, a
+    wrong value or a rejected combination.
     """
     parser = OptionParser(classes, description, everyday, hidden)
     args = list(sys.argv[1:] if args is None else args)

@@ -46,7 +46,9 @@ SCRIPT_OF = {
     "prepare-towers": Script("prepare_towers", "Make pretrained towers from packages of the package index."),
 }
 _COMMAND_OF = {script.module: name for name, script in SCRIPT_OF.items()}
-_PATH = re.compile(r"(?P<launcher>python |(?P<accelerate>accelerate launch(?: --\S+ \S+)*? ))?(?:training_scripts/)?(?P<module>\w+)\.py\b")
+_PATH = re.compile(
+    r"(?:python |(?P<accelerate>accelerate launch(?: --\S+ \S+)*? ))?(?:training_scripts/)?(?P<module>\w+)\.py\b"
+)
 
 _IN_PACKAGE = Path(__file__).parent / "training_scripts"
 _IN_CHECKOUT = Path(__file__).parents[2] / "training_scripts"

@@ -111,7 +111,10 @@ def test_wrong_options_exit_with_the_fix(args, message, capsys):
         (["--max_seconds", "3"], "--max_seconds does not go with --modality image: drop it"),
         (["--audio_preset", "clap"], "--audio_preset does not go with --modality image: drop it"),
         (["--modality", "audio", "--image_size", "32"], "--image_size does not go with --modality audio: drop it"),
-        (["--image_model", "x", "--image_size", "32"], "--image_size is of a tower from scratch, and --image_model has"),
+        (
+            ["--image_model", "x", "--image_size", "32"],
+            "--image_size is of a tower from scratch, and --image_model has",
+        ),
         (
             ["--modality", "audio", "--audio_model", "x", "--audio_preset", "clap"],
             "--audio_preset is of a tower from scratch, and --audio_model has its own setting: drop it",

@@ -159,7 +159,9 @@ def read_class_names(path: Path, num_classes: int) -> list[str]:
     """
     names = path.read_text(encoding="utf-8").splitlines()
     if len(names) != num_classes or not all(name.strip() for name in names):
-        raise ValueError(f"--class_names {path} has {len(names)} names, the data has {num_classes} classes: one per line")
+        raise ValueError(
+            f"--class_names {path} has {len(names)} names, the data has {num_classes} classes: one per line"
+        )
     return names
 
 

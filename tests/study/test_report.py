@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from xmodal_hf.study.comparisons import VERDICTS
-from xmodal_hf.study.plots import answers_figure, figures, geometry_figure
+from xmodal_hf.study.plots import answers_figure, figures, geometry_figure, metrics_figure
 from xmodal_hf.study.report import NOTES_NAME, closed_forms, compare_with, paired_resamples, render
 from xmodal_hf.study.tables import headline_table
 
@@ -148,6 +148,51 @@ def test_baselines_and_phases_1_are_rows_above_the_models(results, tmp_path):
     ]
     write(tmp_path, results)
     assert "In italics: what the models are compared with" in render(tmp_path)
+
+
+def test_a_finished_model_stands_under_the_axes_that_concern_it_alone(results):
+    """A phase 1 has no contrastive objective and no pairs, and is one model for all of them."""
+    axes = {
+        "objective": {"CLIP": {}, "CyCLIP": {"phase2": {"objective": "cyclip"}}},
+        "pairs": {1500: {"phase2": {"max_samples": 1500}}, 6000: {}},  # numbers, as YAML reads them
+        "language": {
+            "raw": None,
+            "sup": {"phase1": {"triplets": "nli.jsonl"}},
+            "sup, phase 1": {"model": "{study}/phase1/sup_seed{seed}", "evaluation": {"tasks": "sts"}},
+            "of the objective": {"model": "{study}/models/{objective}_6000_raw_seed{seed}"},
+            "of the Hub": {"model": "openai/clip-vit-base-patch32"},
+        },
+    }
+    results["meta"]["recipe"] = {"title": "A study", "axes": axes}
+    results["meta"]["columns"] = {"STS": "sts.average"}
+    results["cells"] = {
+        f"{objective}_{language}_{seed}": {
+            "levels": {"objective": objective, "pairs": "6000", "language": language},
+            "seed": seed,
+            "sts": metric(40.0 + 2 * seed),
+        }
+        for objective in ("CLIP", "CyCLIP")
+        for language in axes["language"]
+        for seed in (0, 1)
+    }
+    assert headline_table(results).splitlines()[2:] == [
+        "| CLIP | 6000 | raw | 41.00 ± 1.41 |",
+        "| CLIP | 6000 | sup | 41.00 ± 1.41 |",
+        "|  |  | sup, phase 1 | 41.00 ± 1.41 |",
+        "| CLIP |  | of the objective | 41.00 ± 1.41 |",
+        "|  |  | of the Hub | 41.00 ± 1.41 |",
+        "| CyCLIP | 6000 | raw | 41.00 ± 1.41 |",
+        "| CyCLIP | 6000 | sup | 41.00 ± 1.41 |",
+        "| CyCLIP |  | of the objective | 41.00 ± 1.41 |",
+    ]
+    rows = [label.get_text() for label in metrics_figure(results).axes[0].get_yticklabels()]
+    assert rows[2:5] == ["sup, phase 1", "CLIP, of the objective", "of the Hub"]
+    # Options of phase 1 and of the evaluation change what is measured of it.
+    axes["pairs"][1500]["phase1"] = {"max_steps": 5}
+    assert "|  | 6000 | sup, phase 1 |" in headline_table(results) and "|  |  | of the Hub |" in headline_table(results)
+    axes["objective"]["CyCLIP"]["evaluation"] = {"max_pairs": 7}
+    assert "| CLIP | 6000 | sup, phase 1 |" in headline_table(results)
+    assert "| CyCLIP |  | of the Hub |" in headline_table(results)
 
 
 def test_closed_forms_that_differ_between_cells_are_left_out():

@@ -27,7 +27,7 @@ from .script_processes import run_script, start_server
 JOB_NAME = "job.yaml"
 LOG_NAME = "output.log"
 _TIMES_NAME = "times.log"
-_PHASE_1, _MODELS, _EVALUATIONS = "phase1", "models", "evaluations"
+PHASE_1, _MODELS, _EVALUATIONS = "phase1", "models", "evaluations"
 _SHOWN_LINES = 15
 
 
@@ -86,7 +86,7 @@ def cell_folder(folder: Path, cell: Cell) -> Path:
 
 def phase1_folder(folder: Path, cell: Cell) -> Path | None:
     """Folder of the phase 1 of a cell, which other cells may share; None without one."""
-    return None if cell.phase1 is None else folder / _PHASE_1 / cell.phase1[0]
+    return None if cell.phase1 is None else folder / PHASE_1 / cell.phase1[0]
 
 
 def evaluation_folder(folder: Path, cell: Cell) -> Path:
@@ -96,7 +96,7 @@ def evaluation_folder(folder: Path, cell: Cell) -> Path:
 
 def phase1_evaluation_folder(folder: Path, cell: Cell) -> Path | None:
     """Folder of the results of a cell's phase 1, which other cells may share; None without one."""
-    return None if cell.phase1 is None else folder / _EVALUATIONS / f"{_PHASE_1}_{cell.phase1[0]}"
+    return None if cell.phase1 is None else folder / _EVALUATIONS / f"{PHASE_1}_{cell.phase1[0]}"
 
 
 def baseline_folder(folder: Path, baseline: Baseline) -> Path:
@@ -128,7 +128,7 @@ def _cell_jobs(cell: Cell, folder: Path, in_cells: Collection[str | None]) -> li
     """The jobs of a cell; a model of phase 1 that is a cell of its own is evaluated as that."""
     jobs, model, phase2 = [], cell_folder(folder, cell), dict(cell.phase2)
     if cell.phase1 is not None:
-        target = folder / _PHASE_1 / cell.phase1[0]
+        target = folder / PHASE_1 / cell.phase1[0]
         jobs.append(Job("train_sentence_embedding.py", target, {**cell.phase1[1], "output_dir": str(target)}))
         phase2["text_model"] = str(target)
         of_texts, results = text_evaluation(cell.evaluation), phase1_evaluation_folder(folder, cell)

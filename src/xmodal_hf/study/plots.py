@@ -118,10 +118,11 @@ def metrics_figure(results: Mapping[str, Any]) -> Figure:
     Of one seed, the line is its bootstrap interval. The title says which side is better, and what chance reaches.
     """
     style = Style.of([*results["cells"].values()])
-    levels_of = {tuple(cell["levels"].values()): cell["levels"] for cell in results["cells"].values()}
     references = [(name, cells) for (name, *_), cells in reference_groups(results, 1) if name not in CLOSED_FORMS]
     groups = [(name.strip("*"), cells, {"color": _GREY, "marker": "|"}) for name, cells in references]
-    groups += [(", ".join(levels), cells, style.point(levels_of[levels])) for levels, cells in model_groups(results)]
+    groups += [
+        (", ".join(filter(None, levels)), cells, style.point(cells[0].levels)) for levels, cells in model_groups(results)
+    ]
     measured = {metric for _, cells, _ in groups for cell in cells for metric in cell.numbers}
     columns = {heading: metric for heading, metric in results["meta"]["columns"].items() if metric in measured}
     figure, panels = _panels(len(groups), len(columns))

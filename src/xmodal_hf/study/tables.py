@@ -8,6 +8,7 @@ from typing import Any
 
 from ..evaluation.baselines import CHANCE, CONSTANT
 from .comparisons import Measured, flat_numbers
+from .jobs import PHASE_1
 
 # Names of the rows that need no model.
 CLOSED_FORMS = (f"*{CHANCE}*", f"*{CONSTANT}*")
@@ -16,7 +17,8 @@ CLOSED_FORMS = (f"*{CHANCE}*", f"*{CONSTANT}*")
 def headline_table(results: Mapping[str, Any]) -> str:
     """One row for each baseline, phase 1 and choice of levels: mean and deviation, or of one seed the interval.
 
-    Baselines and phases 1 that no column measures are left out.
+    Baselines and phases 1 that no column measures are left out. A model that no cell trained, such as that of a phase 1,
+    has empty cells for the axes that do not concern it (`model_groups`).
     """
     columns: Mapping[str, str] = results["meta"]["columns"]
     axes = list(next(iter(results["cells"].values()))["levels"])
@@ -30,11 +32,51 @@ def headline_table(results: Mapping[str, Any]) -> str:
 
 
 def model_groups(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[Measured]]]:
-    """Each choice of levels and the cells that share it, which differ in their seed."""
-    groups: dict[tuple[str, ...], list[Measured]] = {}
+    """Each choice of levels and the cells that share it, which differ in their seed.
+
+    A level is empty where its axis does not concern the model (`concerning_axes`). Cells that then differ in nothing
+    measure one model, and the first of them stands for all.
+    """
+    groups: dict[tuple[str, ...], dict[int, Measured]] = {}
     for cell in results["cells"].values():
-        groups.setdefault(tuple(cell["levels"].values()), []).append(Measured.of(cell))
-    return list(groups.items())
+        kept = concerning_axes(results["meta"]["recipe"], cell["levels"])
+        shown_levels = tuple(level if axis in kept else "" for axis, level in cell["levels"].items())
+        groups.setdefault(shown_levels, {}).setdefault(cell["seed"], Measured.of(cell))
+    return [(levels, list(by_seed.values())) for levels, by_seed in groups.items()]
+
+
+def concerning_axes(recipe: Mapping[str, Any], levels: Mapping[str, str]) -> set[str]:
+    """Axes on which the model of a cell, or what is measured of it, depends.
+
+    These are all axes where the cell trains its model. A finished model (`model` of a level) depends on the axis that
+    names it, on those that its path has in braces, and on those whose levels change the evaluation; one that a phase 1
+    of the study made, also on those whose levels change options of phase 1. It has seen nothing of the others: the
+    model of a phase 1 has no contrastive objective.
+
+    Args:
+        recipe: Grid of the study, as `Study.grid` has it.
+        levels: Dictionary of axis to level of the cell.
+    """
+    axes = {
+        axis: {str(level): options or {} for level, options in of_axis.items()}
+        for axis, of_axis in (recipe.get("axes") or {}).items()
+    }
+    models = {axis: axes[axis][level]["model"] for axis, level in levels.items() if _says(axes, axis, level, "model")}
+    if not models:
+        return set(levels)
+    naming, model = next(iter(models.items()))  # as `grid` takes it
+    parts = ("evaluation", "phase1") if model.startswith(f"{{study}}/{PHASE_1}/") else ("evaluation",)
+    return {
+        axis
+        for axis in levels
+        if axis == naming
+        or f"{{{axis}}}" in model
+        or any(_says(axes, axis, level, part) for level in axes[axis] for part in parts)
+    }
+
+
+def _says(axes: Mapping[str, Mapping[str, Mapping[str, Any]]], axis: str, level: str, part: str) -> bool:
+    return bool(axes.get(axis, {}).get(level, {}).get(part))
 
 
 def reference_groups(results: Mapping[str, Any], num_axes: int) -> list[tuple[tuple[str, ...], list[Measured]]]:

@@ -1,5 +1,6 @@
 """The document of a study: every number in it is one of results.json."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -239,7 +240,7 @@ def test_figure_of_the_answers_is_in_units_of_the_metric(results):
     assert titles(drawn) == [
         *("STS  (claimed →)", "retrieval.recall@1  (← claimed)", "retrieval.recall@5  (← claimed)"),
         "retrieval.recall@10  (← claimed)",
-        "representation.text_uniformity  (claimed →)",
+        "representation.text_uniformity\n(claimed →)",
     ]
     assert [axes.get_xlabel() for axes in drawn.axes[2:]] == [*["difference in points"] * 2, "difference"]
     claims = [part.get_suptitle() for part in drawn.subfigs]
@@ -278,6 +279,55 @@ def test_all_verdicts_have_a_meaning_and_a_colour(results):
     (found,) = results["answers"]
     drawn = answers_figure([found | {"verdict": verdict} for verdict in VERDICTS], {})
     assert {text.get_text() for text in drawn.legends[0].get_texts()} == set(VERDICTS)
+
+
+def boxes(figure):
+    """The places of all names in a figure: of rows, panels, claims and legends."""
+    figure.draw_without_rendering()
+    texts = [axes.title for axes in figure.axes]
+    for axes in figure.axes:
+        low, high = sorted(axes.get_ylim())
+        texts += [name for name in axes.get_yticklabels() if low <= name.get_position()[1] <= high]
+    texts += [text for legend in figure.legends for text in (legend.get_title(), *legend.get_texts())]
+    texts += [part._suptitle for part in figure.subfigs]
+    return [text.get_window_extent() for text in texts if text.get_text() and text.get_visible()]
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # such as of a layout that has no place for its panels
+@pytest.mark.parametrize("num_arms", [1, 11])
+def test_names_of_any_length_and_number_overlap_nowhere(results, num_arms):
+    long = "sentence training of a language encoder that was trained before on very many sentences of other domains"
+    arms = [f"{number}, {long}" for number in range(num_arms)]
+    geometry = {"text_uniformity": -2.0, "alignment": 1.0}
+    results["cells"] = {
+        f"{objective}_{arm}": {
+            "levels": {"objective with a long name": objective, "language": arm},
+            "seed": 0,
+            "sts": metric(40.0),
+            "retrieval": metric(40.0),
+            "representation": geometry,
+        }
+        for objective in ("CLIP with a learned temperature and a learned bias", "CyCLIP")
+        for arm in arms
+    }
+    named = {f"{long}, 1": "sts.average", f"{long}, 2": "retrieval.average"}
+    results["meta"]["columns"] = {**named, "alignment": "representation.alignment"}
+    (found,) = results["answers"]
+    results["answers"] = [
+        found | {"claim": f"{long} {long}", "before": arms[0], "after": arm, "metric": name}
+        for arm in arms
+        for name in (*named.values(), "representation.alignment", "representation.text_uniformity")
+    ]
+    for name, drawn in figures(results).items():
+        places, whole = boxes(drawn), drawn.bbox
+        assert all(
+            box.x0 >= whole.x0 and box.x1 <= whole.x1 and box.y0 >= whole.y0 and box.y1 <= whole.y1 for box in places
+        ), name
+        overlapping = [(a, b) for a, b in itertools.combinations(places, 2) if a.padded(-1).overlaps(b.padded(-1))]
+        assert len(places) > num_arms and not overlapping, name
+    drawn = geometry_figure(results["cells"])
+    colours = {tuple(points.get_facecolor()[0]) for points in drawn.axes[0].collections}
+    assert len(colours) == max(num_arms, 2)
 
 
 @pytest.mark.parametrize("folder", sorted(CARDS.glob("study-*")), ids=lambda folder: folder.name)

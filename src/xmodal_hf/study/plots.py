@@ -6,14 +6,17 @@ say is one setting.
 
 from __future__ import annotations
 
+import string
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -35,7 +38,7 @@ _COLOURS = (
     "#666600",
     "#AA4499",
 )
-_MARKERS = "os^DvP*X<>"
+_MARKERS = (*"os^DvP*X<>phd8H", *(f"${letter}$" for letter in string.ascii_letters))
 _VERDICTS = {
     "reproduced": "#009E73",
     "supported": "#0072B2",
@@ -47,6 +50,9 @@ _VERDICTS = {
 _DPI = 110
 # Maximum number of panels side by side: a page shows pictures about 830 pixels wide, where labels must be legible.
 _PANEL_INCHES, _LABEL_INCHES, _ROW_INCHES = 2.1, 1.9, 0.2
+_LINE_INCHES = 0.15  # of text; rows and titles of several lines are as much higher
+# Maximum number of characters per line of the names of rows, the headings of panels, the titles of claims, and legends.
+_NAME_CHARACTERS, _HEADING_CHARACTERS, _TITLE_CHARACTERS, _LEGEND_CHARACTERS = 32, 30, 92, 28
 _MAX_BESIDE = 3
 _MAX_TICKS = 4  # more of them overlap in a panel
 # Tasks whose numbers are not percentages.
@@ -77,7 +83,9 @@ class Style:
         arm_axis = max(axes, key=lambda axis: (len(levels[axis]), axis == "language"))
         settings = dict.fromkeys(_setting(cell["levels"], arm_axis) for cell in cells)
         others = ", ".join(axis for axis in axes if axis != arm_axis)
-        return cls(arm_axis, others, _given(levels[arm_axis], _COLOURS), _given([*settings], _MARKERS))
+        colours = dict(zip(levels[arm_axis], _colours(len(levels[arm_axis])), strict=True))
+        markers = {name: _MARKERS[index % len(_MARKERS)] for index, name in enumerate(settings)}
+        return cls(arm_axis, others, colours, markers)
 
     def point(self, levels: Mapping[str, str]) -> dict[str, Any]:
         """Colour and marker of a model."""
@@ -89,17 +97,25 @@ class Style:
     def legend(self, figure: Figure) -> None:
         """Name the arms and, where there are several, the settings beside the panels."""
         arms = [
-            Line2D([], [], linestyle="", marker="o", color=colour, label=name) for name, colour in self.colours.items()
+            Line2D([], [], linestyle="", marker="o", color=colour, label=_wrapped(name, _LEGEND_CHARACTERS))
+            for name, colour in self.colours.items()
         ]
         shown = figure.legend(handles=arms, title=self.arm_axis, loc="outside right upper", frameon=False, fontsize=8)
         shown.set_alignment("left")
         if len(self.markers) > 1:
             settings = [
-                Line2D([], [], linestyle="", marker=marker, color=_GREY, label=name)
+                Line2D([], [], linestyle="", marker=marker, color=_GREY, label=_wrapped(name, _LEGEND_CHARACTERS))
                 for name, marker in self.markers.items()
             ]
             options: dict[str, Any] = {"loc": "outside right lower", "frameon": False, "fontsize": 8}
-            figure.legend(handles=settings, title=self.setting_axes, **options).set_alignment("left")
+            title = _wrapped(self.setting_axes, _LEGEND_CHARACTERS)
+            figure.legend(handles=settings, title=title, **options).set_alignment("left")
+
+    @property
+    def legend_lines(self) -> int:
+        """Number of lines of the legend, its titles among them."""
+        names = [self.arm_axis, *self.colours, *([self.setting_axes, *self.markers] if len(self.markers) > 1 else [])]
+        return sum(_wrapped(name, _LEGEND_CHARACTERS).count("\n") + 1 for name in names)
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, Figure]:
@@ -115,28 +131,27 @@ def figures(results: Mapping[str, Any]) -> dict[str, Figure]:
 def metrics_figure(results: Mapping[str, Any]) -> Figure:
     """A row for each choice of levels, a panel for each headline metric: small dots are seeds, large ones their mean.
 
-    Of one seed, the line is its bootstrap interval. The title says which side is better, and what chance reaches.
+    Of a single model, the line is its bootstrap interval. The title says which side is better, and what chance reaches.
     """
     style = Style.of([*results["cells"].values()])
     references = [(name, cells) for (name, *_), cells in reference_groups(results, 1) if name not in CLOSED_FORMS]
     groups = [(name.strip("*"), cells, {"color": _GREY, "marker": "|"}) for name, cells in references]
     groups += [
-        (", ".join(filter(None, levels)), cells, style.point(cells[0].levels)) for levels, cells in model_groups(results)
+        (", ".join(filter(None, levels)), cells, style.point(cells[0].levels))
+        for levels, cells in model_groups(results)
     ]
     measured = {metric for _, cells, _ in groups for cell in cells for metric in cell.numbers}
     columns = {heading: metric for heading, metric in results["meta"]["columns"].items() if metric in measured}
-    figure, panels = _panels(len(groups), len(columns))
-    for axes, (heading, metric) in zip(panels, columns.items(), strict=True):
+    names = [_wrapped(name, _NAME_CHARACTERS) for name, _, _ in groups]
+    headings = [_heading(heading, metric, results.get("baselines", {})) for heading, metric in columns.items()]
+    figure, panels = _panels(names, headings)
+    for axes, heading, metric in zip(panels, headings, columns.values(), strict=True):
         for row, (_, cells, point) in enumerate(groups):
             _draw_group(axes, row, [cell for cell in cells if metric in cell.numbers], metric, point)
-        axes.set_title(_heading(heading, metric, results.get("baselines", {})), fontsize=9)
-        axes.set_yticks(range(len(groups)), [name for name, _, _ in groups])
+        axes.set_title(heading, fontsize=9)
+        axes.set_yticks(range(len(groups)), names)
         axes.set_ylim(len(groups) - 0.5, -0.5)
-    seeds = max(len(cells) for _, cells, _ in groups) > 1
-    drawn = (
-        "large: mean; small: each seed" if seeds else "line: 95 % bootstrap interval over the test items, of one seed"
-    )
-    figure.supxlabel(drawn, fontsize=8)
+    figure.supxlabel(_caption([len(cells) for _, cells, _ in groups]), fontsize=8)
     return figure
 
 
@@ -146,8 +161,8 @@ def answers_figure(answers: Sequence[Mapping[str, Any]], columns: Mapping[str, s
     The colour is the verdict's; the title says on which side of zero the claim expects the difference.
     """
     headings = {metric: heading for heading, metric in columns.items()}
-    bands = _bands([found for found in answers if found["low"] is not None])
-    heights = [len(arms) * _ROW_INCHES + 0.95 for _, arms, _ in bands]
+    bands = _bands([found for found in answers if found["low"] is not None], headings)
+    heights = [_band_inches(*band) for band in bands]
     beside = max(len(metrics) for _, _, metrics in bands)
     figure = Figure(figsize=(_LABEL_INCHES + _PANEL_INCHES * _MAX_BESIDE, sum(heights) + 0.5), dpi=_DPI)
     figure.set_layout_engine("constrained")
@@ -158,8 +173,8 @@ def answers_figure(answers: Sequence[Mapping[str, Any]], columns: Mapping[str, s
         panels = part.subplots(1, beside, sharey=True, squeeze=False)[0]
         for axes in panels[len(metrics) :]:
             axes.remove()
-        for axes, (metric, found) in zip(panels, metrics.items(), strict=False):
-            _draw_answers(axes, headings.get(metric, metric), arms, found)
+        for axes, (heading, found) in zip(panels, metrics.items(), strict=False):
+            _draw_answers(axes, heading, arms, found)
         panels[0].set_yticks(range(len(arms)), arms)
         panels[0].set_ylim(len(arms) - 0.5, -0.5)
     named = [verdict for verdict in _VERDICTS if any(found["verdict"] == verdict for found in answers)]
@@ -174,7 +189,8 @@ def geometry_figure(cells: Mapping[str, Mapping[str, Any]], uniformity: str = "t
     """Alignment against uniformity (Wang & Isola 2020): the mean over seeds, and each seed as a faint point."""
     measured = [cell for cell in cells.values() if "representation" in cell]
     style = Style.of(measured)
-    figure = Figure(figsize=(_LABEL_INCHES + 6.0, 4.2), dpi=_DPI, layout="constrained")
+    height = max(4.2, _LINE_INCHES * style.legend_lines * 1.15 + 0.6)
+    figure = Figure(figsize=(_LABEL_INCHES + 6.0, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     _clean(axes)
@@ -197,9 +213,9 @@ def geometry_figure(cells: Mapping[str, Mapping[str, Any]], uniformity: str = "t
 
 
 def _bands(
-    answers: Sequence[Mapping[str, Any]],
+    answers: Sequence[Mapping[str, Any]], headings: Mapping[str, str]
 ) -> list[tuple[str, list[str], dict[str, list[Mapping[str, Any]]]]]:
-    """Each claim with its comparisons and the answers by metric; one with many metrics takes several bands."""
+    """Each claim with its comparisons and the answers by heading; one with many metrics takes several bands."""
     bands = []
     for claim in dict.fromkeys(found["claim"] for found in answers):
         of_claim = [found for found in answers if found["claim"] == claim]
@@ -207,9 +223,39 @@ def _bands(
         metrics = list(dict.fromkeys(found["metric"] for found in of_claim))
         for start in range(0, len(metrics), _MAX_BESIDE):
             shown = metrics[start : start + _MAX_BESIDE]
-            title = claim if start == 0 else f"{claim} (continued)"
-            bands.append((title, arms, {name: [one for one in of_claim if one["metric"] == name] for name in shown}))
+            title = _wrapped(claim if start == 0 else f"{claim} (continued)", _TITLE_CHARACTERS)
+            by_metric = [[one for one in of_claim if one["metric"] == name] for name in shown]
+            bands.append(
+                (
+                    title,
+                    arms,
+                    {
+                        _claimed(headings.get(name, name), found[0]): found
+                        for name, found in zip(shown, by_metric, strict=True)
+                    },
+                )
+            )
     return bands
+
+
+def _claimed(heading: str, found: Mapping[str, Any]) -> str:
+    """The name of a metric, with the side of zero on which the claim expects a difference."""
+    claimed = "(claimed →)" if found["expected"] == "higher" else "(← claimed)"
+    one_line = f"{heading}  {claimed}"
+    return (
+        one_line if len(one_line) <= _HEADING_CHARACTERS + 6 else f"{_wrapped(heading, _HEADING_CHARACTERS)}\n{claimed}"
+    )
+
+
+def _band_inches(title: str, arms: Sequence[str], metrics: Iterable[str]) -> float:
+    """Height of a band: its rows, and further lines of its title and headings."""
+    further = title.count("\n") + max(heading.count("\n") for heading in metrics)
+    return len(arms) * _row_inches(arms) + _LINE_INCHES * further + 0.95
+
+
+def _row_inches(names: Iterable[str]) -> float:
+    """Height of a row, of which one name has the most lines."""
+    return _ROW_INCHES + _LINE_INCHES * max(name.count("\n") for name in names)
 
 
 def _draw_answers(axes: Axes, heading: str, arms: Sequence[str], answers: Sequence[Mapping[str, Any]]) -> None:
@@ -221,8 +267,7 @@ def _draw_answers(axes: Axes, heading: str, arms: Sequence[str], answers: Sequen
     _clean(axes)
     axes.axvline(0, color=_GREY, linewidth=0.8)
     axes.margins(x=0.1)
-    claimed = "claimed →" if answers[0]["expected"] == "higher" else "← claimed"
-    axes.set_title(f"{heading}  ({claimed})", fontsize=8)
+    axes.set_title(heading, fontsize=8)
     metric = answers[0]["metric"]
     has_no_unit = metric.startswith(_WITHOUT_UNIT) or metric.endswith("median_rank")
     axes.set_xlabel("difference" if has_no_unit else "difference in points", fontsize=7)
@@ -247,14 +292,24 @@ def _heading(heading: str, metric: str, baselines: Mapping[str, Mapping[str, Any
         for known in ("chance", "constant classifier")
         if name in baselines.get(known, {}).get(task, {})
     ]
-    return "\n".join([heading, arrows[better_side(metric)].strip(), *reached]).rstrip("\n")
+    named = _wrapped(heading, _HEADING_CHARACTERS)
+    return "\n".join([named, arrows[better_side(metric)].strip(), *reached]).rstrip("\n")
 
 
-def _panels(rows: int, count: int) -> tuple[Figure, list[Axes]]:
-    """`count` panels of `rows` rows, as many side by side as are legible; the first of each line names the rows."""
+def _caption(counts: Sequence[int]) -> str:
+    """What marks mean, where rows have so many models each."""
+    several = ["large: mean; small: each seed"] if max(counts) > 1 else []
+    single = ["line: 95 % bootstrap interval over the test items, of one model"] if min(counts) == 1 else []
+    return "; ".join([*several, *single])
+
+
+def _panels(rows: Sequence[str], headings: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A panel for each heading, as many side by side as are legible; the first of each line names the rows."""
+    count = len(headings)
     beside = min(count, _MAX_BESIDE)
     below = -(-count // beside)
-    size = (_LABEL_INCHES + _PANEL_INCHES * beside, (1.0 + _ROW_INCHES * rows) * below)
+    around = max(1.0, 0.4 + _LINE_INCHES * (1 + max(heading.count("\n") for heading in headings)))
+    size = (_LABEL_INCHES + _PANEL_INCHES * beside, (around + _row_inches(rows) * len(rows)) * below)
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(below, beside)
@@ -274,8 +329,15 @@ def _clean(axes: Axes) -> None:
     axes.locator_params(axis="x", nbins=_MAX_TICKS)
 
 
-def _given(names: Sequence[str], marks: Sequence[str]) -> dict[str, str]:
-    return {name: marks[index % len(marks)] for index, name in enumerate(names)}
+def _colours(count: int) -> Sequence[str]:
+    """So many different colours: those that anybody can tell apart, as long as there are enough of them."""
+    if count <= len(_COLOURS):
+        return _COLOURS[:count]
+    return [to_hex(colormaps["turbo"](index / (count - 1))) for index in range(count)]
+
+
+def _wrapped(text: str, characters: int) -> str:
+    return "\n".join(textwrap.wrap(text, characters))
 
 
 def _setting(levels: Mapping[str, str], arm_axis: str) -> str:
@@ -283,4 +345,4 @@ def _setting(levels: Mapping[str, str], arm_axis: str) -> str:
 
 
 def _compared(found: Mapping[str, Any]) -> str:
-    return "\n".join(textwrap.wrap(f"{found['before']} → {found['after']}", 30))
+    return _wrapped(f"{found['before']} → {found['after']}", _NAME_CHARACTERS - 2)

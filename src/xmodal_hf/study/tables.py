@@ -17,8 +17,8 @@ CLOSED_FORMS = (f"*{CHANCE}*", f"*{CONSTANT}*")
 def headline_table(results: Mapping[str, Any]) -> str:
     """One row for each baseline, phase 1 and choice of levels: mean and deviation, or of one seed the interval.
 
-    Baselines and phases 1 that no column measures are left out. A model that no cell trained, such as that of a phase 1,
-    has empty cells for the axes that do not concern it (`model_groups`).
+    Baselines and phases 1 that no column measures are left out. A finished model, such as that of a phase 1, has empty
+    cells for the axes that do not concern it (`model_groups`).
     """
     columns: Mapping[str, str] = results["meta"]["columns"]
     axes = list(next(iter(results["cells"].values()))["levels"])

@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 
 from xmodal_hf.data.exclusion import evaluation_keys, text_key, without_texts
+from xmodal_hf.data.sources import load_pairs
 from xmodal_hf.training.arguments import PairArguments, SentenceArguments
 from xmodal_hf.training.batches import load_pair_table, load_sentence_table
 
@@ -25,6 +26,9 @@ def test_same_letters_and_digits_are_the_same_text():
     assert text_key("A dog , running !") == text_key("a dog, running") == "adogrunning"
     assert text_key("Café 2") == "café2"
     assert text_key("A dog runs") != text_key("A dog ran")
+    assert text_key("Café!") == text_key("cafe\u0301") == "café"  # an accent with a code point of its own
+    assert text_key("\u0926\u093f\u0928") != text_key("\u0926\u093e\u0928")  # vowel signs of Devanagari
+    assert text_key("\u2764\ufe0f") == text_key("\u2600\ufe0f!") == "" and text_key("1\ufe0f\u20e3") == "1"
 
 
 def test_keys_of_all_columns_of_a_folder_of_tables(sts):
@@ -37,6 +41,23 @@ def test_captions_go_one_by_one_and_the_item_with_the_last(sts):
     kept = without_texts(table, evaluation_keys([sts]), "pairs")
     assert kept["text"][:] == [["A brown dog is running."], ["A cat sleeps."]]
     assert kept["id"][:] == ["0", "2"] and kept.column_names == ["id", "image", "text"]
+
+
+def test_captions_of_mixed_types_go_one_by_one(sts, tmp_path):
+    rows = [
+        {"file_name": "0.png", "text": ["A dog runs.", "a brown dog"]},
+        {"file_name": "1.png", "text": "a boat"},
+        {"file_name": "2.png", "text": "two men talk"},
+        {"file_name": "3.png", "text": None},
+        {"file_name": "4.png", "text": []},
+        {"file_name": "5.png", "text": 7},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    kept = without_texts(load_pairs(tmp_path / "pairs.jsonl"), evaluation_keys([sts]), "pairs")
+    assert kept["text"][:] == [["a brown dog"], ["a boat"], [None], [], [None]]  # the last three are bad items
+    assert kept["id"][:] == ["0.png", "1.png", "3.png", "4.png", "5.png"]
+    numbers = Dataset.from_dict({"id": ["0", "1"], "image": [b"a", b"b"], "text": [1, 2]})
+    assert without_texts(numbers, evaluation_keys([sts]), "pairs")["text"][:] == [1, 2]
 
 
 @pytest.mark.parametrize("captions", [["a boat", "a cat"], [["a boat"], ["a cat"]]])

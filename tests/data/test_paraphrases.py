@@ -1,10 +1,12 @@
 """Sentence pairs without hard negatives: tables of pairs, NLI with entailments only, captions of one item."""
 
+import io
 import json
 import logging
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PillowImage
 
 from xmodal_hf.data.builtin.openmoji import load_openmoji
 from xmodal_hf.data.collators import SentenceCollator
@@ -102,6 +104,33 @@ def test_captions_of_one_item(tmp_path):
     assert load_paraphrases(write(tmp_path / "e.jsonl", other), id_column="scene")["paraphrases"][:] == expected
     with pytest.raises(ValueError, match=r"No item of .* has two different texts"):
         load_paraphrases(write(tmp_path / "f.jsonl", [{"text": "a"}, {"text": "b"}]))
+
+
+@pytest.mark.parametrize("empty", [None, "", "nan", "None"])
+def test_rows_without_an_id_are_items_of_their_own(tmp_path, empty):
+    rows = [{"image_id": key, "caption": caption} for key, caption in ((empty, "rain"), (empty, "sun"), ("7", "a"))]
+    rows += [{"image_id": "7", "caption": "b"}]
+    assert load_paraphrases(write(tmp_path / "a.jsonl", rows))["paraphrases"][:] == [["a", "b"]]
+
+
+def test_integers_beside_nulls_are_ids(tmp_path):
+    """Other programs write them as fractions."""
+    columns = {"image_id": [1.0, 1.0, None, None, 2.0], "caption": ["a", "b", "c", "d", "e"]}
+    Dataset.from_dict(columns).to_parquet(str(tmp_path / "a.parquet"))
+    assert load_paraphrases(tmp_path / "a.parquet")["paraphrases"][:] == [["a", "b"]]
+
+
+@pytest.mark.parametrize("column", ["image", "img"])
+def test_bytes_tell_items_apart_whatever_path_lies_beside(tmp_path, column):
+    pictures = []
+    for colour in ("red", "red", "blue"):
+        buffer = io.BytesIO()
+        PillowImage.new("RGB", (8, 8), colour).save(buffer, "PNG")
+        pictures.append({"bytes": buffer.getvalue(), "path": "image.png"})
+    features = Features({column: Image(), "caption": Value("string")})
+    table = Dataset.from_dict({column: pictures, "caption": ["red", "crimson", "blue"]}, features=features)
+    table.to_parquet(str(tmp_path / "a.parquet"))
+    assert load_paraphrases(tmp_path / "a.parquet")["paraphrases"][:] == [["red", "crimson"]]
 
 
 def test_built_in_captions_are_those_of_the_rows():

@@ -264,3 +264,17 @@ def test_what_is_no_text_among_sentences_is_dropped(tmp_path):
     lines = [{"captions": ["rain", None]}, {"captions": None}, {"captions": ["  ", "snow"]}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert load_sentences(tmp_path / "a.jsonl")["anchor"][:] == ["rain", "snow"]
+
+
+@pytest.mark.parametrize("is_list_first", [True, False])
+def test_rows_of_texts_and_of_lists_are_mixed(tmp_path, is_list_first):
+    lines = [{"text": ["a dog", "a hound"]}, {"text": "a cat"}, {"text": 7}]
+    lines = lines if is_list_first else [*lines[1:], lines[0]]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert sorted(load_sentences(tmp_path / "a.jsonl")["anchor"]) == ["a cat", "a dog", "a hound"]
+
+
+def test_a_column_without_any_text_is_passed_over(tmp_path):
+    """As `load_pairs` does."""
+    (tmp_path / "a.jsonl").write_text('{"text": "", "caption": "rain"}\n{"text": "", "caption": "snow"}\n')
+    assert load_sentences(tmp_path / "a.jsonl")["anchor"][:] == ["rain", "snow"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, List, Value
 
@@ -17,11 +19,28 @@ from .tables import is_table, load_table
 logger = logging.getLogger(__name__)
 
 _NO_LETTER_OR_DIGIT = re.compile(r"[\W_]+")
+# They say how an emoji is drawn.
+_VARIATION_SELECTORS = frozenset(map(chr, range(0xFE00, 0xFE10)))
 
 
 def text_key(text: str) -> str:
-    """Return the key by which texts count as equal: letters and digits, without case, spaces and punctuation."""
-    return _NO_LETTER_OR_DIGIT.sub("", text).lower()
+    """Return the key by which texts count as equal: letters and digits, without case, spaces and punctuation.
+
+    An accent is part of its letter, whether it has a code point of its own or not, and so are the vowel signs of
+    Devanagari and similar scripts.
+    """
+    if text.isascii():
+        return _NO_LETTER_OR_DIGIT.sub("", text).lower()
+    return "".join(_letters_and_digits(unicodedata.normalize("NFC", text))).lower()
+
+
+def _letters_and_digits(text: str) -> Iterator[str]:
+    follows = False  # whether the character before belongs to a letter or digit
+    for character in text:
+        is_mark = unicodedata.category(character) in ("Mn", "Mc") and character not in _VARIATION_SELECTORS
+        follows = character.isalnum() or (follows and is_mark)
+        if follows:
+            yield character
 
 
 def evaluation_keys(sources: Iterable[str | os.PathLike]) -> frozenset[str]:
@@ -57,11 +76,11 @@ def without_texts(table: Dataset, keys: frozenset[str], source: str | os.PathLik
         ValueError: If no row is left.
     """
     columns = [name for name in ("text", "paraphrases", "anchor", "positive", "negative") if name in table.column_names]
-    if isinstance(table.features[columns[0]], List):
+    if not isinstance(table.features[columns[0]], Value):
         kept, left_out = _without_captions(table, columns[0], keys, least=2 if columns[0] == "paraphrases" else 1)
     else:
         texts = zip(*(table[column][:] for column in columns), strict=True)
-        rows = [index for index, row in enumerate(texts) if not any(text_key(text or "") in keys for text in row)]
+        rows = [index for index, row in enumerate(texts) if not any(_occurs(text, keys) for text in row)]
         kept, left_out = table.select(rows), len(table) - len(rows)
     if "negative_text" in table.column_names:
         kept, negatives = _without_captions(kept, "negative_text", keys, least=0)
@@ -75,15 +94,25 @@ def without_texts(table: Dataset, keys: frozenset[str], source: str | os.PathLik
 
 
 def _without_captions(table: Dataset, column: str, keys: frozenset[str], *, least: int) -> tuple[Dataset, int]:
-    """Take texts out of a column of lists, and rows that keep fewer than `least`; also return how many texts went."""
-    captions = table[column][:]
-    kept = [[caption for caption in row or [] if text_key(caption or "") not in keys] for row in captions]
-    left_out = sum(len(row or []) for row in captions) - sum(map(len, kept))
-    rows = [index for index, row in enumerate(kept) if len(row) >= least]
+    """Take texts out of a column of lists, and rows that keep fewer than `least`; also return how many texts went.
+
+    In a column of mixed types, a cell may be one text too.
+    """
+    captions = [cell if isinstance(cell, list) else [cell] for cell in table[column][:]]
+    kept = [[caption for caption in row if not _occurs(caption, keys)] for row in captions]
+    left_out = sum(map(len, captions)) - sum(map(len, kept))
+    # A row that had too few already stays: whoever reads it reports it.
+    rows = [index for index, row in enumerate(kept) if len(row) >= least or len(row) == len(captions[index])]
+    kept = [[caption if isinstance(caption, str) else None for caption in row] for row in kept]
     names = table.column_names
     table = table.add_column("kept", kept, feature=List(Value("string"))).remove_columns(column)
     table = table.rename_column("kept", column)
     return table.select_columns(names).select(rows), left_out
+
+
+def _occurs(cell: Any, keys: frozenset[str]) -> bool:
+    """Whether a cell is a text that occurs in the evaluation sets; what is no text is reported by whoever reads it."""
+    return isinstance(cell, str) and text_key(cell) in keys
 
 
 def _tables(source: str | os.PathLike) -> list[Dataset]:

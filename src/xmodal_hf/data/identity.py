@@ -22,16 +22,20 @@ _IS_ROW = re.compile(r"(^|/)row \d+$")
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a cell holds no id: null, NaN or blank."""
+    """Whether a cell holds nothing: null, NaN or blank."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
     return isinstance(value, str) and not value.strip()
 
 
+def is_no_id(value: Any) -> bool:
+    """Whether a cell holds no id: null, NaN, blank, or a word that programs write for null."""
+    return is_empty(value) or (isinstance(value, str) and value.strip().lower() in _NULLS)
+
+
 def id_of(value: Any, number: int) -> str:
     """Return the id of a row: the content of its cell, or the number of the row."""
-    is_none = is_empty(value) or (isinstance(value, str) and value.strip().lower() in _NULLS)
-    return f"{_ROW}{number}" if is_none else str(value)
+    return f"{_ROW}{number}" if is_no_id(value) else str(value)
 
 
 def unique_or_rows(values: Sequence[Any]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
 from .builtin import BUILT_IN, caption_lists
 from .column_names import ID_COLUMNS, TEXT_COLUMNS
@@ -23,9 +23,8 @@ from .columns import (
     row_text,
 )
 from .formats import Modality
-from .identity import id_of, is_empty
+from .identity import id_of, is_no_id
 from .layouts import is_text_table, load_archive, load_folder, load_named_table, modality_of
-from .mixing import undecoded
 from .modalities import MODALITY_NAMES
 from .pair_labels import CONTRADICTION, ENTAILMENT, NEUTRAL, OTHER, chosen_labels, nli_labels
 from .sources import has_media
@@ -285,7 +284,8 @@ def load_paraphrases(source: str | os.PathLike, *, column: TextColumns = None, i
         column: Column of the texts, or several columns. If None, found by their usual names (such as `set` and
             `paraphrases`).
         id_column: Column whose equal values mark rows of one item. If None, a column of ids with its usual name is
-            used, else the paths of images or audio files, else every row is an item of its own.
+            used, else the paths or bytes of images or audio files, else every row is an item of its own. So is a row
+            without an id, by the rules of `identity`.
 
     Raises:
         ValueError: If the column cannot be found, or no item has two different texts.
@@ -325,7 +325,7 @@ def _texts_of_items(
         return
     table = _rows_of(Path(source), source, column)
     lists = [name for name in ("paraphrases", "set") if name in table.column_names and column is None]
-    empty = [name for name in table.column_names if table.data[name].null_count == len(table)]
+    empty = () if column else empty_columns(table)
     names = find_texts(table.features, lists[:1] or column, empty=empty, option="--sentence_column")
     keys = _item_keys(table, id_column, names)
     class_names = class_names_of(table.features, names)
@@ -343,10 +343,20 @@ def _item_keys(table: Dataset, id_column: str | None, texts: Sequence[str]) -> S
         names = [by_lower_name[name] for name in usual if name in by_lower_name][:1]
     if not names or names[0] is None:
         return [None] * len(table)
-    table = undecoded(table)
-    cells = table[names[0]][:]
-    keys = [cell.get("path") or cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]
-    return [key if isinstance(key, str | bytes | int) and not is_empty(key) else None for key in keys]
+    name = names[0]
+    undecoded = {Image: Image(decode=False), Audio: Audio(decode=False)}.get(type(table.features[name]))
+    table = table if undecoded is None else table.cast_column(name, undecoded)
+    return [_item_key(cell) for cell in table[name][:]]
+
+
+def _item_key(cell: Any) -> str | bytes | None:
+    """The key of an item by the rules of `identity`: its id or path, or its bytes, beside which a path is a name."""
+    if isinstance(cell, dict):
+        content = cell.get("bytes")
+        cell = cell.get("path") if content is None else content
+    if isinstance(cell, bytes):
+        return cell
+    return str(cell) if isinstance(cell, str | int | float) and not is_no_id(cell) else None
 
 
 def _listed(value: Any) -> Sequence[Any]:
@@ -441,17 +451,17 @@ def _raw_sentences(source: str | os.PathLike, column: TextColumns) -> Iterable[s
     table = _rows_of(Path(source), source, column)
     if "anchor" in table.column_names and column is None:
         column = "anchor"
-    empty = [name for name in table.column_names if table.data[name].null_count == len(table)]
+    empty = () if column else empty_columns(table)
     names = find_texts(table.features, column, empty=empty, option="--sentence_column")
     rows = zip(*(table[name][:] for name in names), strict=True)
     class_names = class_names_of(table.features, names)
     values = [row_text(row, class_names) for row in rows]
-    first = next((value for value in values if value is not None), "")
-    if isinstance(first, list):
-        return [caption for captions in values if captions for caption in captions]
-    if not isinstance(first, str):
-        raise ValueError(f"The column {names[0]!r} of {source} has {type(first).__name__} values, not text.")
-    return values
+    # A column of mixed types has lists in some rows and texts in others.
+    cells = [cell for value in values for cell in _listed(value)]
+    others = [cell for cell in cells if cell is not None]
+    if others and not any(isinstance(cell, str) for cell in others):
+        raise ValueError(f"The column {names[0]!r} of {source} has {type(others[0]).__name__} values, not text.")
+    return cells
 
 
 def _rows_of(path: Path, source: str | os.PathLike, column: TextColumns) -> Dataset:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from xmodal_hf.data.errors import BadItemError
-from xmodal_hf.data.images import ImageAugment, decode_image
+from xmodal_hf.data.images import ImageAugment, decode_image, load_image
 from xmodal_hf.data.seeding import EpochIndex
 
 
@@ -79,6 +79,37 @@ def test_float_pictures_are_scaled():
     values = np.linspace(0, 1, 64 * 48, dtype=np.float32).reshape(48, 64)
     decoded = decode_image(encoded(Image.fromarray(values), "TIFF"))
     assert np.array_equal(np.asarray(decoded)[..., 1], (values * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.linspace(0, 255, 64, dtype=np.float32),
+        np.linspace(-1, 1, 64, dtype=np.float32),
+        np.linspace(0, 255, 64).astype(np.int32),
+        np.linspace(0, 1 << 20, 64).astype(np.int32),
+        np.linspace(-5, 60_000, 64).astype(np.int32),
+    ],
+)
+def test_numbers_of_another_full_scale_are_refused(values, tmp_path):
+    """They would become a white or a black picture."""
+    (tmp_path / "a.tif").write_bytes(encoded(Image.fromarray(values.reshape(8, 8)), "TIFF"))
+    with pytest.raises(BadItemError, match=r"unknown full scale: .*a\.tif: .* is full scale: save the picture with 8"):
+        load_image(str(tmp_path / "a.tif"))
+
+
+def test_integers_and_fractions_of_the_usual_full_scale_are_read():
+    integers = np.linspace(0, 65_535, 64).astype(np.int32).reshape(8, 8)
+    assert np.array_equal(np.asarray(decode_image(Image.fromarray(integers)))[..., 0], integers >> 8)
+    assert not np.asarray(decode_image(Image.fromarray(np.zeros((8, 8), np.int32)))).any()
+    bright = np.array([[0, 1.2], [np.nan, np.inf]], np.float32)
+    assert np.asarray(decode_image(Image.fromarray(bright)))[..., 0].tolist() == [[0, 255], [0, 0]]
+
+
+def test_a_pillow_image_of_the_caller_keeps_its_size():
+    opened = Image.open(io.BytesIO(encoded(photo(256, 256), "JPEG")))
+    assert decode_image(opened, min_size=32).size == opened.size == (256, 256)
+    assert decode_image(opened, min_size=224).size == (256, 256)
 
 
 def test_the_first_frame_of_an_animation_is_taken():

@@ -8,9 +8,18 @@ from datasets import Dataset, Image
 from torch.utils.data import DataLoader
 
 from xmodal_hf.data.bad_items import BadItemLog
+from xmodal_hf.data.columns import listed_texts
 from xmodal_hf.data.errors import BadItemError
+from xmodal_hf.data.identity import is_empty
 from xmodal_hf.data.orders import FileOrder, ShuffledOrder
-from xmodal_hf.data.sampling import EpochBatchSampler, EpochIndex, PairDataset, SentenceDataset, group_id
+from xmodal_hf.data.sampling import (
+    EpochBatchSampler,
+    EpochIndex,
+    PairDataset,
+    SentenceDataset,
+    checked_caption,
+    group_id,
+)
 from xmodal_hf.data.sources import load_pairs
 
 
@@ -98,6 +107,12 @@ class TestPairDataset:
             assert item["id"] == pairs["id"][index]
             assert item["group_id"] == group_id(item["id"])
             assert item["position"] == EpochIndex(4, index)
+
+    @pytest.mark.parametrize("caption", ["", " \t", "\u200b", "\ufeff \u2060", "\u00ad"])
+    def test_captions_without_anything_to_see_are_empty(self, caption):
+        with pytest.raises(BadItemError, match="empty caption"):
+            checked_caption(caption)
+        assert listed_texts([caption, " a dog\u200b "]) == ["a dog\u200b"] and is_empty(caption)
 
     def test_captions_depend_on_seed_epoch_and_index_only(self, pairs):
         def captions(seed, epoch):

@@ -8,11 +8,13 @@ import zipfile
 import PIL.Image
 import pytest
 import soundfile
-from datasets import Audio, Dataset, Image
+from datasets import Audio, ClassLabel, Dataset, Features, Image, List
 
+from xmodal_hf.data.builtin import BUILT_IN, load_built_in, openmoji, soundfont
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.files import read_media
 from xmodal_hf.data.sampling import PairDataset
+from xmodal_hf.data.sentences import load_sentences, sentence_rows
 from xmodal_hf.data.sources import load_pairs, stream_pairs
 
 
@@ -171,6 +173,55 @@ def test_max_samples(tmp_path, image_table):
     path = write_jsonl(tmp_path / "rows.jsonl", image_table)
     assert len(load_pairs(path, max_samples=5)) == 5
     assert len(load_pairs(path, max_samples=500)) == 12
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_maximum_below_one_is_refused(tmp_path, image_table, limit):
+    """Programs that mean all rows by -1 would get none, or all but the last."""
+    path = write_jsonl(tmp_path / "rows.jsonl", image_table)
+    for load in (load_pairs, sentence_rows):
+        with pytest.raises(ValueError, match=f"max_samples must be at least 1, got {limit}; leave it out for all rows"):
+            load(path, max_samples=limit)
+    with pytest.raises(ValueError, match=f"max_sentences must be at least 1, got {limit}"):
+        load_sentences(path, max_sentences=limit)
+
+
+def test_built_in_sets_make_no_more_rows_than_are_kept(monkeypatch):
+    whole = {source: load_built_in(source, "test") for source in ("openmoji", "soundfont")}
+    drawn, made = [], []
+    png, make_clip = openmoji._Painter.png, soundfont.make_clip
+    monkeypatch.setattr(openmoji._Painter, "png", lambda self, emoji: drawn.append(emoji) or png(self, emoji))
+    monkeypatch.setattr(soundfont, "make_clip", lambda *clip: made.append(clip) or make_clip(*clip))
+    few = load_pairs("openmoji", split="test", max_samples=3, negative_text_column="swapped")
+    wrong = load_pairs("openmoji", split="test", negative_text_column="swapped")["negative_text"][:3]
+    assert drawn[:3] == [id_to_emoji(item_id) for item_id in few["id"]] and len(drawn) == 3 + len(whole["openmoji"])
+    assert few["negative_text"][:] == wrong
+    sounds = load_pairs("soundfont", modality="audio", split="test", max_samples=2)
+    assert made == [("test", 0), ("test", 1)]
+    for pairs, name in ((few, "openmoji"), (sounds, "soundfont")):
+        kept = whole[name].select(range(len(pairs)))
+        assert all(pairs[column][:] == kept[column][:] for column in ("id", "text", "base_id") if column in kept.features)
+    assert few[2]["image"].tobytes() == whole["openmoji"][2]["image"].tobytes()
+
+
+def id_to_emoji(item_id):
+    return "".join(chr(int(code, 16)) for code in item_id.split("-"))
+
+
+def test_added_sets_need_not_take_a_maximum(monkeypatch):
+    rows = {"id": ["a", "b"], "image": [None, None], "text": ["x", "y"]}
+    monkeypatch.setitem(BUILT_IN, "mine", lambda split: Dataset.from_dict(rows))
+    assert load_pairs("mine", max_samples=1)["id"][:] == ["a"]
+
+
+def test_lists_of_class_labels_become_lists_of_their_names(tmp_path):
+    features = Features({"image": Image(), "tags": List(ClassLabel(names=["cat", "dog"]))})
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    cells = {"image": [str(tmp_path / "0.png")] * 3, "tags": [[1, 0], [0], None]}
+    Dataset.from_dict(cells, features=features).to_parquet(str(tmp_path / "rows.parquet"))
+    for load in (load_pairs, stream_pairs):
+        pairs = load(tmp_path / "rows.parquet", text_column="tags")
+        assert list(pairs["text"]) == [["dog", "cat"], ["cat"], None]
 
 
 def test_loading_opens_no_picture(tmp_path, image_table):

@@ -174,6 +174,7 @@ class TestAudio:
         ({"dataset": ["a"], "dataset_weights": [1.0, 2.0]}, "1 data sets need as many --dataset_weights"),
         ({"dataset": ["a"], "dataset_weights": [0.0]}, "must be positive"),
         ({"dataset": ["a"], "streaming": True, "max_samples": 3}, "--max_samples and --streaming exclude"),
+        ({"dataset": ["a"], "max_samples": -1}, "--max_samples must be at least 1, got -1; leave it out for all rows"),
         ({"dataset": ["a"], "shuffle_buffer": 0}, "--shuffle_buffer must be at least 1"),
         ({"dataset": ["a"], "max_bad_fraction": 1.5}, "must lie between 0 and 1"),
         ({"dataset": ["a"], "spec_augment": True}, "--spec_augment does not go with --modality image"),

@@ -20,7 +20,7 @@ from datasets import ClassLabel, Features
 
 from .column_names import ID_COLUMNS, TEXT_COLUMNS
 from .formats import Modality
-from .identity import is_empty
+from .identity import is_blank, is_empty
 from .modalities import MODALITIES
 from .tables import find_column
 
@@ -115,7 +115,7 @@ def find_ids(columns: Sequence[str], given: str | None) -> str | None:
 def listed_texts(cells: Iterable[Any]) -> list[str]:
     """The texts of some cells of a row, each a text or a list of texts, without nulls and blanks."""
     texts = (text for cell in cells for text in (cell if isinstance(cell, list | tuple) else [cell]))
-    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
+    return [text.strip() for text in texts if isinstance(text, str) and not is_blank(text)]
 
 
 def row_text(values: Sequence[Any], class_names: Sequence[Sequence[str] | None]) -> Any:
@@ -123,7 +123,7 @@ def row_text(values: Sequence[Any], class_names: Sequence[Sequence[str] | None])
 
     Args:
         values: Cells of the row, one for each text column.
-        class_names: Class names of each text column that is a `ClassLabel`, None for the others.
+        class_names: Class names of each text column that is a `ClassLabel` or has lists of them, None for the others.
     """
     named = [_named(value, names) for value, names in zip(values, class_names, strict=True)]
     if len(named) == 1:
@@ -133,8 +133,9 @@ def row_text(values: Sequence[Any], class_names: Sequence[Sequence[str] | None])
 
 
 def class_names_of(features: Features, columns: Sequence[str]) -> list[list[str] | None]:
-    """The names of the classes of `ClassLabel` columns, None of other columns."""
-    return [getattr(features[column], "names", None) for column in columns]
+    """The names of the classes of `ClassLabel` columns, or of lists of them; None of other columns."""
+    inner = (getattr(features[column], "feature", None) or features[column] for column in columns)
+    return [getattr(feature, "names", None) for feature in inner]
 
 
 def downloaded(status: Sequence[Any], source: object) -> np.ndarray:
@@ -159,4 +160,6 @@ def shown(names: Sequence[str], most: int = 12) -> str:
 def _named(value: Any, names: Sequence[str] | None) -> Any:
     if names is None:
         return value
+    if isinstance(value, list):
+        return [_named(number, names) for number in value]
     return names[value] if isinstance(value, int) and 0 <= value < len(names) else None

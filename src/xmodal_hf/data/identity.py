@@ -13,19 +13,27 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _ROW = "row "
 _NULLS = {"nan", "none", "null", "<na>"}
+# Categories of control characters and of marks that steer how a text is set: zero-width spaces, byte order marks.
+_INVISIBLE = ("Cc", "Cf")
 _IS_ROW = re.compile(r"(^|/)row \d+$")
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text holds nothing that can be seen: only white space and marks such as zero-width spaces."""
+    return all(character.isspace() or unicodedata.category(character) in _INVISIBLE for character in text)
 
 
 def is_empty(value: Any) -> bool:
     """Whether a cell holds nothing: null, NaN or blank."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
-    return isinstance(value, str) and not value.strip()
+    return isinstance(value, str) and is_blank(value)
 
 
 def is_no_id(value: Any) -> bool:

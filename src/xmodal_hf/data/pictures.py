@@ -27,6 +27,9 @@ MIN_SIDE = 2
 MAX_ASPECT = 100
 WHITE = (255, 255, 255)
 _CHANNELS = (1, 3, 4)
+_FULL_SCALE = 65_535  # of 16 bits
+# Range of the numbers of a picture whose full scale is 1: filters and bright lights go beyond it.
+_FLOAT_RANGE = (-0.5, 2.0)
 # Formats of cameras and phones that Pillow lacks, by the first bytes of their files (ISO 23008-12 10.2, ISO 18181-2 9).
 _HEAD_BYTES = 16
 _FOREIGN_FORMATS: dict[str, Callable[[bytes], bool]] = {
@@ -43,18 +46,19 @@ def decode_image(source: Any, *, min_size: int | None = None) -> Image.Image:
     Args:
         source: Encoded bytes, the path of a local file, a Pillow image, or a uint8 array (height, width[, 1, 3 or 4]).
         min_size: Shorter side in pixels that is large enough: JPEG is decoded at the smallest of 1, 1/2, 1/4 and 1/8 of
-            its size that satisfies it.
+            its size that satisfies it. A Pillow image is decoded at its own size.
 
     Raises:
         BadItemError: If the file is missing, is not a regular file, is larger than `local_files.MAX_FILE_BYTES`, is
             empty, is cut off or has a format that is not in `image_formats()` (PostScript is not, because Pillow starts
             Ghostscript for it); if the picture is one pixel wide, is a strip with one side more than 100 times the
-            other, or is a decompression bomb; or if the source has another type. The detail names the path.
+            other, or is a decompression bomb; if its numbers are integers or fractions whose full scale is not known
+            (those of 32 bits that are not from 0 to 65535 or would all be black, those that are not around 0 to 1); or if the source has another type. The detail names the path.
     """
     try:
         image = _open(source)
         _check_sides(image)
-        if min_size is not None:
+        if min_size is not None and image is not source:  # a Pillow image of the caller keeps its size
             _use_reduced_scale(image, min_size)
         image.seek(0)
         image.load()
@@ -147,11 +151,32 @@ def _use_reduced_scale(image: Image.Image, min_size: int) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey opens as I;16 or as I; the upper byte is kept
-        return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):  # 16-bit grey opens as I;16 or as I
+        return Image.fromarray(_upper_bytes(np.asarray(image, dtype=np.int64), image.mode)).convert("RGB")
     if image.mode == "F":
-        return Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_bytes_of_fractions(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (*WHITE, 255)), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _upper_bytes(values: np.ndarray, mode: str) -> np.ndarray:
+    """16-bit grey (height, width) int64 -> uint8; integers of 32 bits (mode I) must look like 16-bit grey."""
+    lowest, highest = int(values.min()), int(values.max())
+    if mode == "I" and (lowest < 0 or highest > _FULL_SCALE or 0 < highest <= _FULL_SCALE >> 8):
+        raise _unknown_scale(f"integers from {lowest} to {highest}", f"0 to {_FULL_SCALE}")
+    return (values >> 8).astype(np.uint8)
+
+
+def _bytes_of_fractions(values: np.ndarray) -> np.ndarray:
+    """Fractions (height, width) of full scale -> uint8; those that are not finite become black."""
+    values = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+    lowest, highest = float(values.min()), float(values.max())
+    if lowest < _FLOAT_RANGE[0] or highest > _FLOAT_RANGE[1]:
+        raise _unknown_scale(f"fractions from {lowest:.3g} to {highest:.3g}", "0 to 1")
+    return (values.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _unknown_scale(found: str, expected: str) -> BadItemError:
+    return BadItemError("unknown full scale", f"{found}, where {expected} is full scale: save the picture with 8 bits")

@@ -19,7 +19,7 @@ from .audio import load_waveform
 from .bad_items import BadItem, BadItemLog, path_of
 from .errors import BadItemError, naming
 from .formats import Modality
-from .identity import item_key
+from .identity import is_blank, item_key
 from .images import load_image
 from .mixing import PairTable, undecoded, without_media
 from .modalities import MODALITIES, modality_of_columns
@@ -398,7 +398,7 @@ def checked_caption(caption: Any) -> str:
         raise BadItemError("no caption", "null")
     if not isinstance(caption, str):
         raise BadItemError("caption is not text", type(caption).__name__)
-    if not caption.strip():
+    if is_blank(caption):
         raise BadItemError("empty caption", repr(caption[:20]))
     if "\0" in caption or "\ufffd" in caption:
         raise BadItemError("binary caption", repr(caption[:20]))

@@ -19,16 +19,17 @@ from .columns import (
     class_names_of,
     find_ids,
     find_texts,
+    listed_texts,
     media_names,
     row_text,
 )
 from .formats import Modality
-from .identity import id_of, is_no_id
+from .identity import id_of, is_blank, is_no_id
 from .layouts import is_text_table, load_archive, load_folder, load_named_table, modality_of
 from .modalities import MODALITY_NAMES
 from .pair_labels import CONTRADICTION, ENTAILMENT, NEUTRAL, OTHER, chosen_labels, nli_labels
 from .sources import has_media
-from .tables import empty_columns, is_table, load_table, select_split
+from .tables import check_limit, empty_columns, is_table, load_table, select_split
 from .tars import find_tars, load_tars
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def load_sentences(
         seed: Seed of that draw.
 
     Raises:
-        ValueError: If the column cannot be found or is not text, or it holds no sentence.
+        ValueError: If the column cannot be found or is not text, it holds no sentence, or `max_sentences` is below 1.
         FileNotFoundError: If there is no such file.
 
     Example:
@@ -97,6 +98,7 @@ def load_sentences(
         >>> list(load_sentences("corpus.txt"))
         [{'anchor': 'A dog barks.'}, {'anchor': 'Rain falls.'}]
     """
+    check_limit("max_sentences", max_sentences)
     sentences = _strip(_raw_sentences(source, column))
     if not sentences:
         raise ValueError(f"There is no sentence in {source}.")
@@ -144,8 +146,9 @@ def sentence_rows(
         max_samples: Number of rows to keep, the first ones.
 
     Raises:
-        ValueError: If a column or split does not exist.
+        ValueError: If a column or split does not exist, or `max_samples` is below 1.
     """
+    check_limit("max_samples", max_samples)
     if is_sentence_file(source):
         texts: list[Any] = load_sentences(source)["anchor"][:]
         row_id = None
@@ -299,7 +302,7 @@ def load_paraphrases(source: str | os.PathLike, *, column: TextColumns = None, i
     items: dict[Any, dict[str, None]] = {}
     for number, (key, texts) in enumerate(_texts_of_items(source, column, id_column)):
         of_item = items.setdefault((number, "row") if key is None else key, {})
-        of_item.update(dict.fromkeys(text.strip() for text in texts if isinstance(text, str) and text.strip()))
+        of_item.update(dict.fromkeys(listed_texts(texts)))
     kept = [list(texts) for texts in items.values() if len(texts) > 1]
     logger.info(
         "%s: %d items with several texts; dropped: %d items with one", source, len(kept), len(items) - len(kept)
@@ -433,7 +436,7 @@ def _clean_triplets(rows: Iterable[tuple[Any, ...]], seed: int) -> tuple[Dataset
 
 
 def _stripped(cell: Any) -> list[str]:
-    return [text.strip() for text in _listed(cell) if isinstance(text, str) and text.strip()]
+    return listed_texts([cell])
 
 
 def _triplet_dataset(triplets: Sequence[tuple[str | None, ...]]) -> Dataset:
@@ -474,7 +477,9 @@ def _rows_of(path: Path, source: str | os.PathLike, column: TextColumns) -> Data
 
 
 def _strip(sentences: Iterable[str | None]) -> list[str]:
-    stripped = [sentence.strip() if isinstance(sentence, str) else "" for sentence in sentences]
+    stripped = [
+        sentence.strip() if isinstance(sentence, str) and not is_blank(sentence) else "" for sentence in sentences
+    ]
     kept = [sentence for sentence in stripped if sentence]
     if len(kept) < len(stripped):
         logger.info("Dropped %d of %d sentences that are empty or no text.", len(stripped) - len(kept), len(stripped))

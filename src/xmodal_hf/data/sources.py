@@ -40,7 +40,7 @@ from .layouts import load_archive, load_folder, load_named_table, path_columns, 
 from .located import find_places, locate
 from .modalities import MODALITIES, cell_feature
 from .parquet import ParquetPairs, find_parquet, parquet_features, parquet_nulls
-from .tables import empty_columns, load_table, select_split
+from .tables import check_limit, empty_columns, load_table, select_split
 from .tars import find_tars, load_tars
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def load_pairs(
             column, the path of the item is its id; without a path, rows with equal bytes are one item.
         text_column: Columns of the captions in the source; several columns make a list of captions. If None, found by
             their usual names.
-        max_samples: Maximum number of rows; the first ones are kept.
+        max_samples: Maximum number of rows; the first ones are kept. Built-in sets draw no others.
         keep_class_labels: Whether a `ClassLabel` column of texts is left as it is, numbers with names, for zero-shot
             tasks.
         negative_text_column: Column of captions that are wrong about the item, each a text or a list of texts; several
@@ -96,7 +96,7 @@ def load_pairs(
 
     Raises:
         ValueError: If the modality or the split is unknown, a column cannot be found (the message lists those of the
-            source), two files have one name, or the files have no captions.
+            source), two files have one name, the files have no captions, or `max_samples` is below 1.
         FileNotFoundError: If there is no such file.
 
     Example:
@@ -111,11 +111,12 @@ def load_pairs(
     """
     if modality not in MODALITIES:
         raise ValueError(f"modality is {' or '.join(map(repr, MODALITIES))}, not {modality!r}.")
+    check_limit("max_samples", max_samples)
     given = {"image": image_column, "audio": audio_column}[modality]
     if str(source) in BUILT_IN:
-        pairs = _built_in(load_built_in(str(source), split), modality)
+        pairs = _built_in(load_built_in(str(source), split, max_samples), modality)
         if negative_text_column is not None:
-            wrong = _built_in_negatives(pairs, str(source), split, negative_text_column)
+            wrong = _built_in_negatives(pairs, str(source), split, negative_text_column)[: len(pairs)]
             pairs = pairs.add_column("negative_text", wrong, feature=_TEXTS)
     elif tars := find_tars(source, split):
         _check_columns_of_tars(source, modality, given, id_column)
@@ -353,7 +354,8 @@ def _with_text(pairs: Dataset, texts: Sequence[str], media: str, keep_class_labe
         return pairs.rename_column(texts[0], "text") if texts[0] != "text" else pairs
     columns = [pairs[name][:] for name in texts]
     values = [row_text(row, class_names) for row in zip(*columns, strict=True)]
-    feature = Value("string") if len(texts) == 1 else List(Value("string"))
+    has_lists = any(isinstance(value, list) for value in values)
+    feature = List(Value("string")) if len(texts) > 1 or has_lists else Value("string")
     return pairs.remove_columns(list(texts)).add_column("text", values, feature=feature)
 
 

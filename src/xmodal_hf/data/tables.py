@@ -35,8 +35,9 @@ def load_table(source: str | os.PathLike, *, split: str = "train") -> Dataset:
     """Rows of a local file, a local folder or a Hub dataset.
 
     Empty strings and the words "NA" or "null" are text, not missing. Rules for files of separated values are those of
-    `delimited`; a column of them holds numbers if each of its fields is the usual spelling of one ("007" is text). The
-    rows of .csv, .tsv and .jsonl files are counted, and a reader that gives another number of them is an error.
+    `delimited`; a column of them holds numbers if each of its fields is the usual spelling of one ("007" is text, and
+    so are "1.1" and "1.10" in one column). The rows of .csv, .tsv and .jsonl files are counted, and a reader that gives
+    another number of them is an error.
 
     Args:
         source: Text, csv, tsv, json, jsonl or parquet file (also compressed with gz, xz, zst, bz2; a .json file may be
@@ -61,6 +62,12 @@ def load_table(source: str | os.PathLike, *, split: str = "train") -> Dataset:
         raise FileNotFoundError(f"There is no file or folder {source}.")
     name, _, configuration = str(source).partition(":")
     return load_dataset(name, configuration or None, split=split)
+
+
+def check_limit(name: str, limit: int | None) -> None:
+    """Raise a ValueError for a number of rows to keep that is below 1: programs that mean all rows by -1 get none."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"{name} must be at least 1, got {limit}; leave it out for all rows")
 
 
 def table_suffix(path: Path) -> str:
@@ -172,8 +179,11 @@ def _number_type(values: pa.ChunkedArray) -> str | None:
         pass
     if not pc.all(pc.match_substring_regex(values, _FLOAT)).as_py():
         return None
-    padded = pc.match_substring_regex(values, r"^-?0\d")  # the text is an id or a name that begins with zeros
-    return None if pc.any(padded).as_py() else "float64"
+    # A text that begins with zeros is an id or a name, and so is one of several spellings of a number (1.1 and 1.10).
+    padded = pc.match_substring_regex(values, r"^-?0\d")
+    num_numbers = pc.count_distinct(pc.cast(values, pa.float64())).as_py()
+    is_spelled_once = pc.count_distinct(values).as_py() == num_numbers
+    return "float64" if is_spelled_once and not pc.any(padded).as_py() else None
 
 
 def empty_columns(table: Dataset) -> list[str]:

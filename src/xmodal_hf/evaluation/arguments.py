@@ -206,6 +206,8 @@ class EvaluationDataArguments:
             setattr(self, name, _chosen(getattr(self, name), known, name))
         if self.query_bank_size < 1:
             raise ValueError(f"--query_bank_size must be at least 1, got {self.query_bank_size}")
+        if self.max_pairs is not None and self.max_pairs < 1:
+            raise ValueError(f"--max_pairs must be at least 1, got {self.max_pairs}; leave it out for all rows")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"--max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}")
         if isinstance(self.composition_data, str):  # Python programs may pass a single value

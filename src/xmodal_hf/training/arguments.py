@@ -215,6 +215,8 @@ class ValidationArguments:
             raise ValueError("--eval_steps needs something to measure on: --eval_sts, --eval_dataset or --eval_split")
         if self.best_metric is not None and self.eval_steps is None:
             raise ValueError("--best_metric needs --eval_steps")
+        if self.eval_max_samples < 1:
+            raise ValueError(f"--eval_max_samples must be at least 1, got {self.eval_max_samples}")
 
 
 @dataclass
@@ -327,6 +329,10 @@ class SentenceArguments:
         if len(given) > 1:
             raise ValueError(f"--{given[0]} and --{given[1]} exclude each other: pass one kind of sentence data")
         self._check_labels()
+        if self.max_sentences is not None and self.max_sentences < 1:
+            raise ValueError(
+                f"--max_sentences must be at least 1, got {self.max_sentences}; leave it out for all sentences"
+            )
         if self.max_sentences is not None and self.sentences is None:
             raise ValueError("--max_sentences draws from --sentences, which is not given: drop it")
         if self.sentence_column is not None and self.sentences is None and self.paraphrases is None:
@@ -469,6 +475,8 @@ class PairArguments:
             raise ValueError("--dataset names a data set twice: give it more weight instead")
         if self.streaming and self.max_samples is not None:
             raise ValueError("--max_samples and --streaming exclude each other")
+        if self.max_samples is not None and self.max_samples < 1:
+            raise ValueError(f"--max_samples must be at least 1, got {self.max_samples}; leave it out for all rows")
         if self.captions_per_item < 1:
             raise ValueError(f"--captions_per_item must be at least 1, got {self.captions_per_item}")
         if self.streaming and self.captions_per_item > 1:

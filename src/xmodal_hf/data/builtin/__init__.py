@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 from ...shipped import BUILT_IN
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["BUILT_IN", "caption_lists", "load_built_in"]
 
 
-def load_built_in(name: str, split: str) -> Dataset:
+def load_built_in(name: str, split: str, max_samples: int | None = None) -> Dataset:
     """Return a split of a data set of `BUILT_IN`.
 
     Args:
         name: Its key.
         split: Split, as its function takes it.
+        max_samples: Maximum number of rows, for functions that take an argument of this name and then make no others.
+            The result of others is whole.
 
     Raises:
         KeyError: If there is no built-in data set of that name.
@@ -30,8 +33,10 @@ def load_built_in(name: str, split: str) -> Dataset:
         >>> load_built_in("soundfont", "test").num_rows
         400
     """
-    load = BUILT_IN[name]
-    return (find_address(load) if isinstance(load, str) else load)(split)
+    entry = BUILT_IN[name]
+    load = find_address(entry) if isinstance(entry, str) else entry
+    is_limited = max_samples is not None and "max_samples" in inspect.signature(load).parameters
+    return load(split, max_samples=max_samples) if is_limited else load(split)
 
 
 def caption_lists(name: str, split: str) -> list[list[str]]:

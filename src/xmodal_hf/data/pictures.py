@@ -52,8 +52,9 @@ def decode_image(source: Any, *, min_size: int | None = None) -> Image.Image:
         BadItemError: If the file is missing, is not a regular file, is larger than `local_files.MAX_FILE_BYTES`, is
             empty, is cut off or has a format that is not in `image_formats()` (PostScript is not, because Pillow starts
             Ghostscript for it); if the picture is one pixel wide, is a strip with one side more than 100 times the
-            other, or is a decompression bomb; if its numbers are integers or fractions whose full scale is not known
-            (those of 32 bits that are not from 0 to 65535 or would all be black, those that are not around 0 to 1); or if the source has another type. The detail names the path.
+            other, or is a decompression bomb; if its full scale is not known: integers of 32 bits that go beyond 0 to
+            65535 or would all be black, fractions that go far beyond 0 to 1; or if the source has another type. The
+            detail names the path.
     """
     try:
         image = _open(source)

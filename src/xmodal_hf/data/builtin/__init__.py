@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...shipped import BUILT_IN
@@ -34,7 +35,7 @@ def load_built_in(name: str, split: str, max_samples: int | None = None) -> Data
         400
     """
     entry = BUILT_IN[name]
-    load = find_address(entry) if isinstance(entry, str) else entry
+    load: Callable[..., Dataset] = find_address(entry) if isinstance(entry, str) else entry
     is_limited = max_samples is not None and "max_samples" in inspect.signature(load).parameters
     return load(split, max_samples=max_samples) if is_limited else load(split)
 

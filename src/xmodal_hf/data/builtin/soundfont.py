@@ -85,9 +85,7 @@ class Clip:
     pitches: tuple[int, ...]
 
 
-def load_soundfont(
-    split: str = "train", *, num_clips: int | None = None, max_samples: int | None = None
-) -> Dataset:
+def load_soundfont(split: str = "train", *, num_clips: int | None = None, max_samples: int | None = None) -> Dataset:
     """Sounds with captions; the test split has combinations that the training split never has.
 
     Half of the clips are one event (an instrument in a register and a manner: 128 x 3 x 4, or a drum hit once or three

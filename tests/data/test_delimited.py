@@ -117,6 +117,8 @@ def test_a_note_for_excel_is_named(tmp_path):
 def test_columns_are_numbers_only_where_each_field_is_the_usual_spelling_of_one(tmp_path):
     (tmp_path / "a.csv").write_text("section,score\n1.1,4.5\n1.10,5\n")
     assert load_table(tmp_path / "a.csv")[:] == {"section": ["1.1", "1.10"], "score": [4.5, 5.0]}
+    (tmp_path / "a.csv").write_text("file,text\n0.png,7\n1.png,8\n")
+    assert load_table(tmp_path / "a.csv")["text"][:] == ["7", "8"]  # captions, whatever they say
     (tmp_path / "a.csv").write_text("id,fold,score,name\n007,1,1.5,1\n012,2,2,\n")
     table = load_table(tmp_path / "a.csv")
     assert table[0] == {"id": "007", "fold": 1, "score": 1.5, "name": "1"} and table[1]["name"] == ""

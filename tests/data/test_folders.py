@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -178,6 +179,53 @@ def test_a_table_within_an_archive_says_what_to_do(tmp_path):
     (tmp_path / "data" / "captions.csv").write_text("file_name,caption\ncat/0.png,x\n")
     with pytest.raises(ValueError, match=r"holds the table captions\.csv.*unzip data\.zip -d data"):
         load_pairs(zipped(tmp_path / "data", tmp_path / "data.zip"))
+
+
+@pytest.mark.parametrize("in_zip", [False, True])
+@pytest.mark.parametrize("places", [("images", "texts"), ("images/cat", "captions/cat"), (".", "captions")])
+def test_texts_in_other_folders_than_their_files_are_an_error(tmp_path, places, in_zip):
+    """Class names are used only where nothing else could be the caption."""
+    folder, (media, texts) = tmp_path / "data", places
+    fill(folder / media, "0.png", "1.png")
+    fill(folder / texts, "0.txt", "1.txt")
+    source = zipped(folder, tmp_path / "data.zip") if in_zip else folder
+    with pytest.raises(
+        ValueError, match=rf"2 texts have the names of files .*{texts}/0\.txt\): move each beside its file"
+    ):
+        load_pairs(source)
+
+
+def test_other_texts_beside_folders_of_classes_do_no_harm(tmp_path):
+    fill(tmp_path, "cat/0.png", "dog/1.png", "README.txt", "cat/notes.txt")
+    assert load_pairs(tmp_path)["text"][:] == ["cat", "dog"]
+
+
+def test_an_encrypted_archive_says_what_to_do(tmp_path):
+    archive = zipped(fill(tmp_path / "data", "cat/0.png", "cat/0.txt"), tmp_path / "data.zip")
+    content = bytearray(archive.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flags of each member, twice
+        start = -1
+        while (start := content.find(mark, start + 1)) >= 0:
+            content[start + place] |= 1
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match=r"data\.zip is encrypted: `unzip -P PASSWORD data\.zip -d data`"):
+        load_pairs(archive)
+
+
+@pytest.mark.parametrize("in_zip", [False, True])
+@pytest.mark.parametrize("is_apart", [False, True])
+def test_accents_of_names_may_be_apart(tmp_path, in_zip, is_apart):
+    """As the file systems of a Mac write them, and programs for tables do not."""
+    forms = ("NFC", "NFD") if is_apart else ("NFD", "NFC")
+    in_table, on_disk = (unicodedata.normalize(form, "caf\u00e9.png") for form in forms)
+    assert in_table != on_disk
+    fill(tmp_path / "files", on_disk)
+    if in_zip:
+        zipped(tmp_path / "files", tmp_path / "files.zip")
+        (tmp_path / "files" / on_disk).unlink()
+    place = tmp_path if in_zip else tmp_path / "files"
+    (place / "rows.csv").write_text(f"file_name,text\n{in_table},x\n", encoding="utf-8")
+    assert load_pairs(place / "rows.csv")[0]["image"].size == (8, 8)
 
 
 def test_files_by_their_stems(tmp_path):

@@ -2,8 +2,9 @@
 
 Rules, the first one that applies. A table `metadata.*` names the files (imagefolder, audiofolder). Texts beside the
 files are their captions: `a.txt`, `a.caption` or a field of `a.json` beside `a.jpg`, or with its ending, `a.jpg.txt`. A
-table in the folder, or one or two folders above it, that names its files is read. Only where nothing else could be the
-caption, the name of the folder that a file lies in is, and the log says so. A folder with zip archives alone is read
+table in the folder, or one or two folders above it, that names its files is read. Texts with the names of the files in
+other folders (`texts/a.txt`, `images/a.jpg`) are an error. Only where nothing else could be the caption, the name of
+the folder that a file lies in is, and the log says so. A folder with zip archives alone is read
 from the one of the split, by these rules. Anything else is an error that says what would work. Files that are left out
 are counted by ending in a warning, and so are names that are no regular files; a class of which no file can be decoded
 is an error. Links to files and folders are followed.
@@ -16,6 +17,7 @@ import logging
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -54,6 +56,7 @@ _TABLE_ENDINGS = {".csv", ".tsv", ".jsonl", ".parquet"}
 # beginning says that it has captions, or if it is of a size that costs nothing.
 _MAX_DOCUMENT_BYTES = 1 << 24
 _BEGINNING = 1 << 16
+_ENCRYPTED = 1  # flag of a member of a zip archive
 # Columns that tell how the file of a row may be named.
 _FOLD, _START, _VIDEO = "fold", "start_time", "youtube_id"
 
@@ -68,6 +71,8 @@ class FileTree:
 
     def __init__(self, path: Path, modality: Modality) -> None:
         self.path, self.modality = path, modality
+        if path.is_file():
+            _refuse_encrypted(path)
         names, irregular = (archive_members(path), []) if path.is_file() else walk(path)
         self.names = sorted(name for name in names if not _is_hidden(name))
         self.irregular = sorted(name for name in irregular if not _is_hidden(name))
@@ -108,6 +113,14 @@ class FileTree:
     @cached_property
     def _archive(self) -> zipfile.ZipFile:
         return zipfile.ZipFile(self.path)
+
+
+def _refuse_encrypted(path: Path) -> None:
+    with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+        if any(member.flag_bits & _ENCRYPTED for member in archive.infolist()):
+            raise ValueError(
+                f"{path} is encrypted: `unzip -P PASSWORD {path.name} -d {path.stem}`, then pass the folder"
+            )
 
 
 def load_folder(path: Path, modality: Modality, split: str, text_column: TextColumns = None) -> tuple[Dataset, Path]:
@@ -204,10 +217,28 @@ def _rows_of_tree(tree: FileTree, split: str, text_column: TextColumns) -> tuple
     texts = _with_texts(tree, tree.media)
     if not texts and not tree.path.is_file() and (found := _table_of_files(tree, split)) is not None:
         return found
+    if not texts:
+        _refuse_texts_elsewhere(tree)
     media = _of_split(tree, split)
     rows = _rows_with_texts(tree, media, text_column) if texts else _class_rows(tree, media)
     _report_left_out(tree, used={*tree.media, *(name for of_file in texts for name in of_file.values())})
     return rows, tree.path
+
+
+def _refuse_texts_elsewhere(tree: FileTree) -> None:
+    """Raise a ValueError where texts have the names of files in other folders: they could be the captions."""
+    stems = {PurePosixPath(name).stem for name in tree.media}
+    apart = [
+        name
+        for key, of_key in tree.texts.items()
+        for found, name in of_key.items()
+        if found in TEXT_ENDINGS and PurePosixPath(key).name in stems
+    ]
+    if apart:
+        raise ValueError(
+            f"{tree.path}: {len(apart)} texts have the names of files and lie in other folders ({apart[0]}): move each "
+            "beside its file (a.txt beside a.jpg); if they are no captions, move them away"
+        )
 
 
 def _metadata(path: Path, modality: Modality, split: str) -> tuple[Dataset, Path] | None:

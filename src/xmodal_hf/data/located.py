@@ -3,14 +3,15 @@
 Rules. Names are relative to the folder of the table, and may be members of the zip archives there. Where that folder
 has none of them, the folders in it are looked through (two levels), and those beside it if it is one that holds tables
 by its name (`meta` of ESC-50, `annotations` of COCO). A name without an ending, or with that of another format, stands
-for the file of that stem which the decoder reads. A name that two places hold is an error naming both. A name that
-leads nowhere stays as it is: reading it reports the file.
+for the file of that stem which the decoder reads; accents may be parts of their letters or apart. A name that two
+places hold is an error naming both. A name that leads nowhere stays as it is: reading it reports the file.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -43,12 +44,15 @@ class Place:
     def find(self, name: str) -> list[str]:
         """The addresses of a name: none, one, or, where it is ambiguous, several."""
         if self.path.is_file():
-            return self._members.get(name, [])
+            return self._member(name)
         parent, _, last = name.rpartition("/")
         files, of_stem = self._listing(parent)
-        found = [last] if last in files else of_stem.get(self._stem(last), [])
+        found = [last] if last in files else of_stem.get(_composed(self._stem(last)), [])
         addresses = [str(self.path / parent / file) for file in found]
-        return addresses + (self._members.get(name, []) if self.with_archives else [])
+        return addresses + (self._member(name) if self.with_archives else [])
+
+    def _member(self, name: str) -> list[str]:
+        return self._members.get(name) or self._members.get(_composed(name), [])
 
     def _stem(self, name: str) -> str:
         is_media = is_readable(name, self.modality) or is_unreadable(name, self.modality)
@@ -64,7 +68,7 @@ class Place:
             of_stem: dict[str, list[str]] = defaultdict(list)
             for name in names:
                 if is_readable(name, self.modality):
-                    of_stem[self._stem(name)].append(name)
+                    of_stem[_composed(self._stem(name))].append(name)
             self._listings[parent] = frozenset(names), dict(of_stem)
         return self._listings[parent]
 
@@ -73,8 +77,14 @@ class Place:
         members: dict[str, list[str]] = defaultdict(list)
         for archive in [self.path] if self.path.is_file() else sorted(self.path.glob("*.zip")):
             for name in archive_members(archive):
-                members[name].append(zip_member(archive.resolve(), name))
+                for spelling in {name, _composed(name)}:
+                    members[spelling].append(zip_member(archive.resolve(), name))
         return members
+
+
+def _composed(name: str) -> str:
+    """A name with accents as parts of their letters: files of a Mac have them apart (`NFD`)."""
+    return unicodedata.normalize("NFC", name)
 
 
 def archive_members(archive: Path) -> list[str]:

@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 
 from .annotations import is_document, load_document
+from .column_names import TEXT_COLUMNS
 from .delimited import inspect_delimited, unquoted
 from .local_files import kind_of
 from .splits import ALL, files_of_split, is_whole, no_splits, no_such_split, rows_of_split, split_column, split_folders
@@ -36,8 +37,8 @@ def load_table(source: str | os.PathLike, *, split: str = "train") -> Dataset:
 
     Empty strings and the words "NA" or "null" are text, not missing. Rules for files of separated values are those of
     `delimited`; a column of them holds numbers if each of its fields is the usual spelling of one ("007" is text, and
-    so are "1.1" and "1.10" in one column). The rows of .csv, .tsv and .jsonl files are counted, and a reader that gives
-    another number of them is an error.
+    so are "1.1" and "1.10" in one column), unless its name is a usual one of texts. The rows of .csv, .tsv and .jsonl
+    files are counted, and a reader that gives another number of them is an error.
 
     Args:
         source: Text, csv, tsv, json, jsonl or parquet file (also compressed with gz, xz, zst, bz2; a .json file may be
@@ -138,7 +139,7 @@ def load_delimited(path: Path, suffix: str) -> Dataset:
     if found.num_quoted:
         table = table.map(lambda row: {name: unquoted(value) for name, value in row.items()})
     for column in found.columns:
-        dtype = _number_type(table.data[column])
+        dtype = None if column.lower() in TEXT_COLUMNS else _number_type(table.data[column])
         if dtype is not None:
             table = table.cast_column(column, Value(dtype))
     return table

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmodal_hf.commands import run_command
-from xmodal_hf.hub.arguments import CardArguments, PublishArguments, SpaceArguments
+from xmodal_hf.hub.arguments import CardArguments, PublishArguments, SpaceArguments, check_publishing
 from xmodal_hf.options import parse_arguments
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ EVERYDAY = ("checkpoint", "repo_id", "private", "license", "results", "space", "
 def main(args: Sequence[str] | None = None) -> None:
     """Write what is published and send it; with `--dry_run`, list it."""
     classes = (PublishArguments, CardArguments, SpaceArguments)
-    arguments, card, space = parse_arguments(classes, __doc__, args, None, EVERYDAY)
+    arguments, card, space = parse_arguments(classes, __doc__, args, check_publishing, EVERYDAY)
 
     if arguments.card_only:
         print(write_card(arguments, card))
@@ -95,7 +95,7 @@ def stage(arguments: PublishArguments, card: CardArguments, folder: Path) -> Pat
         return stage_adapter(checkpoint, folder, arguments.repo_id, card)
     stage_checkpoint(checkpoint, folder, arguments.repo_id, card, arguments.include)
     if names := files_left_out(checkpoint, folder):
-        print(f"not sent (name what should be with --include): {', '.join(names)}")
+        print(f"These files are not sent, unless --include names them: {', '.join(names)}")
     return folder
 
 
@@ -108,7 +108,7 @@ def send(arguments: PublishArguments, folder: Path, repo_id: str, kind: dict[str
         print(f"This is {folder}. Without --dry_run, what differs from {repo_id} would be sent.")
         if kind == SPACE and arguments.metric is None:
             model = folder.parent / REPOSITORY
-            print(f"Try the Space: python {folder / 'app.py'} --model {model} (it needs pip install gradio)")
+            print(f"Try the Space: python {folder / 'app.py'} --model {model} (needs pip install 'xmodal_hf[gradio]')")
         return None
     published = push_folder(
         folder,
@@ -126,7 +126,7 @@ def send(arguments: PublishArguments, folder: Path, repo_id: str, kind: dict[str
     for path in published.deleted:
         print(f"removed {path}")
     if published.kept:
-        print(f"weights that stay as they are (remove them with --delete): {', '.join(published.kept)}")
+        print(f"These other weights stay in the repository, unless --delete names them: {', '.join(published.kept)}")
     done = "sent" if published.sent or published.deleted else "nothing had changed"
     tagged = f", tagged {arguments.tag}" if arguments.tag else ""
     print(f"{published.url}: {done}, commit {published.commit[:12]}{tagged}")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xmodal_hf.commands import command_parser, run_command
+from xmodal_hf.commands import check_sources, command_parser, run_command
 
 if TYPE_CHECKING:
     from xmodal_hf.evaluation.search import Gallery, Hit
@@ -41,6 +41,9 @@ def parse_options(args: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(args)
     if not (options.queries or options.image or options.audio):
         parser.error('say what to look for: "a red bicycle", --image photo.jpg or --audio sound.wav')
+    for option in ("image", "audio"):
+        if missing := [path for path in getattr(options, option) if not Path(path).is_file()]:
+            parser.error(f"--{option}: there is no file {missing[0]}")
     if options.top_k < 1:
         parser.error(f"--top_k must be at least 1, got {options.top_k}")
     return options
@@ -49,6 +52,7 @@ def parse_options(args: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: Sequence[str] | None = None) -> None:
     """Answer the queries."""
     options = parse_options(args)
+    check_sources([("--model", "model", options.model), ("--dataset", "dataset", options.dataset)])
 
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.evaluation.search import Gallery, Search

@@ -163,19 +163,20 @@ def parse_arguments(
     return tuple(instances)
 
 
-def check_unset(names: Sequence[str], why: str, *arguments: Any) -> None:
+def check_unset(names: Sequence[str], why: str, *arguments: Any, fix: str = "drop it") -> None:
     """Raise a ValueError for the first of some options that has another value than its default.
 
     Args:
         names: Names of options that have no effect in a command.
         why: Reason, which follows the name of the option in the message.
         arguments: Instances of the dataclasses that declare the options.
+        fix: Remedy, with which the message ends.
     """
     for part in arguments:
         for item in dataclasses.fields(part):
             default = item.default_factory() if callable(item.default_factory) else item.default
             if item.name in names and getattr(part, item.name) != default:
-                raise ValueError(f"--{item.name} {why}: drop it")
+                raise ValueError(f"--{item.name} {why}: {fix}")
 
 
 def recipe_to_args(path: Path, classes: Sequence[type]) -> list[str]:

@@ -168,6 +168,13 @@ def test_the_script_prints_and_draws(image_text_folder, pictures, store, tmp_pat
     with pytest.raises(SystemExit):
         run_script("search.py", *options)
     assert "say what to look for" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_script("search.py", *options, "--image", tmp_path / "none.png")
+    assert f"--image: there is no file {tmp_path / 'none.png'}" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="--model: there is no file or folder outputs/none"):
+        run_script("search.py", "--model", "outputs/none", *options[2:], "rain")
+    with pytest.raises(ValueError, match="the model takes no sounds"):
+        run_script("search.py", *options, "--audio", pictures.parent / "5.png")
 
 
 def test_sounds(audio_text_folder, tmp_path, capsys):

@@ -157,7 +157,7 @@ def test_the_script_removes_what_it_is_asked_to(
     removed = ["data.safetensors", "model-00001-of-00001.safetensors", "onnx/model.safetensors"]
     assert re.findall("^removed (.*)$", said, re.MULTILINE) == removed
     kept = sorted(path for path in {*OTHERS} - {*removed} if path.endswith(".safetensors"))
-    assert f"weights that stay as they are (remove them with --delete): {', '.join(kept)}\n" in said
+    assert f"These other weights stay in the repository, unless --delete names them: {', '.join(kept)}\n" in said
     assert repo.files.keys() == sent.keys() | {*OTHERS} - {*removed}
 
 

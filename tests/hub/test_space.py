@@ -27,11 +27,12 @@ from transformers import AutoProcessor, BertModel, TimmWrapperConfig, TimmWrappe
 from xmodal_hf import AudioTextDualEncoder, ImageTextDualEncoder
 from xmodal_hf.evaluation.embed import DualEncoderEmbedder
 from xmodal_hf.features import FeatureError
-from xmodal_hf.hub.arguments import CardArguments, SpaceArguments
+from xmodal_hf.hub.arguments import CardArguments, PublishArguments, SpaceArguments, check_publishing
 from xmodal_hf.hub.model_card import CardSources, render_card
 from xmodal_hf.hub.remote_code import write_remote_code
 from xmodal_hf.hub.space import stage_space
 from xmodal_hf.hub.staging import stage_checkpoint
+from xmodal_hf.options import parse_arguments
 from xmodal_hf.training.arguments import PairArguments
 from xmodal_hf.training.feature_arguments import FeatureArguments
 from xmodal_hf.training.feature_extraction import run_extraction
@@ -377,6 +378,23 @@ def test_what_has_no_demo(
     assert not (tmp_path / "space").exists()
     with pytest.raises(ValueError, match="--gallery_size must be at least 1"):
         SpaceArguments(gallery_size=0)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--checkpoint", "x", "--space", "demo"], "--space must be user/name, got 'demo'"),
+        (["--checkpoint", "x", "--gallery", "y"], "--gallery is of a demo Space: pass --space user/name, or drop it"),
+        (["--checkpoint", "x", "--queries", "a", "b"], "--queries is of a demo Space"),
+        (["--metric", "m", "--license", "mit"], "--license is of the card of a model, and a metric has its own"),
+    ],
+)
+def test_options_without_effect_are_refused(args: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    classes = (PublishArguments, CardArguments, SpaceArguments)
+    with pytest.raises(SystemExit):
+        parse_arguments(classes, "", ["--repo_id", "u/m", *args], check_publishing)
+    assert message in capsys.readouterr().err
+    assert parse_arguments(classes, "", ["--repo_id", "u/m", *args[:2]], check_publishing)[0].repo_id == "u/m"
 
 
 @pytest.fixture

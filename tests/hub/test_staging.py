@@ -172,7 +172,7 @@ def test_dry_runs_and_interrupted_runs_are_repeated(
     first = contents(tmp_path / "outputs" / "publish" / "repository")
     script.main(options)
     assert contents(tmp_path / "outputs" / "publish" / "repository") == first
-    assert "not sent (name what should be with --include): " in capsys.readouterr().out
+    assert "These files are not sent, unless --include names them: " in capsys.readouterr().out
 
     monkeypatch.setattr(shutil, "rmtree", lambda *arguments, **options: None)  # as if killed: nothing is cleaned up
     monkeypatch.setattr("xmodal_hf.hub.staging.write_remote_code", lambda folder: 1 / 0)
@@ -273,7 +273,7 @@ def test_the_script(run_script: Callable, hub: Any, checkpoint: Path, tmp_path: 
     assert dry.returncode == 0, dry.stderr
     assert hub.requests == []
     left_out, *table, _, _ = dry.stdout.splitlines()
-    assert left_out == "not sent (name what should be with --include): events.out.tfevents.1, train_log.jsonl"
+    assert left_out == "These files are not sent, unless --include names them: events.out.tfevents.1, train_log.jsonl"
     lines = dict(reversed(line.split(maxsplit=1)) for line in table)
     expected = contents(tmp_path / "dry" / "repository")
     assert {line.split()[1]: int(size.replace(",", "")) for line, size in lines.items()} == {

@@ -372,7 +372,11 @@ class DualEncoderEmbedder(Embedder):
 
     def _part(self, name: str) -> Any:
         if name not in self.processor.get_attributes():
-            raise ValueError(f"{type(self.processor).__name__} has no {name}: this model does not take such input")
+            items = next((spec.plural for spec in MODALITIES.values() if spec.processor_part == name), "texts")
+            raise ValueError(
+                f"the model takes no {items}, because its {type(self.processor).__name__} has no {name}: pass items of "
+                "another modality, or another model"
+            )
         return getattr(self.processor, name)
 
 

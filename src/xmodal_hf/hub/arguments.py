@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
-from ..options import option
+from ..options import check_unset, option
+
+
+def _check_repo_id(option: str, value: str) -> None:
+    if value.count("/") != 1 or not all(value.split("/")):
+        raise ValueError(f"--{option} must be user/name, got {value!r}")
 
 
 @dataclass
@@ -54,8 +59,7 @@ class PublishArguments:
     def __post_init__(self) -> None:
         if not self.repo_id:
             raise ValueError("--repo_id is required, for example user/name: the card names it too")
-        if self.repo_id.count("/") != 1 or not all(self.repo_id.split("/")):
-            raise ValueError(f"--repo_id must be user/name, got {self.repo_id!r}")
+        _check_repo_id("repo_id", self.repo_id)
         if (self.checkpoint is None) == (self.metric is None):
             raise ValueError("pass one of --checkpoint and --metric")
         if self.truncate_dim is not None and not (self.text_only and self.truncate_dim >= 1):
@@ -122,7 +126,18 @@ class SpaceArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.space is not None:
+            _check_repo_id("space", self.space)
         if self.gallery_size < 1:
             raise ValueError(f"--gallery_size must be at least 1, got {self.gallery_size}")
         if self.template is not None and "{}" not in self.template:
             raise ValueError(f"--template needs {{}} where the label goes, got {self.template!r}")
+
+
+def check_publishing(arguments: PublishArguments, card: CardArguments, space: SpaceArguments) -> None:
+    """Raise a ValueError for options that would have no effect."""
+    if space.space is None:
+        names = [item.name for item in fields(space)]
+        check_unset(names, "is of a demo Space", space, fix="pass --space user/name, or drop it")
+    if arguments.metric is not None:
+        check_unset([item.name for item in fields(card)], "is of the card of a model, and a metric has its own", card)

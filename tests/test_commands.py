@@ -251,6 +251,22 @@ def test_the_nearest_path_is_named(no_hub: None) -> None:
         check_sources([("--text_model", "model", ["outputs/clip", "outputs/clp"])])
 
 
+def test_a_training_that_has_not_finished_is_no_model(tmp_path: Path) -> None:
+    """Its folder has a recipe, and gets a config or an adapter's with the model."""
+    folder = tmp_path / "phase1"
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text("sentences: corpus.txt\n")
+    message = r"--text_model: the training in \S+phase1 has not finished, .* repeat its command with --resume auto"
+    with pytest.raises(FileNotFoundError, match=message):
+        check_sources([("--text_model", "model", str(folder))])
+    for name in ("config.json", "adapter_config.json"):
+        (folder / name).write_text("{}")
+        check_sources([("--text_model", "model", str(folder))])
+        (folder / name).unlink()
+    (folder / "recipe.yaml").unlink()
+    check_sources([("--text_model", "model", str(folder))])  # a tokenizer alone, or what only its reader can check
+
+
 def test_what_is_there_or_built_in_or_a_pattern_is_not_asked_for(no_hub: None, tmp_path: Path) -> None:
     (tmp_path / "cache" / "models--bert--base" / "snapshots" / "abc").mkdir(parents=True)
     check_sources([("--x", "model", None), ("--x", "model", []), ("--x", "model", ["outputs/clip", "bert/base"])])

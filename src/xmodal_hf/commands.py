@@ -66,6 +66,8 @@ _PATTERN = re.compile(r"[*?\[\]{}]|://")
 _OF_WORKER = re.compile(r"Caught \w+ in .*\.\nOriginal ")
 # Message of torch about a worker that was killed (torch.utils.data.dataloader).
 _WORKER_DIED = re.compile(r"DataLoader worker (\(pid|is killed)")
+# Files of a training's output folder: what it writes first, and one of those that it writes with the model.
+_RECIPE, _MODEL_CONFIGS = "recipe.yaml", {"config.json", "adapter_config.json"}
 _TRACEBACK = "Traceback (most recent call last):\n"
 # Maximum time to wait for an answer of the Hub, in seconds.
 _HUB_TIMEOUT = 10.0
@@ -278,7 +280,8 @@ def check_sources(sources: Iterable[tuple[str, Literal["model", "dataset"], str 
         sources: Triples (option, kind, value). A value may be None or a list.
 
     Raises:
-        FileNotFoundError: If a path does not exist, or a repository does not exist or is not public.
+        FileNotFoundError: If a path does not exist, a folder is that of a training which has not finished, or a
+            repository does not exist or is not public.
         OSError: If the Hub cannot be asked.
 
     Example:
@@ -293,6 +296,8 @@ def _check_source(option: str, kind: str, name: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    if kind == "model":
+        _check_finished(option, Path(name).expanduser())
     if Path(name).expanduser().exists() or _PATTERN.search(name) or (kind == "dataset" and name in BUILT_IN):
         return
     missing = FileNotFoundError(f"{option}: there is no file or folder {name}{_nearest_path(Path(name))}")
@@ -305,6 +310,16 @@ def _check_source(option: str, kind: str, name: str) -> None:
         raise missing from None
     if not _is_cached(repo_id, kind):
         _ask_hub(option, repo_id, kind)
+
+
+def _check_finished(option: str, folder: Path) -> None:
+    """Raise a FileNotFoundError for the output folder of a training that has not saved its model yet."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if _RECIPE in names and not names & _MODEL_CONFIGS:
+        raise FileNotFoundError(
+            f"{option}: the training in {folder} has not finished, so that there is no model yet: repeat its command "
+            "with --resume auto"
+        )
 
 
 def looks_like_path(name: str) -> bool:

@@ -278,7 +278,9 @@ def test_bad_input_is_named(clip, clap, bert, tokenizer):
         embedder.encode_text([])
     with pytest.raises(ValueError, match="no images"):
         embedder.encode_image([])
-    with pytest.raises(ValueError, match="takes no sounds, because its CLIPProcessor has no feature_extractor: pass items of another"):
+    with pytest.raises(
+        ValueError, match="takes no sounds, because its CLIPProcessor has no feature_extractor: pass items of another"
+    ):
         embedder.encode_audio([np.zeros(10)])
     with pytest.raises(ValueError, match="FunctionEmbedder has no image encoder"):
         as_embedder(lambda texts: np.ones((1, 2))).encode_image([None])

@@ -112,6 +112,18 @@ def test_the_model_index_has_every_result_of_this_model() -> None:
     assert (sts.dataset_type, sts.dataset_revision, sts.dataset_split) == ("mteb/sts", "abc", "test")
 
 
+def test_the_model_index_tells_the_text_tower_from_the_model() -> None:
+    """The Hub joins both, since their type and their data are the same."""
+    results = {"sts": {"average": 75.0}, "sts_text_tower": {"average": 80.0}, "meta": {"dataset": "sts"}}
+    entries = model_index(results)
+    assert {entry.task_type for entry in entries} == {"sentence-similarity"}
+    assert {entry.metric_name: entry.metric_value for entry in entries} == {
+        "average": 75.0,
+        "sts_text_tower/average": 80.0,
+    }
+    assert [entry.metric_type for entry in entries] == ["average", "sts_text_tower_average"]
+
+
 def test_the_model_index_of_the_card_is_read_back(checkpoint: Path) -> None:
     found = ModelCard(render(checkpoint)).data.eval_results
     expected = model_index(RESULTS)
@@ -229,6 +241,8 @@ def test_sources_that_were_folders_are_no_ids(checkpoint: Path) -> None:
     data = ModelCard(text).data
     assert data.datasets == ["someone/pairs"] and data.base_model == ["bert-base/uncased"]
     assert "on `cc3m`, [someone/pairs]" in text and "from `vit`." in text and "`openmoji`: [OpenMoji]" in text
+    write_run(checkpoint, recipe, local_sources=["towers/vit"], titles={"towers/vit": "ViT of 1,000 pictures"})
+    assert "the image tower from ViT of 1,000 pictures." in render(checkpoint)  # as the card in that folder calls it
 
 
 @pytest.mark.parametrize(

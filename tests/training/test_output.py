@@ -13,8 +13,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 import xmodal_hf
+from xmodal_hf.models.hub_files import render_short_card
 from xmodal_hf.training import output
-from xmodal_hf.training.arguments import ContrastiveArguments, PairArguments, SentenceArguments, TrainingArguments
+from xmodal_hf.training.arguments import (
+    ContrastiveArguments,
+    PairArguments,
+    SentenceArguments,
+    TextModelArguments,
+    TrainingArguments,
+)
 from xmodal_hf.training.checkpoint import CheckpointError, CheckpointManager
 from xmodal_hf.training.loop import build_accelerator
 from xmodal_hf.training.output import LOCK_NAME, _unlock, start_output
@@ -91,8 +98,24 @@ def test_a_run_says_which_sources_were_local(tmp_path, monkeypatch):
     others = (PairArguments(dataset=names), SentenceArguments(sentences="sentences.txt"), ContrastiveArguments())
     start_output(build_accelerator(arguments), arguments, *others)
     run = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
-    assert run["local_sources"] == ["data/cc3m", str(tmp_path / "data"), "sentences.txt"]
+    assert run["local_sources"] == ["data/cc3m", str(tmp_path / "data"), "sentences.txt"] and run["titles"] == {}
     _unlock(tmp_path / "out")
+
+
+def test_a_run_says_what_the_cards_of_local_models_call_them(tmp_path, monkeypatch):
+    """Not a data set's, and no title that every such card has."""
+    monkeypatch.chdir(tmp_path)
+    cards = {"towers/text": "# MiniLM", "pairs": "# Pairs", "phase1": render_short_card(None, "user/name", [])}
+    for name, card in cards.items():
+        Path(name).mkdir(parents=True)
+        Path(name, "README.md").write_text(f"---\n# no title\nlicense: mit\n---\n\n{card}\n", encoding="utf-8")
+    Path("phase1", "README.md").write_text(cards["phase1"], encoding="utf-8")
+    arguments = TrainingArguments(output_dir="out", report_to="none")
+    text, pairs = TextModelArguments(text_model="towers/text"), PairArguments(dataset=["pairs"])
+    start_output(build_accelerator(arguments), arguments, text, pairs, ContrastiveArguments(image_model="phase1"))
+    run = json.loads(Path("out", "run.json").read_text(encoding="utf-8"))
+    assert run["local_sources"] == ["towers/text", "pairs", "phase1"] and run["titles"] == {"towers/text": "MiniLM"}
+    _unlock(Path("out"))
 
 
 @pytest.mark.parametrize(

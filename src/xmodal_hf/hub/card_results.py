@@ -21,7 +21,9 @@ _LOW, _HIGH = "_ci95_low", "_ci95_high"
 def model_index(results: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
     """Return every measured number of results.json as the Hub's model index has it.
 
-    What was measured before the training is another model's and not in it.
+    What was measured before the training is another model's and not in it. The index joins the metrics of one task type
+    on one data set, so that metrics of a task whose type another task had first carry the name of their task:
+    `sts_text_tower/average` beside `average`.
     """
     entries = []
     for task, numbers in _measured(results):
@@ -31,6 +33,8 @@ def model_index(results: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
         meta = _task_meta(results, task)
         dataset = str(meta.get("dataset", "unknown"))
         task_type = TASKS[base].index_type if base in TASKS else base.replace("_", "-")
+        first = next((name for name, known in TASKS.items() if known.index_type == task_type), base)
+        prefix = "" if first == base else f"{base}/"
         entries += [
             EvalResult(
                 task_type=task_type,
@@ -40,8 +44,8 @@ def model_index(results: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
                 dataset_split=meta.get("split"),
                 dataset_revision=meta.get("revision"),
                 # The model index takes single words: "accuracy/baby cry" becomes "accuracy_baby_cry".
-                metric_type=re.sub(r"[^\w.-]+", "_", metric.replace("@", "_at_")),
-                metric_name=metric,
+                metric_type=re.sub(r"[^\w.-]+", "_", f"{prefix}{metric}".replace("@", "_at_")),
+                metric_name=f"{prefix}{metric}",
                 metric_value=value,
             )
             for metric, value in _metrics(numbers)

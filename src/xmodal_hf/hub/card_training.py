@@ -30,22 +30,22 @@ _BUILT_IN = {
 # losses are added.
 _HYPERPARAMETERS = {
     "objective": "objective",
-    "batch_size": "batch size a process",
+    "batch_size": "batch size per process",
     "num_epochs": "epochs",
-    "max_steps": "step limit",
+    "max_steps": "maximum number of steps",
     "learning_rate": "learning rate",
     "text_learning_rate": "learning rate of the text tower",
-    "modality_learning_rate": "learning rate of the other tower",
-    "lr_schedule": "schedule",
-    "warmup_steps": "warm-up (steps, or share of all)",
+    "modality_learning_rate": "learning rate of the image or audio tower",
+    "lr_schedule": "learning rate schedule",
+    "warmup_steps": "warm-up (number of steps, or fraction of all steps)",
     "weight_decay": "weight decay",
     "adam_beta1": "AdamW beta 1",
     "adam_beta2": "AdamW beta 2",
     "max_grad_norm": "gradient clipping",
-    "sentence_objective": "objective of sentences",
-    "mixed_precision": "precision",
+    "sentence_objective": "objective on sentences",
+    "mixed_precision": "mixed precision",
     "frozen_dtype": "precision of frozen weights",
-    "ema_decay": "averaging of the weights",
+    "ema_decay": "decay of the moving average of the weights",
     "lora_rank": "LoRA rank",
     "lora_alpha": "LoRA alpha",
     "seed": "seed",
@@ -120,14 +120,14 @@ def _with_local_paths(value: Any, local: Collection[str]) -> Any:
 def describe_phase(phase: TrainingRecord, follows: bool) -> str:
     """Say in a paragraph what a run did; `follows`: after a known phase 1."""
     recipe, run = phase.recipe, phase.run
-    text_origin = "phase 1" if follows else _origin(recipe, "text")
+    text_origin = "phase 1" if follows else _origin(phase, "text")
     if phase.trains_pairs:
         modality = recipe["modality"]
         text = f"**Phase 2, pairs.** {_describe_pairs(phase)} on {_sources(recipe['dataset'])}"
         text += f" ({recipe['split']} split)" if recipe.get("split") else ""
         if phase.trains_sentences:
             text += f", jointly with {_describe_sentences(phase)} at weight {recipe.get('sentence_weight', 1.0)}"
-        text += f". The text tower started from {text_origin}, the {modality} tower from {_origin(recipe, modality)}."
+        text += f". The text tower started from {text_origin}, the {modality} tower from {_origin(phase, modality)}."
     else:
         sentences = _describe_sentences(phase)
         text = f"**Phase 1, sentences.** {sentences[:1].upper()}{sentences[1:]}."
@@ -196,7 +196,7 @@ def environments(phases: list[TrainingRecord]) -> list[tuple[str, list[str]]]:
     runs = [phase.run for phase in phases]
     rows = [("device", [str(run.get("device", "")) for run in runs])]
     rows.append(("processes", [str(run.get("processes", "")) for run in runs]))
-    rows.append(("code", [str(run.get("git_commit") or "")[:12] for run in runs]))
+    rows.append(("git commit", [str(run.get("git_commit") or "")[:12] for run in runs]))
     packages = dict.fromkeys(name for run in runs for name in run.get("versions", {}))
     rows += [(name, [run.get("versions", {}).get(name, "") for run in runs]) for name in packages]
     return [(name, values) for name, values in rows if any(values)]
@@ -262,12 +262,14 @@ def _source(name: str) -> str:
     return f"`{Path(name).name}`"
 
 
-def _origin(recipe: Mapping[str, Any], tower: str) -> str:
-    """Say what a tower was before a run."""
-    name = recipe.get(f"{tower}_model") or recipe.get("model")
+def _origin(phase: TrainingRecord, tower: str) -> str:
+    """Say what a tower was before a run: an id on the Hub, or the title of the card in a folder, else its name."""
+    name = phase.recipe.get(f"{tower}_model") or phase.recipe.get("model")
     if not name:
         return "random weights"
-    return f"[{name}](https://huggingface.co/{name})" if is_hub_id(name) else f"`{Path(name).name}`"
+    if is_hub_id(name):
+        return f"[{name}](https://huggingface.co/{name})"
+    return phase.run.get("titles", {}).get(name.removeprefix("./")) or f"`{Path(name).name}`"
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

@@ -5,6 +5,7 @@ The code itself is copied by transformers, for classes that are registered with 
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ _LINK = (
 _PIPELINE_TAGS = {"image": "zero-shot-image-classification", "audio": "feature-extraction", None: "sentence-similarity"}
 _TAGS = {"image": ["clip"], "audio": ["clap", "audio"], None: ["sentence-transformers"]}
 _TITLES = {"image": "Image-text dual encoder", "audio": "Audio-text dual encoder", None: "Sentence encoder"}
+# Title of the template of cards of huggingface_hub, as long as nobody has filled it in.
+_EMPTY_TITLE = "Model Card for Model ID"
+_FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+_HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 _SUMMARIES = {
     "image": "It embeds texts and images as unit-norm vectors in one space, where cosine similarity compares them.",
     "audio": "It embeds texts and sounds as unit-norm vectors in one space, where cosine similarity compares them.",
@@ -50,6 +55,27 @@ def render_short_card(modality: str | None, repo_id: str, tags: list[str]) -> st
         f"---\n{front}---\n\n# {_TITLES[modality]}\n\n{_SUMMARIES[modality]}\n\n```python\n{code}\n```\n\n"
         f"`trust_remote_code=True` runs the Python files of this repository. {_LINK}\n"
     )
+
+
+def card_title(folder: str | os.PathLike) -> str | None:
+    """Return the title of the model card in a folder, None where there is no card or its title names no model.
+
+    Args:
+        folder: Folder of a model.
+
+    Example:
+        >>> Path("tower").mkdir()
+        >>> _ = Path("tower", "README.md").write_text("---\\nlicense: mit\\n---\\n\\n# all-MiniLM-L6-v2\\n")
+        >>> card_title("tower")
+        'all-MiniLM-L6-v2'
+    """
+    path = Path(folder) / CARD_NAME
+    if not path.is_file():
+        return None
+    text = _FRONT_MATTER.sub("", path.read_text(encoding="utf-8", errors="replace"))
+    found = _HEADING.search(text)
+    title = found.group(1).strip() if found else ""
+    return title if title and title not in (*_TITLES.values(), _EMPTY_TITLE) else None
 
 
 class HubCardMixin:

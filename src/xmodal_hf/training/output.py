@@ -24,6 +24,7 @@ from .. import __version__
 from ..data.bad_items import BAD_ITEMS_NAME, count_bad_items, sort_bad_items
 from ..evaluation.plots import loss_curves
 from ..features.processes import on_main_process
+from ..models.hub_files import card_title
 from ..models.sentence_transformers_files import write_prefix
 from ..models.text_format import text_prefix
 from ..options import local_sources, save_recipe
@@ -92,7 +93,11 @@ def _start_folder(accelerator: Accelerator, training: TrainingArguments, *argume
             )
         save_recipe(folder / RECIPE_NAME, training, *arguments)
         # Later, or on another machine, a name such as data/pairs may be a folder or a data set of the Hub.
-        local = {"local_sources": local_sources(training, *arguments)}
+        titles = {name: card_title(Path(name).expanduser()) for name in local_sources(*arguments, kinds=("model",))}
+        local = {
+            "local_sources": local_sources(training, *arguments),
+            "titles": {name: title for name, title in titles.items() if title is not None},
+        }
         _write_json(folder / RUN_NAME, _circumstances(accelerator) | local)
     except OSError as error:
         raise ValueError(f"cannot write to --output_dir {folder}: {error}") from error

@@ -88,13 +88,14 @@ def main(args: Sequence[str] | None = None) -> None:
     from xmodal_hf.evaluation.suite import RESULTS_NAME
     from xmodal_hf.study.grid import Study
     from xmodal_hf.study.jobs import jobs_of, run_jobs
-    from xmodal_hf.study.preparation import prepare
+    from xmodal_hf.study.preparation import check_prepared, prepare
     from xmodal_hf.study.report import record_run
     from xmodal_hf.training.output import RUN_NAME
 
     try:
         study = Study.read(recipe, folder, _variables(options.set))
-        jobs = jobs_of(study.cells, folder, study.baselines)
+        jobs = jobs_of(study.cells, folder, study.baselines, study.prepare)
+        check_prepared(study.prepare, folder)
         done = [job.is_done() for job in jobs]
     except ValueError as error:
         parser.error(str(error))

@@ -5,8 +5,22 @@ from pathlib import Path
 import pytest
 import yaml
 
+from xmodal_hf.losses import LOSSES, SENTENCE_LOSSES
+from xmodal_hf.options import parse_arguments
 from xmodal_hf.study.grid import Study
 from xmodal_hf.study.jobs import jobs_of
+from xmodal_hf.training.arguments import (
+    ContrastiveArguments,
+    LoraArguments,
+    PairArguments,
+    SentenceArguments,
+    TextModelArguments,
+    TrainingArguments,
+    ValidationArguments,
+    check_phase_1,
+    check_phase_2,
+)
+from xmodal_hf.training.loss_arguments import with_weights_of
 
 RECIPES = Path(__file__).parents[2] / "training_scripts" / "recipes"
 RECIPE = {
@@ -196,6 +210,30 @@ def test_recipes_of_this_repository(path):
     assert kinds == {"random_word_vectors", "untrained_tower"}
     of_paper = [question.of_paper for question in study.questions]
     assert of_paper == [question.source.startswith("Zhao et al. 2024") for question in study.questions]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("study_*.yaml")), ids=lambda path: path.stem)
+def test_the_scripts_take_the_options_of_the_recipes(path, tmp_path):
+    sentences = with_weights_of(SentenceArguments, SENTENCE_LOSSES)
+    common = (TrainingArguments, ValidationArguments, TextModelArguments)
+    pairs = (*common, PairArguments, with_weights_of(ContrastiveArguments, LOSSES), sentences, LoraArguments)
+    study, options = Study.read(path, Path("outputs/study")), tmp_path / "job.yaml"
+    jobs = [job for job in jobs_of(study.cells, Path("outputs/study")) if job.trains]
+    for job in (job for job in jobs if job.options["seed"] == study.cells[0].seed):
+        options.write_text(yaml.safe_dump(dict(job.options)), encoding="utf-8")
+        if job.script == "train_contrastive.py":
+            parse_arguments(pairs, None, ["--recipe", str(options)], check_phase_2)
+        else:
+            parse_arguments((*common, sentences, LoraArguments), None, ["--recipe", str(options)], check_phase_1)
+
+
+@pytest.mark.parametrize("name", ["vision", "vision_small", "audio", "audio_small"])
+def test_arms_read_as_many_sentences_first_as_jointly(name):
+    study = Study.read(RECIPES / f"study_{name}.yaml", Path("outputs/study"))
+    joint = [cell.phase2 for cell in study.cells if {"sentences", "triplets"} & cell.phase2.keys()]
+    numbers = {one["max_steps"] * one["sentence_batch_size"] for one in joint}
+    first = {one.phase1[1]["max_steps"] * one.phase1[1]["batch_size"] for one in study.cells if one.phase1}
+    assert len(numbers) == 1 and first == numbers
 
 
 def test_cells_name_those_of_the_grid_that_are_made(tmp_path):

@@ -1,7 +1,9 @@
 """The jobs of a study: order, resumption, failures; small stand-ins write what the real scripts do."""
 
 import json
+import shutil
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -170,6 +172,48 @@ def test_other_options_than_before_are_refused(tmp_path, scripts):
     changed = Cell(**{**vars(cell("clip")), "phase2": {"objective": "clip", "batch_size": 7}})
     with pytest.raises(ValueError, match="made with other options"):
         [job.is_done() for job in jobs_of([changed], tmp_path / "study")]
+
+
+def test_what_was_made_from_other_options_is_refused(tmp_path, scripts):
+    """The message about a phase 1 with new options says to remove it: its models were made from what was removed."""
+    study = tmp_path / "study"
+    bert = {"bert": {"kind": "language_model", "steps": 100}}
+    options = {"text_model": str(study / "bert"), "tokenizer": "elsewhere/tokenizer"}
+
+    def jobs_with(max_steps=3, preparations=bert):
+        phase1 = ("unsup", {**options, "max_steps": max_steps})
+        return jobs_of([Cell(**{**vars(cell("clip")), "phase1": phase1})], study, preparations=preparations)
+
+    (study / "bert").mkdir(parents=True)
+    (study / "bert" / "run.json").touch()
+    assert run_jobs(jobs_with(), scripts) == {} and all(job.is_done() for job in jobs_with())
+    assert [sorted(Path(one).name for one in job.made_from) for job in jobs_with()] == [["bert"], ["unsup"], ["clip"]]
+    shutil.rmtree(study / "phase1" / "unsup")
+    phase1, *models = jobs_with(max_steps=4)
+    assert not phase1.is_done()
+    for job in models:  # the evaluation too, which reads the model
+        with pytest.raises(ValueError, match=r"has been made from .* when that had other options.*remove both"):
+            job.is_done()
+    assert [job.is_done() for job in jobs_with()] == [False, True, True]
+    for job in jobs_with(preparations={"bert": bert["bert"] | {"steps": 200}})[1:]:
+        with pytest.raises(ValueError, match="has been made from"):
+            job.is_done()
+    for job in models:  # as studies of earlier versions left them
+        (job.folder / "made_from.json").unlink()
+    assert [job.is_done() for job in jobs_with(max_steps=4)] == [False, True, True]
+
+
+def test_a_model_that_goes_on_from_itself_is_refused(tmp_path):
+    """Its job would wait for itself without end."""
+    own = {"model": str(tmp_path / "models" / "clip")}
+    with pytest.raises(ValueError, match="models/clip: the grid has them made from each other, or from themselves"):
+        jobs_of([Cell(**{**vars(cell("clip", phase1=False)), "phase2": own})], tmp_path)
+
+
+def test_a_job_waits_for_any_tower_of_another(tmp_path):
+    other = Cell(**{**vars(cell("cyclip", phase1=False)), "phase2": {"image_model": str(tmp_path / "models" / "clip")}})
+    jobs = jobs_of([other, cell("clip", phase1=False)], tmp_path)
+    assert jobs[0].inputs == {str(tmp_path / "models" / "clip")}
 
 
 def test_cells_that_disagree_on_a_phase_1_of_one_name(tmp_path):

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 from xmodal_hf.data.audio import load_waveform
 from xmodal_hf.data.sources import load_pairs
 from xmodal_hf.study import language_model
-from xmodal_hf.study.preparation import prepare
+from xmodal_hf.study.preparation import check_prepared, prepare
 
 
 @pytest.fixture
@@ -81,6 +81,10 @@ def test_done_once(tmp_path, clips):
     assert table.read_text(encoding="utf-8") == "kept"
     with pytest.raises(ValueError, match="has been made with other options than the grid has now"):
         prepare({"esc": clip_options(clips, test_folds=[1])}, tmp_path / "study")
+    # A study whose jobs are all done makes nothing, and checks this too.
+    with pytest.raises(ValueError, match="has been made with other options than the grid has now"):
+        check_prepared({"esc": clip_options(clips, test_folds=[1])}, tmp_path / "study")
+    check_prepared({"esc": options, "later": options}, tmp_path / "study")
 
 
 def test_a_sample_of_each_class(tmp_path):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from .script_processes import run_script, start_server
 JOB_NAME = "job.yaml"
 LOG_NAME = "output.log"
 _TIMES_NAME = "times.log"
+_MADE_FROM_NAME = "made_from.json"
 PHASE_1, _MODELS, _EVALUATIONS = "phase1", "models", "evaluations"
 _SHOWN_LINES = 15
 
@@ -39,11 +41,14 @@ class Job:
         script: Name of the script.
         folder: Folder of its output.
         options: Options of the script, `output_dir` among them.
+        made_from: Dictionary from each folder of the study that the job reads to the checksum of the options that it is
+            made with, and of what it is made from itself. It is kept in `<folder>/made_from.json`.
     """
 
     script: str
     folder: Path
     options: Mapping[str, Any]
+    made_from: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def trains(self) -> bool:
@@ -52,14 +57,15 @@ class Job:
 
     @property
     def inputs(self) -> set[str]:
-        """Folders that the job reads and other jobs may write: a model, a text tower."""
-        return {self.options[name] for name in ("model", "text_model") if name in self.options}
+        """Folders that the job reads and other jobs may write: a model, a tower."""
+        return {self.options[name] for name in ("model", "text_model") if name in self.options} | {*self.made_from}
 
     def is_done(self) -> bool:
         """Whether its output is complete.
 
         Raises:
-            ValueError: If the folder holds the output of another job.
+            ValueError: If the folder holds the output of another job, or was made from what had other options, such as
+                a phase 1 that was removed and made again since.
         """
         path = self.folder / JOB_NAME
         if path.is_file() and _settings(yaml.safe_load(path.read_text(encoding="utf-8"))) != _settings(self.options):
@@ -69,6 +75,12 @@ class Job:
             )
         if not path.is_file():
             return False
+        for source, checksum in _written(self.folder / _MADE_FROM_NAME).items():
+            if self.made_from.get(source, checksum) != checksum:
+                raise ValueError(
+                    f"{self.folder} has been made from {source} when that had other options than the grid has now: "
+                    "remove both, or choose another --output_dir"
+                )
         # A finished training has written the number of steps into its summary.
         return "steps" in _written(self.folder / RUN_NAME) if self.trains else not self.open_tasks()
 
@@ -104,13 +116,24 @@ def baseline_folder(folder: Path, baseline: Baseline) -> Path:
     return folder / _EVALUATIONS / baseline.folder_name
 
 
-def jobs_of(cells: Sequence[Cell], folder: Path, baselines: Sequence[Baseline] = ()) -> list[Job]:
+def jobs_of(
+    cells: Sequence[Cell],
+    folder: Path,
+    baselines: Sequence[Baseline] = (),
+    preparations: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Job]:
     """Return all jobs in an order in which each finds what it needs; a phase 1 that cells share comes once.
 
     Baselines, which need no training, come first.
 
+    Args:
+        cells: Cells of the grid.
+        folder: Folder of the study.
+        baselines: Baselines of the grid.
+        preparations: Dictionary from the name of a folder to the options of the preparation that makes it.
+
     Raises:
-        ValueError: If cells want a phase 1 of the same name with different options.
+        ValueError: If cells want a phase 1 of the same name with different options, or a model goes on from itself.
     """
     measured = [_evaluation(baseline_folder(folder, one), one.model, one.evaluation) for one in baselines]
     jobs: dict[Path, Job] = {job.folder: job for job in measured}
@@ -121,7 +144,52 @@ def jobs_of(cells: Sequence[Cell], folder: Path, baselines: Sequence[Baseline] =
                 raise ValueError(
                     f"two cells have different options for {job.folder}: give their levels different names"
                 )
-    return list(jobs.values())
+    made_with = {str(folder / name): options for name, options in (preparations or {}).items()}
+    made_with |= {str(job.folder): _settings(job.options) for job in jobs.values() if job.trains}
+    checksums = _checksums(made_with)
+    return [
+        replace(job, made_from={source: checksums[source] for source in _sources(job.options, checksums)})
+        for job in jobs.values()
+    ]
+
+
+def _checksums(made_with: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Checksum of the options of each folder and, by theirs, of the folders that it is made from.
+
+    Raises:
+        ValueError: If a folder is made from itself.
+    """
+    found: dict[str, str] = {}
+
+    def checksum(name: str, on_the_way: tuple[str, ...] = ()) -> str:
+        if name in on_the_way:
+            raise ValueError(f"{', '.join(on_the_way)}: the grid has them made from each other, or from themselves")
+        if name not in found:
+            made_from = {one: checksum(one, (*on_the_way, name)) for one in _sources(made_with[name], made_with)}
+            known_by = json.dumps([made_with[name], made_from], sort_keys=True, default=str)
+            found[name] = hashlib.sha256(known_by.encode()).hexdigest()
+        return found[name]
+
+    for name in made_with:
+        checksum(name)
+    return found
+
+
+def _sources(options: Mapping[str, Any], folders: Collection[str]) -> list[str]:
+    """Those of some folders that options name, or a file in them."""
+    read = {name: value for name, value in options.items() if name != "output_dir"}
+    paths = [Path(text) for text in _texts(read) if os.sep in text]
+    named = dict.fromkeys(str(part) for path in paths for part in (path, *path.parents))
+    return [name for name in named if name in folders]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts within options."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
 
 
 def _cell_jobs(cell: Cell, folder: Path, in_cells: Collection[str | None]) -> list[Job]:
@@ -224,6 +292,7 @@ def _run(job: Job, scripts: Path, accelerate_config: str | None, environment: Ma
     job.folder.mkdir(parents=True, exist_ok=True)
     path = job.folder / JOB_NAME
     path.write_text(yaml.safe_dump(dict(job.options), sort_keys=False), encoding="utf-8")
+    (job.folder / _MADE_FROM_NAME).write_text(json.dumps(job.made_from, indent=1) + "\n", encoding="utf-8")
     rest = ["--resume", "auto"] if job.trains else ["--tasks", ",".join(job.open_tasks())]
     script, arguments = scripts / job.script, ["--recipe", str(path), *rest]
     launcher = [sys.executable]

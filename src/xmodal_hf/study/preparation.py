@@ -21,8 +21,12 @@ from .language_model import make_language_model
 from .untrained import make_random_word_vectors, make_untrained_tower
 
 
-def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
-    """Make what is not there yet: `<folder>/<name>` for each {name: {kind: one of `PREPARATIONS`, ...}}.
+def check_prepared(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Check that what is there of the preparations was made with their options.
+
+    Args:
+        preparations: Dictionary of name to options, as `prepare` takes them.
+        folder: Folder of the study.
 
     Raises:
         ValueError: If a kind is unknown, or a folder was made with other options.
@@ -31,21 +35,36 @@ def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None
         kind = options.get("kind")
         if kind not in PREPARATIONS:
             raise ValueError(f"prepare: {name} has the kind {kind!r}, known are {', '.join(PREPARATIONS)}")
-        target = folder / name
-        options_path = target.with_name(f"{target.name}.yaml")  # it is beside the folder, whose files are all data
+        target, path = folder / name, _options_path(folder / name)
+        is_made = target.is_dir() and path.is_file()
+        if is_made and yaml.safe_load(path.read_text(encoding="utf-8")) != options:
+            raise ValueError(
+                f"{target} has been made with other options than the grid has now: remove it and what was "
+                "trained with it, or choose another --output_dir"
+            )
+
+
+def _options_path(target: Path) -> Path:
+    """File of the options of a preparation: beside its folder, whose files are all data."""
+    return target.with_name(f"{target.name}.yaml")
+
+
+def prepare(preparations: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+    """Make what is not there yet: `<folder>/<name>` for each {name: {kind: one of `PREPARATIONS`, ...}}.
+
+    Raises:
+        ValueError: If a kind is unknown, or a folder was made with other options.
+    """
+    check_prepared(preparations, folder)
+    for name, options in preparations.items():
+        kind, target = options["kind"], folder / name
         if target.is_dir():
-            made_with = yaml.safe_load(options_path.read_text(encoding="utf-8")) if options_path.is_file() else options
-            if made_with != options:
-                raise ValueError(
-                    f"{target} has been made with other options than the grid has now: remove it and what was "
-                    "trained with it, or choose another --output_dir"
-                )
             continue
         partial = target.with_name(f"{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         PREPARATIONS[kind](partial, **{key: value for key, value in options.items() if key != "kind"})
-        options_path.write_text(yaml.safe_dump(dict(options), sort_keys=False), encoding="utf-8")
+        _options_path(target).write_text(yaml.safe_dump(dict(options), sort_keys=False), encoding="utf-8")
         partial.rename(target)
 
 

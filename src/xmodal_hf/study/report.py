@@ -72,7 +72,9 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         Measured.of(entries[cell.name], paired_resamples(evaluation_folder(folder, cell), results[cell.name], results))
         for cell in cells
     ]
-    jobs = [job for job in jobs_of(cells, folder, study.baselines) if job.is_done()]
+    folders = {job.folder for job in jobs_of(cells, folder, study.baselines)}
+    jobs = [job for job in jobs_of(study.cells, folder, study.baselines, study.prepare) if job.folder in folders]
+    jobs = [job for job in jobs if job.is_done()]
     found = answer_all(study.questions, measured)
     _warn_of_unanswered(study.questions, found)
     runs = [_read(cell_folder(folder, cell) / RUN_NAME) for cell in cells if cell.model is None]

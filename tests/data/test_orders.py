@@ -77,6 +77,10 @@ class TestMixedOrder:
         with pytest.raises(ValueError, match="2 sources need as many positive weights"):
             MixedOrder([FileOrder(3), FileOrder(4)], weights, seed=0)
 
+    def test_a_weight_too_small_for_one_row(self):
+        with pytest.raises(ValueError, match=r"source 2 of 2, with the weight 0\.01, has none of the 7 rows"):
+            MixedOrder([FileOrder(3), FileOrder(4)], (1, 0.01), seed=0)
+
     def test_an_empty_source(self):
         with pytest.raises(ValueError, match="has no rows"):
             MixedOrder([FileOrder(3), FileOrder(0)], (1, 1), seed=0)

@@ -305,6 +305,13 @@ class TestSamples:
         for item in (samples, torch.from_numpy(samples), {"array": samples, "sampling_rate": RATE}):
             assert np.allclose(load_waveform(item, RATE), samples / scale, atol=1e-7)
 
+    def test_that_fit_into_16_bits_are_not_taken_for_32(self):
+        """They would be 96 dB too quiet."""
+        samples = (sound() * 2**15 * 0.9).astype(np.int32)
+        with pytest.raises(BadItemError, match=r"corrupt audio: integers of 32 bits up to .* as int16"):
+            load_waveform({"array": samples, "sampling_rate": RATE}, RATE)
+        assert not load_waveform(np.zeros(8000, np.int32), RATE).any()
+
     def test_of_unsigned_bytes_have_their_silence_at_128(self):
         samples = (128 + sound() * 100).astype(np.uint8)
         assert np.allclose(load_waveform(samples, RATE), (samples.astype(float) - 128) / 128)
@@ -392,6 +399,17 @@ def test_formats_that_libsndfile_lacks_are_named(content, name, tmp_path):
     for source in (content, tmp_path / "a.wav"):
         with pytest.raises(BadItemError, match=rf"unsupported format: .*{name}.*convert it with `ffmpeg -i"):
             decode_audio(source, RATE)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_ogg_with_several_sounds_is_named(subtype, tmp_path):
+    """libsndfile would read the first one alone."""
+    first, second = (encoded(sound(), "OGG", subtype=subtype) for _ in range(2))
+    (tmp_path / "a.ogg").write_bytes(first + second)
+    for source in (first + second, tmp_path / "a.ogg"):
+        with pytest.raises(BadItemError, match=r"unsupported format: .*Ogg with several sounds.*ffmpeg -i INPUT"):
+            decode_audio(source, RATE, max_seconds=0.1)
+    assert len(decode_audio(first, RATE)) > 0
 
 
 def test_no_header_makes_us_take_memory(monkeypatch):

@@ -131,6 +131,27 @@ def test_an_item_with_very_many_captions_hides_no_other(image_text_folder, tmp_p
     assert len(search("rain", k=100)) == len(rows)
 
 
+def test_items_of_several_data_sets(image_text_folder, tmp_path, monkeypatch):
+    """Which have equal ids, and had other names when they were embedded."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("a", "b")):
+        for row, colour in enumerate(("red", "blue")):
+            Path(name).mkdir(exist_ok=True)
+            Image.new("RGB", (8 + number, 8 + row), colour).save(f"{name}/{row}.png")
+        (tmp_path / name / "rows.csv").write_text(f"file_name,text\n0.png,{name} red\n1.png,{name} blue\n")
+    names = ("a/rows.csv", "b/rows.csv")
+    run_script("extract_features.py", "--model", image_text_folder, "--dataset", *names, "--output_dir", "f")
+    store = FeatureStore.open("f")
+    for gallery in (Gallery(store), Gallery(store, names)):
+        ids = store.ids(range(4))
+        assert ids == ["a/rows.csv/0.png", "a/rows.csv/1.png", "b/rows.csv/0.png", "b/rows.csv/1.png"]
+        assert [gallery.caption(item_id) for item_id in ids] == ["a red", "a blue", "b red", "b blue"]
+        assert [gallery.picture(item_id).size for item_id in ids] == [(8, 8), (8, 9), (9, 8), (9, 9)]
+        assert gallery.caption("c/rows.csv/0.png") == "" and list(gallery.table["id"]) == [
+            row["id"] for row in map(gallery.table.__getitem__, range(4))
+        ]
+
+
 def test_captions_of_joined_rows(pictures, tmp_path):
     """As --captions_per_item joins them: the number of a caption is that among all of its item."""
     pairs = [{"image": f"{number}.png", "caption": text} for number, text in ((0, "rain"), (1, "a"), (0, "b"))]

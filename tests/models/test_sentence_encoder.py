@@ -90,6 +90,18 @@ def test_text_sub_batches_change_nothing(
     assert max(grad.abs().max() for grad in grads[0]) > 1e-3
 
 
+def test_masked_tokens_are_predicted_alike_on_either_side_of_padding(make_sentence_encoder: Callable) -> None:
+    """BERT counts its positions from the first column, padding included."""
+    model = make_sentence_encoder(mlm_head=True)
+    pad = model.config.text_config.pad_token_id
+    words, labels = torch.tensor([[5, 6, 7]]), torch.tensor([[-100, 6, -100]])
+    losses = []
+    for sides in ((0, 2), (2, 0)):
+        ids, of_ids = (torch.nn.functional.pad(x, sides, value=fill) for x, fill in ((words, pad), (labels, -100)))
+        losses.append(model(input_ids=words, mlm_input_ids=ids, mlm_labels=of_ids).mlm_loss)
+    assert torch.allclose(*losses, atol=1e-5) and losses[0] > 0
+
+
 def test_token_type_ids(make_sentence_encoder: Callable, make_text_batch: Callable) -> None:
     batch = make_text_batch()
     types = torch.ones_like(batch["input_ids"])

@@ -2,16 +2,21 @@
 
 import pytest
 import torch
+from datasets import Dataset
+from torch import nn
 from transformers import ResNetConfig
 
 from xmodal_hf import ImageTextConfig, ImageTextDualEncoder
 from xmodal_hf.features.identity import weights_checksum
 from xmodal_hf.objectives import CrossModalObjective
-from xmodal_hf.training.arguments import TrainingArguments
+from xmodal_hf.training.adapters import add_lora
+from xmodal_hf.training.arguments import LoraArguments, TrainingArguments
 from xmodal_hf.training.optimization import build_optimizer
+from xmodal_hf.training.phases import _report_equal_views
 from xmodal_hf.training.towers import (
     freeze_towers,
     halve_frozen_weights,
+    has_two_views,
     restore_frozen_weights,
     set_training_mode,
 )
@@ -80,3 +85,31 @@ def test_feature_stores_of_halved_weights_belong_to_the_released_model(dual_enco
     restore_frozen_weights(model)
     assert weights_checksum(model.image_model) == halved != before
     assert weights_checksum(model.image_model.bfloat16()) != halved
+
+
+@pytest.mark.parametrize("kind", ["sentence_encoder", "dual_encoder"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_views_differ_by_dropout_alone(kind, dropout, request, caplog):
+    """Without it, unsupervised SimCSE has a vector for its own positive, and only moves sentences apart."""
+    model = request.getfixturevalue(kind)(dropout).eval()
+    state = torch.get_rng_state()
+    assert has_two_views(model) == (dropout > 0)
+    assert not any(module.training for module in model.modules()) and torch.equal(torch.get_rng_state(), state)
+    for columns, is_warned in ((["anchor"], not dropout), (["anchor", "positive"], False), (["paraphrases"], False)):
+        caplog.clear()
+        _report_equal_views(model, Dataset.from_dict({name: ["a"] for name in columns}))
+        assert ("the two views of a sentence are one vector" in caplog.text) == is_warned
+
+
+def test_dropout_of_attention_of_an_adapter_or_of_projections_makes_views(sentence_encoder, dual_encoder):
+    attention = sentence_encoder(0.0)
+    for module in attention.modules():
+        if isinstance(getattr(module, "dropout", None), nn.Dropout) and hasattr(module, "query"):
+            module.dropout.p = 0.1
+    assert has_two_views(attention)
+    assert has_two_views(add_lora(sentence_encoder(0.0), LoraArguments(lora_rank=2, lora_dropout=0.1)))
+    assert not has_two_views(add_lora(sentence_encoder(0.0), LoraArguments(lora_rank=2)))
+    assert has_two_views(dual_encoder(0.0, projection_dropout=0.3))
+    of_images = dual_encoder(0.0)
+    next(module for module in of_images.image_model.modules() if isinstance(module, nn.Dropout)).p = 0.5
+    assert not has_two_views(of_images)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,7 +40,8 @@ class ConcatenatedPairs(PartedPairs):
         return row | {"id": f"{self.names[part]}/{row['id']}"}
 
     def _values(self, name: str) -> Iterator[Any]:
-        return chain.from_iterable(table[name] for table in self.tables)
+        for of_table, table in zip(self.names, self.tables, strict=True):
+            yield from (f"{of_table}/{value}" if name == "id" else value for value in table[name])
 
 
 PairTable: TypeAlias = Dataset | ParquetPairs | ConcatenatedPairs

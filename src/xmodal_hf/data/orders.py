@@ -103,7 +103,8 @@ class MixedOrder:
         seed: Seed of the training run.
 
     Raises:
-        ValueError: If the weights are not one positive number for each source, or a source is empty.
+        ValueError: If the weights are not one positive number for each source, a source is empty, or its weight is so
+            small that an epoch has none of its rows.
     """
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[float], *, seed: int) -> None:
@@ -119,6 +120,12 @@ class MixedOrder:
         # These are the shares of the whole, rounded so that they add up.
         ends = np.rint(np.cumsum(weights) / np.sum(weights) * self.num_rows).astype(np.int64)
         self.counts = np.diff(ends, prepend=0)
+        if not self.counts.all():
+            unused = int(self.counts.argmin())
+            raise ValueError(
+                f"source {unused + 1} of {len(weights)}, with the weight {weights[unused]:g}, has none of the "
+                f"{self.num_rows} rows of an epoch: give it more weight, or leave it out"
+            )
 
     def __len__(self) -> int:
         return self.num_rows

@@ -37,6 +37,9 @@ _KNOWN_CHUNKS = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"fact", b"cue ", b"smpl", 
 _FLAC_MAX_BLOCK, _FLAC_MAX_FRAME, _FLAC_TOTAL = slice(10, 12), slice(15, 18), slice(18, 26)
 _FLAC_TOTAL_BITS = (1 << 36) - 1
 _FLAC_TAIL = 1 << 17  # number of bytes to read if the largest frame is not known
+# Beginning of a page of an Ogg file, flag of the first page of a stream, and bytes that hold at least one page (RFC
+# 3533 6).
+_OGG_PAGE, _OGG_BEGINS, _OGG_TAIL = b"OggS", 2, 1 << 17
 
 
 def needs_mending(file: BinaryIO, num_bytes: int) -> bool:
@@ -75,6 +78,26 @@ def mended(content: bytes) -> bytes:
     if start is None or _declares_its_length(content, start, len(content)):
         return content
     return _with_xing_header(content, start)
+
+
+def is_chained(file: BinaryIO, num_bytes: int) -> bool:
+    """Whether an Ogg file of `num_bytes`, open at its beginning, holds one sound after the other (RFC 3533 4).
+
+    Recordings of web radio do; libsndfile reads the first sound alone. The last page is then of a stream that does not
+    begin where the first one does.
+    """
+    head = file.read(HEAD_BYTES)
+    begun, position = set(), 0
+    while head.startswith(_OGG_PAGE, position) and len(head) > position + 26 and head[position + 5] & _OGG_BEGINS:
+        begun.add(head[position + 14 : position + 18])
+        num_segments = head[position + 26]
+        position += 27 + num_segments + sum(head[position + 27 : position + 27 + num_segments])
+    if not begun:
+        return False
+    file.seek(max(0, num_bytes - _OGG_TAIL))
+    tail = file.read()
+    last = tail.rfind(_OGG_PAGE + b"\0")
+    return last >= 0 and tail[last + 14 : last + 18] not in begun
 
 
 def _size_field(content: bytes) -> tuple[str, int, int] | None:

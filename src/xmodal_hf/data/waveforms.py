@@ -21,7 +21,7 @@ from torchaudio.functional import resample
 from .errors import BadItemError, naming
 from .formats import conversion, ending, is_unreadable
 from .local_files import check_size, open_regular, read_regular
-from .stream_lengths import mended, needs_mending
+from .stream_lengths import is_chained, mended, needs_mending
 
 # Shorter clips have not one frame of 25 ms, which front ends need.
 MIN_SECONDS = 0.025
@@ -31,6 +31,9 @@ MAX_VALUES = 1 << 28
 # Maximum amplitude of a sample, where full scale is 1. No recording is 40 dB above it: such samples are damaged, or
 # integers that were not scaled.
 MAX_AMPLITUDE = 100.0
+# Maximum of integers of 32 bits that are taken for 16-bit samples: a recording whose full scale is 2^31 would be 96 dB
+# below it.
+_QUIET_INTEGERS = 1 << 15
 # Number of values of all channels that are read at once.
 _BLOCK = 1 << 19
 # Number of samples that are decoded before the wanted ones: a frame of an mp3 file borrows bits from up to nine frames
@@ -76,8 +79,9 @@ def decode_audio(
 
     Raises:
         BadItemError: If the file is missing, not a regular file, empty, corrupt, not a sound file or in a format that
-            libsndfile lacks (m4a, aac, wma, webm, which the detail names); if it holds no samples, samples that are all
-            zero, not finite or beyond `MAX_AMPLITUDE`, or more than `MAX_VALUES` of them. The detail names the path.
+            libsndfile lacks (m4a, aac, wma, webm, Ogg with several sounds, which the detail names); if it holds no
+            samples, samples that are all zero, not finite or beyond `MAX_AMPLITUDE`, or more than `MAX_VALUES` of them.
+            The detail names the path.
 
     Example:
         >>> import soundfile
@@ -135,7 +139,7 @@ def as_channels(samples: Any) -> np.ndarray:
     """Decoded samples (n,) or (C, n), as `datasets` and torchaudio have them, -> (n, C) float32 of full scale 1.
 
     Integers of 8, 16 or 32 bits are divided by their full scale; a Python list of integers, or an array of 64 bits,
-    does not tell its full scale and is refused.
+    does not tell its full scale and is refused, and so are integers of 32 bits that all fit into 16.
 
     Raises:
         BadItemError: If the samples have another shape or type, or cannot be sound.
@@ -157,6 +161,9 @@ def _full_scale_1(array: np.ndarray) -> np.ndarray:
         return array.astype(np.float32)
     if array.dtype == np.uint8:  # in wav files of 8 bits, 128 is silence
         return (array.astype(np.float32) - 128) / 128
+    if array.dtype == np.int32 and 0 < (peak := int(np.abs(array.astype(np.int64)).max())) <= _QUIET_INTEGERS:
+        detail = f"integers of 32 bits up to {peak}, 96 dB below full scale: pass samples of 16 bits as int16"
+        raise BadItemError("corrupt audio", detail)
     if array.dtype.kind == "i" and array.dtype.itemsize <= 4:
         return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
     raise BadItemError(
@@ -236,10 +243,13 @@ class _Sound:
         self._path: str | os.PathLike | None = None
         if isinstance(source, bytes | bytearray | memoryview):
             check_size(len(source), "")
+            _refuse_chain(io.BytesIO(source), len(source))
             self._content = mended(bytes(source))
         else:
             with open_regular(source) as file:
                 num_bytes = os.fstat(file.fileno()).st_size
+                _refuse_chain(file, num_bytes)
+                file.seek(0)
                 is_wrong = needs_mending(file, num_bytes)
             self._path = source
             if not num_bytes or is_wrong:
@@ -276,6 +286,12 @@ class _Sound:
         if 0 < declared < np.iinfo(np.int64).max and stream.sought(declared - 1) and len(stream.read(2)) == 1:
             return int(declared)
         return sum(len(block) for block in self.open().blocks(None))
+
+
+def _refuse_chain(file: BinaryIO, num_bytes: int) -> None:
+    if is_chained(file, num_bytes):
+        detail = "Ogg with several sounds, one after the other: convert it with `ffmpeg -i INPUT OUTPUT.flac`"
+        raise BadItemError("unsupported format", detail)
 
 
 class _Forward(soundfile.SoundFile):

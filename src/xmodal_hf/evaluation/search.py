@@ -304,19 +304,33 @@ class Gallery:
         if are_joined:
             tables = {name: one_row_an_item(table) for name, table in tables.items()}
         self.table: PairTable = undecoded(ConcatenatedPairs(tables) if len(tables) > 1 else tables[names[0]])
-        self._rows = {item_id: row for row, item_id in reversed(list(enumerate(self.table["id"])))}
+        self.store, self._is_one = store, len(tables) == 1
+        self._ids = [item_id for table in tables.values() for item_id in table["id"]]
+        self._rows = {item_id: row for row, item_id in reversed(list(enumerate(self._ids)))}
 
     def item(self, item_id: str) -> Any:
         """The cell of an item's picture or sound; None where the data have no such item any more."""
-        row = self._rows.get(item_id)
+        row = self._row_of(item_id)
         return None if row is None else self.table[row][self.modality]
 
     def caption(self, item_id: str, position: int = 0) -> str:
         """One caption of an item; empty where there is none."""
-        row = self._rows.get(item_id)
+        row = self._row_of(item_id)
         captions = None if row is None else self.table[row]["text"]
         captions = captions if isinstance(captions, list) else [captions]
         return str(captions[position]) if position < len(captions) and captions[position] else ""
+
+    def _row_of(self, item_id: str) -> int | None:
+        """The row of an item.
+
+        In a store of several data sets, an id begins with the name of its data set at the time of writing, and the rows
+        are those of the store where they still have that id.
+        """
+        if self._is_one:
+            return self._rows.get(item_id)
+        row = self.store.row_of(item_id)
+        is_there = row is not None and row < len(self._ids) and item_id.endswith(f"/{self._ids[row]}")
+        return row if is_there else None
 
     def picture(self, item_id: str) -> Image.Image:
         """Picture of an item on a contact sheet: the picture, the spectrogram of the sound, or a grey field."""

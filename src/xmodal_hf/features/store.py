@@ -159,6 +159,11 @@ class FeatureStore:
         place = None if shard.groups is None else shard.place(row, 0)
         return None if shard.groups is None or place is None else int(shard.groups[place])
 
+    def row_of(self, item_id: str) -> int | None:
+        """The row of the data set that an item's first vector is of; None where the store has no such item."""
+        number = next(self._numbers_of_id(item_id), None)
+        return None if number is None else self.rows([number])[0]
+
     def ids(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
         """The ids of vectors, by their numbers."""
         return [shard.ids[within].as_py() for shard, within in self._places(numbers)]

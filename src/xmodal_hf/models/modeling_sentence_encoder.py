@@ -246,7 +246,8 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         if not self.config.mlm_head or labels is None:
             raise ValueError("mlm_input_ids need mlm_labels and a model with mlm_head=True")
         mask = (input_ids != self.config.text_config.pad_token_id).long()
-        hidden = self.text_model(input_ids=input_ids, attention_mask=mask, return_dict=True).last_hidden_state
+        # As texts run, so that tokens behind padding have the positions that they have without it.
+        hidden = self.encode_text("mean", {"input_ids": input_ids, "attention_mask": mask}).last_hidden_state
         rows, columns = (labels != -100).nonzero(as_tuple=True)  # (M,) masked positions only: the vocabulary is wide
         logits = self.mlm_head(hidden[rows, columns], self.get_input_embeddings().weight)  # (M, vocabulary)
         losses = nn.functional.cross_entropy(logits.float(), labels[rows, columns], reduction="none")

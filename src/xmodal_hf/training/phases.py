@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +48,9 @@ from .features import frozen_sides, open_features
 from .log import inform
 from .loop import text_sub_batches
 from .sharding import is_sharded
-from .towers import freeze_unused_bias, halve_frozen_weights
+from .towers import freeze_unused_bias, halve_frozen_weights, has_two_views
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def build_sentence_phase(
     _check_whole(accelerator, lora)
     model = build_trained_sentence_encoder(text, sentence, lora, tokenizer, is_dry_run=training.dry_run)
     check_max_length(model, tokenizer, text)
+    _report_equal_views(model, table)
     _keep_frozen_weights(accelerator, model, training)
     if not training.dry_run:  # a dry run may have a made-up tokenizer
         check_prefix(tokenizer, text)
@@ -113,6 +117,8 @@ def build_pair_phase(
     sub_batches = text_sub_batches(training, accelerator)
     cross_modal = _pair_objective(contrastive, pairs, sub_batches)
     freeze_unused_bias(model, cross_modal)
+    if sentences is not None:
+        _report_equal_views(model, sentences)
     _keep_frozen_weights(accelerator, model, training)
     features = {} if training.dry_run else open_features(accelerator, model, table, processor, training, text, pairs)
     any_longer = "audio" not in frozen_sides(model)
@@ -139,6 +145,16 @@ def _keep_frozen_weights(
     if saved == 0:
         raise ValueError("--frozen_dtype bfloat16: no tower is frozen, and trained weights stay in float32; drop it")
     inform(accelerator, f"frozen weights are kept in bfloat16, which saves {format_size(saved / 1e9)}")
+
+
+def _report_equal_views(model: PreTrainedModel | PeftModel, table: Dataset) -> None:
+    """Warn of unsupervised sentences for a text tower without dropout, which is all by which their views differ."""
+    if len(SentenceDataset(table).views) == 1 and not has_two_views(model):
+        logger.warning(
+            "--sentences: the text tower has no dropout, so that the two views of a sentence are one vector, and the "
+            "loss only moves sentences apart. Pass --paraphrases or --triplets, an adapter with --lora_dropout, or a "
+            "tower with dropout (in --text_config, or in the config.json of --text_model)"
+        )
 
 
 def _check_whole(accelerator: Accelerator, lora: LoraArguments) -> None:

@@ -110,6 +110,32 @@ def set_training_mode(model: nn.Module) -> None:
             module.eval()
 
 
+def has_two_views(model: nn.Module) -> bool:
+    """Tell whether dropout gives a text another vector each time in training, as unsupervised SimCSE requires.
+
+    It is looked for in the text tower, and then measured on one text: some towers have dropout in attention alone.
+
+    Args:
+        model: Sentence encoder or dual encoder on the CPU, with an adapter or without, before its weights are halved.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    set_training_mode(model)
+    try:
+        in_text = (module for name, module in model.named_modules() if "text_model" in name.split("."))
+        if any(isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in in_text):
+            return True
+        whole = model.get_base_model() if isinstance(model, PeftModel) else model
+        if whole.text_model.config._attn_implementation not in ("eager", "sdpa"):  # others do not run on a CPU
+            return True
+        ids = torch.arange(4, 8).unsqueeze(0) % len(whole.get_input_embeddings().weight)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            first, second = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).text_embeds for _ in range(2))
+        return not torch.equal(first, second)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def compile_towers(model: nn.Module) -> None:
     """Compile each tower in place; parameter names stay as they are.
 

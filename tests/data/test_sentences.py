@@ -278,3 +278,35 @@ def test_a_column_without_any_text_is_passed_over(tmp_path):
     """As `load_pairs` does."""
     (tmp_path / "a.jsonl").write_text('{"text": "", "caption": "rain"}\n{"text": "", "caption": "snow"}\n')
     assert load_sentences(tmp_path / "a.jsonl")["anchor"][:] == ["rain", "snow"]
+
+
+def test_a_mark_of_byte_order_is_no_part_of_a_sentence(tmp_path):
+    (tmp_path / "lines.txt").write_text("rain falls\r\nsnow\n", encoding="utf-8-sig")
+    assert load_sentences(tmp_path / "lines.txt")["anchor"][:] == ["rain falls", "snow"]
+
+
+@pytest.mark.parametrize("name, line", [("lines.txt", "caf\xe9"), ("lines.jsonl", '{"text": "caf\xe9"}')])
+def test_other_encodings_say_how_to_convert(tmp_path, name, line):
+    (tmp_path / name).write_bytes(f"{line}\n".encode("latin1"))
+    with pytest.raises(ValueError, match=rf"{name} cannot be read: .*`iconv -f latin1 -t utf-8 {name} > utf8\."):
+        load_sentences(tmp_path / name)
+
+
+@pytest.mark.parametrize("names", [("negative_1", "negative_2"), ("Negatives",), ("hard_negatives",), ("neg1", "neg2")])
+def test_hard_negatives_of_several_columns_or_in_the_plural_are_used(tmp_path, names, caplog):
+    """sentence-transformers numbers those that it has mined."""
+    wrong = [["x", "y"], ["z", None]]
+    columns = {name: [row[number] for row in wrong] for number, name in enumerate(names)}
+    columns = columns if len(names) > 1 else {names[0]: wrong}
+    Dataset.from_dict({"anchor": ["a", "b"], "positive": ["c", "d"], **columns}).to_json(tmp_path / "rows.jsonl")
+    with caplog.at_level(logging.INFO, logger="xmodal_hf"):
+        triplets = load_triplets(tmp_path / "rows.jsonl")
+    assert triplets["negative"][0] in ("x", "y") and triplets["negative"][1] == "z"
+    assert f"hard negatives are in the columns {', '.join(names)}" in caplog.text
+    drawn = {load_triplets(tmp_path / "rows.jsonl", seed=seed)["negative"][0] for seed in range(12)}
+    assert drawn == {"x", "y"}
+
+
+def test_numbers_among_premises_are_dropped_as_empty():
+    triplets, dropped = nli_to_triplets(["a", 5], ["b", "c"], ["entailment", "entailment"])
+    assert len(triplets) == 1 and dropped == {"pairs with an empty text": 1}

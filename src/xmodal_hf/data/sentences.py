@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from datasets import Audio, ClassLabel, Dataset, Features, Image, List, Value
 
 from .builtin import BUILT_IN, caption_lists
-from .column_names import ID_COLUMNS, TEXT_COLUMNS
+from .column_names import ID_COLUMNS, NEGATIVE_TEXT_COLUMNS, TEXT_COLUMNS
 from .columns import (
     TextColumns,
     class_names_of,
@@ -51,6 +52,9 @@ PAIR_LAYOUTS = (
     ("caption1", "caption2"),
     ("sentence1", "sentence2"),
 )
+# Usual names of columns of hard negatives beside such pairs; sentence-transformers numbers them (negative_1, ...).
+_NEGATIVE_COLUMNS = {*NEGATIVE_TEXT_COLUMNS, "neg", "negs", "hard_neg", "hard_negs", "contradiction"}
+_NUMBER = re.compile(r"_?\d+$")
 # Columns of ratings of how near two texts are: with one, not every row is a pair of paraphrases. Columns of fractions,
 # of truth values and of classes count as ratings under any name.
 _RATINGS = {
@@ -179,7 +183,7 @@ def load_triplets(
 
     Rows without a hard negative may be mixed with others: their `negative` is null. Where no row has one, as in NLI
     with entailments only, there is no such column. Of a list of positives each gives a row, of a list of negatives one
-    is drawn for each row.
+    is drawn for each row; several columns of negatives (`negative_1`, `negative_2`, ...) make a list.
 
     Args:
         source: Source that `load_table` reads, with the columns of one of `TRIPLET_LAYOUTS`, `NLI_LAYOUTS` or
@@ -245,10 +249,23 @@ def build_triplets(
     for pair in PAIR_LAYOUTS if not _ratings(table) else ():
         if set(pair) <= columns.keys():
             anchors, positives = (table[columns[name]][:] for name in pair)
-            return _clean_triplets(zip(anchors, positives, [None] * len(table), strict=True), seed)
+            return _clean_triplets(zip(anchors, positives, _negatives(table, pair), strict=True), seed)
     ratings = f" Does the column {_ratings(table)[0]} label the rows? Pass --positive_label." if _ratings(table) else ""
     known = "; ".join(", ".join(layout) for layout in (*TRIPLET_LAYOUTS, *NLI_LAYOUTS, *PAIR_LAYOUTS))
     raise ValueError(f"No triplets in the columns {', '.join(table.column_names)}.{ratings} Known layouts: {known}.")
+
+
+def _negatives(table: Dataset, pair: Sequence[str]) -> list[list[str]]:
+    """The hard negatives of each row, from all columns with a usual name of them, numbered or not; else none."""
+    names = [
+        name
+        for name in table.column_names
+        if name.lower() not in pair and _NUMBER.sub("", name.lower()) in _NEGATIVE_COLUMNS
+    ]
+    if names:
+        logger.info("hard negatives are in the columns %s", ", ".join(names))
+        return [listed_texts(cells) for cells in zip(*(table[name][:] for name in names), strict=True)]
+    return [[]] * len(table)
 
 
 def _labelled_columns(table: Dataset) -> tuple[str, str, str]:
@@ -383,7 +400,7 @@ def nli_to_triplets(
     dropped: Counter[str] = Counter()
     hypotheses_of: dict[str, dict[str, dict[str, None]]] = defaultdict(lambda: {ENTAILMENT: {}, CONTRADICTION: {}})
     for premise, hypothesis, label in zip(premises, hypotheses, labels, strict=True):
-        premise, hypothesis = (premise or "").strip(), (hypothesis or "").strip()
+        premise, hypothesis = (text.strip() if isinstance(text, str) else "" for text in (premise, hypothesis))
         reason = _pair_problem(premise, hypothesis, label)
         if reason is None and hypothesis in hypotheses_of[premise][label]:
             reason = "repeated pairs"

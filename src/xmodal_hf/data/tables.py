@@ -114,7 +114,8 @@ def load_file(path: Path) -> Dataset:
         rows = load_document(path)
         if rows is not None:
             return _from_rows(rows, path)
-    table = _build(path, suffix)
+    # Some editors begin a file of text with a mark of byte order.
+    table = _build(path, suffix, **({"encoding": "utf-8-sig"} if suffix == ".txt" else {}))
     if suffix == ".jsonl":
         _check_rows(path, len(table), _count_lines(path))
     return table
@@ -148,11 +149,19 @@ def load_delimited(path: Path, suffix: str) -> Dataset:
 def _build(path: Path, suffix: str, **options: Any) -> Dataset:
     try:
         return load_dataset(_BUILDERS[suffix], data_files=str(path), split="train", **options)
-    except DatasetGenerationError as error:
+    except (DatasetGenerationError, UnicodeDecodeError) as error:
         lines = _malformed_lines(path) if suffix == ".jsonl" else ""
-        raise ValueError(f"{path} cannot be read: {lines or error.__cause__}") from error
+        cause = error if isinstance(error, UnicodeDecodeError) else error.__cause__
+        raise ValueError(f"{path} cannot be read: {lines or cause}{_conversion(path, lines or cause)}") from error
     except pa.ArrowInvalid as error:  # raised for a parquet file whose footer is damaged
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _conversion(path: Path, error: object) -> str:
+    """The command that converts a file whose text is not UTF-8; empty for another error."""
+    if "codec can't decode" not in str(error):
+        return ""
+    return f": convert it to UTF-8, for example with `iconv -f latin1 -t utf-8 {path.name} > utf8{path.suffix}`"
 
 
 def _from_rows(rows: list[dict[str, Any]], path: Path) -> Dataset:

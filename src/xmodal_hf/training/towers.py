@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -110,7 +111,7 @@ def set_training_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def has_two_views(model: nn.Module) -> bool:
+def has_two_views(model: PreTrainedModel | PeftModel) -> bool:
     """Tell whether dropout gives a text another vector each time in training, as unsupervised SimCSE requires.
 
     It is looked for in the text tower, and then measured on one text: some towers have dropout in attention alone.
@@ -124,7 +125,7 @@ def has_two_views(model: nn.Module) -> bool:
         in_text = (module for name, module in model.named_modules() if "text_model" in name.split("."))
         if any(isinstance(module, nn.Dropout) and module.training and module.p > 0 for module in in_text):
             return True
-        whole = model.get_base_model() if isinstance(model, PeftModel) else model
+        whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         if whole.text_model.config._attn_implementation not in ("eager", "sdpa"):  # others do not run on a CPU
             return True
         ids = torch.arange(4, 8).unsqueeze(0) % len(whole.get_input_embeddings().weight)

@@ -97,7 +97,7 @@ PUBLIC = {
     "xmodal_hf.data.composition": "load_composition",
     "xmodal_hf.objectives": "CrossModalObjective JointObjective SentenceObjective",
     "xmodal_hf.training.grad_cache": "cached_backward",
-    "xmodal_hf.models.conversion": "from_transformers load_dual_encoder load_dual_processor to_clip",
+    "xmodal_hf.models.conversion": "from_transformers load_dual_encoder load_dual_processor to_clap to_clip",
     "xmodal_hf.hub.publish": "push_folder",
 }
 

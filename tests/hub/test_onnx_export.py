@@ -1,5 +1,7 @@
 """ONNX files of both towers give the model's embeddings in onnxruntime."""
 
+import inspect
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +43,16 @@ def test_images_and_texts(
     for name, side in (("text", inputs), ("image", pixels)):
         side = {key: value for key, value in side.items() if key in _example_inputs(model, image_text_processor)[name]}
         assert np.abs(run(tmp_path / f"{name}.onnx", side) - expected[f"{name}_embeds"].numpy()).max() <= TOLERANCE
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_the_example_of_the_docstring_runs(image_text_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(image_text_folder.parent)
+    code = inspect.getdoc(export_onnx).partition("```python\n")[2].partition("```")[0]
+    names = {}
+    exec(textwrap.dedent(code).replace("outputs/clip", image_text_folder.name), names)
+    assert np.allclose(np.linalg.norm(names["embeds"], axis=1), 1, atol=1e-5) and len(names["embeds"]) == 2
 
 
 def test_a_modality_without_inputs_is_not_taken_for_another(

@@ -69,6 +69,23 @@ def export_onnx(
     Raises:
         ImportError: If onnx or onnxruntime is missing; the extra `onnx` installs them.
         ValueError: If the embeddings of a file differ from those of the model by more than TOLERANCE.
+
+    Example:
+        ```python
+        from pathlib import Path
+
+        import onnxruntime
+
+        from xmodal_hf.hub.onnx_export import export_onnx
+        from xmodal_hf.models.conversion import load_dual_encoder, load_dual_processor
+
+        model, processor = load_dual_encoder("outputs/clip"), load_dual_processor("outputs/clip")
+        differences = export_onnx(model, processor, Path("outputs/clip_onnx"))  # {"text.onnx": 1e-07, ...}
+        session = onnxruntime.InferenceSession("outputs/clip_onnx/text.onnx")
+        names = [item.name for item in session.get_inputs()]
+        inputs = processor(text=["a red bicycle", "a dog"], padding=True, return_tensors="np")
+        (embeds,) = session.run(None, {name: inputs[name] for name in names})  # (2, D), unit norm
+        ```
     """
     for name in _PACKAGES:
         if importlib.util.find_spec(name) is None:

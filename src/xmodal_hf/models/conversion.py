@@ -276,6 +276,18 @@ def to_clap(model: AudioTextDualEncoder) -> ClapModel:
 
     Raises:
         ValueError: If a ClapModel cannot hold the model. The message lists the reasons.
+
+    Example:
+        >>> sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        >>> text = {**sizes, "vocab_size": 64, "max_position_embeddings": 16}
+        >>> bands = {"num_mel_bins": 16, "spec_size": 64, "window_size": 4, "patch_embeds_hidden_size": 16}
+        >>> audio = {**bands, "hidden_size": 32, "depths": [1, 1], "num_attention_heads": [2, 2]}
+        >>> config = transformers.ClapConfig(text_config=text, audio_config=audio, projection_dim=16)
+        >>> clap, frames = ClapModel(config).eval(), torch.randn(1, 1, 64, 16)
+        >>> inputs = {"input_ids": torch.tensor([[0, 5, 2]]), "input_features": frames}
+        >>> again = to_clap(from_transformers(clap)).eval()
+        >>> torch.equal(again(**inputs).logits_per_audio, clap(**inputs).logits_per_audio)
+        True
     """
     _check_fits(
         model,

@@ -46,7 +46,7 @@ class ConversionArguments:
     format: Literal["auto", "transformers", "open_clip", "openai", "cyclip", "laion_clap"] = option(
         "auto",
         "Format of the source. transformers: a model of this package, CLIPModel, SiglipModel, ClapModel or "
-        "VisionTextDualEncoderModel. auto recognises a folder by its config, and tells weights of LAION-CLAP from "
+        "VisionTextDualEncoderModel, or an adapter, which is merged into its base. auto recognises a folder by its config, and tells weights of LAION-CLAP from "
         "those of open_clip; weights of OpenAI and CyCLIP must be named.",
     )
     to: Literal["xmodal_hf", "clip", "clap"] = option(
@@ -105,9 +105,13 @@ def find_weights(model: str) -> tuple[Path | None, dict[str, Any]]:
     """Return the file of a state dict and what open_clip wrote beside it; no file where there is a config.json."""
     from transformers.utils import cached_file
 
+    from xmodal_hf.evaluation.adapters import is_adapter
+
     if Path(model).is_file():
         beside = Path(model).with_name(OPEN_CLIP_CONFIG)
         return Path(model), json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    if is_adapter(model):
+        return None, {}
     names = ("config.json", OPEN_CLIP_CONFIG, *OPEN_CLIP_WEIGHTS)
     found = {name: cached_file(model, name, _raise_exceptions_for_missing_entries=False) for name in names}
     if found["config.json"] is not None:
@@ -120,22 +124,24 @@ def find_weights(model: str) -> tuple[Path | None, dict[str, Any]]:
 
 
 def read_transformers(arguments: ConversionArguments) -> Source:
-    """Read a model of transformers, or one of ours that is to become one.
+    """Read a model of transformers, one of ours that is to become one, or an adapter with its base, merged.
 
     Raises:
         ValueError: If `--format` does not go with a folder that has a config.json, or the source is a checkpoint of
             this package and `--to` is not given.
     """
+    from xmodal_hf.evaluation.adapters import is_adapter, load_adapted, processor_source
     from xmodal_hf.models.conversion import load_dual_encoder, load_dual_processor, load_two_tower_model
 
     if arguments.format not in ("auto", "transformers"):
         raise ValueError(f"--format {arguments.format} needs a file of weights, or {OPEN_CLIP_CONFIG} beside them")
-    model = load_two_tower_model(arguments.model)
+    is_merged = is_adapter(arguments.model)
+    model: Any = load_adapted(arguments.model, merge=True) if is_merged else load_two_tower_model(arguments.model)
     ours = load_dual_encoder(model)
-    if ours is model and arguments.to == "xmodal_hf":
+    if ours is model and arguments.to == "xmodal_hf" and not is_merged:
         raise ValueError("the model is one of ours already: pass --to clip or --to clap")
     try:
-        processor = load_dual_processor(arguments.model)
+        processor = load_dual_processor(processor_source(arguments.model))
     except (OSError, ValueError) as error:
         print(f"no processor is written: {error}")
         return Source(model, ours, None)

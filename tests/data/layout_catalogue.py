@@ -305,7 +305,7 @@ def table_above(folder: Path) -> None:
     write(folder / "captions.csv", "file_name,caption\n" + rows)
 
 
-@layout("One folder a class, or a zip archive of such folders: the names of the folders", "{}")
+@layout("One folder per class, or a zip archive of such folders: the names of the folders", "{}")
 def class_folders(folder: Path) -> None:
     pictures(folder, lambda number: f"item_{number}/photo.png")
 

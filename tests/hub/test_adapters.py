@@ -21,7 +21,7 @@ from xmodal_hf.hub.adapters import is_adapter, load_adapted, stage_adapter
 from xmodal_hf.hub.arguments import CardArguments
 from xmodal_hf.hub.publish import push_folder
 from xmodal_hf.hub.safety import UnsafeFolderError
-from xmodal_hf.hub.staging import stage_checkpoint
+from xmodal_hf.hub.staging import stage_checkpoint, stage_text_encoder
 from xmodal_hf.models.conversion import from_transformers
 from xmodal_hf.training.adapters import add_lora, save_adapter
 from xmodal_hf.training.arguments import LoraArguments
@@ -69,6 +69,15 @@ def assert_equal(found: list[torch.Tensor], expected: list[torch.Tensor]) -> Non
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_what_takes_a_whole_model_only(tmp_path: Path) -> None:
+    """The language encoder alone, for one."""
+    (tmp_path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match="is an adapter, and a whole model is needed: train with --lora_merge, or merge"
+    ):
+        stage_text_encoder(tmp_path, tmp_path / "staged", "someone/text", CARD)
 
 
 @pytest.fixture

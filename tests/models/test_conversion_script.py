@@ -18,6 +18,10 @@ from torch import nn
 from transformers import AutoModel, AutoProcessor, ClapModel, CLIPModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from xmodal_hf import AudioTextDualEncoder, AudioTextProcessor, ImageTextDualEncoder, ImageTextProcessor
+from xmodal_hf.evaluation.adapters import load_adapted
+from xmodal_hf.models.conversion import from_transformers, load_dual_processor
+from xmodal_hf.training.adapters import add_lora, save_adapter
+from xmodal_hf.training.arguments import LoraArguments
 
 SCRIPT = Path(__file__).parents[2] / "training_scripts" / "convert_checkpoint.py"
 
@@ -54,6 +58,41 @@ def logits(model: PreTrainedModel, processor: transformers.ProcessorMixin, **inp
     """Return a model's logits of texts for images or clips."""
     with torch.no_grad():
         return model.eval()(**processor(**inputs, padding=True, return_tensors="pt")).logits_per_text
+
+
+@pytest.fixture
+def adapter_folder(clip_folder: Path, tmp_path: Path) -> Path:
+    """An adapter of that CLIPModel, as training saves it with `--lora_rank`, and its processor."""
+    adapted = add_lora(from_transformers(CLIPModel.from_pretrained(clip_folder)), LoraArguments(lora_rank=2))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter += 0.1 * parameter.requires_grad * torch.randn_like(parameter)
+    save_adapter(adapted, tmp_path / "adapter", str(clip_folder))
+    load_dual_processor(clip_folder).save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize(("target", "kind"), [("clip", CLIPModel), ("xmodal_hf", ImageTextDualEncoder)])
+def test_an_adapter_becomes_a_whole_model(
+    target: str, kind: type, script: ModuleType, adapter_folder: Path, clip_folder: Path, images: list, tmp_path: Path
+) -> None:
+    script.main(["--model", str(adapter_folder), "--to", target, "--output_dir", str(tmp_path / "out")])
+    inputs, processor = {"text": ["rain", "the cat sleeps"], "images": images}, load_dual_processor(adapter_folder)
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert type(model) is kind
+    found = logits(model, AutoProcessor.from_pretrained(tmp_path / "out"), **inputs)
+    torch.testing.assert_close(found, logits(load_adapted(adapter_folder, merge=True), processor, **inputs))
+    assert (found - logits(AutoModel.from_pretrained(clip_folder), processor, **inputs)).abs().max() > 1e-3
+
+
+def test_the_export_to_onnx_takes_an_adapter(adapter_folder: Path, images: list) -> None:
+    from xmodal_hf.training_scripts.export_onnx import load
+
+    model, processor = load(str(adapter_folder))
+    inputs = {"text": ["rain"], "images": images}
+    expected = logits(load_adapted(adapter_folder, merge=True), processor, **inputs)
+    assert isinstance(model, ImageTextDualEncoder) and isinstance(processor, ImageTextProcessor)
+    torch.testing.assert_close(logits(model, processor, **inputs), expected)
 
 
 def test_there_and_back(

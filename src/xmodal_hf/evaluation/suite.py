@@ -216,6 +216,8 @@ def read_compared(compare: str) -> tuple[dict[str, Results], dict[str, Resamples
         if not separator:
             raise ValueError(f"--compare takes name=results.json entries, got {name!r}")
         file = Path(path.strip())
+        if not file.is_file():
+            raise FileNotFoundError(f"--compare: there is no results file {file} of {name.strip()}")
         models[name.strip()] = json.loads(file.read_text(encoding="utf-8"))
         if file.name == RESULTS_NAME:  # beside a file of another name, resamples may belong to another model
             resamples[name.strip()] = read_resamples(file.parent)

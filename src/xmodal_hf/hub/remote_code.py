@@ -17,6 +17,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 MODELS_FOLDER = Path(__file__).parents[1] / "models"
 CONFIG_NAME = "config.json"
 PROCESSOR_CONFIG_NAME = "processor_config.json"
+_ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 _CONFIGS = "configuration_dual_encoder"
 _MODELS = "modeling_dual_encoder"
@@ -63,8 +64,13 @@ def read_model_type(folder: Path) -> str:
     """Return the model type of a checkpoint.
 
     Raises:
-        ValueError: If the model type belongs to another package.
+        ValueError: If the model type belongs to another package, or the folder holds an adapter.
     """
+    if (folder / _ADAPTER_CONFIG_NAME).is_file() and not (folder / CONFIG_NAME).is_file():
+        raise ValueError(
+            f"{folder} is an adapter, and a whole model is needed: train with --lora_merge, or merge an adapter of two "
+            "towers with convert_checkpoint.py"
+        )
     model_type = read_json(folder / CONFIG_NAME).get("model_type")
     if model_type not in AUTO_MAPS:
         raise ValueError(

@@ -69,11 +69,11 @@ def _check_sts(task: str, arguments: Any, data: Any) -> None:
 def _check_zero_shot(task: str, arguments: Any, data: Any) -> None:
     split = data.zero_shot_split or "test"
     if data.label_column is None and not _has_class_folders(Path(str(data.zero_shot_data)), split):
-        raise ValueError(f"the task {task} needs --label_column, unless its data is one folder a class")
+        raise ValueError(f"the task {task} needs --label_column, unless its data is one folder per class")
 
 
 def _has_class_folders(path: Path, split: str) -> bool:
-    """Whether a source may be one folder a class, in a zip archive or not."""
+    """Whether a source may be one folder per class, in a zip archive or not."""
     if not path.is_dir():
         return path.suffix.lower() == ".zip"
     from xmodal_hf.data.layouts import METADATA_FILES  # this imports datasets, for which --help does not wait

@@ -51,9 +51,7 @@ class CaptionedItems:
         """Modality that is paired with the texts."""
         modality = self._data.modality or self._embedder.modality
         if modality is None:
-            raise ValueError(
-                "this model takes text only: retrieval, zero_shot and representation need a two-tower model"
-            )
+            raise ValueError("this model takes text only: tasks on images or sounds need a two-tower model")
         return modality
 
     @cached_property

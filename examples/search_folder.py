@@ -2,7 +2,8 @@
 
     python examples/search_folder.py outputs/clip my_pictures "a red bicycle" "two dogs in the snow"
 
-The vectors are kept beside the folder, by the names of the pictures: the next search embeds new pictures only.
+The vectors are kept beside the folder, by the names of the pictures: the next search with this model embeds new
+pictures only. The checksum of its files tells the model from another one in the same folder.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import numpy as np
 from xmodal_hf.commands import run_command
 from xmodal_hf.data.formats import is_readable
 from xmodal_hf.evaluation import Embedder, as_embedder
+from xmodal_hf.evaluation.loading import model_identity
 from xmodal_hf.models.conversion import load_dual_encoder, load_dual_processor
 
 
@@ -22,18 +24,26 @@ def picture_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and is_readable(path.name, "image"))
 
 
-def embed_folder(embedder: Embedder, folder: Path, store: Path) -> tuple[list[str], np.ndarray]:
-    """Return names and (n, D) unit-norm embeddings of the pictures; those that `store` has are not computed again."""
+def embed_folder(embedder: Embedder, folder: Path, store: Path, identity: str) -> tuple[list[str], np.ndarray]:
+    """Return names and (n, D) unit-norm embeddings of the pictures; those that `store` has are not computed again.
+
+    Args:
+        embedder: Model of the embeddings.
+        folder: Folder of the pictures.
+        store: File of the embeddings.
+        identity: Text that identifies the model; embeddings of another one are replaced.
+    """
     kept: dict[str, np.ndarray] = {}
     if store.is_file():
         with np.load(store) as arrays:
-            kept = dict(zip(arrays["names"].tolist(), arrays["embeds"], strict=True))
+            if str(arrays["model"]) == identity:
+                kept = dict(zip(arrays["names"].tolist(), arrays["embeds"], strict=True))
     names = [path.relative_to(folder).as_posix() for path in picture_files(folder)]
     missing = [name for name in names if name not in kept]
     if missing:
         kept |= dict(zip(missing, embedder.encode_image(folder / name for name in missing), strict=True))
     embeds = np.stack([kept[name] for name in names])
-    np.savez(store, names=np.array(names), embeds=embeds)
+    np.savez(store, names=np.array(names), embeds=embeds, model=np.array(identity))
     return names, embeds
 
 
@@ -55,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise ValueError(f"there is no picture in {options.folder}")
     embedder = as_embedder(load_dual_encoder(options.model), load_dual_processor(options.model))
     store = options.folder.with_name(f"{options.folder.name}_{Path(options.model).name}.npz")
-    names, embeds = embed_folder(embedder, options.folder, store)
+    names, embeds = embed_folder(embedder, options.folder, store, model_identity(options.model))
     for text, query in zip(options.queries, embedder.encode_text(options.queries), strict=True):
         print(text)
         for name, cosine in best(query, names, embeds, options.k):

@@ -46,8 +46,8 @@ class ConversionArguments:
     format: Literal["auto", "transformers", "open_clip", "openai", "cyclip", "laion_clap"] = option(
         "auto",
         "Format of the source. transformers: a model of this package, CLIPModel, SiglipModel, ClapModel or "
-        "VisionTextDualEncoderModel, or an adapter, which is merged into its base. auto recognises a folder by its config, and tells weights of LAION-CLAP from "
-        "those of open_clip; weights of OpenAI and CyCLIP must be named.",
+        "VisionTextDualEncoderModel, or an adapter, which is merged into its base. auto recognises a folder by its "
+        "config, and tells weights of LAION-CLAP from those of open_clip; weights of OpenAI and CyCLIP must be named.",
     )
     to: Literal["xmodal_hf", "clip", "clap"] = option(
         "xmodal_hf", "Type of the result: xmodal_hf, clip (a CLIPModel) or clap (a ClapModel)."

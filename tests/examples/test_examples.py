@@ -147,8 +147,12 @@ def test_search_folder(clip, pictures, capsys):
     embedder = example.as_embedder(model, processor)
     encode = embedder.encode_image
     embedder.encode_image = lambda images: encode(embedded.extend(images) or embedded)
-    names, embeds = example.embed_folder(embedder, pictures, store)
+    identity = example.model_identity(str(clip))
+    names, embeds = example.embed_folder(embedder, pictures, store, identity)
     assert [path.name for path in embedded] == ["new.png"] and embeds.shape == (17, 512) and len(names) == 17
+    embedded.clear()
+    example.embed_folder(embedder, pictures, store, "another model in that folder")
+    assert len(embedded) == 17
     (pictures / "new.png").unlink()
 
 

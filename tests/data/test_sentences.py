@@ -4,11 +4,16 @@ import json
 import logging
 import tarfile
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from xmodal_hf.data.builtin.openmoji import openmoji_captions
+from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.sentences import build_triplets, load_sentences, load_triplets, nli_to_triplets
+from xmodal_hf.data.sources import load_pairs, stream_pairs
 
 # premise, hypothesis, label: what is kept and dropped is counted by hand in the tests.
 NLI = [
@@ -288,8 +293,23 @@ def test_a_mark_of_byte_order_is_no_part_of_a_sentence(tmp_path):
 @pytest.mark.parametrize("name, line", [("lines.txt", "caf\xe9"), ("lines.jsonl", '{"text": "caf\xe9"}')])
 def test_other_encodings_say_how_to_convert(tmp_path, name, line):
     (tmp_path / name).write_bytes(f"{line}\n".encode("latin1"))
-    with pytest.raises(ValueError, match=rf"{name} cannot be read: .*`iconv -f latin1 -t utf-8 {name} > utf8\."):
+    with pytest.raises(ValueError, match=rf"{name}.*: convert it .*`iconv -f latin1 -t utf-8 {name} > utf8\."):
         load_sentences(tmp_path / name)
+
+
+def test_bytes_that_are_no_text_are_found_before_a_run(tmp_path):
+    """pyarrow would raise when the row is asked for, perhaps in a second epoch."""
+    texts = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 1, 3], np.int32)), pa.py_buffer(b"a\xff\xfe"))
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "rows.parquet", tmp_path / "folder" / "train.parquet"):
+        pq.write_table(pa.table({"image": ["0.png", "1.png"], "text": texts}), path)
+    streamed = stream_pairs(tmp_path / "rows.parquet")
+    assert streamed[0]["text"] == "a"
+    with pytest.raises(BadItemError, match=r"damaged parquet: .*rows\.parquet: 'utf-8' codec can't decode"):
+        streamed[1]
+    for source in (tmp_path / "rows.parquet", tmp_path / "folder"):
+        with pytest.raises(ValueError, match=rf"{source.name}: the column 'text' has a text that is not UTF-8"):
+            load_pairs(source)
 
 
 @pytest.mark.parametrize("names", [("negative_1", "negative_2"), ("Negatives",), ("hard_negatives",), ("neg1", "neg2")])

@@ -182,7 +182,7 @@ class ParquetPairs(PartedPairs):
         place = within if self._used is None else int(self._used[part][within])
         try:
             row = self._group(part).slice(place, 1).to_pylist()[0]
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise BadItemError("damaged parquet", f"{self.files[self._file_of_group[part]]}: {error}") from error
         media, texts = row.get(self._media), [row[name] for name in self._texts]
         return {

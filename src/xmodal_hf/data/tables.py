@@ -148,19 +148,34 @@ def load_delimited(path: Path, suffix: str) -> Dataset:
 
 def _build(path: Path, suffix: str, **options: Any) -> Dataset:
     try:
-        return load_dataset(_BUILDERS[suffix], data_files=str(path), split="train", **options)
-    except (DatasetGenerationError, UnicodeDecodeError) as error:
-        lines = _malformed_lines(path) if suffix == ".jsonl" else ""
-        cause = error if isinstance(error, UnicodeDecodeError) else error.__cause__
-        raise ValueError(f"{path} cannot be read: {lines or cause}{_conversion(path, lines or cause)}") from error
+        return checked_texts(load_dataset(_BUILDERS[suffix], data_files=str(path), split="train", **options), path)
+    except DatasetGenerationError as error:
+        reason = (_malformed_lines(path) if suffix == ".jsonl" else "") or str(error.__cause__)
+        hint = _conversion(path) if "codec can't decode" in reason else ""
+        raise ValueError(f"{path} cannot be read: {reason}{hint}") from error
     except pa.ArrowInvalid as error:  # raised for a parquet file whose footer is damaged
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _conversion(path: Path, error: object) -> str:
-    """The command that converts a file whose text is not UTF-8; empty for another error."""
-    if "codec can't decode" not in str(error):
-        return ""
+def checked_texts(table: Dataset, path: Path) -> Dataset:
+    """Return a table whose columns of texts are UTF-8, which pyarrow only checks when it is asked to.
+
+    Raises:
+        ValueError: If a text is not UTF-8: it could not be read later, in the middle of a run.
+    """
+    for name, feature in table.features.items():
+        if "string" not in str(feature):
+            continue
+        try:
+            table.data[name].validate(full=True)
+        except pa.ArrowInvalid as error:
+            hint = _conversion(path) if table_suffix(path) in (".json", ".jsonl") else ""
+            raise ValueError(f"{path}: the column {name!r} has a text that is not UTF-8 ({error}){hint}") from error
+    return table
+
+
+def _conversion(path: Path) -> str:
+    """The command that converts a file whose text is not UTF-8."""
     return f": convert it to UTF-8, for example with `iconv -f latin1 -t utf-8 {path.name} > utf8{path.suffix}`"
 
 
@@ -244,7 +259,7 @@ def _load_folder(path: Path, split: str) -> Dataset:
     tables = sorted(file for file in path.iterdir() if file.is_file() and table_suffix(file) == ".parquet")
     if tables:  # the files are named, because `datasets` may take other files beside them for the data
         files = [str(file) for file in files_of_split(tables, split, path)]
-        return load_dataset("parquet", data_files=files, split="train")
+        return checked_texts(load_dataset("parquet", data_files=files, split="train"), path)
     _check_split_of_folder(path, split)
     try:
         return load_dataset(str(path), split=split)

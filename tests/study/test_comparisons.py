@@ -94,6 +94,19 @@ def test_only_models_with_all_else_in_common_are_compared():
     assert (of_clip.difference, of_clip.num_pairs) == (3.0, 1)
 
 
+def test_numbers_of_other_data_are_not_compared(caplog):
+    """A file of the test data was replaced between two runs of a study: models that were done keep their numbers."""
+    whole = seeds((50.0, 60.0), (50.0, 61.0))
+    data = {"sts": {"sha256": "old"}, "retrieval": {"sha256": "same"}}
+    before, after, *later = (dataclasses.replace(one, data=data) for one in whole)
+    changed = dataclasses.replace(after, data=data | {"sts": {"sha256": "new"}})
+    (found,) = answer(question(), [before, changed, *later])
+    assert (found.difference, found.num_seeds) == (11.0, 1)
+    assert "sts.average of (none) and (sup), seed 0, is not compared" in caplog.text
+    (found,) = answer(question(), [before, dataclasses.replace(after, data=data | {"retrieval": None}), *later])
+    assert (found.difference, found.num_seeds) == (10.5, 2)
+
+
 def test_interaction_is_the_difference_of_differences():
     cells = [
         cell("none", 50.0, 1.0, pairs="few"),

@@ -237,9 +237,13 @@ def comparison_figures(models: Mapping[str, Results]) -> dict[str, Figure]:
 
 def _same_data(first: Results, second: Results, task: str, names: Sequence[str] = _IDENTIFYING) -> bool:
     """Whether both results of a task are of the same data in the same protocol."""
-    metas = [results["meta"]["tasks"].get(task, {}) for results in (first, second)]
-    used = [sorted(_left_out(results, task)["ids"]) for results in (first, second)]
-    return used[0] == used[1] and all(metas[0].get(name) == metas[1].get(name) for name in names)
+    return measured_on(first, task, names) == measured_on(second, task, names)
+
+
+def measured_on(results: Results, task: str, names: Sequence[str] = _IDENTIFYING) -> dict[str, Any]:
+    """What must be equal in two results of a task before they are compared: data, protocol, items left out."""
+    meta = results["meta"]["tasks"].get(task, {})
+    return {name: meta.get(name) for name in names} | {"left_out": sorted(_left_out(results, task)["ids"])}
 
 
 def _left_out(results: Results, task: str) -> dict[str, Any]:

@@ -53,18 +53,27 @@ _NORMAL_QUANTILE = float(normal.ppf((1 + CONFIDENCE) / 2))
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell's levels and seed, its numbers by "task.metric", and the resamples of those that have some."""
+    """A cell's levels and seed, its numbers by "task.metric", and the resamples of those that have some.
+
+    `data` says for each task what it was measured on: numbers of other data are not compared.
+    """
 
     levels: Mapping[str, str]
     seed: int
     numbers: Mapping[str, float]
     resamples: Mapping[str, np.ndarray] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, cell: Mapping[str, Any], resamples: Mapping[str, np.ndarray] | None = None) -> Measured:
+    def of(
+        cls,
+        cell: Mapping[str, Any],
+        resamples: Mapping[str, np.ndarray] | None = None,
+        data: Mapping[str, Any] | None = None,
+    ) -> Measured:
         """Read a cell of the study's results.json: levels and seed beside the tasks."""
         tasks = {name: numbers for name, numbers in cell.items() if name not in ("levels", "seed")}
-        return cls(cell["levels"], cell["seed"], flat_numbers(tasks), resamples or {})
+        return cls(cell["levels"], cell["seed"], flat_numbers(tasks), resamples or {}, data or {})
 
     def half_width(self, metric: str) -> float | None:
         """Half of the metric's bootstrap interval; None where it has none."""
@@ -309,7 +318,7 @@ def _differences(question: Question, metric: str, cells: Sequence[Measured]) -> 
     for before in (cell for cell in wanted if cell.levels[question.axis] == question.before):
         counterpart = {**before.levels, question.axis: question.after}
         for after in wanted:
-            if after.levels == counterpart and after.seed == before.seed:
+            if after.levels == counterpart and after.seed == before.seed and _is_comparable(before, after, metric):
                 yield _pair(
                     {axis: level for axis, level in before.levels.items() if axis != question.axis},
                     before.seed,
@@ -317,6 +326,18 @@ def _differences(question: Question, metric: str, cells: Sequence[Measured]) -> 
                     (before.half_width(metric), after.half_width(metric)),
                     (before.resamples.get(metric), after.resamples.get(metric)),
                 )
+
+
+def _is_comparable(before: Measured, after: Measured, metric: str) -> bool:
+    task = metric.partition(".")[0]
+    is_same = before.data.get(task) == after.data.get(task)
+    if not is_same:
+        logger.warning(
+            "%s of (%s) and (%s), seed %d, is not compared: the two were measured on different data, by different "
+            "protocols, or without different items. Remove the older results, and the study measures the model again.",
+            *(metric, ", ".join(before.levels.values()), ", ".join(after.levels.values()), before.seed),
+        )
+    return is_same
 
 
 def _pair(

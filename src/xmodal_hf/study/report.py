@@ -18,7 +18,7 @@ import yaml
 
 from ..commands import read_yaml
 from ..data.modalities import MODALITY_NAMES
-from ..evaluation.suite import RESULTS_NAME, read_resamples, same_draws, task_of, versions
+from ..evaluation.suite import RESULTS_NAME, measured_on, read_resamples, same_draws, task_of, versions
 from ..evaluation.tasks import TASKS
 from ..hub.markdown import render_markdown
 from ..training.output import RUN_NAME
@@ -69,7 +69,11 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         for cell in cells
     }
     measured = [
-        Measured.of(entries[cell.name], paired_resamples(evaluation_folder(folder, cell), results[cell.name], results))
+        Measured.of(
+            entries[cell.name],
+            paired_resamples(evaluation_folder(folder, cell), results[cell.name], results),
+            {task: measured_on(results[cell.name], task) for task in results[cell.name]["meta"]["tasks"]},
+        )
         for cell in cells
     ]
     folders = {job.folder for job in jobs_of(cells, folder, study.baselines)}

@@ -260,6 +260,21 @@ def test_seeds_that_a_setting_lacks_are_left_out():
     assert (found.difference, found.num_seeds, found.num_pairs) == (6.0, 1, 2)
 
 
+def test_differences_that_were_not_measured_are_counted():
+    whole = seeds((50.0, 51.0), (50.0, 51.0), objective="clip")
+    asked = [*whole, *seeds((0.0, 0.0), (0.0, 0.0), objective="cyclip")]
+    without_task = [dataclasses.replace(one, numbers={}) for one in seeds((0.0, 0.0), objective="siglip")]
+    (found,) = answer_all([question()], whole, [*asked, *without_task])
+    assert (found.num_pairs, found.num_missing) == (2, 2)
+    (found,) = answer_all([question()], [*whole, *seeds((50.0, 52.0), objective="cyclip")], asked)
+    assert (found.num_pairs, found.num_missing) == (2, 2)  # seed 1 is left out of both
+    (found,) = answer_all([question()], asked, asked)
+    assert found.num_missing == 0
+    of_sizes = question(interaction=("objective", "clip", "cyclip"))
+    (found,) = answer_all([of_sizes], [*whole, *seeds((50.0, 52.0), objective="cyclip")], asked)
+    assert (found.num_pairs, found.num_missing) == (1, 1)
+
+
 def test_no_interval_no_verdict():
     (found,) = answer(question(), [cell("none", 50.0), cell("sup", 90.0)])
     assert (found.low, found.high, found.verdict) == (None, None, "no difference resolved")

@@ -151,6 +151,7 @@ class Answer:
         verdict: Verdict, one of `VERDICTS`. An answer is resolved if `p_holm` is below 0.05.
         standard_error, degrees: Standard error of the difference and its degrees of freedom (None: infinite).
         beside: Claim of another study that the answer is compared with.
+        num_missing: Number of differences that the grid has beyond these, of models that were not measured.
         pairs: Single differences.
     """
 
@@ -176,6 +177,7 @@ class Answer:
     standard_error: float | None = None
     degrees: float | None = None
     beside: str = ""
+    num_missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -216,11 +218,19 @@ def flat_numbers(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def answer_all(questions: Iterable[Question], cells: Sequence[Measured]) -> list[Answer]:
-    """Answer questions; those with the same claim are one family, for whose number the p-values are corrected."""
+def answer_all(
+    questions: Iterable[Question], cells: Sequence[Measured], asked: Sequence[Measured] = ()
+) -> list[Answer]:
+    """Answer questions; those with the same claim are one family, for whose number the p-values are corrected.
+
+    Args:
+        questions: Questions of the study.
+        cells: Cells that were measured.
+        asked: All cells of the grid, with any numbers for the metrics that they are to have.
+    """
     families: dict[str, list[tuple[Answer, bool]]] = {}
     for question in questions:
-        families.setdefault(question.claim, []).extend(_estimated(question, cells))
+        families.setdefault(question.claim, []).extend(_estimated(question, cells, asked))
     return [found for family in families.values() for found in _judged(family)]
 
 
@@ -241,13 +251,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _estimated(question: Question, cells: Sequence[Measured]) -> list[tuple[Answer, bool]]:
+def _estimated(question: Question, cells: Sequence[Measured], asked: Sequence[Measured]) -> list[tuple[Answer, bool]]:
     """An answer by each metric that some pair of models has, before judgement, and whether its settings are mixed."""
     answers = []
     for metric, expected in question.metrics.items():
         pairs = complete_seeds(list(matched_pairs(question, metric, cells)))
         if pairs:
-            answers.append((_answer(question, metric, expected, pairs), _is_mixed(pairs)))
+            num_missing = max(0, len(list(matched_pairs(question, metric, asked))) - len(pairs))
+            found = replace(_answer(question, metric, expected, pairs), num_missing=num_missing)
+            answers.append((found, _is_mixed(pairs)))
     return answers
 
 

@@ -18,6 +18,7 @@ import yaml
 
 from ..commands import read_yaml
 from ..data.modalities import MODALITY_NAMES
+from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.suite import RESULTS_NAME, measured_on, read_resamples, same_draws, task_of, versions
 from ..evaluation.tasks import TASKS
 from ..hub.markdown import render_markdown
@@ -79,7 +80,7 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
     folders = {job.folder for job in jobs_of(cells, folder, study.baselines)}
     jobs = [job for job in jobs_of(study.cells, folder, study.baselines, study.prepare) if job.folder in folders]
     jobs = [job for job in jobs if job.is_done()]
-    found = answer_all(study.questions, measured)
+    found = answer_all(study.questions, measured, [_asked(cell, study.questions) for cell in study.cells])
     _warn_of_unanswered(study.questions, found)
     runs = [_read(cell_folder(folder, cell) / RUN_NAME) for cell in cells if cell.model is None]
     return {
@@ -100,6 +101,13 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
             "recipe": dict(study.grid),
         },
     }
+
+
+def _asked(cell: Cell, questions: Sequence[Question]) -> Measured:
+    """A cell as if it had been measured by the metrics of its tasks."""
+    tasks = [task.strip() for task in cell.evaluation.get("tasks", EvaluationArguments.tasks).split(",")]
+    metrics = {metric for question in questions for metric in question.metrics if task_of(metric) in tasks}
+    return Measured(cell.levels, cell.seed, dict.fromkeys(metrics, 0.0))
 
 
 def _warn_of_unanswered(questions: Sequence[Question], found: Sequence[Answer]) -> None:

@@ -105,6 +105,20 @@ def test_numbers_of_other_data_are_not_compared(caplog):
     assert "sts.average of (none) and (sup), seed 0, is not compared" in caplog.text
     (found,) = answer(question(), [before, dataclasses.replace(after, data=data | {"retrieval": None}), *later])
     assert (found.difference, found.num_seeds) == (10.5, 2)
+    # Levels that differ in the evaluation are compared as they are.
+    (found,) = answer(question(), [before, dataclasses.replace(changed, evaluation={"prompts": "plain"}), *later])
+    assert (found.difference, found.num_seeds) == (10.5, 2)
+
+
+def test_a_finished_model_is_not_compared_with_itself():
+    """That of a phase 1 is in the cells of every objective, and no difference between objectives."""
+    trained = seeds((50.0, 60.0), (50.0, 61.0), setting="first")
+    finished = [dataclasses.replace(one, model=f"phase1/{one.seed}") for one in seeds((55.0, 55.0), setting="alone")]
+    (found,) = answer(question(), [*trained, *finished])
+    assert (found.difference, found.num_pairs) == (10.5, 2)
+    before, after = finished
+    (found,) = answer(question(), [before, dataclasses.replace(after, model="another")])
+    assert found.num_pairs == 1
 
 
 def test_interaction_is_the_difference_of_differences():

@@ -11,7 +11,7 @@ import yaml
 
 from xmodal_hf.study.comparisons import VERDICTS
 from xmodal_hf.study.plots import answers_figure, figures, geometry_figure, metrics_figure
-from xmodal_hf.study.report import NOTES_NAME, closed_forms, compare_with, paired_resamples, render
+from xmodal_hf.study.report import NOTES_NAME, _still_failed, closed_forms, compare_with, paired_resamples, render
 from xmodal_hf.study.tables import headline_table
 
 CARDS = Path(__file__).parents[2] / "model_cards"
@@ -151,7 +151,13 @@ def test_baselines_and_phases_1_are_rows_above_the_models(results, tmp_path):
         "| sup | 47.12 (0.50) | 1.00 |",
     ]
     write(tmp_path, results)
-    assert "In italics: what the models are compared with" in render(tmp_path)
+    page = render(tmp_path)
+    assert "In italics: what the models are compared with" in page and "There is one seed" in page
+    results["cells"]["sup_seed1"] = results["cells"]["sup_seed0"] | {"seed": 1}
+    write(tmp_path, results)
+    assert "Mean and standard deviation over seeds; in parentheses, of a single model, half of its 95 %" in render(
+        tmp_path
+    )
 
 
 def test_a_finished_model_stands_under_the_axes_that_concern_it_alone(results):
@@ -197,6 +203,12 @@ def test_a_finished_model_stands_under_the_axes_that_concern_it_alone(results):
     axes["objective"]["CyCLIP"]["evaluation"] = {"max_pairs": 7}
     assert "| CLIP | 6000 | sup, phase 1 |" in headline_table(results)
     assert "| CyCLIP |  | of the Hub |" in headline_table(results)
+
+
+def test_failures_of_an_earlier_run_that_were_made_good_are_not_told(tmp_path):
+    failed = {f"{tmp_path}/models/{name}": f"exit status 1, see {tmp_path}/models/{name}/log" for name in "abc"}
+    told = _still_failed(failed, tmp_path, {tmp_path / "models" / "b"})  # a is done, c is no longer in the grid
+    assert told == {"models/b": "exit status 1, see models/b/log"}
 
 
 def test_closed_forms_that_differ_between_cells_are_left_out():

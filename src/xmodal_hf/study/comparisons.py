@@ -53,9 +53,15 @@ _NORMAL_QUANTILE = float(normal.ppf((1 + CONFIDENCE) / 2))
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell's levels and seed, its numbers by "task.metric", and the resamples of those that have some.
+    """A cell and what was measured of it.
 
-    `data` says for each task what it was measured on: numbers of other data are not compared.
+    Attributes:
+        levels, seed: Levels and seed of the cell.
+        numbers: Dictionary from "task.metric" to number.
+        resamples: Bootstrap resamples of the metrics that have some.
+        data: Dictionary from task to what it was measured on.
+        evaluation: Options of the evaluation, without its tasks.
+        model: Finished model that was only evaluated; None for a model that the cell trained.
     """
 
     levels: Mapping[str, str]
@@ -63,17 +69,14 @@ class Measured:
     numbers: Mapping[str, float]
     resamples: Mapping[str, np.ndarray] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
 
     @classmethod
-    def of(
-        cls,
-        cell: Mapping[str, Any],
-        resamples: Mapping[str, np.ndarray] | None = None,
-        data: Mapping[str, Any] | None = None,
-    ) -> Measured:
+    def of(cls, cell: Mapping[str, Any]) -> Measured:
         """Read a cell of the study's results.json: levels and seed beside the tasks."""
         tasks = {name: numbers for name, numbers in cell.items() if name not in ("levels", "seed")}
-        return cls(cell["levels"], cell["seed"], flat_numbers(tasks), resamples or {}, data or {})
+        return cls(cell["levels"], cell["seed"], flat_numbers(tasks))
 
     def half_width(self, metric: str) -> float | None:
         """Half of the metric's bootstrap interval; None where it has none."""
@@ -341,6 +344,11 @@ def _differences(question: Question, metric: str, cells: Sequence[Measured]) -> 
 
 
 def _is_comparable(before: Measured, after: Measured, metric: str) -> bool:
+    """Whether a difference is one of the levels: not of a model with itself, nor of test data that were replaced."""
+    if before.evaluation != after.evaluation:
+        return True  # then this is what the levels differ in
+    if before.model is not None and before.model == after.model:
+        return False
     task = metric.partition(".")[0]
     is_same = before.data.get(task) == after.data.get(task)
     if not is_same:

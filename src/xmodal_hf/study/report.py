@@ -7,8 +7,8 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +70,19 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
         for cell in cells
     }
     measured = [
-        Measured.of(
-            entries[cell.name],
-            paired_resamples(evaluation_folder(folder, cell), results[cell.name], results),
-            {task: measured_on(results[cell.name], task) for task in results[cell.name]["meta"]["tasks"]},
+        replace(
+            _asked(cell, ()),
+            numbers=Measured.of(entries[cell.name]).numbers,
+            resamples=paired_resamples(evaluation_folder(folder, cell), results[cell.name], results),
+            data={task: measured_on(results[cell.name], task) for task in results[cell.name]["meta"]["tasks"]},
         )
         for cell in cells
     ]
     folders = {job.folder for job in jobs_of(cells, folder, study.baselines)}
-    jobs = [job for job in jobs_of(study.cells, folder, study.baselines, study.prepare) if job.folder in folders]
-    jobs = [job for job in jobs if job.is_done()]
+    all_jobs = jobs_of(study.cells, folder, study.baselines, study.prepare)
+    done = [job for job in all_jobs if job.is_done()]
+    jobs = [job for job in done if job.folder in folders]
+    run = _read(folder / RUN_NAME)
     found = answer_all(study.questions, measured, [_asked(cell, study.questions) for cell in study.cells])
     _warn_of_unanswered(study.questions, found)
     runs = [_read(cell_folder(folder, cell) / RUN_NAME) for cell in cells if cell.model is None]
@@ -92,7 +95,10 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
             "title": study.title,
             "columns": dict(study.columns),
             "num_cells": len(study.cells),
-            **_read(folder / RUN_NAME),
+            **run,
+            "failed": _still_failed(
+                run["failed"], folder, {job.folder for job in all_jobs} - {job.folder for job in done}
+            ),
             "tasks": _task_sources(results),
             "trainings": {job.folder.name: _training(job) for job in jobs if job.trains},
             "seconds": _seconds(jobs),
@@ -104,10 +110,20 @@ def collect(study: Study, folder: Path) -> dict[str, Any]:
 
 
 def _asked(cell: Cell, questions: Sequence[Question]) -> Measured:
-    """A cell as if it had been measured by the metrics of its tasks."""
+    """A cell as if it had been measured by those metrics of some questions that are of its tasks."""
     tasks = [task.strip() for task in cell.evaluation.get("tasks", EvaluationArguments.tasks).split(",")]
     metrics = {metric for question in questions for metric in question.metrics if task_of(metric) in tasks}
-    return Measured(cell.levels, cell.seed, dict.fromkeys(metrics, 0.0))
+    evaluation = {name: value for name, value in cell.evaluation.items() if name != "tasks"}
+    return Measured(cell.levels, cell.seed, dict.fromkeys(metrics, 0.0), evaluation=evaluation, model=cell.model)
+
+
+def _still_failed(failed: Mapping[str, str], folder: Path, missing: Collection[Path]) -> dict[str, str]:
+    """Jobs of the last run that failed and are still to be done, named within the folder of the study."""
+    return {
+        name.removeprefix(f"{folder}/"): reason.replace(f"{folder}/", "")
+        for name, reason in failed.items()
+        if Path(name) in missing
+    }
 
 
 def _warn_of_unanswered(questions: Sequence[Question], found: Sequence[Answer]) -> None:
@@ -170,6 +186,7 @@ def render(folder: Path) -> str:
         paired=all(found.get("paired", False) for found in results["answers"]),
         one_seed=len({cell["seed"] for cell in results["cells"].values()}) == 1,
         has_references=bool(reference_groups(results, 1)),
+        has_single=bool(re.search(r"\d \(\d", headline_table(results))),
         task_notes={name: TASKS[name].note for name in results["meta"]["tasks"] if name in TASKS},
         plots=sorted(path.name for path in folder.glob("*.png")),
         recipe=yaml.safe_dump(results["meta"]["recipe"], sort_keys=False, allow_unicode=True, width=120),

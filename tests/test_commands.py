@@ -111,6 +111,14 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture) -> None:
     assert stopped.value.code == 2 and "Traceback" in error and error.endswith(": error: wrong\n")
 
 
+def test_code_of_a_model_is_loaded_by_a_program(failed: Callable) -> None:
+    """transformers names an argument of its function, which is no option of most commands."""
+    message = "The repository a contains custom code. Please pass the argument `trust_remote_code=True` to allow it."
+
+    printed = failed(raising(ValueError(message)))
+    assert message in printed and "evaluate_model.py has this option" in printed and "docs/extend.md" in printed
+
+
 def test_an_error_without_a_message_names_its_kind(failed: Callable) -> None:
     assert "error: EOFError" in failed(raising(EOFError()))
 

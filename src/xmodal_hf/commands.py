@@ -180,7 +180,8 @@ def run_command(main: Callable[[Sequence[str] | None], Any], args: Sequence[str]
         if DEBUG in args:
             traceback.print_exc()
         hint = "" if DEBUG in args else f" ({DEBUG} shows the traceback)"
-        message = (one_line(_own_words(str(error))) or type(error).__name__) + _extra_hint(error) + hint
+        message = one_line(_own_words(str(error))) or type(error).__name__
+        message += _extra_hint(error) + _remote_code_hint(message) + hint
     # This is outside the handler, so that nothing keeps the exception and the objects in its frames alive.
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(USER_ERROR_STATUS)
@@ -193,6 +194,16 @@ def _extra_hint(error: Exception) -> str:
     if not extras or PACKAGE in words:  # errors of this package name the extra themselves
         return ""
     return f": pip install '{PACKAGE}[{','.join(extras)}]'"
+
+
+def _remote_code_hint(message: str) -> str:
+    """Return what a command can do where transformers asks for an argument of `from_pretrained`."""
+    if "argument `trust_remote_code=True`" not in message:
+        return ""
+    return (
+        " Of the commands, evaluate_model.py has this option. The others load such a model in a program that imports "
+        "its classes, registers them with AutoConfig and AutoModel, and calls xmodal_hf.cli.main (docs/extend.md)."
+    )
 
 
 def _is_missing(module: str) -> bool:

@@ -1,6 +1,8 @@
 """A published folder runs without this package; with the package none of its code does."""
 
 import ast
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,9 @@ from xmodal_hf import (
     LogMelFeatureExtractor,
     SentenceEncoder,
 )
-from xmodal_hf.hub.remote_code import AUTO_MAPS, MODELS_FOLDER, required_modules, write_remote_code
+from xmodal_hf.hub.arguments import CardArguments
+from xmodal_hf.hub.remote_code import AUTO_MAPS, MODELS_FOLDER, foreign_towers, required_modules, write_remote_code
+from xmodal_hf.hub.staging import stage_checkpoint
 from xmodal_hf.models.configuration_aisfx import AisfxConfig
 
 TEXTS = ["rain", "the dog barks at night"]
@@ -71,6 +75,25 @@ def test_the_code_needs_only_what_transformers_has(model_type: str) -> None:
                 for top in (str(name).partition(".")[0] for name in names):
                     assert top in ALLOWED_IMPORTS or top in sys.stdlib_module_names, (name, top)
         assert "from __future__ import annotations" not in source
+
+
+def test_towers_that_others_cannot_load(
+    image_text_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every family of the documentation is known; a class of somebody's own is said to be unknown."""
+    page = (Path(__file__).parents[2] / "docs" / "towers.md").read_text(encoding="utf-8")
+    families = re.findall(r"^\| [\w. -]+ \| `([\w-]+)` \| ", page, re.MULTILINE)
+    config = {f"{number}_config": {"model_type": family} for number, family in enumerate(families)}
+    others = {"image_config": {"model_type": "timm_wrapper"}, "audio_config": {"model_type": "aisfx"}}
+    assert len(families) == 18 and foreign_towers(config | others) == {}
+    stage_checkpoint(image_text_folder, tmp_path / "known", "someone/model", CardArguments())
+    assert caplog.text == ""
+    path = image_text_folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["text_config"]["model_type"] = "words"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    stage_checkpoint(image_text_folder, tmp_path / "staged", "someone/model", CardArguments())
+    assert "The text tower is a 'words', a class that transformers does not have" in caplog.text
 
 
 def test_only_an_audio_model_asks_for_torchaudio(image_text_folder: Path, log_mel_folder: Path) -> None:

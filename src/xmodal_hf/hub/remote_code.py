@@ -42,6 +42,8 @@ AUTO_MAPS = {
     },
 }
 _EXTRACTOR_MAP = {"AutoFeatureExtractor": f"feature_extraction_log_mel.{_FEATURE_EXTRACTOR}"}
+# Model type of the tower whose code a published checkpoint carries.
+_OWN_TOWER = "aisfx"
 # Model type of a tower -> package that runs it, which transformers does not install, with the range of setup.py.
 _TOWER_PACKAGES = {"timm_wrapper": ("timm", ">=1")}
 
@@ -90,8 +92,32 @@ def tower_packages(config: Mapping[str, Any]) -> dict[str, str]:
         >>> tower_packages({"text_config": {"model_type": "bert"}, "image_config": {"model_type": "timm_wrapper"}})
         {'timm': '>=1'}
     """
-    types = (tower.get("model_type") for name, tower in config.items() if name.endswith("_config"))
+    towers = (tower for name, tower in config.items() if name.endswith("_config") and isinstance(tower, dict))
+    types = (tower.get("model_type") for tower in towers)
     return dict(_TOWER_PACKAGES[type_] for type_ in types if type_ in _TOWER_PACKAGES)
+
+
+def foreign_towers(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the towers whose classes neither transformers nor the code of a published checkpoint has.
+
+    Args:
+        config: Content of the config.json of a dual encoder or a sentence encoder.
+
+    Returns:
+        Dictionary of tower to model type.
+
+    Example:
+        >>> foreign_towers({"text_config": {"model_type": "words"}, "image_config": {"model_type": "vit"}})
+        {'text': 'words'}
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    types = {
+        name.removesuffix("_config"): str(tower.get("model_type"))
+        for name, tower in config.items()
+        if name.endswith("_config") and isinstance(tower, dict)
+    }
+    return {name: type_ for name, type_ in types.items() if type_ not in CONFIG_MAPPING_NAMES | {_OWN_TOWER: ""}}
 
 
 def write_remote_code(folder: Path) -> list[Path]:

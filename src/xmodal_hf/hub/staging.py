@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -20,8 +21,10 @@ from .arguments import CardArguments
 from .card_results import RESULTS_NAME
 from .card_training import RUN_NAMES
 from .model_card import CARD_NAME, PHASE1_FOLDER, CardSources, render_card
-from .remote_code import CONFIG_NAME, read_json, read_model_type, write_remote_code
+from .remote_code import CONFIG_NAME, foreign_towers, read_json, read_model_type, write_remote_code
 from .safety import UnsafeFolderError, check_folder, is_pickle, without_local_paths
+
+logger = logging.getLogger(__name__)
 
 # Files of a checkpoint's folder that are published. Other files (logs, training states, descriptions of jobs, notes)
 # are not published unless a pattern of `include` names them.
@@ -71,6 +74,12 @@ def stage_checkpoint(
     if not any(checkpoint.glob("*.safetensors")):
         raise ValueError(f"{checkpoint} has no model.safetensors: pass a folder that save_pretrained wrote")
     sources = CardSources.find(checkpoint, card)
+    for tower, type_ in foreign_towers(sources.config).items():
+        logger.warning(
+            "The %s tower is a %r, a class that transformers does not have: others can load the model only in programs "
+            "that import this class and register it with AutoConfig and AutoModel.",
+            *(tower, type_),
+        )
     with new_folder(folder):
         _copy_files(checkpoint, folder, include)
         copy_run(checkpoint, folder)

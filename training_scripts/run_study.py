@@ -87,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # After parsing: --help and a wrong option answer without torch.
     from xmodal_hf.evaluation.suite import RESULTS_NAME
     from xmodal_hf.study.grid import Study
-    from xmodal_hf.study.jobs import jobs_of, run_jobs
+    from xmodal_hf.study.jobs import changed_data, jobs_of, run_jobs
     from xmodal_hf.study.preparation import check_prepared, prepare
     from xmodal_hf.study.report import record_run
     from xmodal_hf.training.output import RUN_NAME
@@ -99,6 +99,12 @@ def main(args: Sequence[str] | None = None) -> None:
         done = [job.is_done() for job in jobs]
     except ValueError as error:
         parser.error(str(error))
+    for name, folders in changed_data([job for job, is_done in zip(jobs, done, strict=True) if is_done]).items():
+        print(
+            f"run_study.py: {name} has changed since {len(folders)} jobs ran, which keep their results; to run them "
+            f"again, remove {folders[0]}{' and so on' if len(folders) > 1 else ''}",
+            file=sys.stderr,
+        )
     if options.list:
         for job, is_done in zip(jobs, done, strict=True):
             print(f"{'done' if is_done else 'open'}  {job.folder}")

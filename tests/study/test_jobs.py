@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from xmodal_hf.study.grid import Baseline, Cell
-from xmodal_hf.study.jobs import Job, jobs_of, run_jobs, seconds_in_all, seconds_of
+from xmodal_hf.study.jobs import Job, changed_data, jobs_of, run_jobs, seconds_in_all, seconds_of
 
 TRAINING = """
     import json, os, sys, time, yaml
@@ -201,6 +201,25 @@ def test_what_was_made_from_other_options_is_refused(tmp_path, scripts):
     for job in models:  # as studies of earlier versions left them
         (job.folder / "made_from.json").unlink()
     assert [job.is_done() for job in jobs_with(max_steps=4)] == [False, True, True]
+
+
+def test_data_that_changed_since_are_known(tmp_path, scripts):
+    sentences, tables = tmp_path / "wiki.txt", tmp_path / "sts"
+    tables.mkdir()
+    (tables / "stsb.csv").write_text("a")
+    sentences.write_text("one")
+    options = {"sentences": str(sentences), "exclude_texts": [str(tables)], "dataset": ["openmoji"]}
+    cells = [Cell(**{**vars(cell("clip")), "phase1": ("unsup", options)})]
+    jobs = jobs_of(cells, tmp_path / "study")
+    run_jobs(jobs, scripts)
+    assert changed_data(jobs) == {} and set(jobs[0].data()) == {str(sentences), str(tables)}
+    sentences.touch()
+    assert changed_data(jobs) == {}  # its content is the same
+    sentences.write_text("two")
+    (tables / "stsb.csv").write_text("b")
+    assert changed_data(jobs) == {str(sentences): [jobs[0].folder], str(tables): [jobs[0].folder]}
+    sentences.unlink()  # a report can be written without the data
+    assert list(changed_data(jobs)) == [str(tables)]
 
 
 def test_a_model_that_goes_on_from_itself_is_refused(tmp_path):

@@ -28,7 +28,14 @@ from .script_processes import run_script, start_server
 JOB_NAME = "job.yaml"
 LOG_NAME = "output.log"
 _TIMES_NAME = "times.log"
-_MADE_FROM_NAME = "made_from.json"
+_MADE_FROM_NAME, _DATA_NAME = "made_from.json", "data.json"
+# Options that name data which the user may replace.
+_DATA = (
+    *("dataset", "sentences", "triplets", "paraphrases", "exclude_texts", "eval_sts", "eval_dataset", "pairs"),
+    *("zero_shot_data", "class_names", "composition_data", "query_bank", "sts_data", "transfer_data"),
+)
+# Of larger files, and of those in folders of more, the name and the size stand for the content.
+_CHECKED_BYTES, _CHECKED_FILES = 1 << 25, 100
 PHASE_1, _MODELS, _EVALUATIONS = "phase1", "models", "evaluations"
 _SHOWN_LINES = 15
 
@@ -84,11 +91,42 @@ class Job:
         # A finished training has written the number of steps into its summary.
         return "steps" in _written(self.folder / RUN_NAME) if self.trains else not self.open_tasks()
 
+    def data(self) -> dict[str, str]:
+        """Dictionary from each path of data on this machine to a checksum of it."""
+        values = [self.options[name] for name in _DATA if name in self.options]
+        paths = [Path(text) for text in _texts(values)]
+        return {str(path): _checksum_of_data(path) for path in dict.fromkeys(paths) if path.exists()}
+
     def open_tasks(self) -> list[str]:
         """The tasks of an evaluation that its results lack: it adds one after the other, and a grid may get more."""
         written = _written(self.folder / RESULTS_NAME)
         tasks = self.options.get("tasks", EvaluationArguments.tasks)
         return [task for task in map(str.strip, tasks.split(",")) if task and task not in written]
+
+
+def changed_data(jobs: Sequence[Job]) -> dict[str, list[Path]]:
+    """Return the data that have changed since some jobs ran, with the folders of these jobs."""
+    now: dict[str, str] = {}
+    changed: dict[str, list[Path]] = {}
+    for job in jobs:
+        for name, checksum in _written(job.folder / _DATA_NAME).items():
+            if Path(name).exists():
+                now.setdefault(name, _checksum_of_data(Path(name)))
+            if now.get(name, checksum) != checksum:
+                changed.setdefault(name, []).append(job.folder)
+    return changed
+
+
+def _checksum_of_data(path: Path) -> str:
+    """Checksum of a file, or of the files of a folder: of names and sizes, and of contents that are read at once."""
+    files = [path] if path.is_file() else sorted(one for one in path.iterdir() if one.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        if size <= _CHECKED_BYTES and len(files) <= _CHECKED_FILES:
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def cell_folder(folder: Path, cell: Cell) -> Path:
@@ -293,6 +331,7 @@ def _run(job: Job, scripts: Path, accelerate_config: str | None, environment: Ma
     path = job.folder / JOB_NAME
     path.write_text(yaml.safe_dump(dict(job.options), sort_keys=False), encoding="utf-8")
     (job.folder / _MADE_FROM_NAME).write_text(json.dumps(job.made_from, indent=1) + "\n", encoding="utf-8")
+    (job.folder / _DATA_NAME).write_text(json.dumps(job.data(), indent=1) + "\n", encoding="utf-8")
     rest = ["--resume", "auto"] if job.trains else ["--tasks", ",".join(job.open_tasks())]
     script, arguments = scripts / job.script, ["--recipe", str(path), *rest]
     launcher = [sys.executable]

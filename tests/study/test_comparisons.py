@@ -294,13 +294,20 @@ def test_no_interval_no_verdict():
     assert (found.low, found.high, found.verdict) == (None, None, "no difference resolved")
 
 
+def test_equal_differences_without_a_bootstrap_have_no_interval():
+    """Half a point is one of 200 items: that all seeds agree in it does not make it certain."""
+    cells = [cell(name, value, seed=seed) for seed in range(3) for name, value in (("none", 50.0), ("sup", 50.5))]
+    (found,) = answer(question(of_paper=True), cells)
+    assert (found.low, found.p_value, found.verdict) == (None, None, "no difference resolved")
+
+
 def test_a_metric_that_nobody_measured_has_no_answer():
     asked = Question("It helps", "language", "none", "sup", {"transfer.average": "higher"})
     assert answer(asked, [cell("none", 50.0), cell("sup", 90.0)]) == []
 
 
 def test_numbers_of_results():
-    results = {"sts": {"average": 1.5, "note": "x"}, "meta": {"seed": 3}}
+    results = {"sts": {"average": 1.5, "note": "x", "undefined": math.nan}, "meta": {"seed": 3}}
     assert flat_numbers(results) == {"sts.average": 1.5}
 
 

@@ -107,8 +107,10 @@ def test_page(tmp_path, results):
     assert "| none | 40.00 (0.50) | 1.00 |" in page and "| sup | 47.12 (0.50) | 1.00 |" in page
     assert "| sts.average | none → sup | higher | +7.12 | 6.00 to 8.25 | 0.012 | 1 of 1 | 1 | too few seeds |" in page
     assert "Confounded: The levels differ in the texts too." in page
-    results["answers"][0]["num_missing"] = 3
+    assert "covers the seeds alone" not in page
+    results["answers"][0] |= {"num_missing": 3, "pairs": [{"half_width": None}]}
     write(tmp_path, results)
+    assert "Of a metric without a bootstrap, it covers the seeds alone." in render(tmp_path)
     assert "| 0.012 | 1 of 1, 3 not measured | 1 | too few seeds |" in render(tmp_path)
     assert (
         "2 of the 3 models of the grid, trained and evaluated in 2.5 minutes on\n2 cores of A processor" in page

@@ -11,6 +11,7 @@ variances add up (the models of all seeds are measured on the same items, so one
   var^2 / ((s^2 / S)^2 / (S - 1)), and Student's t for these gives interval and p-value. A bootstrap over seeds would be
   too narrow: the variance of resamples of three values is two thirds of theirs, and t's long tails are missing.
 
+Where a metric has no bootstrap interval, the seeds alone make the interval, and none do if their differences are equal.
 With one seed the interval covers the test items only, and nothing counts as reproduced. The p-values of all answers to
 a claim are corrected for their number by Holm (1979); the intervals are not.
 """
@@ -211,13 +212,13 @@ class GainBeside:
 
 
 def flat_numbers(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """{"task.metric": number} of a results.json."""
+    """{"task.metric": number} of a results.json; what is not finite was not measured."""
     return {
         f"{task}.{metric}": value
         for task, numbers in results.items()
         if task != "meta"
         for metric, value in numbers.items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and math.isfinite(value)
     }
 
 
@@ -468,6 +469,8 @@ def estimate(pairs: Sequence[Pair]) -> Estimate:
         return Estimate(difference, None if variance is None else math.sqrt(variance))
     means = [fmean(pair.difference for pair in pairs if pair.seed == seed) for seed in seeds]
     of_seeds = stdev(means) ** 2 / len(seeds)
+    if variance is None and not of_seeds:  # of discrete values: equal ones are no sign that there is no chance
+        return Estimate(difference, None)
     total = of_seeds + (variance or 0.0)
     degrees = total**2 * (len(seeds) - 1) / of_seeds**2 if of_seeds else math.inf
     return Estimate(difference, math.sqrt(total), degrees)

@@ -184,6 +184,10 @@ def render(folder: Path) -> str:
         claims=[(claim, [found for found in results["answers"] if found["claim"] == claim]) for claim in claims],
         verdicts=VERDICTS,
         paired=all(found.get("paired", False) for found in results["answers"]),
+        has_seeds_alone=any(
+            found["low"] is not None and any(pair["half_width"] is None for pair in found["pairs"])
+            for found in results["answers"]
+        ),
         one_seed=len({cell["seed"] for cell in results["cells"].values()}) == 1,
         has_references=bool(reference_groups(results, 1)),
         has_single=bool(re.search(r"\d \(\d", headline_table(results))),

@@ -100,6 +100,8 @@ def test_help_names_commands_and_no_files_of_a_checkout(command: str, run: Calla
     example = rf"^    (xmodal-hf {command} |accelerate launch -m xmodal_hf\.training_scripts\.{module} --)"
     assert re.search(example, manual, re.MULTILINE)
     assert max(map(len, manual.splitlines())) < 140
+    folders = [entry for entry in re.split(r"\n(?=  --)", manual) if entry.startswith("  --output_dir")]
+    assert not any("default: none" in entry for entry in folders)
 
 
 def test_paths_of_shipped_files(run: Callable) -> None:

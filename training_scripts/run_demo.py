@@ -8,7 +8,7 @@ Both phases start from towers that pip installs (`prepare_towers.py`): phase 1 g
 captions, and phase 2 trains the projections of both frozen towers, which embed each picture or sound and each caption
 once.
 
-Everything that it reports is in `results.json` there; pictures and the trained model lie beside it.
+All numbers that the demo reports are in `results.json` in the output folder, beside the figures and the trained model.
 """
 
 from __future__ import annotations
@@ -120,7 +120,10 @@ def build_parser() -> ArgumentParser:
         "--modality", choices=tuple(FROM_SCRATCH), default="image", help="Modality that is paired with text."
     )
     parser.add_argument("--from_scratch", action="store_true", help="Train without pretrained towers.")
-    parser.add_argument("--output_dir", type=Path, help="Folder of all results.")
+    folders = ", ".join(str(demo.output_dir) for demos in (PRETRAINED, FROM_SCRATCH) for demo in demos.values())
+    parser.add_argument(
+        "--output_dir", type=Path, help=f"Folder of all results. Default: that of the demo, one of {folders}."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of data order, weights and measurements.")
     parser.add_argument("--max_steps", type=int, help="Maximum number of steps of each phase (for a quick trial).")
     parser.add_argument(

@@ -228,7 +228,9 @@ class TextModelArguments:
         "Text model, SentenceEncoder or dual encoder, as a folder or Hub id. Default: a new tower (--text_config).",
     )
     text_config: str | None = option(
-        None, "Config of a text tower from scratch, as JSON with model_type (in a recipe: a mapping)."
+        None,
+        "Config of a text tower from scratch, as JSON with model_type (in a recipe: a mapping). Default: a BERT with 4 "
+        "layers of width 256.",
     )
     tokenizer: str | None = option(
         None, "Folder or Hub id of the tokenizer. Default: that of the text model; without one, a tokenizer is trained."
@@ -526,9 +528,15 @@ class ContrastiveArguments:
         None, "Number of sentences per process in each batch. Default: --batch_size."
     )
     image_model: str | None = option(None, "Image model, as a folder or Hub id. Default: a new tower (--image_config).")
-    image_config: str | None = option(None, "Config of an image tower from scratch, as JSON with model_type.")
+    image_config: str | None = option(
+        None, "Config of an image tower from scratch, as JSON with model_type. Default: a small ResNet."
+    )
     audio_model: str | None = option(None, "Audio model, as a folder or Hub id. Default: a new tower (--audio_config).")
-    audio_config: str | None = option(None, "Config of an audio tower from scratch, as JSON with model_type.")
+    audio_config: str | None = option(
+        None,
+        "Config of an audio tower from scratch, as JSON with model_type. Default: a small audio spectrogram "
+        "transformer.",
+    )
     image_size: int = option(64, "Height and width in pixels of the images that a tower from scratch takes.")
     audio_preset: Literal["clap", "wavcaps", "ast"] = option(
         "ast", "Log-mel settings of an audio tower from scratch: those of LAION-CLAP, WavCaps or AST."

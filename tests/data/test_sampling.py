@@ -149,7 +149,7 @@ class TestPairDataset:
         assert items[5]["text"] == items[EpochIndex(0, 5)]["text"]
 
     def test_wrong_use_says_what_to_pass(self, pairs):
-        with pytest.raises(ValueError, match="captions is one of random, first, not 'all'"):
+        with pytest.raises(ValueError, match="captions must be one of random, first, got 'all'"):
             PairDataset(pairs, seed=0, captions="all")
         with pytest.raises(ValueError, match="found caption, picture"):
             PairDataset(Dataset.from_dict({"picture": ["x"], "caption": ["y"]}), seed=0)

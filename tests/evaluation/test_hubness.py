@@ -109,5 +109,5 @@ def test_wrong_scores_are_named(space):
     items, texts, owners, _ = space
     with pytest.raises(ValueError, match="needs a bank of training queries"):
         evaluate_retrieval(items, texts, owners, scores="querybank")
-    with pytest.raises(ValueError, match="scores are one of cosine, csls, querybank, not 'softmax'"):
+    with pytest.raises(ValueError, match="scores must be one of cosine, csls, querybank, got 'softmax'"):
         evaluate_retrieval(items, texts, owners, scores="softmax")

@@ -142,7 +142,7 @@ def test_a_perfect_model_scores_a_hundred_where_class_names_are_captions():
     assert (retrieval_ranks(classes, classes, texts=texts).best == 1).all()
     with pytest.raises(ValueError, match="160 rows of text_embeds need as many texts, not 3"):
         evaluate_retrieval(classes, classes, texts=texts[:3])
-    with pytest.raises(ValueError, match="protocol is one of distinct, plain, not 'mine'"):
+    with pytest.raises(ValueError, match="protocol must be one of distinct, plain, got 'mine'"):
         evaluate_retrieval(classes, classes, protocol="mine")
 
 
@@ -272,7 +272,7 @@ def test_an_item_without_caption_is_a_missing_gold():
 
 
 def test_k_starts_at_one():
-    with pytest.raises(ValueError, match="starts at 1"):
+    with pytest.raises(ValueError, match="k, the number of results, must be at least 1"):
         recall_at_k(score_ranks([[0.1, 0.9]], [0]), 0)
 
 

@@ -219,9 +219,9 @@ def test_sounds(audio_text_folder, tmp_path, capsys):
 
 def test_bad_queries(image_text_folder, store):
     search = Search.load(image_text_folder, store, device="cpu")
-    with pytest.raises(ValueError, match="one text, image or audio"):
+    with pytest.raises(ValueError, match="exactly one query: a text, an image"):
         search()
-    with pytest.raises(ValueError, match="k counts answers"):
+    with pytest.raises(ValueError, match="k, the number of answers, must be at least 1, got 0"):
         search("rain", k=0)
     with pytest.raises(ValueError, match="no feature_extractor"):
         search(audio=np.zeros(10))

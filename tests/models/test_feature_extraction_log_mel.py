@@ -169,10 +169,10 @@ def test_saved_and_loaded_it_is_the_same(tmp_path, preset):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"padding": "longest"}, "padding is one of repeatpad, repeat, pad, not 'longest'"),
-        ({"truncation": "fusion"}, "truncation is one of first, center, not 'fusion'"),
-        ({"front_end": "wavelet"}, "front_end is one of stft, kaldi, sound_effects, not 'wavelet'"),
-        ({"precision": "half"}, "precision is one of single, double, not 'half'"),
+        ({"padding": "longest"}, "padding must be one of repeatpad, repeat, pad, got 'longest'"),
+        ({"truncation": "fusion"}, "truncation must be one of first, center, got 'fusion'"),
+        ({"front_end": "wavelet"}, "front_end must be one of stft, kaldi, sound_effects, got 'wavelet'"),
+        ({"precision": "half"}, "precision must be one of single, double, got 'half'"),
         ({"num_frames": 100}, "num_frames goes with front_end='kaldi'"),
     ],
 )
@@ -189,7 +189,7 @@ def test_unusable_input_says_what_is_wanted():
         extractor([np.ones(50), np.ones((2, 50))], sampling_rate=RATE)
     with pytest.raises(ValueError, match=r"Waveform 0 has the shape \(0,\)"):
         extractor([np.ones(0)], sampling_rate=RATE)
-    with pytest.raises(ValueError, match="padding is one of"):
+    with pytest.raises(ValueError, match="padding must be one of"):
         extractor(np.ones(50), sampling_rate=RATE, padding="longest")
-    with pytest.raises(ValueError, match="preset is one of clap, clap_fused, wavcaps, ast"):
+    with pytest.raises(ValueError, match="preset must be one of clap, clap_fused, wavcaps, ast"):
         LogMelFeatureExtractor.from_preset("mfcc")

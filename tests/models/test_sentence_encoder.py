@@ -273,7 +273,7 @@ def test_long_texts_are_cut_to_what_the_tower_takes(
 def test_wrong_sentences(sentence_encoder: SentenceEncoder, tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(TypeError, match=r"encode takes a list of sentences: pass \[sentence\]"):
         sentence_encoder.encode("rain", tokenizer=tokenizer)
-    with pytest.raises(ValueError, match="encode got no sentences"):
+    with pytest.raises(ValueError, match="encode needs at least one sentence"):
         sentence_encoder.encode([], tokenizer=tokenizer)
     with pytest.raises(ValueError, match=r"not loaded from a folder: pass encode\(..., tokenizer=...\)"):
         sentence_encoder.encode(["rain"])
@@ -303,7 +303,7 @@ def test_encoded_vectors_may_take_part_in_training(sentence_encoder, tokenizer):
 
 @pytest.mark.parametrize("limits", [{"max_tokens_per_batch": 0}, {"batch_size": 0}])
 def test_encode_refuses_batches_of_nothing(sentence_encoder, tokenizer, limits):
-    with pytest.raises(ValueError, match="batches start at 1"):
+    with pytest.raises(ValueError, match="batch_size and max_tokens_per_batch must be at least 1"):
         sentence_encoder.encode(["rain"], tokenizer=tokenizer, **limits)
 
 

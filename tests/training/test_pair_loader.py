@@ -171,7 +171,10 @@ class TestAudio:
     [
         ({"dataset": []}, "pass --dataset"),
         ({"dataset": ["a", "a"]}, "names a data set twice"),
-        ({"dataset": ["a"], "dataset_weights": [1.0, 2.0]}, "1 data sets need as many --dataset_weights"),
+        (
+            {"dataset": ["a"], "dataset_weights": [1.0, 2.0]},
+            "--dataset_weights needs one weight per --dataset: 1, got 2",
+        ),
         ({"dataset": ["a"], "dataset_weights": [0.0]}, "must be positive"),
         ({"dataset": ["a"], "streaming": True, "max_samples": 3}, "--max_samples and --streaming exclude"),
         ({"dataset": ["a"], "max_samples": -1}, "--max_samples must be at least 1, got -1; leave it out for all rows"),

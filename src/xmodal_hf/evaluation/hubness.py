@@ -75,7 +75,7 @@ def correction(
     if scores == "csls":
         return Correction(mean_of_nearest(gallery, queries if bank is None else bank) / 2)
     if scores != "querybank":
-        raise ValueError(f"scores are one of {', '.join(SCORES)}, not {scores!r}")
+        raise ValueError(f"scores must be one of {', '.join(SCORES)}, got {scores!r}")
     if bank is None:
         raise ValueError("querybank normalisation needs a bank of training queries: pass query_bank")
     sums = torch.cat([(INVERSE_TEMPERATURE * tile).logsumexp(dim=1) for tile in _bands(gallery, bank)])  # (G,)

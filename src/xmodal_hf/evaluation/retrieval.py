@@ -344,9 +344,9 @@ def evaluate_retrieval(
         0.0
     """
     if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}, not {protocol!r}")
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     if scores not in SCORES:
-        raise ValueError(f"scores are one of {', '.join(SCORES)}, not {scores!r}")
+        raise ValueError(f"scores must be one of {', '.join(SCORES)}, got {scores!r}")
     num_texts = len(as_embeds(text_embeds, "text_embeds"))
     if texts is None and protocol == "distinct":
         _warn_of_equal_rows(text_embeds)
@@ -518,5 +518,5 @@ def _pair_cosines(
 
 def _checked_k(k: int) -> int:
     if k < 1:
-        raise ValueError(f"k counts results and starts at 1, not {k}")
+        raise ValueError(f"k, the number of results, must be at least 1, got {k}")
     return k

@@ -153,7 +153,7 @@ class Search:
         queries = {"text": text, "image": image, "audio": audio}
         given = [(kind, query) for kind, query in queries.items() if query is not None]
         if len(given) != 1:
-            raise ValueError("search takes one text, image or audio")
+            raise ValueError("pass exactly one query: a text, an image or an audio clip")
         ((kind, query),) = given
         if isinstance(query, str | os.PathLike) and kind != "text":
             query = {"bytes": None, "path": os.fspath(query)}
@@ -165,7 +165,7 @@ class Search:
     def nearest(self, queries: Any, k: int = 10) -> list[list[Hit]]:
         """Return the k best items for each of (Q, D) unit-norm embeddings."""
         if k < 1:
-            raise ValueError(f"k counts answers and starts at 1, not {k}")
+            raise ValueError(f"k, the number of answers, must be at least 1, got {k}")
         embeds = torch.as_tensor(np.asarray(queries), dtype=torch.float32)
         answers: list[list[Hit]] = [[] for _ in embeds]
         open_queries = list(range(len(embeds)))

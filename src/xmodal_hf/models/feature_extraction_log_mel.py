@@ -321,7 +321,7 @@ def _as_clips(raw_speech: Any) -> list[torch.Tensor]:
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}.")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
     return value
 
 

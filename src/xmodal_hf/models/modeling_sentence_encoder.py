@@ -296,11 +296,13 @@ class SentenceEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
         if isinstance(sentences, str):
             raise TypeError("encode takes a list of sentences: pass [sentence]")
         if len(sentences) == 0:
-            raise ValueError("encode got no sentences")
+            raise ValueError("encode needs at least one sentence, got none")
         if max_tokens_per_batch is None:
             max_tokens_per_batch = default_tokens_per_batch(self.device)
         if max_tokens_per_batch < 1 or (batch_size is not None and batch_size < 1):
-            raise ValueError(f"batches start at 1: got batch_size {batch_size}, {max_tokens_per_batch} tokens")
+            raise ValueError(
+                f"batch_size and max_tokens_per_batch must be at least 1, got {batch_size} and {max_tokens_per_batch}"
+            )
         tokenizer = tokenizer or self._own_tokenizer()
         if tokenizer is not self._checked_tokenizer:
             self.check_tokenizer(tokenizer)

@@ -470,11 +470,12 @@ class PairArguments:
         if not self.dataset:
             raise ValueError("pass --dataset: a folder, file, Hub id, openmoji or soundfont")
         if self.dataset_weights is not None and len(self.dataset_weights) != len(self.dataset):
-            raise ValueError(f"{len(self.dataset)} data sets need as many --dataset_weights")
+            given = len(self.dataset_weights)
+            raise ValueError(f"--dataset_weights needs one weight per --dataset: {len(self.dataset)}, got {given}")
         if self.dataset_weights is not None and min(self.dataset_weights) <= 0:
             raise ValueError(f"--dataset_weights must be positive, got {self.dataset_weights}")
         if len(set(self.dataset)) < len(self.dataset):
-            raise ValueError("--dataset names a data set twice: give it more weight instead")
+            raise ValueError("--dataset names a data set twice: name it once, with more weight in --dataset_weights")
         if self.streaming and self.max_samples is not None:
             raise ValueError("--max_samples and --streaming exclude each other")
         if self.max_samples is not None and self.max_samples < 1:

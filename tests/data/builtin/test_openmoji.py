@@ -129,7 +129,7 @@ def test_other_languages_follow_in_the_order_asked_for(monkeypatch):
 
 
 def test_unknown_split_and_language_are_named():
-    with pytest.raises(ValueError, match="train, test, all, not 'dev'"):
+    with pytest.raises(ValueError, match="must be one of train, test, all, got 'dev'"):
         load_openmoji("dev")
     with pytest.raises(ValueError, match=r"\['xx'\]; choose among en, es"):
         load_openmoji("test", languages=("xx",))

@@ -123,7 +123,7 @@ def test_high_notes_are_higher_than_low_ones():
 
 
 def test_wrong_use(monkeypatch):
-    with pytest.raises(ValueError, match="train, test, not 'dev'"):
+    with pytest.raises(ValueError, match="must be one of train, test, got 'dev'"):
         load_soundfont("dev")
     hints = {
         "tinysoundfont": (soundfont._import_tinysoundfont, "pip install --no-deps tinysoundfont"),

@@ -174,7 +174,7 @@ def _hash_fraction(emoji: str) -> float:
 def _caption_rows(split: str, languages: Sequence[str], skin_tones: bool) -> list[dict]:
     """Rows without pictures (`emoji`, `id`, `base_id`, `text`) of the emoji that the font has a glyph for."""
     if split not in SPLITS:
-        raise ValueError(f"The split of openmoji is one of {', '.join(SPLITS)}, not {split!r}.")
+        raise ValueError(f"The split of openmoji must be one of {', '.join(SPLITS)}, got {split!r}.")
     names = _emoji_names(tuple(languages))
     rows = []
     for emoji in sorted(_drawable_emoji(), key=_hash_fraction):

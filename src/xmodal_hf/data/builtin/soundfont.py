@@ -106,7 +106,7 @@ def load_soundfont(split: str = "train", *, num_clips: int | None = None, max_sa
         ValueError: If the split is unknown.
     """
     if split not in SPLIT_SIZES:
-        raise ValueError(f"The split of soundfont is one of {', '.join(SPLIT_SIZES)}, not {split!r}.")
+        raise ValueError(f"The split of soundfont must be one of {', '.join(SPLIT_SIZES)}, got {split!r}.")
     num_clips = SPLIT_SIZES[split] if num_clips is None else num_clips
     num_clips = num_clips if max_samples is None else min(num_clips, max_samples)
     clips = [make_clip(split, index) for index in range(num_clips)]

@@ -14,7 +14,7 @@ import soundfile
 from datasets import Dataset, Features, Image, Json, Value
 from torch.utils.data import DataLoader
 
-from xmodal_hf.data.bad_items import BadItemLog, TooManyBadItemsError, count_bad_items, sort_bad_items
+from xmodal_hf.data.bad_items import BAD_ITEMS_NAME, BadItemLog, TooManyBadItemsError, count_bad_items, sort_bad_items
 from xmodal_hf.data.errors import BadItemError
 from xmodal_hf.data.orders import ShuffledOrder
 from xmodal_hf.data.sampling import EpochBatchSampler, EpochIndex, PairDataset
@@ -309,6 +309,25 @@ def test_any_name_survives_the_list(tmp_path, name):
         assert [json.loads(line)["id"] for line in lines] == [f"{name}{index}" for index in range(3)]
     sort_bad_items(path)
     assert count_bad_items(path) == {"empty file": 3}
+
+
+@pytest.mark.parametrize("cut", [1, 20, 60])
+def test_a_line_that_was_cut_off_costs_one_entry_and_no_run(tmp_path, cut, caplog):
+    """A process was killed while it wrote, or its disk was full; the run goes on from its state."""
+    path = tmp_path / BAD_ITEMS_NAME
+    BadItemLog(path, total=10, max_fraction=1).record(3, "three", "3.png", BadItemError("corrupt image"))
+    whole = path.read_bytes()
+    BadItemLog(path, total=10, max_fraction=1).record(5, "five", "5.png", BadItemError("corrupt image"))
+    path.write_bytes(path.read_bytes()[:-cut])
+    resumed = BadItemLog(path, total=10, max_fraction=1)
+    resumed.record(7, "seven", "7.png", BadItemError("corrupt image"))
+    resumed.record(3, "three", "3.png", BadItemError("corrupt image"))
+    kept = [3, 5, 7] if cut == 1 else [3, 7]  # a line without its end is whole
+    assert count_bad_items(path) == {"corrupt image": len(kept)}
+    assert ("is cut off" in caplog.text) == (cut > 1)
+    sort_bad_items(path)
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == kept
+    assert path.read_bytes().startswith(whole)
 
 
 def test_no_entry_holds_an_address_in_memory():

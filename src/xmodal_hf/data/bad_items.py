@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -14,6 +15,8 @@ from typing import Any, NoReturn
 from filelock import FileLock
 
 from .errors import BadItemError
+
+logger = logging.getLogger(__name__)
 
 # Name of the list, a file in the output folder of a run.
 BAD_ITEMS_NAME = "bad_items.jsonl"
@@ -141,7 +144,7 @@ class BadItemLog:
                 self._read_new_lines()
                 if item.index not in self._entries:
                     with self.path.open("ab") as file:
-                        file.write(_line(asdict(item)))
+                        file.write(self._end_of_cut_line() + _line(asdict(item)))
                     self._read_new_lines()
             if len(self._entries) > self.tolerated:
                 self.stop()
@@ -155,6 +158,10 @@ class BadItemLog:
         sort_bad_items(self.path)
         kept = self.path if self.is_kept else None
         raise TooManyBadItemsError(_complaint(list(self._entries.values()), self.total, self.max_fraction, kept))
+
+    def _end_of_cut_line(self) -> bytes:
+        """What ends the last line, where a process that wrote it was killed, or its disk was full."""
+        return b"\n" if self._last_line and not self._last_line.endswith(b"\n") else b""
 
     def _read_new_lines(self) -> None:
         """Read what other workers have appended since the last call; the whole list if a worker has sorted it."""
@@ -197,5 +204,14 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _parsed(content: bytes) -> list[dict[str, Any]]:
-    """The entries of a list. Lines end at line feeds only: names may hold U+2028 and the like."""
-    return [json.loads(line) for line in content.split(b"\n") if line]
+    """The entries of a list, without lines that are cut off.
+
+    Lines end at line feeds only: names may hold U+2028 and the like.
+    """
+    entries = []
+    for line in filter(None, content.split(b"\n")):
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            logger.warning("a line in the list of bad items is cut off and is left out: %r", line[:80])
+    return entries

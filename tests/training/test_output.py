@@ -23,8 +23,10 @@ from xmodal_hf.training.arguments import (
     TrainingArguments,
 )
 from xmodal_hf.training.checkpoint import CheckpointError, CheckpointManager
+from xmodal_hf.training.faults import BadStepsError
+from xmodal_hf.training.log import TrainingResult
 from xmodal_hf.training.loop import build_accelerator
-from xmodal_hf.training.output import LOCK_NAME, _unlock, start_output
+from xmodal_hf.training.output import LOCK_NAME, _unlock, finish_output, start_output
 
 context = multiprocessing.get_context("fork")
 
@@ -132,6 +134,15 @@ def test_the_project_and_the_run_of_a_tracker(tracker, project, tmp_path, monkey
     assert name == project and options["seed"] == "7"
     assert (of_trackers["wandb"]["name"], of_trackers["mlflow"]["run_name"]) == ("clip", "clip")
     _unlock(Path(arguments.output_dir))
+
+
+def test_a_run_without_a_good_step_saves_no_model(tmp_path, sentence_encoder, tokenizer):
+    """It would be that of before, and the loss curve has no point."""
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none")
+    result = TrainingResult(steps=3, bad_steps=3, items=12, seconds=1.0)
+    with pytest.raises(BadStepsError, match=r"none of the 3 steps had a finite loss .* no model is saved; .*train_log"):
+        finish_output(build_accelerator(arguments), arguments, result, sentence_encoder(), tokenizer)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sources_on_the_path_have_a_version(monkeypatch):

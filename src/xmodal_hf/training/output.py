@@ -32,6 +32,7 @@ from ..shipped import IS_CHECKOUT
 from .adapters import save_adapter
 from .arguments import LoraArguments, TrainingArguments
 from .checkpoint import check_same_run, find_resumed, find_states, read_state
+from .faults import BadStepsError
 from .log import LOG_NAME, TrainingResult
 from .sharding import whole_weights
 from .towers import restore_frozen_weights
@@ -165,9 +166,16 @@ def finish_output(
         base: Base model that the adapter belongs to.
 
     Raises:
+        BadStepsError: If no step could be taken, so that the model is as it was before.
         OSError: In the main process, if the folder cannot be written to.
         OtherProcessError: In the other processes, if the main process raises, so that they do not wait for it in vain.
     """
+    if result.steps and result.bad_steps == result.steps:
+        raise BadStepsError(
+            f"none of the {result.steps} steps had a finite loss and gradient: nothing was learned, and no model is "
+            f"saved; {Path(training.output_dir) / LOG_NAME} has the ids of the batches. Look for values that are not "
+            "finite in the data and in the weights, or drop --mixed_precision"
+        )
     accelerator.wait_for_everyone()
     restore_frozen_weights(model)
     weights = whole_weights(accelerator, model)

@@ -99,6 +99,13 @@ def test_what_is_there_is_kept_or_refused(towers: dict[str, Path]) -> None:
         prepare_towers(folder, {"image": {"image_size": 96}})
 
 
+def test_a_folder_of_something_else_is_left_alone(towers: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "audio").mkdir()
+    with pytest.raises(ValueError, match=r"audio is no tower of this command, which writes README\.md"):
+        prepare_towers(tmp_path, {"audio": {}})
+    assert not [*(tmp_path / "audio").iterdir()]
+
+
 def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("xmodal_hf.hub.packaged_towers.importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="that is not installed: pip install --no-deps aisfx"):

@@ -106,7 +106,10 @@ def _prepare(target: Path, modality: str, options: Mapping[str, Any]) -> Path:
     tower = PACKAGED_TOWERS[modality]
     card = _card(tower, modality, options)
     if target.is_dir():
-        if (target / CARD_NAME).read_text(encoding="utf-8") != card:
+        path = target / CARD_NAME
+        if not path.is_file():
+            raise ValueError(f"{target} is no tower of this command, which writes {CARD_NAME}: choose another folder")
+        if path.read_text(encoding="utf-8") != card:
             raise ValueError(
                 f"{target} was made from another package or with other options: remove it, or choose another folder"
             )

@@ -211,6 +211,18 @@ def test_streams_obey_the_rules_of_the_loaded_table(tmp_path, image_table, kind)
     assert [row["id"] for row in without_media(streamed)] == list(streamed["id"])
 
 
+def test_files_that_number_classes_in_different_ways_are_refused(tmp_path, image_table):
+    """The names of the first file would be read for the numbers of all."""
+    content = (tmp_path / image_table[0]["image"]).read_bytes()
+    (tmp_path / "data").mkdir()
+    for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
+        features = Features({"jpg": Value("binary"), "label": ClassLabel(names=names)})
+        write_table(tmp_path / "data" / f"train-{number}.parquet", {"jpg": [content], "label": [0]}, features)
+    for load in (load_pairs, stream_pairs):
+        with pytest.raises(ValueError, match=r"train-1\.parquet and .*train-0\.parquet have other names"):
+            load(tmp_path / "data", text_column="label")
+
+
 def test_files_that_rows_name_are_found_alike(tmp_path, image_table):
     rows = [{"file": row["image"].removesuffix(".png"), "caption": row["caption"]} for row in image_table]
     (tmp_path / "meta").mkdir()

@@ -25,6 +25,7 @@ from .layouts import spellings
 from .located import locate
 from .parts import PartedPairs
 from .splits import ALL, DEFAULT, no_splits, rows_of_split, split_column, split_of_name
+from .tables import other_classes
 
 _OPEN_FILES = 64
 _MARKED_BYTES = 2**16  # bytes of the media of a row group that are read for checksums
@@ -131,7 +132,8 @@ class ParquetPairs(PartedPairs):
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If there is no file, a file lacks a column, the split has no row, or rows list several files.
+        ValueError: If there is no file, a file lacks a column, two files number the classes of a `ClassLabel` in
+            different ways, the split has no row, or rows list several files.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class ParquetPairs(PartedPairs):
         self._is_local = all(_REMOTE not in file for file in self.files)
         self._media, self._texts, self._id = media_column, list(text_columns), id_column
         self._negatives = None if negative_columns is None else list(negative_columns)
+        self._class_names: list[list[str] | None] = []
         # These hold, for every row group, its file, its number in that file, and its number of rows.
         groups = [group for number, file in enumerate(self.files) for group in self._row_groups(number, file)]
         self._file_of_group, self._group_in_file, lengths = np.array(groups, dtype=np.int64).T
@@ -162,7 +165,6 @@ class ParquetPairs(PartedPairs):
                 f"it, each file in the lists of {media_column!r} becomes a row with the text of its list"
             )
         self._reads_media, self._has_bytes = True, not _is_text(features[media_column])
-        self._class_names = class_names_of(features, self._texts)
         # These are the rows of each row group that are used; None stands for all.
         self._used = self._used_rows(lengths, split)
         if self._used is not None:
@@ -276,6 +278,10 @@ class ParquetPairs(PartedPairs):
         )
         if missing:
             raise ValueError(f"{file} has no column {missing[0]!r}, only {', '.join(columns)}.")
+        names = class_names_of(parquet_features(file), self._texts)
+        self._class_names = names if number == 0 else self._class_names
+        if names != self._class_names:
+            raise other_classes(file, self.files[0])
         metadata = _open(file, os.getpid()).metadata
         for group in range(metadata.num_row_groups):
             if metadata.row_group(group).num_rows:

@@ -12,7 +12,17 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset, load_from_disk
+import pyarrow.parquet as pq
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from datasets.exceptions import DatasetGenerationError
 
 from .annotations import is_document, load_document
@@ -259,12 +269,32 @@ def _load_folder(path: Path, split: str) -> Dataset:
     tables = sorted(file for file in path.iterdir() if file.is_file() and table_suffix(file) == ".parquet")
     if tables:  # the files are named, because `datasets` may take other files beside them for the data
         files = [str(file) for file in files_of_split(tables, split, path)]
+        _check_classes(files)
         return checked_texts(load_dataset("parquet", data_files=files, split="train"), path)
     _check_split_of_folder(path, split)
     try:
         return load_dataset(str(path), split=split)
     except DatasetGenerationError as error:
         raise ValueError(f"{path} cannot be read: {error.__cause__}") from error
+
+
+def _check_classes(files: Sequence[str]) -> None:
+    """Raise a ValueError where files number classes in different ways: `datasets` takes the names of the first."""
+    first: dict[str, Any] = {}
+    for file in files:
+        features = Features.from_arrow_schema(pq.read_schema(file))
+        names = {column: feature.names for column, feature in features.items() if isinstance(feature, ClassLabel)}
+        first = first or names
+        if names != first:
+            raise other_classes(file, files[0])
+
+
+def other_classes(file: str, first: str) -> ValueError:
+    """The error for a file that numbers the classes of a `ClassLabel` in another way than the first file."""
+    return ValueError(
+        f"{file} and {first} have other names, or another order of them, for the numbers of a `ClassLabel`: write both "
+        "with the same names"
+    )
 
 
 def _check_split_of_folder(path: Path, split: str) -> None:

@@ -76,7 +76,7 @@ def test_version(run: Callable) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ((), "xmodal-hf: error: the following arguments are required: COMMAND"),
+        ((), "xmodal-hf: error: name a command: `xmodal-hf --help` lists them"),
         (("evalate",), "xmodal-hf: error: unknown command 'evalate': did you mean evaluate?"),
         (("--versoin",), "xmodal-hf: error: unknown option --versoin: did you mean --version?"),
         (("search", "--featurs", "x"), "xmodal-hf search: error: unknown option --featurs: did you mean --features?"),

@@ -40,6 +40,8 @@ def main(args: Sequence[str] | None = None) -> None:
 def _run(args: Sequence[str] | None) -> None:
     args = list(sys.argv[1:] if args is None else args)
     parser = _parser()
+    if not args:
+        parser.error(f"name a command: `{PROGRAM} --help` lists them")
     command = parser.parse_args(args[:1]).command
     if command not in _COMMANDS:
         nearest = difflib.get_close_matches(command, _COMMANDS, n=1, cutoff=0)

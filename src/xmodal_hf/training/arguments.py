@@ -253,8 +253,8 @@ class TextModelArguments:
         None,
         "Maximum number of tokens per text; longer texts are truncated. If a CLIP text tower has fewer positions, its "
         "table is stretched to that many, and the first 20 stay as they are (Long-CLIP has 248). Default: as many as "
-        "the text tower takes, 77 for one from scratch; in phase 1 32, as in SimCSE, or fewer if the tower takes "
-        "fewer.",
+        "the text tower and its tokenizer take (after a phase 1, as many as there), 77 for a tower from scratch; in "
+        "phase 1 32, as in SimCSE, or fewer if the tower takes fewer.",
     )
 
     def __post_init__(self) -> None:

@@ -144,17 +144,38 @@ class DryRun:
         return "\n".join(
             [
                 f"parameters        {self.parameters:,}, of which {self.trained_parameters:,} are trained",
-                f"steps             {self.total_steps:,} of {self.items_per_step:,} items in all processes",
-                f"operations        {self.flops_per_step / 1e12:,.1f} TFLOP a step, "
-                f"{self.flops_per_step * self.total_steps / 1e18:,.3f} EFLOP in all",
-                f"memory            {format_size(self.state_gb)} weights, gradients and optimizer (trained weights in "
-                f"fp32); {format_size(self.activation_gb)} activations of {self.held_items:,} items",
+                f"steps             {self.total_steps:,}, each with {self.items_per_step:,} items over all processes",
+                f"operations        {_tflop(self.flops_per_step)} per step, "
+                f"{_tflop(self.flops_per_step * self.total_steps)} in total",
+                f"memory            {format_size(self.state_gb)} for weights, gradients and optimizer (trained weights "
+                f"in fp32); {format_size(self.activation_gb)} for the activations of {self.held_items:,} items",
                 f"rate              {self.items_per_second:,.1f} items/s, "
                 f"{self.items_per_second * self.tokens_per_item:,.0f} tokens/s on this machine",
-                f"time              {self.hours:,.1f} h on this machine",
+                f"time              {format_hours(self.hours)} on this machine",
                 *(f"note              {note}" for note in self.notes),
             ]
         )
+
+
+def _tflop(operations: float) -> str:
+    """Return a number of floating-point operations in 10^12, with three digits where it is small."""
+    number = operations / 1e12
+    return f"{number:,.0f} TFLOP" if number >= 100 else f"{number:.3g} TFLOP"
+
+
+def format_hours(hours: float) -> str:
+    """Return a duration for people, in hours, minutes or seconds.
+
+    Args:
+        hours: Duration in hours.
+
+    Example:
+        >>> format_hours(30.25), format_hours(0.5), format_hours(0.001)
+        ('30.2 hours', '30.0 minutes', '3.6 seconds')
+    """
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.1f} seconds"
 
 
 def estimate_sentences(

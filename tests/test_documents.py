@@ -225,17 +225,37 @@ def test_sentences_of_the_study_of_images():
         assert found
         return set(found)
 
+    def verdict(claim, before, after, metric):
+        return answers[claim, before, after, metric]["verdict"]
+
     nothing = {"no difference resolved"}
-    assert verdicts(quality, "raw", "sup joint") == {"reproduced"} and verdicts(tasks, "raw", "sup joint") == nothing
+    assert verdicts(quality, "raw", "sup joint") == {"reproduced"}
+    less = answers[tasks, "raw", "sup joint", to_text]
+    assert less["verdict"] == "opposite" and f"lower image→text R@10 by {-less['difference']:.2f} points" in words
+    assert verdict(tasks, "raw", "sup joint", to_image) == "no difference resolved"
     below = {
-        answers["Joint training is better than supervised sentences first", "sup first", "sup joint", metric]["verdict"]
+        verdict("Joint training is better than supervised sentences first", "sup first", "sup joint", metric)
         for metric in (to_image, to_text)
     }
     assert below == {"opposite"}
-    assert answers[quality, "raw", "unsup joint", "sts_text_tower.average"]["verdict"] == "opposite"
-    little = answers[tasks, "raw", "unsup first", to_image]
+    assert verdict(quality, "raw", "unsup joint", "sts_text_tower.average") == "opposite"
+    little = [answers[tasks, "raw", arm, to_image] for arm in ("unsup first", "unsup joint")]
+    assert {one["verdict"] for one in little} == {"reproduced"}
     assert (
-        little["verdict"] == "reproduced" and f"first it adds {little['difference']:.2f} points to text→image" in words
+        "adds {:.2f} points to text→image R@10 first and {:.2f} jointly".format(*(one["difference"] for one in little))
+        in words
+    )
+    cost = "Sentence training costs cross-modal alignment"
+    arms = ("unsup first", "sup first", "unsup joint", "sup joint")
+    costly = {arm for arm in arms if verdict(cost, "raw", arm, "representation.alignment") == "reproduced"}
+    closer = {arm for arm in arms if verdict(cost, "raw", arm, "representation.modality_gap") == "opposite"}
+    assert costly == {"unsup joint"} and closer == {"sup first", "sup joint"}
+    taught = answers[
+        "Contrastive training costs what sentences first have taught", "sup, phase 1", "sup first", "sts.average"
+    ]
+    assert (
+        taught["verdict"] == "supported"
+        and f"training takes {-taught['difference']:.2f} points of STS from what" in words
     )
     assert {one["verdict"] for one in answers.values() if "more uniform" in one["claim"]} == {"reproduced"}
     assert verdicts("the more pairs", "raw", "sup first") == nothing

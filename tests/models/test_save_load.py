@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, Swinv2Config
+from transformers import AutoModel, BertModel, PreTrainedConfig, PreTrainedModel, Swinv2Config, ViTModel
 
 from xmodal_hf import (
     AudioTextConfig,
@@ -266,3 +266,21 @@ def test_mlm_head(make_sentence_encoder: Callable, make_text_batch: Callable, re
     assert expected.mlm_loss.min() > 0
     assert torch.equal(loaded.mlm_loss, expected.mlm_loss)
     assert torch.equal(loaded.text_embeds, expected.text_embeds)
+
+
+@pytest.mark.parametrize("kind", ["dual", "sentence"])
+def test_what_is_saved_names_no_folder_of_the_machine(
+    kind: str, text_config: Callable, image_config: Callable, tmp_path: Path
+) -> None:
+    """The folders that the towers were loaded from; a model that was saved with them is saved without them."""
+    BertModel(text_config()).save_pretrained(tmp_path / "text")
+    ViTModel(image_config()).save_pretrained(tmp_path / "image")
+    text, image = str(tmp_path / "text"), str(tmp_path / "image")
+    if kind == "dual":
+        model = ImageTextDualEncoder.from_text_image_pretrained(text, image, projection_dim=8)
+    else:
+        model = SentenceEncoder.from_text_pretrained(text, pooling="mean")
+    assert model.config.text_config._name_or_path == text
+    model.save_pretrained(tmp_path / "saved")
+    assert str(tmp_path) not in (tmp_path / "saved" / "config.json").read_text(encoding="utf-8")
+    assert AutoModel.from_pretrained(tmp_path / "saved").config.text_config.hidden_size == text_config().hidden_size

@@ -37,3 +37,15 @@ class TextTowerConfigMixin:
         if missing:
             raise ValueError(f"this config.json, of model type {found!r}, has no {missing[0]}: it is damaged or forged")
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return the fields that are saved.
+
+        The places that the towers were loaded from are left out, as transformers leaves out that of a model: they may
+        be folders of one machine.
+        """
+        fields = super().to_diff_dict()  # type: ignore[misc]
+        for value in fields.values():
+            if isinstance(value, dict):
+                value.pop("_name_or_path", None)
+        return fields

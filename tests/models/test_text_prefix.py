@@ -50,6 +50,12 @@ def test_an_instruction_leaves_room_for_the_text(prefixed):
         check_prefix(prefixed, TextModelArguments(max_length=needed))
 
 
+def test_special_tokens_leave_room_for_the_text(tokenizer):
+    check_prefix(tokenizer, TextModelArguments(max_length=3))
+    with pytest.raises(ValueError, match=r"adds to a text fill the 2 tokens .* pass a larger --max_length"):
+        check_prefix(tokenizer, TextModelArguments(max_length=2))
+
+
 def test_training_evaluation_and_stores_see_it(prefixed, tokenizer, make_sentence_encoder):
     from datasets import Dataset
 

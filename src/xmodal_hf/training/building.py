@@ -308,10 +308,15 @@ def check_max_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase, text:
 
 
 def check_prefix(tokenizer: PreTrainedTokenizerBase, text: TextModelArguments) -> None:
-    """Raise a ValueError when the instruction before each text fills its tokens, so that all texts are the same."""
+    """Raise a ValueError when special tokens, or the instruction before each text, fill it: all texts are the same."""
     prefix = text_prefix(tokenizer)
     own_length = tokenizer.model_max_length
     length = own_length if pads_to_max_length(tokenizer) else text.max_length or own_length
+    if not prefix and len(tokenizer("")["input_ids"]) >= length:
+        raise ValueError(
+            f"the tokens that the tokenizer adds to a text fill the {length} tokens that texts are cut at: pass a "
+            "larger --max_length"
+        )
     if prefix and len(tokenizer(prefix)["input_ids"]) >= length:
         raise ValueError(
             f"the instruction before each text, {prefix!r}, fills the {length} tokens that texts are cut at: pass a "

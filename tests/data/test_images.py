@@ -106,6 +106,19 @@ def test_integers_and_fractions_of_the_usual_full_scale_are_read():
     assert np.asarray(decode_image(Image.fromarray(bright)))[..., 0].tolist() == [[0, 255], [0, 0]]
 
 
+def test_dark_pictures_of_formats_with_16_bits_are_read():
+    dark = b"P5 4 4 1023\n" + np.full(16, 3, ">u2").tobytes()
+    assert np.asarray(decode_image(dark)).max() == 0
+    values = np.full((4, 4), 40, np.uint16)
+    assert np.asarray(decode_image(encoded(Image.fromarray(values), "PNG"))).max() == 0
+
+
+def test_a_transparent_grey_of_16_bits_is_put_on_white():
+    values = np.array([[30_000, 20_000]] * 2, np.uint16)
+    decoded = np.asarray(decode_image(encoded(Image.fromarray(values), "PNG", transparency=30_000)))
+    assert decoded[0].tolist() == [[255] * 3, [20_000 >> 8] * 3]
+
+
 def test_a_pillow_image_of_the_caller_keeps_its_size():
     opened = Image.open(io.BytesIO(encoded(photo(256, 256), "JPEG")))
     assert decode_image(opened, min_size=32).size == opened.size == (256, 256)

@@ -28,6 +28,7 @@ MAX_ASPECT = 100
 WHITE = (255, 255, 255)
 _CHANNELS = (1, 3, 4)
 _FULL_SCALE = 65_535  # of 16 bits
+_FORMATS_OF_16_BITS = ("PNG", "PPM")  # formats whose integers have 16 bits at most
 # Range of the numbers of a picture whose full scale is 1: filters and bright lights go beyond it.
 _FLOAT_RANGE = (-0.5, 2.0)
 # Formats of cameras and phones that Pillow lacks, by the first bytes of their files (ISO 23008-12 10.2, ISO 18181-2 9).
@@ -63,7 +64,7 @@ def decode_image(source: Any, *, min_size: int | None = None) -> Image.Image:
             _use_reduced_scale(image, min_size)
         image.seek(0)
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _to_rgb(ImageOps.exif_transpose(image), is_16_bit=image.format in _FORMATS_OF_16_BITS)
     except FileNotFoundError as error:
         raise BadItemError("missing file", str(error.filename)) from error
     except UnidentifiedImageError as error:
@@ -151,9 +152,14 @@ def _use_reduced_scale(image: Image.Image, min_size: int) -> None:
         image.draft(None, (int(np.ceil(image.width * scale)), int(np.ceil(image.height * scale))))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, *, is_16_bit: bool) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey opens as I;16 or as I
-        return Image.fromarray(_upper_bytes(np.asarray(image, dtype=np.int64), image.mode)).convert("RGB")
+        values = np.asarray(image, dtype=np.int64)
+        grey = _upper_bytes(values, is_16_bit or image.mode != "I")
+        clear = image.info.get("transparency")  # one grey that stands for nothing
+        return Image.fromarray(grey if clear is None else np.where(values == clear, np.uint8(WHITE[0]), grey)).convert(
+            "RGB"
+        )
     if image.mode == "F":
         return Image.fromarray(_bytes_of_fractions(np.asarray(image))).convert("RGB")
     if image.has_transparency_data:
@@ -162,10 +168,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upper_bytes(values: np.ndarray, mode: str) -> np.ndarray:
-    """16-bit grey (height, width) int64 -> uint8; integers of 32 bits (mode I) must look like 16-bit grey."""
+def _upper_bytes(values: np.ndarray, is_16_bit: bool) -> np.ndarray:
+    """16-bit grey (height, width) int64 -> uint8; integers that may have 32 bits must look like 16-bit grey."""
     lowest, highest = int(values.min()), int(values.max())
-    if mode == "I" and (lowest < 0 or highest > _FULL_SCALE or 0 < highest <= _FULL_SCALE >> 8):
+    if not is_16_bit and (lowest < 0 or highest > _FULL_SCALE or 0 < highest <= _FULL_SCALE >> 8):
         raise _unknown_scale(f"integers from {lowest} to {highest}", f"0 to {_FULL_SCALE}")
     return (values >> 8).astype(np.uint8)
 

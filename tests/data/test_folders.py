@@ -195,6 +195,36 @@ def test_texts_in_other_folders_than_their_files_are_an_error(tmp_path, places, 
         load_pairs(source)
 
 
+@pytest.mark.parametrize("in_zip", [False, True])
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        ("Flickr8k_text/Flickr8k.token.txt", "0.png#0\ta dog runs in snow ."),
+        ("captions.txt", "images/0.png|a dog runs fast"),
+        ("captions.tsv", '"0.png"\t"a dog runs"'),
+        ("captions.csv", "\ufeff0.png,a dog runs"),
+    ],
+)
+def test_lists_of_captions_without_a_header_are_an_error(tmp_path, name, line, in_zip):
+    folder = fill(tmp_path / "data", "images/0.png")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(f"{line}\n{line.replace('dog', 'cat')}\n", encoding="utf-8")
+    source = zipped(folder, tmp_path / "data.zip") if in_zip else folder
+    is_refused_before = in_zip and not name.endswith(".txt")
+    message = "holds the table" if is_refused_before else f"{name} names files and has captions, and no header"
+    with pytest.raises(ValueError, match=message):
+        load_pairs(source)
+
+
+@pytest.mark.parametrize(
+    "line", ["cat/0.png 0", "1 cat/0.png", "cat/0.png,cat", "cat/0.png\tgolden retriever", "cat/0"]
+)
+def test_lists_of_classes_beside_their_folders_do_no_harm(tmp_path, line):
+    fill(tmp_path, "cat/0.png", "dog/1.png")
+    (tmp_path / "train.txt").write_text(f"{line}\n")
+    assert load_pairs(tmp_path)["text"][:] == ["cat", "dog"]
+
+
 def test_other_texts_beside_folders_of_classes_do_no_harm(tmp_path):
     fill(tmp_path, "cat/0.png", "dog/1.png", "README.txt", "cat/notes.txt")
     assert load_pairs(tmp_path)["text"][:] == ["cat", "dog"]

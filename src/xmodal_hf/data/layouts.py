@@ -3,17 +3,18 @@
 Rules, the first one that applies. A table `metadata.*` names the files (imagefolder, audiofolder). Texts beside the
 files are their captions: `a.txt`, `a.caption` or a field of `a.json` beside `a.jpg`, or with its ending, `a.jpg.txt`. A
 table in the folder, or one or two folders above it, that names its files is read. Texts with the names of the files in
-other folders (`texts/a.txt`, `images/a.jpg`) are an error. Only where nothing else could be the caption, the name of
-the folder that a file lies in is, and the log says so. A folder with zip archives alone is read
-from the one of the split, by these rules. Anything else is an error that says what would work. Files that are left out
-are counted by ending in a warning, and so are names that are no regular files; a class of which no file can be decoded
-is an error. Links to files and folders are followed.
+other folders (`texts/a.txt`, `images/a.jpg`) and lists of names and captions without a header are errors. Only where
+nothing else could be the caption, the name of the folder that a file lies in is, and the log says so. A folder with zip
+archives alone is read from the one of the split, by these rules. Anything else is an error that says what would work.
+Files that are left out are counted by ending in a warning, and so are names that are no regular files; a class of which
+no file can be decoded is an error. Links to files and folders are followed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -56,6 +57,10 @@ _TABLE_ENDINGS = {".csv", ".tsv", ".jsonl", ".parquet"}
 # beginning says that it has captions, or if it is of a size that costs nothing.
 _MAX_DOCUMENT_BYTES = 1 << 24
 _BEGINNING = 1 << 16
+# The name of a file, what separates it from the rest of its line (Flickr8k numbers captions: "1.jpg#0"), and the rest;
+# and the least number of words in a caption, where a list of classes has one or two.
+_NAME_IN_LINE = re.compile(r"\s*\"?([^\t,;|#\"]*)([\t,;|#\"]?)(.*)", re.DOTALL)
+_WORD, _LEAST_WORDS = re.compile(r"[^\W\d_]+"), 3
 _ENCRYPTED = 1  # flag of a member of a zip archive
 # Columns that tell how the file of a row may be named.
 _FOLD, _START, _VIDEO = "fold", "start_time", "youtube_id"
@@ -95,6 +100,11 @@ class FileTree:
         except BadItemError as error:
             logger.warning("a file of captions is not read: %s", error)
             return b""
+
+    def first_line(self, name: str) -> str:
+        """The beginning of a file's first line."""
+        with self._archive.open(name) if self.path.is_file() else open_regular(self.path / name) as stream:
+            return stream.readline(_BEGINNING).decode("utf-8-sig", errors="replace")
 
     def of_prefixes(self, prefixes: Iterable[str]) -> list[str]:
         """The pictures or sounds whose names begin with one of these."""
@@ -219,6 +229,7 @@ def _rows_of_tree(tree: FileTree, split: str, text_column: TextColumns) -> tuple
         return found
     if not texts:
         _refuse_texts_elsewhere(tree)
+        _refuse_lists_without_header(tree)
     media = _of_split(tree, split)
     rows = _rows_with_texts(tree, media, text_column) if texts else _class_rows(tree, media)
     _report_left_out(tree, used={*tree.media, *(name for of_file in texts for name in of_file.values())})
@@ -239,6 +250,20 @@ def _refuse_texts_elsewhere(tree: FileTree) -> None:
             f"{tree.path}: {len(apart)} texts have the names of files and lie in other folders ({apart[0]}): move each "
             "beside its file (a.txt beside a.jpg); if they are no captions, move them away"
         )
+
+
+def _refuse_lists_without_header(tree: FileTree) -> None:
+    """Raise a ValueError where a list of names and captions has no header: its lines could be the captions."""
+    media = {PurePosixPath(name).name for name in tree.media}
+    for name in tree.names:
+        if ending(name) not in (".txt", ".csv", ".tsv"):
+            continue
+        file, separator, rest = _NAME_IN_LINE.match(tree.first_line(name)).groups()  # type: ignore[union-attr]
+        if separator and PurePosixPath(file).name in media and len(_WORD.findall(rest)) >= _LEAST_WORDS:
+            raise ValueError(
+                f"{tree.path}: {name} names files and has captions, and no header: write it as a table with one, such "
+                "as image,caption"
+            )
 
 
 def _metadata(path: Path, modality: Modality, split: str) -> tuple[Dataset, Path] | None:

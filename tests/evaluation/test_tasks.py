@@ -51,6 +51,18 @@ def test_scores_and_banks_that_nothing_would_use(options, bank, message, tmp_pat
         check_tasks(EvaluationArguments(model="m", **options), data)
 
 
+def test_data_that_no_task_reads_are_named(tmp_path, caplog):
+    data = EvaluationDataArguments(sts_data=str(tmp_path), pairs="openmoji", zero_shot_data="classes.zip")
+    check_tasks(EvaluationArguments(model="m", tasks="sts"), data)
+    assert [record.getMessage() for record in caplog.records] == [
+        "--pairs is read by no task of --tasks: add retrieval or representation.",
+        "--zero_shot_data is read by no task of --tasks: add zero_shot.",
+    ]
+    caplog.clear()
+    check_tasks(EvaluationArguments(model="m", tasks="sts,representation,zero_shot"), data)
+    assert not caplog.records
+
+
 def test_an_added_task_runs_and_is_shown(lengths, tmp_path):
     arguments = EvaluationArguments(model="m", tasks="lengths", seed=3)
     assert task_names(arguments) == ["lengths"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from xmodal_hf.options import one_or_several, option, parse_dims
 
 from .prompts import PROMPT_SETS
 from .tasks import TASKS
+
+logger = logging.getLogger(__name__)
 
 # These are `hubness.SCORES`, which is not imported so that --help answers without torch.
 RETRIEVAL_SCORES = ("cosine", "csls", "querybank")
@@ -267,3 +270,20 @@ def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -
     for name in names:
         if (check := TASKS[name].check) is not None:
             check(name, arguments, data)
+    _warn_of_unread_data(names, data)
+
+
+def _warn_of_unread_data(names: Sequence[str], data: EvaluationDataArguments) -> None:
+    """Warn of data that none of the tasks reads: mostly, a task is missing.
+
+    A task of another program that names no data may read any.
+    """
+    if any(TASKS[name].needs is None and not TASKS[name].needs_texts_alone for name in names):
+        return
+    readers: dict[str, list[str]] = {}
+    for name, task in TASKS.items():
+        if task.needs is not None and task.needs != "sts_data":  # which the tasks of STS may read from the Hub
+            readers.setdefault(task.needs, []).append(name)
+    for needed, tasks in readers.items():
+        if getattr(data, needed) is not None and not set(tasks) & set(names):
+            logger.warning("--%s is read by no task of --tasks: add %s.", needed, " or ".join(tasks))

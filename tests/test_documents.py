@@ -166,7 +166,7 @@ def test_sentences_of_the_study_of_a_pretrained_encoder():
     results = read("model_cards/study-pretrained-small/results.json")
     frozen = {"objective": "CLIP", "pairs": "6000", "training": "frozen"}
     cells = [cell for cell in results["cells"].values() if cell["levels"] == frozen]
-    assert len(cells) == 3
+    assert len(cells) == 5
     to_image, to_text = (
         fmean(cell["retrieval"][f"{way}_recall@10"] for cell in cells) for way in ("text_to_image", "image_to_text")
     )
@@ -197,8 +197,20 @@ def test_sentences_of_the_study_of_a_pretrained_encoder():
     assert f"costs {-pays['difference']:.2f} points of text→image R@10 against the frozen towers" in words
     for way in ("text_to_image", "image_to_text"):
         assert answer("contrastive", "joint sup", f"retrieval.{way}_recall@10")["verdict"] == "no difference resolved"
-    for measured in ("sts.average", "sts_text_tower.average"):
-        assert answer("contrastive", "LoRA", measured)["verdict"] == "no difference resolved"
+        assert answer("frozen", "LoRA", f"retrieval.{way}_recall@10")["verdict"] == "no difference resolved"
+    adapter = answer("contrastive", "LoRA", "sts.average")
+    assert (
+        adapter["verdict"] == "supported" and f"adapter keeps {adapter['difference']:.2f} points of `STS` more" in words
+    )
+    assert {
+        answer(before, "joint unsup", metric)["verdict"]
+        for before, metrics in {
+            "frozen": ("retrieval.text_to_image_recall@10", "retrieval.image_to_text_recall@10"),
+            "contrastive": ("sts.average", "sts_text_tower.average", "retrieval.text_to_image_recall@10"),
+        }.items()
+        for metric in metrics
+    } == {"no difference resolved"}
+    assert {one["verdict"] for one in results["answers"] if "Cyclic" in one["claim"]} == {"opposite"}
     of_retrieval = [one for one in results["answers"] if one["before"] == "frozen" and "retrieval" in one["metric"]]
     assert len(of_retrieval) == 8 and "supported" not in {one["verdict"] for one in of_retrieval}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import BertModel, PreTrainedModel, ViTModel
 
 from xmodal_hf import AudioTextDualEncoder, ImageTextConfig, ImageTextDualEncoder
 
@@ -421,8 +421,6 @@ def test_attention_of_one_tower(tmp_path: Path, make_audio_text: Callable) -> No
 
 
 def test_a_tower_keeps_the_attention_it_came_with(text_config: Callable, image_config: Callable) -> None:
-    from transformers import BertModel, ViTModel
-
     text_model = BertModel._from_config(text_config(), attn_implementation="eager")
     model = ImageTextDualEncoder.from_text_image_pretrained(text_model, ViTModel(image_config()), projection_dim=16)
     assert model.text_model.config._attn_implementation == "eager"
@@ -570,3 +568,14 @@ def test_compiled(
     compiled: PreTrainedModel = torch.compile(model, backend="aot_eager")
     actual = compiled(**batch, text_sub_batches=text_sub_batches).logits_per_text
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [("text_pooling", "pooling"), ("text_config", "text_model"), ("image_config", "image_model")]
+)
+def test_a_field_that_another_argument_sets_names_it(
+    name: str, argument: str, text_config: Callable, image_config: Callable
+) -> None:
+    towers = BertModel(text_config()), ViTModel(image_config())
+    with pytest.raises(TypeError, match=f"{name} is set by the argument {argument}: pass that one"):
+        ImageTextDualEncoder.from_text_image_pretrained(*towers, **{name: "cls"})

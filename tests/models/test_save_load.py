@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertModel, PreTrainedConfig, PreTrainedModel, Swinv2Config, ViTModel
+from transformers import (
+    AutoModel,
+    BertModel,
+    CLIPTextModel,
+    CLIPVisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Swinv2Config,
+    ViTModel,
+)
 
 from xmodal_hf import (
     AudioTextConfig,
@@ -17,6 +26,7 @@ from xmodal_hf import (
     SentenceEncoder,
     SentenceEncoderConfig,
 )
+from xmodal_hf.models.conversion import to_clip
 
 # Two values a field, each of which gives other outputs than the default of the tiny models.
 IMAGE_TEXT_FIELDS = {
@@ -266,6 +276,17 @@ def test_mlm_head(make_sentence_encoder: Callable, make_text_batch: Callable, re
     assert expected.mlm_loss.min() > 0
     assert torch.equal(loaded.mlm_loss, expected.mlm_loss)
     assert torch.equal(loaded.text_embeds, expected.text_embeds)
+
+
+def test_a_converted_model_names_no_folder_of_the_machine(
+    text_config: Callable, image_config: Callable, tmp_path: Path
+) -> None:
+    CLIPTextModel(text_config("clip_text")).save_pretrained(tmp_path / "text")
+    CLIPVisionModel(image_config("clip_vision")).save_pretrained(tmp_path / "image")
+    folders = str(tmp_path / "text"), str(tmp_path / "image")
+    model = ImageTextDualEncoder.from_text_image_pretrained(*folders, pooling="pooler", image_pooling="pooler")
+    to_clip(model).save_pretrained(tmp_path / "clip")
+    assert str(tmp_path) not in (tmp_path / "clip" / "config.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", ["dual", "sentence"])

@@ -263,8 +263,8 @@ def to_clip(model: ImageTextDualEncoder) -> CLIPModel:
     # The towers' configs name the width too, because CLIPTextModelWithProjection reads it there.
     projection_dim = {"projection_dim": model.config.projection_dim}
     config = transformers.CLIPConfig(
-        text_config=model.config.text_config.to_dict() | projection_dim,
-        vision_config=model.config.image_config.to_dict() | projection_dim,
+        text_config=_tower_fields(model.config.text_config) | projection_dim,
+        vision_config=_tower_fields(model.config.image_config) | projection_dim,
         **projection_dim,
         logit_scale_init_value=model.config.logit_scale_init_value,
     )
@@ -305,8 +305,8 @@ def to_clap(model: AudioTextDualEncoder) -> ClapModel:
         },
     )
     config = transformers.ClapConfig(
-        text_config={**model.config.text_config.to_dict(), "model_type": "clap_text_model"},
-        audio_config=model.config.audio_config.to_dict(),
+        text_config={**_tower_fields(model.config.text_config), "model_type": "clap_text_model"},
+        audio_config=_tower_fields(model.config.audio_config),
         projection_dim=model.config.projection_dim,
         projection_hidden_act=model.config.projection_hidden_act,
         logit_scale_init_value=math.exp(model.config.logit_scale_init_value),
@@ -314,6 +314,11 @@ def to_clap(model: AudioTextDualEncoder) -> ClapModel:
     weights = rename_weights(model.state_dict(), _TO_CLAP_RULES)
     weights["logit_scale_t"] = weights["logit_scale_a"] + model.config.text_logit_scale_offset
     return build_with_weights(lambda: ClapModel(config), weights)
+
+
+def _tower_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the fields of a tower's config without the place that it was loaded from, which may be a folder."""
+    return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
 def _check_fits(model: DualEncoder, target: str, needs: dict[str, tuple]) -> None:

@@ -386,6 +386,9 @@ class DualEncoder(TextTowerMixin, HubModelMixin, PreTrainedModel):
     ) -> "DualEncoder":
         reject_unknown_fields(cls.config_class, config_kwargs)
         modality = cls.config_class.modality
+        others = {"text_pooling": "pooling", "text_config": "text_model", f"{modality}_config": f"{modality}_model"}
+        for name in config_kwargs.keys() & others.keys():
+            raise TypeError(f"{name} is set by the argument {others[name]}: pass that one")
         text_source = load_model(text_model, "text_model")
         text_tower = find_tower(text_source, ("text_model",))
         modality_source = load_model(modality_model, f"{modality}_model")

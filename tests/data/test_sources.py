@@ -5,6 +5,7 @@ import json
 import logging
 import zipfile
 
+import numpy as np
 import PIL.Image
 import pytest
 import soundfile
@@ -222,6 +223,18 @@ def test_lists_of_class_labels_become_lists_of_their_names(tmp_path):
     for load in (load_pairs, stream_pairs):
         pairs = load(tmp_path / "rows.parquet", text_column="tags")
         assert list(pairs["text"]) == [["dog", "cat"], ["cat"], None]
+
+
+@pytest.mark.parametrize("name", ["start_time", "Onset", "offset"])
+def test_several_segments_of_one_sound_are_refused(tmp_path, name):
+    """Each would be the whole file, and all of them captions of one item."""
+    soundfile.write(tmp_path / "0.wav", np.sin(np.arange(8000)), 8000)
+    rows = [{"file_name": "0.wav", "text": text, name: start} for text, start in (("rain", 0.0), ("thunder", 0.5))]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(ValueError, match=rf"column '{name}' names several segments of .*0\.wav.*ffmpeg -ss START"):
+        load_pairs(path, modality="audio")
+    write_jsonl(path, [row | {name: 30} for row in rows])  # two captions of one segment, as AudioCaps has them
+    assert load_pairs(path, modality="audio")["text"][:] == ["rain", "thunder"]
 
 
 def test_loading_opens_no_picture(tmp_path, image_table):

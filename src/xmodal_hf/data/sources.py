@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_BUFFER_SIZE = 10_000
 _ROWS_AT_ONCE = 1000
+# Usual names of columns that say where a segment begins in its file.
+_START_COLUMNS = ("start", "start_time", "start_seconds", "start_time_seconds", "onset", "offset", "segment_start")
 _TEXTS = List(Value("string"))
 
 
@@ -96,7 +98,8 @@ def load_pairs(
 
     Raises:
         ValueError: If the modality or the split is unknown, a column cannot be found (the message lists those of the
-            source), two files have one name, the files have no captions, or `max_samples` is below 1.
+            source), two files have one name, the files have no captions, rows are several segments of one sound, or
+            `max_samples` is below 1.
         FileNotFoundError: If there is no such file.
 
     Example:
@@ -333,6 +336,8 @@ def _canonical(
     texts = find_texts(table.features, text_column, empty=empty)
     row_id = find_ids(table.column_names, id_column)
     located = None if names is None else locate(names, folder, modality)
+    if located is not None and MODALITIES[modality].is_sampled:
+        _refuse_segments(table, located)
     ids = _ids(table, media, located, row_id)
     pairs = table.select_columns(list(dict.fromkeys((media, *texts))))
     pairs = _with_text(pairs, texts, media, keep_class_labels)
@@ -343,6 +348,22 @@ def _canonical(
         pairs = pairs.rename_column(media, modality) if media != modality else pairs
         pairs = _CANONICAL_CELLS[modality](pairs)
     return pairs.add_column("id", ids).select_columns(["id", modality, "text"])
+
+
+def _refuse_segments(table: Dataset, located: Sequence[tuple[str, str] | None]) -> None:
+    """Raise a ValueError where rows name one file with different starts: each would be the whole file.
+
+    Where a file has one start, as AudioCaps' have, the file is the segment.
+    """
+    for name in (name for name in table.column_names if name.lower() in _START_COLUMNS):
+        starts: dict[str, Any] = {}
+        for found, start in zip(located, table[name][:], strict=True):
+            if found is not None and starts.setdefault(found[1], start) != start:
+                raise ValueError(
+                    f"the column {name!r} names several segments of {found[1]}, and files are read whole: cut them "
+                    "into files of their own, for example with `ffmpeg -ss START -to END -i INPUT OUTPUT.flac`, or "
+                    "remove the column"
+                )
 
 
 def _with_text(pairs: Dataset, texts: Sequence[str], media: str, keep_class_labels: bool) -> Dataset:

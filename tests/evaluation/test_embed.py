@@ -286,6 +286,8 @@ def test_bad_input_is_named(clip, clap, bert, tokenizer):
         as_embedder(lambda texts: np.ones((1, 2))).encode_image([None])
     with pytest.raises(ValueError, match="lacks a processor"):
         as_embedder(clip[0])
+    with pytest.raises(ValueError, match=r"cannot embed with str: pass a model.*load_embedder loads one from a folder"):
+        as_embedder("outputs/clip")
     with pytest.raises(ValueError, match="cannot embed with int"):
         as_embedder(3)
     for text, media, message in (

@@ -186,3 +186,14 @@ def test_token_types_reach_the_model(
     batch = image_text_processor(text=TEXTS, images=images, return_token_type_ids=True, return_tensors="pt")
     assert "token_type_ids" in batch
     assert image_text_model(**batch).logits_per_image.shape == (4, 2)
+
+
+def test_items_that_a_processor_cannot_prepare_are_refused(image_text_processor, audio_text_processor):
+    """`ProcessorMixin` leaves them out without a word."""
+    with pytest.raises(ValueError, match="an ImageTextProcessor takes no audio: drop them, or use another model"):
+        image_text_processor(text=["rain"], audio=[np.zeros(100)])
+    with pytest.raises(ValueError, match="an AudioTextProcessor takes no images"):
+        audio_text_processor(text=["rain"], images=[Image.new("RGB", (8, 8))])
+    with pytest.raises(ValueError, match="takes no videos"):
+        image_text_processor(videos=[np.zeros((2, 3, 8, 8))])
+    assert set(image_text_processor(text=["rain"], images=None, audio=None)) >= {"input_ids"}

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from xmodal_hf import AudioTextDualEncoder, ImageTextDualEncoder, SentenceEncoder
 from xmodal_hf.models.modeling_dual_encoder import DualEncoder
+from xmodal_hf.models.towers import load_model
 
 # tower and pooling -> parameters that cannot have a gradient, and are frozen
 TEXT = {
@@ -335,3 +336,9 @@ def test_config_without_hidden_size_works_once_it_is_set(
     model, images = make_image_text(image_config=config), make_images()
     embeds = model(pixel_values=images).image_embeds
     assert torch.equal(reload(model)(pixel_values=images).image_embeds, embeds)
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/bert", "~/bert"])
+def test_a_folder_that_is_not_there_is_named_with_its_argument(source: str) -> None:
+    with pytest.raises(FileNotFoundError, match=f"text_model: there is no folder {source}"):
+        load_model(source, "text_model")

@@ -436,7 +436,8 @@ def as_embedder(
         )
     if callable(model):
         return FunctionEmbedder(model)
-    raise ValueError(f"cannot embed with {type(model).__name__}: pass a model, an Embedder or a function")
+    hint = "; evaluation.loading.load_embedder loads one from a folder or the Hub" if isinstance(model, str) else ""
+    raise ValueError(f"cannot embed with {type(model).__name__}: pass a model, an Embedder or a function{hint}")
 
 
 def load_processor(model: PreTrainedModel, source: str, **kwargs: Any) -> Any:

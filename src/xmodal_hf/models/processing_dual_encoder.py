@@ -34,7 +34,16 @@ class _PrefixMixin(ProcessorMixin):
     def __call__(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
     ) -> BatchFeature:
-        """Prepare texts, with their instruction, and images or sounds; arguments as `ProcessorMixin` has them."""
+        """Prepare texts, with their instruction, and images or sounds; arguments as `ProcessorMixin` has them.
+
+        Raises:
+            ValueError: If items are given for which the processor has no part; `ProcessorMixin` would leave them out.
+        """
+        parts = self.get_attributes()
+        items = {"images": (images, "image_processor"), "audio": (audio, "feature_extractor"), "videos": (videos, "")}
+        for name, (value, part) in items.items():
+            if value is not None and part not in parts:
+                raise ValueError(f"an {type(self).__name__} takes no {name}: drop them, or use another model")
         if text is not None:
             texts = with_prefix(self.tokenizer, [text] if isinstance(text, str) else text)
             text = texts[0] if isinstance(text, str) else texts

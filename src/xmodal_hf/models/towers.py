@@ -166,11 +166,14 @@ def load_model(source: PreTrainedModel | str, argument: str) -> PreTrainedModel:
 
     Raises:
         ValueError: If `source` is neither a model nor a name; the message names `argument`.
+        FileNotFoundError: If `source` can only be meant as a folder, and there is none.
     """
     # The weights are loaded in fp32, because towers of one model share a precision and training needs this one.
     if isinstance(source, PreTrainedModel):
         return source.float()
     if isinstance(source, str | os.PathLike):
+        if os.fspath(source).startswith((".", "/", "~")) and not os.path.exists(source):
+            raise FileNotFoundError(f"{argument}: there is no folder {os.fspath(source)}")
         return tower_class(transformers.AutoConfig.from_pretrained(source)).from_pretrained(source, dtype=torch.float32)
     raise ValueError(f"{argument} must be a PreTrainedModel, a local folder or a Hub id, got {type(source).__name__}")
 

@@ -233,6 +233,9 @@ def test_several_segments_of_one_sound_are_refused(tmp_path, name):
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     with pytest.raises(ValueError, match=rf"column '{name}' names several segments of .*0\.wav.*ffmpeg -ss START"):
         load_pairs(path, modality="audio")
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    with pytest.raises(ValueError, match=rf"column '{name}' names several segments of .*0\.wav"):
+        stream_pairs(tmp_path / "rows.parquet", modality="audio")
     write_jsonl(path, [row | {name: 30} for row in rows])  # two captions of one segment, as AudioCaps has them
     assert load_pairs(path, modality="audio")["text"][:] == ["rain", "thunder"]
 

@@ -17,6 +17,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
 
 from .files import zip_member
 from .formats import Modality, ending, is_readable, is_unreadable
@@ -28,6 +31,8 @@ TABLE_FOLDERS = {
     *("meta", "metadata", "annotation", "annotations", "caption", "captions", "text", "texts", "label", "labels"),
     *("csv", "csv_files", "json", "json_files", "list", "lists", "split", "splits", "flickr8k_text"),
 }
+# Usual names of columns that say where a segment begins in its file.
+START_COLUMNS = ("start", "start_time", "start_seconds", "start_time_seconds", "onset", "offset", "segment_start")
 _SAMPLED = 64
 # A folder with more entries is not looked through: it is no data set, but a home or a shared disk.
 _MAX_FOLDERS = 2000
@@ -110,6 +115,22 @@ def locate(spellings: Sequence[Sequence[str]], folder: Path, modality: Modality)
     """
     places = find_places(spellings, folder, modality)
     return [_find(row, places, folder) for row in spellings]
+
+
+def refuse_segments(table: Dataset, located: Sequence[tuple[str, str] | None]) -> None:
+    """Raise a ValueError where rows name one file with different starts: each would be the whole file.
+
+    Where a file has one start, as AudioCaps' have, the file is the segment.
+    """
+    for name in (name for name in table.column_names if name.lower() in START_COLUMNS):
+        starts: dict[str, Any] = {}
+        for found, start in zip(located, table[name][:], strict=True):
+            if found is not None and starts.setdefault(found[1], start) != start:
+                raise ValueError(
+                    f"the column {name!r} names several segments of {found[1]}, and files are read whole: cut them "
+                    "into files of their own, for example with `ffmpeg -ss START -to END -i INPUT OUTPUT.flac`, or "
+                    "remove the column"
+                )
 
 
 def find_places(spellings: Sequence[Sequence[str]], folder: Path, modality: Modality) -> list[Place]:

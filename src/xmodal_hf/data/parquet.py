@@ -22,7 +22,8 @@ from .errors import BadItemError
 from .formats import Modality
 from .identity import id_of, unique_or_rows
 from .layouts import spellings
-from .located import locate
+from .located import START_COLUMNS, locate, refuse_segments
+from .modalities import MODALITIES
 from .parts import PartedPairs
 from .splits import ALL, DEFAULT, no_splits, rows_of_split, split_column, split_of_name
 from .tables import other_classes
@@ -311,14 +312,19 @@ class ParquetPairs(PartedPairs):
         """Places of the files that the rows of local tables name, by the rules of `located`."""
         if not _is_text(feature) or not self._is_local:
             return None
-        names = [self._media, *({"fold", "start_time"} & set(parquet_columns(self.files[0])))]
+        columns = parquet_columns(self.files[0])
+        starts = [name for name in columns if name.lower() in START_COLUMNS]
+        names = list(dict.fromkeys((self._media, *({"fold", "start_time"} & set(columns)), *starts)))
         located: list[tuple[str, str] | None] = []
         for number, file in enumerate(self.files):
             groups = np.flatnonzero(self._file_of_group == number).tolist()
             rows = [row for group in groups for row in self._rows_of(group, names)]
             table = Dataset.from_list(rows) if rows else None
             folder = Path(file).parent
-            located += [] if table is None else locate(spellings(table, self._media), folder, self.modality)
+            found = [] if table is None else locate(spellings(table, self._media), folder, self.modality)
+            if table is not None and MODALITIES[self.modality].is_sampled:
+                refuse_segments(table, found)
+            located += found
         return located
 
     def _path_ids(self, feature: Any) -> list[str] | None:

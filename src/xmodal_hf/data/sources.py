@@ -37,7 +37,7 @@ from .files import AUDIO_CELL
 from .formats import Modality
 from .identity import id_of, unique_or_rows
 from .layouts import load_archive, load_folder, load_named_table, path_columns, spellings
-from .located import find_places, locate
+from .located import find_places, locate, refuse_segments
 from .modalities import MODALITIES, cell_feature
 from .parquet import ParquetPairs, find_parquet, parquet_features, parquet_nulls
 from .tables import check_limit, empty_columns, load_table, select_split
@@ -47,8 +47,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_BUFFER_SIZE = 10_000
 _ROWS_AT_ONCE = 1000
-# Usual names of columns that say where a segment begins in its file.
-_START_COLUMNS = ("start", "start_time", "start_seconds", "start_time_seconds", "onset", "offset", "segment_start")
 _TEXTS = List(Value("string"))
 
 
@@ -337,7 +335,7 @@ def _canonical(
     row_id = find_ids(table.column_names, id_column)
     located = None if names is None else locate(names, folder, modality)
     if located is not None and MODALITIES[modality].is_sampled:
-        _refuse_segments(table, located)
+        refuse_segments(table, located)
     ids = _ids(table, media, located, row_id)
     pairs = table.select_columns(list(dict.fromkeys((media, *texts))))
     pairs = _with_text(pairs, texts, media, keep_class_labels)
@@ -348,22 +346,6 @@ def _canonical(
         pairs = pairs.rename_column(media, modality) if media != modality else pairs
         pairs = _CANONICAL_CELLS[modality](pairs)
     return pairs.add_column("id", ids).select_columns(["id", modality, "text"])
-
-
-def _refuse_segments(table: Dataset, located: Sequence[tuple[str, str] | None]) -> None:
-    """Raise a ValueError where rows name one file with different starts: each would be the whole file.
-
-    Where a file has one start, as AudioCaps' have, the file is the segment.
-    """
-    for name in (name for name in table.column_names if name.lower() in _START_COLUMNS):
-        starts: dict[str, Any] = {}
-        for found, start in zip(located, table[name][:], strict=True):
-            if found is not None and starts.setdefault(found[1], start) != start:
-                raise ValueError(
-                    f"the column {name!r} names several segments of {found[1]}, and files are read whole: cut them "
-                    "into files of their own, for example with `ffmpeg -ss START -to END -i INPUT OUTPUT.flac`, or "
-                    "remove the column"
-                )
 
 
 def _with_text(pairs: Dataset, texts: Sequence[str], media: str, keep_class_labels: bool) -> Dataset:

@@ -241,6 +241,25 @@ def test_a_list_that_another_worker_has_sorted_is_read_anew(tmp_path):
     assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [3, 5, 7, 9]
 
 
+@pytest.mark.parametrize(
+    ("reason", "source", "hint"),
+    [
+        ("not an image", "a.wav", "The files are sounds by their names: pass --modality audio."),
+        ("corrupt audio", "a.png", "The files are images by their names: pass --modality image."),
+        ("not an image", "a.png", ""),
+        ("corrupt audio", "a.wav", ""),
+        ("corrupt image", "a.wav", ""),
+        ("not an image", "", ""),
+    ],
+)
+def test_files_of_another_modality_are_told(tmp_path, reason, source, hint):
+    log = BadItemLog(tmp_path / "bad_items.jsonl", total=10, max_fraction=0)
+    with pytest.raises(TooManyBadItemsError) as caught:
+        log.record(0, "a", source, BadItemError(reason))
+    message = str(caught.value)
+    assert message.endswith(hint or "bad_items.jsonl.") and ("pass --modality" in message) == bool(hint)
+
+
 def test_the_complaint_shows_ids_sources_and_reasons(tmp_path):
     log = BadItemLog(tmp_path / "bad_items.jsonl", total=10, max_fraction=0.1)
     log.record(4, "id four", "four.png", BadItemError("corrupt image", "cut off"))

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from filelock import FileLock
 
 from .errors import BadItemError
+from .formats import Modality, is_readable
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,11 @@ logger = logging.getLogger(__name__)
 BAD_ITEMS_NAME = "bad_items.jsonl"
 # Number of unusable items that an error message shows.
 _SHOWN = 10
+# Reason of items that a decoder does not know -> files that have it if they are of another modality, and that modality.
+_OTHER_MODALITY: tuple[tuple[str, str, Modality], ...] = (
+    ("not an image", "sounds", "audio"),
+    ("corrupt audio", "images", "image"),
+)
 # Characters that JSON does not escape although many readers end a line at them, and characters that UTF-8 cannot encode
 # (in file names that are not in UTF-8).
 _UNSAFE = re.compile("[\\x85\\u2028\\u2029\\ud800-\\udfff]")
@@ -81,18 +87,27 @@ def check_share(bad_items: Iterable[BadItem], total: int, max_fraction: float) -
 
 def _complaint(entries: Sequence[dict[str, Any]], total: int, max_fraction: float, path: Path | None = None) -> str:
     reasons = Counter(entry["reason"] for entry in entries).most_common()
-    shown = [f"  {entry['id']} ({entry['source']}): {entry['reason']}" for entry in entries]
+    shown = [f"{entry['id']} ({entry['source'] or 'no file'}): {entry['reason']}" for entry in entries]
     limit = f", more than max_bad_fraction={max_fraction:g}" if len(shown) > int(max_fraction * total) else ""
-    more = [f"  and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
-    return "\n".join(
-        [
-            f"{len(shown)} of {total} items cannot be used{limit}: "
-            + ", ".join(f"{count} {reason}" for reason, count in reasons),
-            *shown[:_SHOWN],
-            *more,
-            *([f"All of them are in {path}."] if path is not None else []),
-        ]
-    )
+    more = [f"and {len(shown) - _SHOWN} more"] if len(shown) > _SHOWN else []
+    sentences = [
+        f"{len(shown)} of {total} items cannot be used{limit}: "
+        + ", ".join(f"{count} {reason}" for reason, count in reasons)
+        + ".",
+        f"The first: {'; '.join([*shown[:_SHOWN], *more])}.",
+        *([f"All of them are listed in {path}."] if path is not None else []),
+        *_modality_hint(entries),
+    ]
+    return "\n".join(sentences)
+
+
+def _modality_hint(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Say which option is missing where all of the items are files of another modality."""
+    reasons = {entry["reason"] for entry in entries}
+    found = next(((plural, other) for reason, plural, other in _OTHER_MODALITY if reasons == {reason}), None)
+    if found is None or not all(is_readable(entry["source"], found[1]) for entry in entries):
+        return []
+    return [f"The files are {found[0]} by their names: pass --modality {found[1]}."]
 
 
 class BadItemLog:

@@ -480,3 +480,16 @@ def test_files_without_an_ending_are_told_by_their_contents(tmp_path, modality, 
     (tmp_path / "data" / "dog" / "1.txt").write_text("a dog barks")
     source = zipped(tmp_path / "data", tmp_path / "more.zip") if in_zip else tmp_path / "data"
     assert ["a dog barks"] in load_pairs(source, modality=modality)["text"][:]
+
+
+def test_a_folder_without_files_is_named(tmp_path):
+    (tmp_path / "pictures" / "train").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"pictures has no files: pass a folder that holds data"):
+        load_pairs(tmp_path / "pictures")
+    linked = tmp_path / "real"
+    linked.mkdir()
+    Image.new("RGB", (8, 8), "red").save(linked / "a.png")
+    (linked / "a.txt").write_text("red", encoding="utf-8")
+    (tmp_path / "pictures" / "train").rmdir()
+    (tmp_path / "pictures" / "train").symlink_to(linked, target_is_directory=True)
+    assert len(load_pairs(tmp_path / "pictures")) == 1

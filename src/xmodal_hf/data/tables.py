@@ -28,7 +28,7 @@ from datasets.exceptions import DatasetGenerationError
 from .annotations import is_document, load_document
 from .column_names import TEXT_COLUMNS
 from .delimited import inspect_delimited, unquoted
-from .local_files import kind_of
+from .local_files import kind_of, walk
 from .splits import ALL, files_of_split, is_whole, no_splits, no_such_split, rows_of_split, split_column, split_folders
 from .splits import matching as matching_splits
 
@@ -66,6 +66,8 @@ def load_table(source: str | os.PathLike, *, split: str = "train") -> Dataset:
     if path.is_file():
         return select_split(load_file(path), split, source)
     if path.is_dir():
+        if not any(entry.is_file() for entry in path.rglob("*")) and not walk(path)[0]:  # which follows links
+            raise ValueError(f"{source} has no files: pass a folder that holds data (docs/data_layouts.md)")
         return _load_folder(path, split)
     if path.exists():
         raise ValueError(f"{source} is {kind_of(path)}: pass a regular file or a folder")

@@ -36,7 +36,7 @@ def embed_folder(embedder: Embedder, folder: Path, store: Path, identity: str) -
     kept: dict[str, np.ndarray] = {}
     if store.is_file():
         with np.load(store) as arrays:
-            if str(arrays["model"]) == identity:
+            if "model" in arrays and str(arrays["model"]) == identity:  # the first release did not write it
                 kept = dict(zip(arrays["names"].tolist(), arrays["embeds"], strict=True))
     names = [path.relative_to(folder).as_posix() for path in picture_files(folder)]
     missing = [name for name in names if name not in kept]

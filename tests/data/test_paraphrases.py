@@ -45,6 +45,7 @@ def test_rated_sentences_are_no_pairs():
         ("same", [True, False], Value("bool")),
         ("verdict", [1, 0], ClassLabel(names=["no", "yes"])),
         ("Similarity", [4, 0], Value("int64")),
+        ("gold", ["4.50", "4.5"], Value("string")),  # as a csv file with two spellings of a number is read
     ],
 )
 def test_rated_pairs_are_no_paraphrases_under_any_name(name, values, feature):

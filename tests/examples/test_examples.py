@@ -153,6 +153,10 @@ def test_search_folder(clip, pictures, capsys):
     embedded.clear()
     example.embed_folder(embedder, pictures, store, "another model in that folder")
     assert len(embedded) == 17
+    np.savez(store, names=np.array(names), embeds=embeds)  # as the first release did
+    embedded.clear()
+    example.embed_folder(embedder, pictures, store, identity)
+    assert len(embedded) == 17
     (pictures / "new.png").unlink()
 
 

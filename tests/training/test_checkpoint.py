@@ -319,6 +319,27 @@ def test_states_of_releases_with_fewer_options_go_on():
         check_same_run(saved, {"num_processes": 1, "options": {**resolved, **new, **changed}})
 
 
+@pytest.mark.parametrize(
+    ("run", "ignored"),
+    [
+        ({"modality": "image", "image_model": "towers/image"}, {"image_size": 224}),
+        ({"modality": "image", "image_model": None}, {"audio_model": "towers/audio", "max_seconds": 5.0}),
+        ({"modality": "audio", "audio_model": "towers/audio"}, {"audio_preset": "clap", "image_size": 224}),
+        ({"modality": "image", "image_model": None, "lora_rank": 8}, {"modality_learning_rate": 0.1}),
+        ({"sentences": "corpus.txt"}, {"eval_max_samples": 7, "train_modality": True}),
+    ],
+)
+def test_options_without_effect_which_are_refused_now_do_not_stop_earlier_runs(run, ignored):
+    saved = {"num_processes": 1, "options": {**run, **ignored}}
+    check_same_run(saved, {"num_processes": 1, "options": run})
+    of_the_new_tower = {"modality": "image", "image_model": None, "image_size": 64}
+    with pytest.raises(CheckpointError, match="--image_size was 64, is 224"):
+        check_same_run(
+            {"num_processes": 1, "options": of_the_new_tower},
+            {"num_processes": 1, "options": of_the_new_tower | {"image_size": 224}},
+        )
+
+
 # Options with a value by default that the states of every release name.
 _ALWAYS_NAMED = (
     *("seed", "num_epochs", "batch_size", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "warmup_steps"),

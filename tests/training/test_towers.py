@@ -1,7 +1,11 @@
 """Which towers are trained, at which rate, and how frozen ones run."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import nn
 from transformers import ResNetConfig
@@ -97,8 +101,18 @@ def test_views_differ_by_dropout_alone(kind, dropout, request, caplog):
     assert not any(module.training for module in model.modules()) and torch.equal(torch.get_rng_state(), state)
     for columns, is_warned in ((["anchor"], not dropout), (["anchor", "positive"], False), (["paraphrases"], False)):
         caplog.clear()
-        _report_equal_views(model, Dataset.from_dict({name: ["a"] for name in columns}))
+        _report_equal_views(Accelerator(), model, Dataset.from_dict({name: ["a"] for name in columns}))
         assert ("the two views of a sentence are one vector" in caplog.text) == is_warned
+
+
+@pytest.mark.parametrize(("kind", "is_main"), [("FSDP", True), ("DEEPSPEED", True), ("MULTI_CPU", False)])
+def test_views_are_measured_once_and_of_whole_models_alone(kind, is_main, sentence_encoder, caplog):
+    """Where processes hold shards, DeepSpeed's third stage leaves weights without rows, and FSDP may load zeros."""
+    model = sentence_encoder(0.0)
+    model.get_input_embeddings().weight = nn.Parameter(torch.empty(0))
+    process = SimpleNamespace(distributed_type=DistributedType[kind], is_main_process=is_main)
+    _report_equal_views(process, model, Dataset.from_dict({"anchor": ["a"]}))
+    assert not caplog.records
 
 
 def test_dropout_of_attention_of_an_adapter_or_of_projections_makes_views(sentence_encoder, dual_encoder):

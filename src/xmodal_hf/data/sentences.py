@@ -30,7 +30,7 @@ from .layouts import is_text_table, load_archive, load_folder, load_named_table,
 from .modalities import MODALITY_NAMES
 from .pair_labels import CONTRADICTION, ENTAILMENT, NEUTRAL, OTHER, chosen_labels, nli_labels
 from .sources import has_media
-from .tables import check_limit, empty_columns, is_table, load_table, select_split
+from .tables import check_limit, empty_columns, holds_fractions, is_table, load_table, select_split
 from .tars import find_tars, load_tars
 
 logger = logging.getLogger(__name__)
@@ -292,6 +292,7 @@ def _ratings(table: Dataset) -> list[str]:
         if name.lower() in _RATINGS
         or isinstance(feature, ClassLabel)
         or (isinstance(feature, Value) and feature.dtype.startswith(("float", "bool", "decimal")))
+        or holds_fractions(table.data[name])
     ]
 
 

@@ -223,6 +223,14 @@ def _number_type(values: pa.ChunkedArray) -> str | None:
     return "float64" if is_spelled_once and not pc.any(padded).as_py() else None
 
 
+def holds_fractions(values: pa.ChunkedArray) -> bool:
+    """Whether each text of a column is a number, and some are fractions: such a column may be kept as it is spelled."""
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return False
+    is_number = pc.all(pc.match_substring_regex(values, _FLOAT)).as_py()
+    return bool(is_number and pc.any(pc.match_substring(values, ".")).as_py())
+
+
 def empty_columns(table: Dataset) -> list[str]:
     """The columns that hold nothing, null or an empty text in every row."""
     return [name for name in table.column_names if _holds_nothing(table.data[name])]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ..commands import require_package
 from ..data.column_names import ID_COLUMNS, TEXT_COLUMNS
@@ -626,6 +626,28 @@ NOT_IN_PHASE_1 = ("modality_learning_rate", "eval_dataset", "eval_split", "eval_
 NOT_IN_PHASE_2 = ("head", "head_at_inference", "mlm_weight", "mlm_probability")
 # Modality -> options of its tower from scratch, beside the config: a pretrained tower has its own.
 _OF_A_NEW_TOWER = {"image": ("image_size",), "audio": ("audio_preset",)}
+
+
+def options_without_effect(options: Mapping[str, Any]) -> set[str]:
+    """Return the names of options that change nothing in a run: earlier releases took them, and they are refused now.
+
+    Args:
+        options: Dictionary of the options of a run of phase 1 or phase 2.
+    """
+    modality = options.get("modality")
+    if modality is None:
+        return {*NOT_IN_PHASE_1}
+    names = {"head_at_inference", "mlm_probability"}
+    for other in MODALITIES:
+        if other != modality:
+            names |= {f"{other}_model", f"{other}_config", f"{other}_column", *_OF_A_NEW_TOWER[other]}
+        elif options.get(f"{other}_model") is not None:
+            names |= {*_OF_A_NEW_TOWER[other]}
+    names |= set() if modality == "audio" else {"max_seconds"}
+    is_adapted_alone = options.get("lora_rank") is not None and not options.get("train_modality")
+    return names | ({"modality_learning_rate"} if is_adapted_alone else set())
+
+
 # Options that describe a new model and not one that exists.
 _SIZES_OF_A_NEW_MODEL = frozenset(
     (

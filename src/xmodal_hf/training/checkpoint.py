@@ -41,6 +41,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..commands import format_size
 from ..features.processes import on_main_process
+from .arguments import options_without_effect
 from .averaging import WeightAverage
 from .sharding import is_sharded
 
@@ -239,7 +240,8 @@ def read_state(path: Path) -> dict[str, Any]:
 def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Raise a CheckpointError when a run (`num_processes`, `options`) would not go on as the one that saved a state.
 
-    Options that an earlier release did not have count with the value that describes what it did.
+    Options that an earlier release did not have count with the value that describes what it did, and those that it
+    took without effect do not count.
     """
     if state["num_processes"] != identity["num_processes"]:
         raise CheckpointError(
@@ -248,7 +250,7 @@ def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Non
         )
     options = _completed(identity["options"], identity["options"])
     saved = _completed(state["options"], options)
-    free = _FREE_OPTIONS | (_OPEN_BEFORE - state["options"].keys())
+    free = _FREE_OPTIONS | (_OPEN_BEFORE - state["options"].keys()) | options_without_effect(options)
     changed = [
         f"--{name} was {saved.get(name)!r}, is {options.get(name)!r}"
         for name in sorted({*saved, *options} - free)

@@ -79,7 +79,7 @@ def build_sentence_phase(
     _check_whole(accelerator, lora)
     model = build_trained_sentence_encoder(text, sentence, lora, tokenizer, is_dry_run=training.dry_run)
     check_max_length(model, tokenizer, text)
-    _report_equal_views(model, table)
+    _report_equal_views(accelerator, model, table)
     _keep_frozen_weights(accelerator, model, training)
     if not training.dry_run:  # a dry run may have a made-up tokenizer
         check_prefix(tokenizer, text)
@@ -118,7 +118,7 @@ def build_pair_phase(
     cross_modal = _pair_objective(contrastive, pairs, sub_batches)
     freeze_unused_bias(model, cross_modal)
     if sentences is not None:
-        _report_equal_views(model, sentences)
+        _report_equal_views(accelerator, model, sentences)
     _keep_frozen_weights(accelerator, model, training)
     features = {} if training.dry_run else open_features(accelerator, model, table, processor, training, text, pairs)
     any_longer = "audio" not in frozen_sides(model)
@@ -147,8 +147,13 @@ def _keep_frozen_weights(
     inform(accelerator, f"frozen weights are kept in bfloat16, which saves {format_size(saved / 1e9)}")
 
 
-def _report_equal_views(model: PreTrainedModel | PeftModel, table: Dataset) -> None:
-    """Warn of unsupervised sentences for a text tower without dropout, which is all by which their views differ."""
+def _report_equal_views(accelerator: Accelerator, model: PreTrainedModel | PeftModel, table: Dataset) -> None:
+    """Warn of unsupervised sentences for a text tower without dropout, which is all by which their views differ.
+
+    A process that will hold a shard of the model may not have its weights yet, so that nothing is measured there.
+    """
+    if is_sharded(accelerator) or not accelerator.is_main_process:
+        return
     if len(SentenceDataset(table).views) == 1 and not has_two_views(model):
         logger.warning(
             "--sentences: the text tower has no dropout, so that the two views of a sentence are one vector, and the "

@@ -203,6 +203,9 @@ def test_texts_in_other_folders_than_their_files_are_an_error(tmp_path, places, 
         ("captions.txt", "images/0.png|a dog runs fast"),
         ("captions.tsv", '"0.png"\t"a dog runs"'),
         ("captions.csv", "\ufeff0.png,a dog runs"),
+        ("0.trans.txt", "0 A DOG RUNS"),
+        ("list.txt", "images/0.png a dog runs"),
+        ("list.csv", "0|a dog runs"),
     ],
 )
 def test_lists_of_captions_without_a_header_are_an_error(tmp_path, name, line, in_zip):
@@ -217,12 +220,18 @@ def test_lists_of_captions_without_a_header_are_an_error(tmp_path, name, line, i
 
 
 @pytest.mark.parametrize(
-    "line", ["cat/0.png 0", "1 cat/0.png", "cat/0.png,cat", "cat/0.png\tgolden retriever", "cat/0"]
+    "line", ["cat/0.png 0", "1 cat/0.png", "cat/0.png,cat", "cat/0.png\tgolden retriever", "cat/0", "0 1 2 3"]
 )
 def test_lists_of_classes_beside_their_folders_do_no_harm(tmp_path, line):
     fill(tmp_path, "cat/0.png", "dog/1.png")
     (tmp_path / "train.txt").write_text(f"{line}\n")
     assert load_pairs(tmp_path)["text"][:] == ["cat", "dog"]
+
+
+def test_a_text_that_begins_with_the_name_of_a_file_does_no_harm(tmp_path):
+    fill(tmp_path, "a/cat.png", "b/dog.png")
+    (tmp_path / "README.txt").write_text("cat and dog in two folders\n")
+    assert load_pairs(tmp_path)["text"][:] == ["a", "b"]
 
 
 def test_other_texts_beside_folders_of_classes_do_no_harm(tmp_path):

@@ -17,7 +17,7 @@ import logging
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -57,9 +57,13 @@ _TABLE_ENDINGS = {".csv", ".tsv", ".jsonl", ".parquet"}
 # beginning says that it has captions, or if it is of a size that costs nothing.
 _MAX_DOCUMENT_BYTES = 1 << 24
 _BEGINNING = 1 << 16
-# The name of a file, what separates it from the rest of its line (Flickr8k numbers captions: "1.jpg#0"), and the rest;
-# and the least number of words in a caption, where a list of classes has one or two.
-_NAME_IN_LINE = re.compile(r"\s*\"?([^\t,;|#\"]*)([\t,;|#\"]?)(.*)", re.DOTALL)
+# The name of a file and the rest of its line: after a mark (Flickr8k numbers captions: "1.jpg#0"), or after a space
+# (LibriSpeech: "84-121123-0000 GO DO YOU HEAR"); and the least number of words in a caption, where a list of classes
+# has one or two.
+_NAME_IN_LINE = (
+    re.compile(r"\s*\"?([^\t,;|#\"]+)[\t,;|#\"](.*)", re.DOTALL),
+    re.compile(r"\s*([^\s]+)\s(.*)", re.DOTALL),
+)
 _WORD, _LEAST_WORDS = re.compile(r"[^\W\d_]+"), 3
 _ENCRYPTED = 1  # flag of a member of a zip archive
 # Columns that tell how the file of a row may be named.
@@ -255,15 +259,22 @@ def _refuse_texts_elsewhere(tree: FileTree) -> None:
 def _refuse_lists_without_header(tree: FileTree) -> None:
     """Raise a ValueError where a list of names and captions has no header: its lines could be the captions."""
     media = {PurePosixPath(name).name for name in tree.media}
+    # Names without their ending count where they are numbered: a text may begin with a word that is also a name.
+    media |= {stem for name in media if re.search(r"\d", stem := PurePosixPath(name).stem)}
     for name in tree.names:
-        if ending(name) not in (".txt", ".csv", ".tsv"):
-            continue
-        file, separator, rest = _NAME_IN_LINE.match(tree.first_line(name)).groups()  # type: ignore[union-attr]
-        if separator and PurePosixPath(file).name in media and len(_WORD.findall(rest)) >= _LEAST_WORDS:
+        if ending(name) in (".txt", ".csv", ".tsv") and _is_captioned(tree.first_line(name), media):
             raise ValueError(
                 f"{tree.path}: {name} names files and has captions, and no header: write it as a table with one, such "
                 "as image,caption"
             )
+
+
+def _is_captioned(line: str, media: Set[str]) -> bool:
+    """Whether a line is one of these names of files and a caption."""
+    found = [match.groups() for pattern in _NAME_IN_LINE if (match := pattern.match(line))]
+    return any(
+        PurePosixPath(file.strip()).name in media and len(_WORD.findall(rest)) >= _LEAST_WORDS for file, rest in found
+    )
 
 
 def _metadata(path: Path, modality: Modality, split: str) -> tuple[Dataset, Path] | None:

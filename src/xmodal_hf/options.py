@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import logging
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
@@ -19,6 +20,8 @@ import yaml
 
 from .commands import CommandParser, ManualFormatter, check_sources, read_yaml
 from .shipped import find_recipe
+
+logger = logging.getLogger(__name__)
 
 
 def option(default: Any, description: str, choices: Container[str] | None = None) -> Any:
@@ -172,11 +175,25 @@ def check_unset(names: Sequence[str], why: str, *arguments: Any, fix: str = "dro
         arguments: Instances of the dataclasses that declare the options.
         fix: Remedy, with which the message ends.
     """
+    for name in _other_than_default(names, arguments):
+        raise ValueError(f"--{name} {why}: {fix}")
+
+
+def warn_of_unused(names: Sequence[str], why: str, *arguments: Any) -> None:
+    """Log a warning for each of some options that has another value than its default, and no effect.
+
+    A recipe may be shared by several commands, so that these are no errors. Arguments as of `check_unset`.
+    """
+    for name in _other_than_default(names, arguments):
+        logger.warning("--%s has no effect here: it %s", name, why)
+
+
+def _other_than_default(names: Sequence[str], arguments: Iterable[Any]) -> Iterator[str]:
     for part in arguments:
         for item in dataclasses.fields(part):
             default = item.default_factory() if callable(item.default_factory) else item.default
             if item.name in names and getattr(part, item.name) != default:
-                raise ValueError(f"--{item.name} {why}: {fix}")
+                yield item.name
 
 
 def recipe_to_args(path: Path, classes: Sequence[type]) -> list[str]:

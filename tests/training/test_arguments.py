@@ -65,7 +65,6 @@ def test_command_line_wins_over_the_recipe(tmp_path):
         (["--triplets", "a", "--lora_rank", "4"], "--lora_rank adapts a pretrained text tower: pass --text_model"),
         (["--triplets", "a", "--lora_merge"], "the other --lora_... options need --lora_rank"),
         (["--triplets", "a", "--text_model", "x", "--lora_rank", "4", "--train_modality"], "is of phase 2"),
-        (["--triplets", "a", "--modality_learning_rate", "1e-3"], "--modality_learning_rate is of phase 2"),
         (["--triplets", "a", "--eval_steps", "1", "--eval_split", "dev"], "are for training on pairs: pass --eval_sts"),
         (
             ["--triplets", "a", "--text_model", "x", "--lora_rank", "4", "--bidirectional_attention"],
@@ -103,22 +102,9 @@ def test_wrong_options_exit_with_the_fix(args, message, capsys):
         (["--model", "x", "--lora_rank", "4", "--freeze", "text"], "--lora_rank trains the text tower"),
         (["--sentences", "x", "--freeze", "image", "text"], "--sentences and --triplets train the text tower"),
         (["--sentences", "x", "--mlm_weight", "0.1"], "--mlm_weight and --head belong to phase 1"),
-        (["--mlm_probability", "0.3"], "--mlm_probability belongs to phase 1: drop it"),
-        (["--head_at_inference"], "--head_at_inference belongs to phase 1: drop it"),
         (["--audio_model", "x"], "--audio_model with --modality image: pass --modality audio, or drop it"),
         (["--audio_column", "x"], "--audio_column with --modality image: pass --modality audio, or drop it"),
         (["--modality", "audio", "--image_config", "{}"], "--image_config with --modality audio"),
-        (["--max_seconds", "3"], "--max_seconds does not go with --modality image: drop it"),
-        (["--audio_preset", "clap"], "--audio_preset does not go with --modality image: drop it"),
-        (["--modality", "audio", "--image_size", "32"], "--image_size does not go with --modality audio: drop it"),
-        (
-            ["--image_model", "x", "--image_size", "32"],
-            "--image_size is of a tower from scratch, and --image_model has",
-        ),
-        (
-            ["--modality", "audio", "--audio_model", "x", "--audio_preset", "clap"],
-            "--audio_preset is of a tower from scratch, and --audio_model has its own setting: drop it",
-        ),
         (
             ["--model", "x", "--lora_rank", "4", "--modality_learning_rate", "1"],
             "--modality_learning_rate with --lora_rank: the image tower is not trained, pass --train_modality",
@@ -139,15 +125,45 @@ def test_wrong_combinations_of_phase_2(args, message, capsys):
 
 
 @pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--mlm_probability", "0.3"], "--mlm_probability has no effect here: it belongs to phase 1"),
+        (["--head_at_inference"], "--head_at_inference has no effect here: it belongs to phase 1"),
+        (["--max_seconds", "3"], "--max_seconds has no effect here: it belongs to --modality audio"),
+        (["--audio_preset", "clap"], "--audio_preset has no effect here: it belongs to --modality audio"),
+        (["--modality", "audio", "--image_size", "32"], "--image_size has no effect here: it belongs to"),
+        (["--image_model", "x", "--image_size", "32"], "it is of a tower from scratch, and --image_model has its own"),
+        (
+            ["--modality", "audio", "--audio_model", "x", "--audio_preset", "clap"],
+            "--audio_preset has no effect here: it is of a tower from scratch, and --audio_model has its own setting",
+        ),
+    ],
+)
+def test_options_without_effect_in_phase_2_give_a_warning(args, message, caplog):
+    parse_arguments(PHASE_2, "", ["--dataset", "a", *args], check_phase_2)
+    assert message in caplog.text
+
+
+@pytest.mark.parametrize("args", [[], ["--image_size", "224"], ["--modality", "audio", "--audio_model", "x"]])
+def test_options_with_effect_and_defaults_give_no_warning(args, caplog):
+    parse_arguments(PHASE_2, "", ["--dataset", "a", *args], check_phase_2)
+    assert not caplog.text
+
+
+def test_options_without_effect_in_phase_1_give_a_warning(caplog):
+    parse_arguments(CLASSES, "", ["--triplets", "a", "--modality_learning_rate", "1e-3"], check_phase_1)
+    assert "--modality_learning_rate has no effect here: it belongs to phase 2" in caplog.text
+
+
+@pytest.mark.parametrize(
     "args", [["--dataset_weights", "2"], ["--shuffle_buffer", "3"], ["--negative_text_column", "wrong"]]
 )
-def test_options_of_training_are_no_options_of_extraction(args, capsys):
+def test_options_of_training_have_no_effect_in_extraction(args, caplog):
     classes, given = (FeatureArguments, PairArguments), ["--dataset", "a", "--model", "x"]
     assert parse_arguments(classes, "", given, check_extraction)[1].dataset == ["a"]
-    with pytest.raises(SystemExit):
-        parse_arguments(classes, "", [*given, *args], check_extraction)
-    message = f"{args[0]} has no effect on the vectors, and belongs to train_contrastive.py: drop it"
-    assert message in " ".join(capsys.readouterr().err.split())
+    assert not caplog.text
+    parse_arguments(classes, "", [*given, *args], check_extraction)
+    assert f"{args[0]} has no effect here: it belongs to train_contrastive.py" in caplog.text
 
 
 def test_lists_in_recipes(tmp_path):

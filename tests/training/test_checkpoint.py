@@ -329,7 +329,7 @@ def test_states_of_releases_with_fewer_options_go_on():
         ({"sentences": "corpus.txt"}, {"eval_max_samples": 7, "train_modality": True}),
     ],
 )
-def test_options_without_effect_which_are_refused_now_do_not_stop_earlier_runs(run, ignored):
+def test_a_run_goes_on_without_options_that_have_no_effect(run, ignored):
     saved = {"num_processes": 1, "options": {**run, **ignored}}
     check_same_run(saved, {"num_processes": 1, "options": run})
     of_the_new_tower = {"modality": "image", "image_model": None, "image_size": 64}

@@ -10,7 +10,7 @@ from ..data.column_names import ID_COLUMNS, TEXT_COLUMNS
 from ..data.formats import Modality
 from ..data.modalities import MODALITIES
 from ..losses.registry import LOSSES, SENTENCE_LOSSES, join_choices
-from ..options import check_unset, one_or_several, option, parse_dims
+from ..options import one_or_several, option, parse_dims, warn_of_unused
 from .loss_arguments import add_weights, describe_losses
 
 # Tracker of Accelerate -> the module that it imports, the package of that module, and the extra that installs the
@@ -621,7 +621,7 @@ class LoraArguments:
             raise ValueError("--train_modality goes with --lora_rank: without it that tower is trained anyway")
 
 
-# Options without effect in phase 1, and in phase 2: the help does not list them, and other values are refused.
+# Options without effect in phase 1, and in phase 2: the help does not list them, and other values give a warning.
 NOT_IN_PHASE_1 = ("modality_learning_rate", "eval_dataset", "eval_split", "eval_max_samples", "train_modality")
 NOT_IN_PHASE_2 = ("head", "head_at_inference", "mlm_weight", "mlm_probability")
 # Modality -> options of its tower from scratch, beside the config: a pretrained tower has its own.
@@ -629,7 +629,7 @@ _OF_A_NEW_TOWER = {"image": ("image_size",), "audio": ("audio_preset",)}
 
 
 def options_without_effect(options: Mapping[str, Any]) -> set[str]:
-    """Return the names of options that change nothing in a run: earlier releases took them, and they are refused now.
+    """Return the names of options that change nothing in a run, so that another run may go on without them.
 
     Args:
         options: Dictionary of the options of a run of phase 1 or phase 2.
@@ -675,7 +675,9 @@ def check_phase_1(
     """Raise a ValueError for options of phase 1 that do not go together."""
     if validation.eval_dataset is not None or validation.eval_split is not None:
         raise ValueError("--eval_dataset and --eval_split are for training on pairs: pass --eval_sts")
-    check_unset(NOT_IN_PHASE_1, "is of phase 2: phase 1 has no image or audio tower", training, validation, lora)
+    if lora.train_modality:
+        raise ValueError("--train_modality is of phase 2: phase 1 has no image or audio tower")
+    warn_of_unused(NOT_IN_PHASE_1, "belongs to phase 2, which has an image or audio tower", training, validation, lora)
     if lora.lora_rank is not None and text.text_model is None:
         raise ValueError("--lora_rank adapts a pretrained text tower: pass --text_model, or drop it")
     if lora.lora_rank is not None and text.bidirectional_attention and not lora.lora_merge:
@@ -708,7 +710,7 @@ def check_phase_2(
         )
     if sentence.mlm_weight > 0 or sentence.head not in (None, "none"):
         raise ValueError("--mlm_weight and --head belong to phase 1: a dual encoder has no such layers")
-    check_unset(("head_at_inference", "mlm_probability"), "belongs to phase 1", sentence)
+    warn_of_unused(("head_at_inference", "mlm_probability"), "belongs to phase 1", sentence)
 
 
 def _check_modality(pairs: PairArguments, contrastive: ContrastiveArguments) -> None:
@@ -721,13 +723,13 @@ def _check_modality(pairs: PairArguments, contrastive: ContrastiveArguments) -> 
         for name in (f"{other}_model", f"{other}_config", f"{other}_column"):
             if getattr(contrastive, name, None) or getattr(pairs, name, None):
                 raise ValueError(f"--{name} with --modality {pairs.modality}: pass --modality {other}, or drop it")
-        check_unset(_OF_A_NEW_TOWER[other], f"does not go with --modality {pairs.modality}", contrastive)
-    if pairs.modality != "audio" and contrastive.max_seconds is not None:
-        raise ValueError(f"--max_seconds does not go with --modality {pairs.modality}: drop it")
+        warn_of_unused(_OF_A_NEW_TOWER[other], f"belongs to --modality {other}", contrastive)
+    if pairs.modality != "audio":
+        warn_of_unused(("max_seconds",), "belongs to --modality audio", contrastive)
     pretrained = f"{pairs.modality}_model"
     if getattr(contrastive, pretrained) is not None:
         why = f"is of a tower from scratch, and --{pretrained} has its own setting"
-        check_unset(_OF_A_NEW_TOWER[pairs.modality], why, contrastive)
+        warn_of_unused(_OF_A_NEW_TOWER[pairs.modality], why, contrastive)
 
 
 def _check_several_texts(pairs: PairArguments, contrastive: ContrastiveArguments) -> None:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..options import check_unset, option
+from ..options import option, warn_of_unused
 from .arguments import PairArguments
 
-# Options of training on pairs without effect here: the help does not list them, and other values are refused.
+# Options of training on pairs without effect here: the help does not list them, and other values give a warning.
 NOT_IN_EXTRACTION = ("features", "dataset_weights", "shuffle_buffer", "negative_text_column")
 # Poolings that look for a certain token of a text.
 _TEXT_ONLY_POOLINGS = ("eos", "last")
@@ -61,7 +61,7 @@ def check_extraction(features: FeatureArguments, pairs: PairArguments) -> None:
     """Raise a ValueError for options that do not go together."""
     if pairs.features != "auto":
         raise ValueError("the folder of the vectors is --output_dir; --features belongs to train_contrastive.py")
-    check_unset(NOT_IN_EXTRACTION, "has no effect on the vectors, and belongs to train_contrastive.py", pairs)
+    warn_of_unused(NOT_IN_EXTRACTION, "belongs to train_contrastive.py", pairs)
     sides = {"image": features.image_model, "audio": features.audio_model}
     for side, model in sides.items():
         if (model or features.side == side) and pairs.modality != side:

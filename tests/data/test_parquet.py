@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 from torch.utils.data import DataLoader
 
 from xmodal_hf.data import parquet
@@ -23,6 +23,7 @@ from xmodal_hf.data.orders import ShardOrder
 from xmodal_hf.data.sampling import PairDataset
 from xmodal_hf.data.seeding import EpochIndex
 from xmodal_hf.data.sources import load_pairs, stream_pairs
+from xmodal_hf.data.tables import load_table
 
 
 @pytest.fixture
@@ -211,16 +212,30 @@ def test_streams_obey_the_rules_of_the_loaded_table(tmp_path, image_table, kind)
     assert [row["id"] for row in without_media(streamed)] == list(streamed["id"])
 
 
-def test_files_that_number_classes_in_different_ways_are_refused(tmp_path, image_table):
-    """The names of the first file would be read for the numbers of all."""
+@pytest.mark.parametrize("are_lists", [False, True])
+def test_files_may_number_the_same_classes_in_different_ways(are_lists, tmp_path, image_table):
+    """The names of the first file would be read for the numbers of all; where captions are read, nobody looks."""
     content = (tmp_path / image_table[0]["image"]).read_bytes()
     (tmp_path / "data").mkdir()
     for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
-        features = Features({"jpg": Value("binary"), "label": ClassLabel(names=names)})
-        write_table(tmp_path / "data" / f"train-{number}.parquet", {"jpg": [content], "label": [0]}, features)
+        label = List(ClassLabel(names=names)) if are_lists else ClassLabel(names=names)
+        features = Features({"jpg": Value("binary"), "label": label, "caption": Value("string")})
+        columns = {"jpg": [content] * 2, "label": [[0], [1]] if are_lists else [0, 1], "caption": ["a", "b"]}
+        write_table(tmp_path / "data" / f"train-{number}.parquet", columns, features)
     for load in (load_pairs, stream_pairs):
-        with pytest.raises(ValueError, match=r"train-1\.parquet and .*train-0\.parquet have other names"):
-            load(tmp_path / "data", text_column="label")
+        texts = [row["text"] for row in load(tmp_path / "data", text_column="label")]
+        assert texts == ([["cat"], ["dog"], ["dog"], ["cat"]] if are_lists else ["cat", "dog", "dog", "cat"])
+        assert [row["text"] for row in load(tmp_path / "data", text_column="caption")] == ["a", "b", "a", "b"]
+
+
+def test_numbers_of_classes_that_may_mean_either_are_refused(tmp_path):
+    for number, names in enumerate((["cat", "dog"], ["dog", "cat"], None)):
+        features = Features({"label": Value("int64") if names is None else ClassLabel(names=names)})
+        write_table(tmp_path / f"train-{number}.parquet", {"label": [0]}, features)
+    with pytest.raises(ValueError, match=r"train-2\.parquet has no names for the classes in 'label'"):
+        load_table(tmp_path)
+    (tmp_path / "train-1.parquet").unlink()
+    assert load_table(tmp_path).features["label"].names == ["cat", "dog"]  # the only names that there are
 
 
 def test_files_that_rows_name_are_found_alike(tmp_path, image_table):

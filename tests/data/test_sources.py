@@ -238,6 +238,11 @@ def test_several_segments_of_one_sound_are_refused(tmp_path, name):
         stream_pairs(tmp_path / "rows.parquet", modality="audio")
     write_jsonl(path, [row | {name: 30} for row in rows])  # two captions of one segment, as AudioCaps has them
     assert load_pairs(path, modality="audio")["text"][:] == ["rain", "thunder"]
+    for empty in (None, float("nan")):  # rows that do not say where a segment begins
+        path = tmp_path / f"{empty}.parquet"
+        Dataset.from_list([row | {name: empty} for row in rows]).to_parquet(str(path))
+        for load in (load_pairs, stream_pairs):
+            assert [row["text"] for row in load(path, modality="audio")] == ["rain", "thunder"]
 
 
 def test_loading_opens_no_picture(tmp_path, image_table):

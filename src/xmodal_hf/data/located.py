@@ -23,6 +23,7 @@ from datasets import Dataset
 
 from .files import zip_member
 from .formats import Modality, ending, is_readable, is_unreadable
+from .identity import is_empty
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +121,12 @@ def locate(spellings: Sequence[Sequence[str]], folder: Path, modality: Modality)
 def refuse_segments(table: Dataset, located: Sequence[tuple[str, str] | None]) -> None:
     """Raise a ValueError where rows name one file with different starts: each would be the whole file.
 
-    Where a file has one start, as AudioCaps' have, the file is the segment.
+    Where a file has one start, as AudioCaps' have, the file is the segment. A row without a start says nothing.
     """
     for name in (name for name in table.column_names if name.lower() in START_COLUMNS):
         starts: dict[str, Any] = {}
         for found, start in zip(located, table[name][:], strict=True):
-            if found is not None and starts.setdefault(found[1], start) != start:
+            if found is not None and not is_empty(start) and starts.setdefault(found[1], start) != start:
                 raise ValueError(
                     f"the column {name!r} names several segments of {found[1]}, and files are read whole: cut them "
                     "into files of their own, for example with `ffmpeg -ss START -to END -i INPUT OUTPUT.flac`, or "

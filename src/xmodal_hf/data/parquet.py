@@ -26,7 +26,6 @@ from .located import START_COLUMNS, locate, refuse_segments
 from .modalities import MODALITIES
 from .parts import PartedPairs
 from .splits import ALL, DEFAULT, no_splits, rows_of_split, split_column, split_of_name
-from .tables import other_classes
 
 _OPEN_FILES = 64
 _MARKED_BYTES = 2**16  # bytes of the media of a row group that are read for checksums
@@ -133,8 +132,7 @@ class ParquetPairs(PartedPairs):
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If there is no file, a file lacks a column, two files number the classes of a `ClassLabel` in
-            different ways, the split has no row, or rows list several files.
+        ValueError: If there is no file, a file lacks a column, the split has no row, or rows list several files.
     """
 
     def __init__(
@@ -155,7 +153,8 @@ class ParquetPairs(PartedPairs):
         self._is_local = all(_REMOTE not in file for file in self.files)
         self._media, self._texts, self._id = media_column, list(text_columns), id_column
         self._negatives = None if negative_columns is None else list(negative_columns)
-        self._class_names: list[list[str] | None] = []
+        # Of each file and column of texts: files may number the same classes in different ways.
+        self._class_names: list[list[list[str] | None]] = []
         # These hold, for every row group, its file, its number in that file, and its number of rows.
         groups = [group for number, file in enumerate(self.files) for group in self._row_groups(number, file)]
         self._file_of_group, self._group_in_file, lengths = np.array(groups, dtype=np.int64).T
@@ -191,7 +190,7 @@ class ParquetPairs(PartedPairs):
         return {
             "id": self._id_of(row, number),
             self.modality: self._cell(media, part, number),
-            "text": row_text(texts, self._class_names),
+            "text": row_text(texts, self._class_names[self._file_of_group[part]]),
             **({} if self._negatives is None else {"negative_text": self._negative_texts(row)}),
         }
 
@@ -261,7 +260,8 @@ class ParquetPairs(PartedPairs):
         for group in range(len(self.shard_lengths)):  # this reads only those columns
             for row in self._rows_of(group, columns[name]) if columns[name] else [{}] * self.shard_lengths[group]:
                 if name == "text":
-                    yield row_text([row[column] for column in self._texts], self._class_names)
+                    names = self._class_names[self._file_of_group[group]]
+                    yield row_text([row[column] for column in self._texts], names)
                 elif name == "negative_text":
                     yield self._negative_texts(row)
                 else:
@@ -279,10 +279,7 @@ class ParquetPairs(PartedPairs):
         )
         if missing:
             raise ValueError(f"{file} has no column {missing[0]!r}, only {', '.join(columns)}.")
-        names = class_names_of(parquet_features(file), self._texts)
-        self._class_names = names if number == 0 else self._class_names
-        if names != self._class_names:
-            raise other_classes(file, self.files[0])
+        self._class_names.append(class_names_of(parquet_features(file), self._texts))
         metadata = _open(file, os.getpid()).metadata
         for group in range(metadata.num_row_groups):
             if metadata.row_group(group).num_rows:

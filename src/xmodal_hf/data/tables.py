@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,16 @@ from datasets import (
     ClassLabel,
     Dataset,
     DatasetDict,
+    DatasetInfo,
     Features,
+    List,
     Value,
     concatenate_datasets,
     load_dataset,
     load_from_disk,
 )
 from datasets.exceptions import DatasetGenerationError
+from datasets.table import InMemoryTable
 
 from .annotations import is_document, load_document
 from .column_names import TEXT_COLUMNS
@@ -31,6 +36,8 @@ from .delimited import inspect_delimited, unquoted
 from .local_files import kind_of, walk
 from .splits import ALL, files_of_split, is_whole, no_splits, no_such_split, rows_of_split, split_column, split_folders
 from .splits import matching as matching_splits
+
+logger = logging.getLogger(__name__)
 
 # File ending -> `datasets` builder.
 _BUILDERS = {".txt": "text", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -279,8 +286,7 @@ def _load_folder(path: Path, split: str) -> Dataset:
     tables = sorted(file for file in path.iterdir() if file.is_file() and table_suffix(file) == ".parquet")
     if tables:  # the files are named, because `datasets` may take other files beside them for the data
         files = [str(file) for file in files_of_split(tables, split, path)]
-        _check_classes(files)
-        return checked_texts(load_dataset("parquet", data_files=files, split="train"), path)
+        return checked_texts(_load_parquet(files), path)
     _check_split_of_folder(path, split)
     try:
         return load_dataset(str(path), split=split)
@@ -288,23 +294,57 @@ def _load_folder(path: Path, split: str) -> Dataset:
         raise ValueError(f"{path} cannot be read: {error.__cause__}") from error
 
 
-def _check_classes(files: Sequence[str]) -> None:
-    """Raise a ValueError where files number classes in different ways: `datasets` takes the names of the first."""
-    first: dict[str, Any] = {}
-    for file in files:
-        features = Features.from_arrow_schema(pq.read_schema(file))
-        names = {column: feature.names for column, feature in features.items() if isinstance(feature, ClassLabel)}
-        first = first or names
-        if names != first:
-            raise other_classes(file, files[0])
+def _load_parquet(files: Sequence[str]) -> Dataset:
+    """The rows of parquet files.
 
-
-def other_classes(file: str, first: str) -> ValueError:
-    """The error for a file that numbers the classes of a `ClassLabel` in another way than the first file."""
-    return ValueError(
-        f"{file} and {first} have other names, or another order of them, for the numbers of a `ClassLabel`: write both "
-        "with the same names"
+    A column of classes that files number in different ways becomes one of their names: `datasets` would take those of
+    the first file for the numbers of all.
+    """
+    names = [_class_names(file) for file in files]
+    numberings: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for column, of_column in (item for of_file in names for item in of_file.items()):
+        numberings[column].add(tuple(of_column))
+    differing = [column for column, found in numberings.items() if len(found) > 1]
+    if not differing:
+        return load_dataset("parquet", data_files=list(files), split="train")
+    logger.info(
+        "%s: the files number the classes in different ways, so that their names are read", ", ".join(differing)
     )
+    tables = []
+    for file, of_file in zip(files, names, strict=True):
+        table = load_dataset("parquet", data_files=file, split="train")
+        for column in differing:
+            if column not in of_file:
+                raise ValueError(
+                    f"{file} has no names for the classes in {column!r}, which other files number in different ways: "
+                    "write it with names"
+                )
+            table = _with_class_names(table, column, of_file[column])
+        tables.append(table)
+    return concatenate_datasets(tables)
+
+
+def _class_names(file: str) -> dict[str, list[str]]:
+    """The names of the classes of each column of a parquet file that has classes, or lists of them."""
+    features = Features.from_arrow_schema(pq.read_schema(file))
+    inner = {column: getattr(feature, "feature", None) or feature for column, feature in features.items()}
+    return {column: feature.names for column, feature in inner.items() if isinstance(feature, ClassLabel)}
+
+
+def _with_class_names(table: Dataset, column: str, names: Sequence[str]) -> Dataset:
+    """The table with the names of the classes in place of their numbers; a number without a name becomes null."""
+
+    def named(cell: Any) -> Any:
+        if isinstance(cell, list):
+            return [named(number) for number in cell]
+        return names[cell] if cell is not None and 0 <= cell < len(names) else None
+
+    feature = Value("string") if isinstance(table.features[column], ClassLabel) else List(Value("string"))
+    features = Features({**table.features, column: feature})
+    cells = pa.array([named(cell) for cell in table[column][:]], features.arrow_schema.field(column).type)
+    # Dataset.add_column would make a block of this column alone, without which `datasets` cannot select the others.
+    rows = table.data.table.set_column(table.column_names.index(column), column, cells)
+    return Dataset(InMemoryTable(rows.replace_schema_metadata(None)), DatasetInfo(features=features))
 
 
 def _check_split_of_folder(path: Path, split: str) -> None:

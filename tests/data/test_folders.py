@@ -220,7 +220,15 @@ def test_lists_of_captions_without_a_header_are_an_error(tmp_path, name, line, i
 
 
 @pytest.mark.parametrize(
-    "line", ["cat/0.png 0", "1 cat/0.png", "cat/0.png,cat", "cat/0.png\tgolden retriever", "cat/0", "0 1 2 3"]
+    "line",
+    [
+        *("cat/0.png 0", "1 cat/0.png", "cat/0.png,cat", "cat/0.png\tgolden retriever", "cat/0", "0 1 2 3"),
+        *(
+            "0.png\thttps://example.org/pictures/of/cats/0.jpg",
+            "0.png long_haired_cat/on_a_sofa",
+            "0.png,red,round,old",
+        ),
+    ],
 )
 def test_lists_of_classes_beside_their_folders_do_no_harm(tmp_path, line):
     fill(tmp_path, "cat/0.png", "dog/1.png")

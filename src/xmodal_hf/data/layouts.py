@@ -64,7 +64,8 @@ _NAME_IN_LINE = (
     re.compile(r"\s*\"?([^\t,;|#\"]+)[\t,;|#\"](.*)", re.DOTALL),
     re.compile(r"\s*([^\s]+)\s(.*)", re.DOTALL),
 )
-_WORD, _LEAST_WORDS = re.compile(r"[^\W\d_]+"), 3
+# Spaces separate words: an address or a path, such as that of the source of a file, is one.
+_WORD, _LEAST_WORDS = re.compile(r"\S*[^\W\d_]\S*"), 3
 _ENCRYPTED = 1  # flag of a member of a zip archive
 # Columns that tell how the file of a row may be named.
 _FOLD, _START, _VIDEO = "fold", "start_time", "youtube_id"
@@ -265,7 +266,7 @@ def _refuse_lists_without_header(tree: FileTree) -> None:
         if ending(name) in (".txt", ".csv", ".tsv") and _is_captioned(tree.first_line(name), media):
             raise ValueError(
                 f"{tree.path}: {name} names files and has captions, and no header: write it as a table with one, such "
-                "as image,caption"
+                "as image,caption; if its lines are no captions, move it away"
             )
 
 

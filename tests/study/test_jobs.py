@@ -229,6 +229,13 @@ def test_a_model_that_goes_on_from_itself_is_refused(tmp_path):
         jobs_of([Cell(**{**vars(cell("clip", phase1=False)), "phase2": own})], tmp_path)
 
 
+def test_a_feature_store_may_lie_in_the_folder_of_a_model(tmp_path):
+    """A job makes it where it is not there."""
+    store = {"features": str(tmp_path / "models" / "clip" / "features")}
+    cells = [Cell(**{**vars(cell(name, phase1=False)), "phase2": store}) for name in ("clip", "cyclip")]
+    assert all(not job.made_from for job in jobs_of(cells, tmp_path) if job.trains)
+
+
 def test_a_job_waits_for_any_tower_of_another(tmp_path):
     other = Cell(**{**vars(cell("cyclip", phase1=False)), "phase2": {"image_model": str(tmp_path / "models" / "clip")}})
     jobs = jobs_of([other, cell("clip", phase1=False)], tmp_path)

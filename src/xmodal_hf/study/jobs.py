@@ -34,6 +34,9 @@ _DATA = (
     *("dataset", "sentences", "triplets", "paraphrases", "exclude_texts", "eval_sts", "eval_dataset", "pairs"),
     *("zero_shot_data", "class_names", "composition_data", "query_bank", "sts_data", "transfer_data"),
 )
+# Options that name folders which a job writes. A feature store knows what it was made from, and is made where it is not
+# there.
+_WRITTEN = ("output_dir", "features")
 # Of larger files, and of those in folders of more, the name and the size stand for the content.
 _CHECKED_BYTES, _CHECKED_FILES = 1 << 25, 100
 PHASE_1, _MODELS, _EVALUATIONS = "phase1", "models", "evaluations"
@@ -214,8 +217,8 @@ def _checksums(made_with: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _sources(options: Mapping[str, Any], folders: Collection[str]) -> list[str]:
-    """Those of some folders that options name, or a file in them."""
-    read = {name: value for name, value in options.items() if name != "output_dir"}
+    """Those of some folders that options name, or a file in them, to read it."""
+    read = {name: value for name, value in options.items() if name not in _WRITTEN}
     paths = [Path(text) for text in _texts(read) if os.sep in text]
     named = dict.fromkeys(str(part) for path in paths for part in (path, *path.parents))
     return [name for name in named if name in folders]

@@ -288,6 +288,9 @@ def test_a_column_without_any_text_is_passed_over(tmp_path):
 def test_a_mark_of_byte_order_is_no_part_of_a_sentence(tmp_path):
     (tmp_path / "lines.txt").write_text("rain falls\r\nsnow\n", encoding="utf-8-sig")
     assert load_sentences(tmp_path / "lines.txt")["anchor"][:] == ["rain falls", "snow"]
+    with gzip.open(tmp_path / "packed.txt.gz", "wb") as file:
+        file.write((tmp_path / "lines.txt").read_bytes())
+    assert load_sentences(tmp_path / "packed.txt.gz")["anchor"][:] == ["rain falls", "snow"]
 
 
 @pytest.mark.parametrize("name, line", [("lines.txt", "caf\xe9"), ("lines.jsonl", '{"text": "caf\xe9"}')])

@@ -133,11 +133,21 @@ def load_file(path: Path) -> Dataset:
         rows = load_document(path)
         if rows is not None:
             return _from_rows(rows, path)
-    # Some editors begin a file of text with a mark of byte order.
-    table = _build(path, suffix, **({"encoding": "utf-8-sig"} if suffix == ".txt" else {}))
+    table = _build(path, suffix)
+    if suffix == ".txt":
+        return _without_mark(table)
     if suffix == ".jsonl":
         _check_rows(path, len(table), _count_lines(path))
     return table
+
+
+def _without_mark(table: Dataset) -> Dataset:
+    """Lines of text without the mark of byte order with which some editors begin a file, compressed or not."""
+    first = table[0]["text"] if len(table) else ""
+    if not first.startswith("\ufeff"):
+        return table
+    start = Dataset.from_dict({"text": [first[1:]]}, features=table.features)
+    return concatenate_datasets([start, table.select(range(1, len(table)))])
 
 
 def load_delimited(path: Path, suffix: str) -> Dataset:

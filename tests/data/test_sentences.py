@@ -315,7 +315,10 @@ def test_bytes_that_are_no_text_are_found_before_a_run(tmp_path):
             load_pairs(source)
 
 
-@pytest.mark.parametrize("names", [("negative_1", "negative_2"), ("Negatives",), ("hard_negatives",), ("neg1", "neg2")])
+@pytest.mark.parametrize(
+    "names",
+    [("negative_1", "negative_2"), ("Negatives",), ("hard_negatives",), ("neg1", "neg2"), ("negative", "negative_2")],
+)
 def test_hard_negatives_of_several_columns_or_in_the_plural_are_used(tmp_path, names, caplog):
     """sentence-transformers numbers those that it has mined."""
     wrong = [["x", "y"], ["z", None]]

@@ -240,7 +240,7 @@ def build_triplets(
         return nli_to_triplets(table[first][:], table[second][:], labels, seed=seed)
     for layout in TRIPLET_LAYOUTS:
         if set(layout) <= columns.keys():
-            return _clean_triplets(zip(*(table[columns[name]][:] for name in layout), strict=True), seed)
+            return _pairs_with_negatives(table, [columns[name] for name in layout[:2]], seed)
     for layout in NLI_LAYOUTS:
         if set(layout) <= columns.keys():
             first, second, label = (columns[name] for name in layout)
@@ -248,19 +248,22 @@ def build_triplets(
             return nli_to_triplets(table[first][:], table[second][:], labels, seed=seed)
     for pair in PAIR_LAYOUTS if not _ratings(table) else ():
         if set(pair) <= columns.keys():
-            anchors, positives = (table[columns[name]][:] for name in pair)
-            return _clean_triplets(zip(anchors, positives, _negatives(table, pair), strict=True), seed)
+            return _pairs_with_negatives(table, [columns[name] for name in pair], seed)
     ratings = f" Does the column {_ratings(table)[0]} label the rows? Pass --positive_label." if _ratings(table) else ""
     known = "; ".join(", ".join(layout) for layout in (*TRIPLET_LAYOUTS, *NLI_LAYOUTS, *PAIR_LAYOUTS))
     raise ValueError(f"No triplets in the columns {', '.join(table.column_names)}.{ratings} Known layouts: {known}.")
 
 
+def _pairs_with_negatives(table: Dataset, pair: Sequence[str], seed: int) -> tuple[Dataset, Counter[str]]:
+    """Triplets of two columns and of the hard negatives beside them."""
+    anchors, positives = (table[name][:] for name in pair)
+    return _clean_triplets(zip(anchors, positives, _negatives(table, pair), strict=True), seed)
+
+
 def _negatives(table: Dataset, pair: Sequence[str]) -> list[list[str]]:
     """The hard negatives of each row, from all columns with a usual name of them, numbered or not; else none."""
     names = [
-        name
-        for name in table.column_names
-        if name.lower() not in pair and _NUMBER.sub("", name.lower()) in _NEGATIVE_COLUMNS
+        name for name in table.column_names if name not in pair and _NUMBER.sub("", name.lower()) in _NEGATIVE_COLUMNS
     ]
     if names:
         logger.info("hard negatives are in the columns %s", ", ".join(names))

@@ -248,16 +248,20 @@ def check_inputs(*arguments: Any) -> None:
     check_sources((f"--{name}", kind, values[name]) for name, kind in _SOURCES.items() if name in values)
 
 
-def local_sources(*arguments: Any, kinds: Sequence[str] = ("model", "dataset")) -> list[str]:
+def local_sources(*arguments: Any) -> list[str]:
     """Return those names of models and data sets that are files or folders here; no others can tell from the name."""
     values = [
-        getattr(part, item.name)
-        for part in arguments
-        for item in dataclasses.fields(part)
-        if _SOURCES.get(item.name) in kinds
+        getattr(part, item.name) for part in arguments for item in dataclasses.fields(part) if item.name in _SOURCES
     ]
     names = [name for value in values for name in ([value] if isinstance(value, str) else value or [])]
     return [name for name in dict.fromkeys(names) if Path(name).expanduser().exists()]
+
+
+def local_models(*arguments: Any) -> dict[str, Path]:
+    """Return the files or folders of models that are here, by the options that name them."""
+    given = {item.name: getattr(part, item.name) for part in arguments for item in dataclasses.fields(part)}
+    paths = {name: Path(value).expanduser() for name, value in given.items() if _SOURCES.get(name) == "model" and value}
+    return {name: path for name, path in paths.items() if path.exists()}
 
 
 def read_recipe(path: Path, classes: Sequence[type]) -> tuple[Any, ...]:

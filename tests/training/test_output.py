@@ -116,7 +116,7 @@ def test_a_run_says_what_the_cards_of_local_models_call_them(tmp_path, monkeypat
     text, pairs = TextModelArguments(text_model="towers/text"), PairArguments(dataset=["pairs"])
     start_output(build_accelerator(arguments), arguments, text, pairs, ContrastiveArguments(image_model="phase1"))
     run = json.loads(Path("out", "run.json").read_text(encoding="utf-8"))
-    assert run["local_sources"] == ["towers/text", "pairs", "phase1"] and run["titles"] == {"towers/text": "MiniLM"}
+    assert run["local_sources"] == ["towers/text", "pairs", "phase1"] and run["titles"] == {"text_model": "MiniLM"}
     _unlock(Path("out"))
 
 

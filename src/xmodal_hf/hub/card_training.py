@@ -264,12 +264,13 @@ def _source(name: str) -> str:
 
 def _origin(phase: TrainingRecord, tower: str) -> str:
     """Say what a tower was before a run: an id on the Hub, or the title of the card in a folder, else its name."""
-    name = phase.recipe.get(f"{tower}_model") or phase.recipe.get("model")
+    option = f"{tower}_model" if phase.recipe.get(f"{tower}_model") else "model"
+    name = phase.recipe.get(option)
     if not name:
         return "random weights"
     if is_hub_id(name):
         return f"[{name}](https://huggingface.co/{name})"
-    return phase.run.get("titles", {}).get(name.removeprefix("./")) or f"`{Path(name).name}`"
+    return phase.run.get("titles", {}).get(option) or f"`{Path(name).name}`"
 
 
 def _listed(value: str | list[str] | None) -> list[str]:

@@ -27,7 +27,7 @@ from ..features.processes import on_main_process
 from ..models.hub_files import card_title
 from ..models.sentence_transformers_files import write_prefix
 from ..models.text_format import text_prefix
-from ..options import local_sources, save_recipe
+from ..options import local_models, local_sources, save_recipe
 from ..shipped import IS_CHECKOUT
 from .adapters import save_adapter
 from .arguments import LoraArguments, TrainingArguments
@@ -94,7 +94,7 @@ def _start_folder(accelerator: Accelerator, training: TrainingArguments, *argume
             )
         save_recipe(folder / RECIPE_NAME, training, *arguments)
         # Later, or on another machine, a name such as data/pairs may be a folder or a data set of the Hub.
-        titles = {name: card_title(Path(name).expanduser()) for name in local_sources(*arguments, kinds=("model",))}
+        titles = {name: card_title(path) for name, path in local_models(*arguments).items()}
         local = {
             "local_sources": local_sources(training, *arguments),
             "titles": {name: title for name, title in titles.items() if title is not None},

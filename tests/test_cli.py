@@ -69,6 +69,11 @@ def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Calla
     return call
 
 
+def test_a_command_leaves_the_command_line_of_the_process(run: Callable[..., tuple[int, str, str]]) -> None:
+    assert run("search", "--help")[1].startswith("usage: xmodal-hf search ")
+    assert sys.argv == ["xmodal-hf"]
+
+
 def test_version(run: Callable) -> None:
     assert run("--version") == (0, f"xmodal-hf {__version__}\n", "")
 

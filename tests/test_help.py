@@ -41,6 +41,7 @@ def manual_of() -> Callable[[str], str]:
         shown: list[str] = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("COLUMNS", "100000")
+            patch.setattr(sys, "argv", [f"{name}.py"])
             patch.setattr(
                 argparse.ArgumentParser, "_print_message", lambda _, message, file=None: shown.append(message)
             )

@@ -54,9 +54,12 @@ def _run(args: Sequence[str] | None) -> None:
 
 def run_script(command: str, args: Sequence[str]) -> None:
     """Run the main function of a script with its own options; its messages name the command."""
-    sys.argv = [f"{PROGRAM} {command}", *args]
-    module = importlib.import_module(f"{__package__}.training_scripts.{SCRIPT_OF[command].module}")
-    run_command(module.main, args)
+    before, sys.argv = sys.argv, [f"{PROGRAM} {command}", *args]
+    try:
+        module = importlib.import_module(f"{__package__}.training_scripts.{SCRIPT_OF[command].module}")
+        run_command(module.main, args)
+    finally:
+        sys.argv = before  # another call in the same process has its own name
 
 
 def show_files(command: str, args: Sequence[str]) -> None:

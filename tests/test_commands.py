@@ -260,10 +260,14 @@ def test_the_nearest_path_is_named(no_hub: None) -> None:
 
 
 def test_a_training_that_has_not_finished_is_no_model(tmp_path: Path) -> None:
-    """Its folder has a recipe, and gets a config or an adapter's with the model."""
+    """Its folder has a recipe and the circumstances of the run, and gets a config or an adapter's with the model."""
     folder = tmp_path / "phase1"
     folder.mkdir()
     (folder / "recipe.yaml").write_text("sentences: corpus.txt\n")
+    check_sources(
+        [("--text_model", "model", str(folder))]
+    )  # somebody may keep a recipe beside a model of another format
+    (folder / "run.json").write_text("{}\n")
     message = r"--text_model: the training in \S+phase1 has not finished, .* repeat its command with --resume auto"
     with pytest.raises(FileNotFoundError, match=message):
         check_sources([("--text_model", "model", str(folder))])

@@ -66,8 +66,8 @@ _PATTERN = re.compile(r"[*?\[\]{}]|://")
 _OF_WORKER = re.compile(r"Caught \w+ in .*\.\nOriginal ")
 # Message of torch about a worker that was killed (torch.utils.data.dataloader).
 _WORKER_DIED = re.compile(r"DataLoader worker (\(pid|is killed)")
-# Files of a training's output folder: what it writes first, and one of those that it writes with the model.
-_RECIPE, _MODEL_CONFIGS = "recipe.yaml", {"config.json", "adapter_config.json"}
+# Files of a training's output folder: those that it writes first, and one of those that it writes with the model.
+_FIRST_FILES, _MODEL_CONFIGS = {"recipe.yaml", "run.json"}, {"config.json", "adapter_config.json"}
 _TRACEBACK = "Traceback (most recent call last):\n"
 # Maximum time to wait for an answer of the Hub, in seconds.
 _HUB_TIMEOUT = 10.0
@@ -326,7 +326,7 @@ def _check_source(option: str, kind: str, name: str) -> None:
 def _check_finished(option: str, folder: Path) -> None:
     """Raise a FileNotFoundError for the output folder of a training that has not saved its model yet."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if _RECIPE in names and not names & _MODEL_CONFIGS:
+    if names >= _FIRST_FILES and not names & _MODEL_CONFIGS:
         raise FileNotFoundError(
             f"{option}: the training in {folder} has not finished, so that there is no model yet: repeat its command "
             "with --resume auto"

@@ -21,6 +21,9 @@ _TITLES = {"image": "Image-text dual encoder", "audio": "Audio-text dual encoder
 # Title of the template of cards of huggingface_hub, as long as nobody has filled it in.
 _EMPTY_TITLE = "Model Card for Model ID"
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+# Blocks of code, whose comments look like headings, and pictures, which lie in the folder of the card.
+_CODE_BLOCK = re.compile(r"^(```|~~~).*?(^\1|\Z)", re.DOTALL | re.MULTILINE)
+_PICTURE = re.compile(r"!\[[^\]]*\]\([^)]*\)|<[^>]*>")
 _HEADING = re.compile(r"^# (.+)$", re.MULTILINE)
 _SUMMARIES = {
     "image": "It embeds texts and images as unit-norm vectors in one space, where cosine similarity compares them.",
@@ -73,8 +76,8 @@ def card_title(folder: str | os.PathLike) -> str | None:
     if not path.is_file():
         return None
     text = _FRONT_MATTER.sub("", path.read_text(encoding="utf-8", errors="replace"))
-    found = _HEADING.search(text)
-    title = found.group(1).strip() if found else ""
+    found = _HEADING.search(_CODE_BLOCK.sub("", text))
+    title = _PICTURE.sub("", found.group(1)).strip() if found else ""
     return title if title and title not in (*_TITLES.values(), _EMPTY_TITLE) else None
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import unicodedata
 import zipfile
 
@@ -12,6 +13,7 @@ import soundfile
 from datasets import Dataset
 from PIL import Image
 
+from xmodal_hf.data.mixing import undecoded
 from xmodal_hf.data.sampling import PairDataset
 from xmodal_hf.data.sentences import load_sentences
 from xmodal_hf.data.sources import load_pairs
@@ -273,6 +275,19 @@ def test_accents_of_names_may_be_apart(tmp_path, in_zip, is_apart):
     place = tmp_path if in_zip else tmp_path / "files"
     (place / "rows.csv").write_text(f"file_name,text\n{in_table},x\n", encoding="utf-8")
     assert load_pairs(place / "rows.csv")[0]["image"].size == (8, 8)
+
+
+@pytest.mark.parametrize("in_zip", [False, True])
+def test_of_two_spellings_the_one_of_the_table_is_read(tmp_path, in_zip):
+    forms = [unicodedata.normalize(form, "caf\u00e9.png") for form in ("NFC", "NFD")]
+    fill(tmp_path / "files", *forms)
+    if in_zip:
+        zipped(tmp_path / "files", tmp_path / "files.zip")
+        shutil.rmtree(tmp_path / "files")
+    place = tmp_path if in_zip else tmp_path / "files"
+    (place / "rows.csv").write_text("file_name,text\n" + "".join(f"{name},x\n" for name in forms), encoding="utf-8")
+    paths = [row["path"] for row in undecoded(load_pairs(place / "rows.csv"))["image"]]
+    assert [name in path for name, path in zip(forms, paths, strict=True)] == [True, True]
 
 
 def test_files_by_their_stems(tmp_path):

@@ -58,7 +58,7 @@ class Place:
         return addresses + (self._member(name) if self.with_archives else [])
 
     def _member(self, name: str) -> list[str]:
-        return self._members.get(name) or self._members.get(_composed(name), [])
+        return self._members.get(name) or self._composed_members.get(_composed(name), [])
 
     def _stem(self, name: str) -> str:
         is_media = is_readable(name, self.modality) or is_unreadable(name, self.modality)
@@ -83,9 +83,15 @@ class Place:
         members: dict[str, list[str]] = defaultdict(list)
         for archive in [self.path] if self.path.is_file() else sorted(self.path.glob("*.zip")):
             for name in archive_members(archive):
-                for spelling in {name, _composed(name)}:
-                    members[spelling].append(zip_member(archive.resolve(), name))
+                members[name].append(zip_member(archive.resolve(), name))
         return members
+
+    @cached_property
+    def _composed_members(self) -> dict[str, list[str]]:
+        composed: dict[str, list[str]] = defaultdict(list)
+        for name, addresses in self._members.items():
+            composed[_composed(name)] += addresses
+        return composed
 
 
 def _composed(name: str) -> str:

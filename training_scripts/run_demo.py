@@ -265,7 +265,7 @@ def evaluate_before_and_after(demo: Demo, folder: Path, seed: int) -> dict[str, 
     results["meta"] = {
         "dataset": demo.split,
         "num_held_out": demo.num_held_out,
-        "chance_recall@10": 100 * 10 / demo.num_held_out,
+        "chance_recall@10": 100 * min(10, demo.num_held_out) / demo.num_held_out,
         "seed": seed,
     }
     return results

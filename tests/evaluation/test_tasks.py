@@ -61,6 +61,10 @@ def test_data_that_no_task_reads_are_named(tmp_path, caplog):
     caplog.clear()
     check_tasks(EvaluationArguments(model="m", tasks="sts,representation,zero_shot"), data)
     assert not caplog.records
+    # As a study goes on with the tasks that are left.
+    (tmp_path / "results.json").write_text('{"retrieval": {}, "zero_shot": {}, "meta": {}}', encoding="utf-8")
+    check_tasks(EvaluationArguments(model="m", tasks="sts", output_dir=str(tmp_path)), data)
+    assert not caplog.records
 
 
 def test_an_added_task_runs_and_is_shown(lengths, tmp_path):

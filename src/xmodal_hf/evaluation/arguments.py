@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,6 +18,8 @@ from .tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
+# This is `suite.RESULTS_NAME`, which is not imported so that --help answers without torch.
+RESULTS_NAME = "results.json"
 # These are `hubness.SCORES`, which is not imported so that --help answers without torch.
 RETRIEVAL_SCORES = ("cosine", "csls", "querybank")
 # The names of `sts.STS_SETS` and `transfer.TRANSFER_TASKS`, which are not imported for the same reason.
@@ -270,11 +274,18 @@ def check_tasks(arguments: EvaluationArguments, data: EvaluationDataArguments) -
     for name in names:
         if (check := TASKS[name].check) is not None:
             check(name, arguments, data)
-    _warn_of_unread_data(names, data)
+    _warn_of_unread_data({*names, *_measured_tasks(Path(arguments.output_dir))}, data)
 
 
-def _warn_of_unread_data(names: Sequence[str], data: EvaluationDataArguments) -> None:
-    """Warn of data that none of the tasks reads: mostly, a task is missing.
+def _measured_tasks(folder: Path) -> set[str]:
+    """The tasks in the results of a folder, to which others may be added; none in a damaged file."""
+    with suppress(OSError, ValueError, TypeError):  # who adds to a damaged file reports it
+        return {*json.loads((folder / RESULTS_NAME).read_text(encoding="utf-8"))} & {*TASKS}
+    return set()
+
+
+def _warn_of_unread_data(names: Collection[str], data: EvaluationDataArguments) -> None:
+    """Warn of data that none of the tasks reads, now or when results were written before: mostly, a task is missing.
 
     A task of another program that names no data may read any.
     """
@@ -285,5 +296,5 @@ def _warn_of_unread_data(names: Sequence[str], data: EvaluationDataArguments) ->
         if task.needs is not None and task.needs != "sts_data":  # which the tasks of STS may read from the Hub
             readers.setdefault(task.needs, []).append(name)
     for needed, tasks in readers.items():
-        if getattr(data, needed) is not None and not set(tasks) & set(names):
+        if getattr(data, needed) is not None and not {*tasks} & {*names}:
             logger.warning("--%s is read by no task of --tasks: add %s.", needed, " or ".join(tasks))

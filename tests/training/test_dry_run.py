@@ -76,7 +76,8 @@ def test_a_bad_item_is_skipped_and_counted(estimate, pictures):
 
 
 def test_too_many_bad_items_stop_it(estimate, pictures):
-    with pytest.raises(TooManyBadItemsError, match=r"1 of 4 items cannot be used.*\n  2\.png .*corrupt image$"):
+    message = r"1 of 4 items cannot be used.*\nThe first: 2\.png .*corrupt image\.$"
+    with pytest.raises(TooManyBadItemsError, match=message):
         estimate(pictures)  # of the default, 1 %
 
 

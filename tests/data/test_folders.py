@@ -205,9 +205,7 @@ def test_texts_in_other_folders_than_their_files_are_an_error(tmp_path, places, 
         ("captions.txt", "images/0.png|a dog runs fast"),
         ("captions.tsv", '"0.png"\t"a dog runs"'),
         ("captions.csv", "\ufeff0.png,a dog runs"),
-        ("0.trans.txt", "0 A DOG RUNS"),
         ("list.txt", "images/0.png a dog runs"),
-        ("list.csv", "0|a dog runs"),
     ],
 )
 def test_lists_of_captions_without_a_header_are_an_error(tmp_path, name, line, in_zip):
@@ -235,6 +233,26 @@ def test_lists_of_captions_without_a_header_are_an_error(tmp_path, name, line, i
 def test_lists_of_classes_beside_their_folders_do_no_harm(tmp_path, line):
     fill(tmp_path, "cat/0.png", "dog/1.png")
     (tmp_path / "train.txt").write_text(f"{line}\n")
+    assert load_pairs(tmp_path)["text"][:] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "name, line",
+    [
+        ("84/121123/84-121123.trans.txt", "84-121123-0000 GO DO YOU HEAR"),
+        ("list.csv", "84-121123-0000|go do you hear"),
+    ],
+)
+def test_lists_of_transcripts_by_the_stems_of_files_are_an_error(tmp_path, name, line):
+    fill(tmp_path, "84/121123/84-121123-0000.png")
+    (tmp_path / name).write_text(f"{line}\n{line}\n")
+    with pytest.raises(ValueError, match=f"{name} names files and has captions, and no header"):
+        load_pairs(tmp_path)
+
+
+def test_a_list_of_numbered_classes_does_no_harm(tmp_path):
+    fill(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "classes.txt").write_text("1 a small grey cat\n2 a large brown dog\n")
     assert load_pairs(tmp_path)["text"][:] == ["cat", "dog"]
 
 

@@ -64,6 +64,7 @@ _NAME_IN_LINE = (
     re.compile(r"\s*\"?([^\t,;|#\"]+)[\t,;|#\"](.*)", re.DOTALL),
     re.compile(r"\s*([^\s]+)\s(.*)", re.DOTALL),
 )
+_NUMBERED_STEM = re.compile(r"^(?=.{6}).*\d")
 # Spaces separate words: an address or a path, such as that of the source of a file, is one.
 _WORD, _LEAST_WORDS = re.compile(r"\S*[^\W\d_]\S*"), 3
 _ENCRYPTED = 1  # flag of a member of a zip archive
@@ -260,8 +261,9 @@ def _refuse_texts_elsewhere(tree: FileTree) -> None:
 def _refuse_lists_without_header(tree: FileTree) -> None:
     """Raise a ValueError where a list of names and captions has no header: its lines could be the captions."""
     media = {PurePosixPath(name).name for name in tree.media}
-    # Names without their ending count where they are numbered: a text may begin with a word that is also a name.
-    media |= {stem for name in media if re.search(r"\d", stem := PurePosixPath(name).stem)}
+    # Names without their ending count where they are long and numbered: a text may begin with a word that is also a
+    # name, and a list of classes with a small number.
+    media |= {stem for name in media if _NUMBERED_STEM.search(stem := PurePosixPath(name).stem)}
     for name in tree.names:
         if ending(name) in (".txt", ".csv", ".tsv") and _is_captioned(tree.first_line(name), media):
             raise ValueError(

@@ -41,6 +41,7 @@ def test_demo_sentence():
         f"training raises text-to-image recall@10 from {text_before} to {text_after} and image-to-text recall@10 from "
         f"{image_before} to {image_after}, where chance is {results['meta']['chance_recall@10']:.2f} %"
     ) in re.sub(r"\s+", " ", README)
+    assert f"in {results['meta']['cpu_seconds']:.0f} seconds of a core" in README
 
 
 def test_sentence_of_the_audio_demo():

@@ -275,6 +275,11 @@ def test_sentences_of_the_study_of_images():
     assert {
         one["verdict"] for one in answers.values() if "Cyclic" in one["claim"] and "retrieval" in one["metric"]
     } == {"opposite"}
+
+
+def test_sentences_of_the_study_of_images_on_its_language_model():
+    results = read("model_cards/study-vision-small/results.json")
+    words = re.sub(r"\s+", " ", STUDIES)
     random, model = (
         fmean(one["sts"]["average"] for one in results["baselines"].values() if one["name"] == name)
         for name in ("random word vectors", "language model")

@@ -179,16 +179,20 @@ def check_unset(names: Sequence[str], why: str, *arguments: Any, fix: str = "dro
         raise ValueError(f"--{name} {why}: {fix}")
 
 
-def warn_of_unused(names: Sequence[str], why: str, *arguments: Any) -> None:
+def warn_of_unused(reasons: Mapping[str, str], *arguments: Any) -> None:
     """Log a warning for each of some options that has another value than its default, and no effect.
 
-    A recipe may be shared by several commands, so that these are no errors. Arguments as of `check_unset`.
+    A recipe may be shared by several commands, so that these are no errors.
+
+    Args:
+        reasons: Dictionary of the name of an option to the reason, which follows the name in the message.
+        arguments: Instances of the dataclasses that declare the options.
     """
-    for name in _other_than_default(names, arguments):
-        logger.warning("--%s has no effect here: it %s", name, why)
+    for name in _other_than_default(reasons, arguments):
+        logger.warning("--%s has no effect here: it %s", name, reasons[name])
 
 
-def _other_than_default(names: Sequence[str], arguments: Iterable[Any]) -> Iterator[str]:
+def _other_than_default(names: Container[str], arguments: Iterable[Any]) -> Iterator[str]:
     for part in arguments:
         for item in dataclasses.fields(part):
             default = item.default_factory() if callable(item.default_factory) else item.default

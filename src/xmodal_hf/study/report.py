@@ -36,7 +36,7 @@ from .jobs import (
     seconds_of,
 )
 from .language_model import TRAINING_NAME
-from .tables import headline_table, reference_groups, shown
+from .tables import has_interval_in_parentheses, headline_table, reference_groups, shown
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def render(folder: Path) -> str:
         ),
         one_seed=len({cell["seed"] for cell in results["cells"].values()}) == 1,
         has_references=bool(reference_groups(results, 1)),
-        has_single=bool(re.search(r"\d \(\d", headline_table(results))),
+        has_single=has_interval_in_parentheses(results),
         task_notes={name: TASKS[name].note for name in results["meta"]["tasks"] if name in TASKS},
         plots=sorted(path.name for path in folder.glob("*.png")),
         recipe=yaml.safe_dump(results["meta"]["recipe"], sort_keys=False, allow_unicode=True, width=120),

@@ -31,6 +31,17 @@ def headline_table(results: Mapping[str, Any]) -> str:
     return "\n".join([header, ruler, *rows])
 
 
+def has_interval_in_parentheses(results: Mapping[str, Any]) -> bool:
+    """Whether a row of the headline table is of one model, whose bootstrap interval stands beside its numbers."""
+    columns = results["meta"]["columns"].values()
+    groups = [*reference_groups(results, 1), *model_groups(results)]
+    return any(
+        sum(metric in cell.numbers for cell in cells) == 1 and cells[0].half_width(metric) is not None
+        for _, cells in groups
+        for metric in columns
+    )
+
+
 def model_groups(results: Mapping[str, Any]) -> list[tuple[tuple[str, ...], list[Measured]]]:
     """Each choice of levels and the cells that share it, which differ in their seed.
 

@@ -621,31 +621,38 @@ class LoraArguments:
             raise ValueError("--train_modality goes with --lora_rank: without it that tower is trained anyway")
 
 
-# Options without effect in phase 1, and in phase 2: the help does not list them, and other values give a warning.
+# Options that the help of phase 1, and of phase 2, does not list: they have no effect there, or are refused.
 NOT_IN_PHASE_1 = ("modality_learning_rate", "eval_dataset", "eval_split", "eval_max_samples", "train_modality")
 NOT_IN_PHASE_2 = ("head", "head_at_inference", "mlm_weight", "mlm_probability")
 # Modality -> options of its tower from scratch, beside the config: a pretrained tower has its own.
 _OF_A_NEW_TOWER = {"image": ("image_size",), "audio": ("audio_preset",)}
 
 
-def options_without_effect(options: Mapping[str, Any]) -> set[str]:
-    """Return the names of options that change nothing in a run, so that another run may go on without them.
+def options_without_effect(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the options that change nothing in a run, so that another run may go on without them.
 
     Args:
         options: Dictionary of the options of a run of phase 1 or phase 2.
+
+    Returns:
+        Dictionary of the name of an option to the reason, which follows the name in a message.
     """
     modality = options.get("modality")
     if modality is None:
-        return {*NOT_IN_PHASE_1}
-    names = {"head_at_inference", "mlm_probability"}
+        return dict.fromkeys(NOT_IN_PHASE_1, "belongs to phase 2, which has an image or audio tower")
+    reasons = dict.fromkeys(("head_at_inference", "mlm_probability"), "belongs to phase 1")
     for other in MODALITIES:
         if other != modality:
-            names |= {f"{other}_model", f"{other}_config", f"{other}_column", *_OF_A_NEW_TOWER[other]}
+            names = (f"{other}_model", f"{other}_config", f"{other}_column", *_OF_A_NEW_TOWER[other])
+            reasons |= dict.fromkeys(names, f"belongs to --modality {other}")
         elif options.get(f"{other}_model") is not None:
-            names |= {*_OF_A_NEW_TOWER[other]}
-    names |= set() if modality == "audio" else {"max_seconds"}
-    is_adapted_alone = options.get("lora_rank") is not None and not options.get("train_modality")
-    return names | ({"modality_learning_rate"} if is_adapted_alone else set())
+            why = f"is of a tower from scratch, and --{other}_model has its own setting"
+            reasons |= dict.fromkeys(_OF_A_NEW_TOWER[other], why)
+    if modality != "audio":
+        reasons["max_seconds"] = "belongs to --modality audio"
+    if options.get("lora_rank") is not None and not options.get("train_modality"):
+        reasons["modality_learning_rate"] = f"is of the {modality} tower, which is not trained"
+    return reasons
 
 
 # Options that describe a new model and not one that exists.
@@ -677,7 +684,7 @@ def check_phase_1(
         raise ValueError("--eval_dataset and --eval_split are for training on pairs: pass --eval_sts")
     if lora.train_modality:
         raise ValueError("--train_modality is of phase 2: phase 1 has no image or audio tower")
-    warn_of_unused(NOT_IN_PHASE_1, "belongs to phase 2, which has an image or audio tower", training, validation, lora)
+    _warn_of_options_without_effect(training, validation, text, sentence, lora)
     if lora.lora_rank is not None and text.text_model is None:
         raise ValueError("--lora_rank adapts a pretrained text tower: pass --text_model, or drop it")
     if lora.lora_rank is not None and text.bidirectional_attention and not lora.lora_merge:
@@ -710,11 +717,16 @@ def check_phase_2(
         )
     if sentence.mlm_weight > 0 or sentence.head not in (None, "none"):
         raise ValueError("--mlm_weight and --head belong to phase 1: a dual encoder has no such layers")
-    warn_of_unused(("head_at_inference", "mlm_probability"), "belongs to phase 1", sentence)
+    _warn_of_options_without_effect(training, validation, text, pairs, contrastive, sentence, lora)
+
+
+def _warn_of_options_without_effect(*arguments: Any) -> None:
+    options = {name: value for part in arguments for name, value in vars(part).items()}
+    warn_of_unused(options_without_effect(options), *arguments)
 
 
 def _check_modality(pairs: PairArguments, contrastive: ContrastiveArguments) -> None:
-    """Raise a ValueError for options of a tower that the model does not have, or that brings its own settings."""
+    """Raise a ValueError for options that name a tower which the model does not have."""
     for other in MODALITIES:
         if other == pairs.modality:
             continue
@@ -723,13 +735,6 @@ def _check_modality(pairs: PairArguments, contrastive: ContrastiveArguments) -> 
         for name in (f"{other}_model", f"{other}_config", f"{other}_column"):
             if getattr(contrastive, name, None) or getattr(pairs, name, None):
                 raise ValueError(f"--{name} with --modality {pairs.modality}: pass --modality {other}, or drop it")
-        warn_of_unused(_OF_A_NEW_TOWER[other], f"belongs to --modality {other}", contrastive)
-    if pairs.modality != "audio":
-        warn_of_unused(("max_seconds",), "belongs to --modality audio", contrastive)
-    pretrained = f"{pairs.modality}_model"
-    if getattr(contrastive, pretrained) is not None:
-        why = f"is of a tower from scratch, and --{pretrained} has its own setting"
-        warn_of_unused(_OF_A_NEW_TOWER[pairs.modality], why, contrastive)
 
 
 def _check_several_texts(pairs: PairArguments, contrastive: ContrastiveArguments) -> None:

@@ -250,7 +250,7 @@ def check_same_run(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Non
         )
     options = _completed(identity["options"], identity["options"])
     saved = _completed(state["options"], options)
-    free = _FREE_OPTIONS | (_OPEN_BEFORE - state["options"].keys()) | options_without_effect(options)
+    free = _FREE_OPTIONS | (_OPEN_BEFORE - state["options"].keys()) | options_without_effect(options).keys()
     changed = [
         f"--{name} was {saved.get(name)!r}, is {options.get(name)!r}"
         for name in sorted({*saved, *options} - free)

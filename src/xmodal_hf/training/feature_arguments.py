@@ -61,7 +61,7 @@ def check_extraction(features: FeatureArguments, pairs: PairArguments) -> None:
     """Raise a ValueError for options that do not go together."""
     if pairs.features != "auto":
         raise ValueError("the folder of the vectors is --output_dir; --features belongs to train_contrastive.py")
-    warn_of_unused(NOT_IN_EXTRACTION, "belongs to train_contrastive.py", pairs)
+    warn_of_unused(dict.fromkeys(NOT_IN_EXTRACTION, "belongs to train_contrastive.py"), pairs)
     sides = {"image": features.image_model, "audio": features.audio_model}
     for side, model in sides.items():
         if (model or features.side == side) and pairs.modality != side:
